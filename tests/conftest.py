@@ -1,0 +1,32 @@
+"""Shared fixtures: the hypothesis profiles, and the backend that the whole suite runs on."""
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tinydiff.backend import BackendError, default_rng, use_backend
+
+settings.register_profile("dev", max_examples=15, deadline=None)
+settings.register_profile("ci", max_examples=25, deadline=None, derandomize=True)
+settings.register_profile(
+    "thorough", max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
+
+
+def pytest_addoption(parser):
+    parser.addoption("--backend", default="numpy", choices=["numpy", "cupy"], help="arrays the suite runs on")
+
+
+def pytest_configure(config):
+    """A backend that is asked for and cannot work fails the run: it never skips to green."""
+    try:
+        use_backend(config.getoption("--backend"))
+    except BackendError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+@pytest.fixture
+def rng():
+    return default_rng(0)

@@ -1,0 +1,113 @@
+"""One switch between NumPy and CuPy, and the few things that differ between them.
+
+Every numerical file writes `xp.exp(x)` in NumPy's spelling; `xp` is one object for the life of the process, and
+`use_backend("cupy")` makes it answer with CuPy's functions instead.  Arrays leave the device through `to_numpy` only.
+Random numbers are drawn from a host generator on both backends, so a seed means the same noise everywhere.
+
+This is the only file that may name CuPy.  Read next: autograd.py.
+"""
+
+import importlib
+from typing import Any
+
+import numpy as np
+
+
+class TinydiffError(RuntimeError):
+    """Something the user can put right: the message says what is wrong and what to do about it.
+
+    Demos print it without a traceback and exit with code 2.
+    """
+
+
+class BackendError(TinydiffError):
+    """The backend asked for cannot work on this machine."""
+
+
+class _ArrayModule:
+    """Looks a name up in the chosen array module once and keeps it: the next look-up is a plain attribute (33 ns)."""
+
+    _module: Any = np
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(type(self)._module, name)
+        self.__dict__[name] = value
+        return value
+
+
+xp: Any = _ArrayModule()
+
+
+def use_backend(name: str) -> None:
+    """Make `xp` answer with "numpy" or "cupy".  Call it first: arrays made before belong to the other backend.
+
+    Raises BackendError if CuPy or a GPU is missing, ValueError for any other name.
+    """
+    if name not in ("numpy", "cupy"):
+        raise ValueError(f"backend must be 'numpy' or 'cupy', got {name!r}")
+    _ArrayModule._module = np if name == "numpy" else _load_cupy()
+    xp.__dict__.clear()
+
+
+def backend_name() -> str:
+    """"numpy" or "cupy": the array module that `xp` stands for now."""
+    return _ArrayModule._module.__name__
+
+
+def asarray(a: Any, dtype: Any = None) -> Any:
+    """`a` (host array, backend array or Tensor) as an array of the current backend, copied only if it must be."""
+    data = getattr(a, "data", None)  # a Tensor's array; an ndarray's .data is a raw buffer instead
+    return xp.asarray(data if isinstance(data, xp.ndarray) else a, dtype=dtype)
+
+
+def to_numpy(a: Any) -> np.ndarray:
+    """`a` (backend array, Tensor or host array) as a NumPy array: the only way off the device."""
+    data = getattr(a, "data", None)
+    a = data if isinstance(data, xp.ndarray) else a
+    return a.get() if hasattr(a, "get") else np.asarray(a)
+
+
+def default_rng(*seed: int) -> np.random.Generator:
+    """A host random stream named by one or more non-negative integers: default_rng(seed, step) is step's own stream."""
+    return np.random.default_rng(seed)
+
+
+def standard_normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any = "float32") -> Any:
+    """Standard normal noise on the current backend, drawn on the host: one seed gives the same noise on both backends."""
+    return xp.asarray(rng.standard_normal(shape, dtype=np.dtype(dtype)))
+
+
+def host_integers(name: str, value: Any, low: int, high: int, size: int | None = None) -> np.ndarray:
+    """Check integers that select a time, a class or a row, on the host, and return them as int64.
+
+    Their range is checked here because CuPy wraps an index that is out of range where NumPy raises.
+    value: an integer or an array of integers, each in low..high, else ValueError naming `name` and the value.
+    size: if given, an integer is repeated to shape (size,) and an array must have that shape.
+    """
+    a = np.asarray(value)
+    if a.dtype.kind not in "iu":
+        raise ValueError(f"{name} must be integers, got {a.dtype} {value!r}")
+    if a.size and (a.min() < low or a.max() > high):
+        bad = a[(a < low) | (a > high)].flat[0]
+        raise ValueError(f"{name} must lie in {low}..{high}, got {bad}")
+    if size is not None:
+        if a.ndim == 0:
+            a = np.full(size, a)
+        if a.shape != (size,):
+            raise ValueError(f"{name} must be one integer or have shape ({size},), got shape {a.shape}")
+    return a.astype(np.int64)
+
+
+def _load_cupy() -> Any:
+    extra = "pip install 'tinydiff[cuda13x]' (or cuda12x, to match the driver's CUDA version)"
+    try:
+        cupy = importlib.import_module("cupy")
+    except ImportError as error:
+        raise BackendError(f"backend 'cupy' needs CuPy, which does not import here ({error}): {extra}") from None
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except (ImportError, RuntimeError) as error:  # no driver, or CUDA libraries that are missing or do not match
+        raise BackendError(f"backend 'cupy' finds no usable GPU ({error}): install the NVIDIA driver and {extra}") from None
+    if count == 0:
+        raise BackendError("backend 'cupy' finds no GPU on this machine; use the numpy backend")
+    return cupy
