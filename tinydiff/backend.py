@@ -98,6 +98,16 @@ def host_integers(name: str, value: Any, low: int, high: int, size: int | None =
     return a.astype(np.int64)
 
 
+def chunks(n: int, bytes_each: int) -> list[slice]:
+    """Cut n images that need bytes_each of scratch into nearly equal slices whose scratch stays in a core's cache.
+
+    A GPU has no such cache to stay in: there a slice is as large as its memory comfortably allows.
+    """
+    budget = 1_000_000 if _ArrayModule._module is np else 1 << 28
+    count = max(1, min(n, -(-n * bytes_each // budget)))  # ceil
+    return [slice(n * i // count, n * (i + 1) // count) for i in range(count)]
+
+
 def _load_cupy() -> Any:
     extra = "pip install 'tinydiff[cuda13x]' (or cuda12x, to match the driver's CUDA version)"
     try:

@@ -1,0 +1,301 @@
+"""Reverse-mode differentiation in one page: Tensor, @op, backward.
+
+An op is a function on raw arrays that returns its output and its vector-Jacobian product
+
+    y = f(x_1, ..., x_k)        vjp(g) = (g^T dy/dx_1, ..., g^T dy/dx_k)
+
+with forward and backward side by side.  What the gradient needs stays in the closure as local values, so there is no
+context object and no reference cycle: an intermediate is freed the moment nobody holds it.  `backward` walks the graph
+from the output with an explicit stack and writes `.grad` on leaves only.  There are no second derivatives: nothing in
+the training, sampling or guidance of a diffusion model needs them.
+
+The ops behind Python's operators stand at the end of this file.  Read next: ops/pointwise.py, ops/conv.py.
+"""
+
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tinydiff.backend import xp
+
+OPS: dict[str, Callable] = {}  # every op by name: the test suite fails for one that has no gradient test
+
+
+class Tensor:
+    """An array, and how to push a gradient back to what it was computed from.
+
+    data: array of the current backend.  grad: None, or an array of data's shape and dtype into which backward adds.
+    requires_grad: True for a leaf whose gradient is wanted (float data only, else TypeError).
+    """
+
+    __slots__ = ("__weakref__", "_inputs", "_op", "_vjp", "data", "grad", "requires_grad")
+    __array_ufunc__ = None  # array + tensor goes to Tensor.__radd__, not element by element through NumPy
+
+    def __init__(self, data: Any, requires_grad: bool = False):
+        self.data = data if isinstance(data, xp.ndarray) else xp.asarray(data)
+        if requires_grad and self.data.dtype.kind != "f":
+            raise TypeError(f"only a float tensor can require a gradient, got dtype {self.data.dtype}")
+        self.requires_grad = requires_grad
+        self.grad: Any = None
+        self._op = "leaf"
+        self._inputs: tuple[Tensor | None, ...] = ()
+        self._vjp: Callable | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.data.ndim
+
+    @property
+    def size(self) -> int:
+        return self.data.size
+
+    @property
+    def dtype(self) -> Any:
+        return self.data.dtype
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __repr__(self) -> str:
+        return f"Tensor({self._op}, shape={self.shape}, dtype={self.dtype}, requires_grad={self.requires_grad})"
+
+    def backward(self, g: Any = None) -> None:
+        """Add d<g, self>/d(leaf) to the `.grad` of every leaf that requires a gradient.
+
+        g: cotangent with self's shape and dtype; may be left out for a single number, where it is 1.
+        Raises ValueError for a missing or ill-shaped g, RuntimeError if self does not depend on any such leaf.
+        """
+        if not self.requires_grad:
+            raise RuntimeError("backward: no input of this tensor requires a gradient")
+        if g is None:
+            if self.size != 1:
+                raise ValueError(f"backward: g may be left out for a single number only, not for shape {self.shape}")
+            g = xp.ones_like(self.data)
+        g = g.data if isinstance(g, Tensor) else g
+        _check("backward", "g", g, self.data)
+        grads = {id(self): g}
+        for node in _outputs_first(self):
+            g = grads.pop(id(node))
+            if node._vjp is None:
+                if node.grad is None:
+                    node.grad = g.copy()  # g may be shared with another input of the same op
+                else:
+                    node.grad += g  # in place: .grad may be a view of a flat buffer
+                continue
+            for i, (x, dx) in enumerate(zip(node._inputs, node._vjp(g))):
+                if x is None:
+                    continue
+                dx = dx() if callable(dx) else dx
+                _check(node._op, f"gradient {i}", dx, x.data)
+                grads[id(x)] = grads[id(x)] + dx if id(x) in grads else dx
+
+    def __add__(self, y: Any) -> "Tensor":
+        return add(self, y)
+
+    def __sub__(self, y: Any) -> "Tensor":
+        return sub(self, y)
+
+    def __mul__(self, y: Any) -> "Tensor":
+        return mul(self, y)
+
+    def __truediv__(self, y: Any) -> "Tensor":
+        return div(self, y)
+
+    def __matmul__(self, y: Any) -> "Tensor":
+        return matmul(self, y)
+
+    def __rsub__(self, x: Any) -> "Tensor":
+        return sub(x, self)
+
+    def __rtruediv__(self, x: Any) -> "Tensor":
+        return div(x, self)
+
+    def __rmatmul__(self, x: Any) -> "Tensor":
+        return matmul(x, self)
+
+    def __neg__(self) -> "Tensor":
+        return neg(self)
+
+    def __pow__(self, exponent: float) -> "Tensor":
+        return power(self, exponent=exponent)
+
+    def __getitem__(self, index: Any) -> "Tensor":
+        return getitem(self, index=index)
+
+    __radd__ = __add__
+    __rmul__ = __mul__
+
+
+class _Mode(threading.local):
+    recording = True
+
+
+_mode = _Mode()
+
+
+@contextmanager
+def no_grad() -> Iterator[None]:
+    """Within the block this thread records no graph: nothing is kept for a backward pass."""
+    before, _mode.recording = _mode.recording, False
+    try:
+        yield
+    finally:
+        _mode.recording = before
+
+
+def op(f: Callable) -> Callable[..., Tensor]:
+    """Turn f(*arrays, **static) -> (y, vjp) into a function of Tensors.
+
+    Positional arguments are differentiable, keyword-only ones are static.  A positional argument may also be a plain
+    array or a Python number, which takes the tensors' dtype; float arrays of two dtypes are a TypeError, so float64
+    cannot leak into a float32 graph.  vjp(g) returns one entry an input: an array with that input's shape and dtype, or
+    a function of no arguments that returns it, called only where the gradient is wanted.
+    """
+
+    @functools.wraps(f)
+    def apply(*inputs: Any, **static: Any) -> Tensor:
+        arrays = [_raw(x) for x in inputs]
+        dtypes = {a.dtype for a in arrays if isinstance(a, xp.ndarray)}
+        if len(dtypes) > 1:
+            raise TypeError(f"{f.__name__}: inputs of different dtypes {sorted(map(str, dtypes))}; cast one of them")
+        y, vjp = f(*arrays, **static)
+        if y.dtype not in dtypes:
+            raise TypeError(f"{f.__name__}: {y.dtype} came out of {sorted(map(str, dtypes))}")
+        out = Tensor(y)
+        if _mode.recording:
+            out._inputs = tuple(x if isinstance(x, Tensor) and x.requires_grad else None for x in inputs)
+            if any(x is not None for x in out._inputs):
+                out.requires_grad, out._vjp, out._op = True, vjp, f.__name__
+        return out
+
+    OPS[f.__name__] = apply
+    return apply
+
+
+def pointwise(f: Callable) -> Callable[..., Tensor]:
+    """@op for a function applied element by element: each gradient is summed back over the axes that were broadcast."""
+
+    @functools.wraps(f)
+    def undo_broadcast(*arrays: Any, **static: Any) -> tuple[Any, Callable]:
+        y, vjp = f(*arrays, **static)
+
+        def vjp_to_shape(g: Any) -> list:
+            return [unbroadcast(d, x.shape) if isinstance(x, xp.ndarray) else None for x, d in zip(arrays, vjp(g))]
+
+        return y, vjp_to_shape
+
+    return op(undo_broadcast)
+
+
+def unbroadcast(g: Any, shape: tuple[int, ...]) -> Any:
+    """Sum g over the axes along which an array of `shape` was broadcast to g's shape: the adjoint of broadcasting."""
+    if g.shape == shape:
+        return g
+    g = g.sum(tuple(range(g.ndim - len(shape))))
+    stretched = tuple(i for i, size in enumerate(shape) if size == 1 and g.shape[i] != 1)
+    return g.sum(stretched, keepdims=True) if stretched else g
+
+
+def _raw(x: Any) -> Any:
+    if isinstance(x, Tensor):
+        return x.data
+    # float(x): np.float64 is a Python float by inheritance, but NumPy would promote a float32 array to it.
+    return float(x) if isinstance(x, float) else x
+
+
+def _check(where: str, what: str, g: Any, x: Any) -> None:
+    if g.shape != x.shape or g.dtype != x.dtype:
+        raise ValueError(f"{where}: {what} is {g.dtype} {g.shape}, its tensor is {x.dtype} {x.shape}")
+
+
+def _outputs_first(root: Tensor) -> list[Tensor]:
+    """Every tensor that root depends on and that wants a gradient, each before all of its inputs."""
+    order, seen, stack = [], {id(root)}, [(root, iter(root._inputs))]
+    while stack:  # depth first, without recursion: 5,000 ops deep must work
+        node, inputs = stack[-1]
+        for x in inputs:
+            if x is not None and id(x) not in seen:
+                seen.add(id(x))
+                stack.append((x, iter(x._inputs)))
+                break
+        else:
+            stack.pop()
+            order.append(node)
+    order.reverse()
+    return order
+
+
+# The ops behind the operators.
+
+
+@pointwise
+def add(x, y):
+    return x + y, lambda g: (g, g)
+
+
+@pointwise
+def sub(x, y):
+    return x - y, lambda g: (g, -g)
+
+
+@pointwise
+def mul(x, y):
+    return x * y, lambda g: (g * y, g * x)
+
+
+@pointwise
+def div(x, y):
+    z = x / y
+    return z, lambda g: (g / y, -g * z / y)
+
+
+@pointwise
+def neg(x):
+    return -x, lambda g: (-g,)
+
+
+@pointwise
+def power(x, *, exponent):
+    """x ** exponent for a fixed number."""
+    if not isinstance(exponent, int | float):
+        raise TypeError(f"exponent must be a Python number, got {type(exponent).__name__}")
+    if exponent == 0:  # the general rule would compute 0 * x**-1, which is nan at x = 0
+        return xp.ones_like(x), lambda g: (xp.zeros_like(g),)
+    return x**exponent, lambda g: (g * (exponent * x ** (exponent - 1)),)
+
+
+@op
+def matmul(x, y):
+    """Matrix products of stacks: x (..., M, K) @ y (..., K, N) -> (..., M, N), leading axes broadcast."""
+    if x.ndim < 2 or y.ndim < 2:
+        raise ValueError(f"matmul: x and y need two axes or more, got shapes {x.shape} and {y.shape}")
+
+    def vjp(g):
+        return (
+            lambda: unbroadcast(xp.matmul(g, y.swapaxes(-1, -2)), x.shape),
+            lambda: unbroadcast(xp.matmul(x.swapaxes(-1, -2), g), y.shape),
+        )
+
+    return xp.matmul(x, y), vjp
+
+
+@op
+def getitem(x, *, index):
+    """x[index] for integers, slices, None and ...: a view, so no element is picked twice (`take` selects by array)."""
+    for part in index if isinstance(index, tuple) else (index,):
+        if not (part is None or part is Ellipsis or isinstance(part, int | slice)):
+            raise TypeError(f"getitem: index may hold integers, slices, None and ..., got {type(part).__name__}")
+
+    def vjp(g):
+        dx = xp.zeros_like(x)
+        dx[index] = g
+        return (dx,)
+
+    y = x[index]
+    return (y if isinstance(y, xp.ndarray) else xp.asarray(y)), vjp

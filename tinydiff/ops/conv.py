@@ -1,0 +1,132 @@
+"""Convolution of channels-last maps, and the two changes of resolution.
+
+    y[n, i, j, o] = b[o] + sum_{k, l, c} x_padded[n, i stride + k, j stride + l, c] w[k, l, c, o]
+
+The window of each output pixel is laid out as one row of a matrix (im2col), so that forward, filter gradient and input
+gradient are each one product with w or its transpose.  The rows are KH KW times the map; they are made a few images at a
+time in one buffer that stays in the core's cache, and made again in the backward pass rather than kept.
+
+Axes: N batch, H W rows and columns, C channels in, O channels out, K kernel.  Read next: norm.py.
+"""
+
+from tinydiff.autograd import op
+from tinydiff.backend import chunks, xp
+from tinydiff.ops.linear import sum_rows
+
+
+@op
+def conv2d(x, w, b, *, stride=1, padding=0):
+    """2-D convolution (cross-correlation): x (N, H, W, C), w (KH, KW, C, O) -> (N, OH, OW, O).
+
+        OH = (H + 2 padding - KH) // stride + 1,  OW likewise
+
+    b: (O,), or (N, O) for a bias of each image's own, which is how the time enters a residual block.
+    Raises ValueError where channels do not agree or the padded image is smaller than the kernel.
+    """
+    n, o = len(x), w.shape[3]
+    oh, ow = _output_size(x, w, b, stride, padding)
+    filters = w.reshape(-1, o)
+    y = xp.empty((n, oh, ow, o), x.dtype)
+    bias = xp.repeat(b.reshape(-1, 1, o), ow, axis=1).reshape(-1, 1, ow * o)  # whole image rows broadcast faster
+    for part in chunks(n, oh * ow * w.size // o * x.itemsize):
+        y_part = y[part]
+        xp.matmul(_columns(x[part], w, stride, padding), filters, out=y_part.reshape(-1, o))
+        rows = y_part.reshape(len(y_part), oh, ow * o)
+        rows += bias[part] if b.ndim == 2 else bias
+
+    def vjp(g):
+        def dx():
+            out = xp.empty(x.shape, x.dtype)
+            for part in chunks(n, oh * ow * w.size // o * x.itemsize):
+                columns = xp.matmul(g[part].reshape(-1, o), filters.T)
+                out[part] = _add_columns(columns, x[part].shape, w, stride, padding)
+            return out
+
+        def dw():
+            out = xp.zeros_like(filters)
+            for part in chunks(n, oh * ow * w.size // o * x.itemsize):
+                out += xp.matmul(_columns(x[part], w, stride, padding).T, g[part].reshape(-1, o))
+            return out.reshape(w.shape)
+
+        return dx, dw, lambda: bias_gradient(g, b)
+
+    return y, vjp
+
+
+def bias_gradient(g, b):
+    """Sum a map's gradient over what its bias was broadcast over: the pixels, and the images if b is (O,)."""
+    db = sum_rows(g.reshape(len(g), -1, g.shape[-1]))
+    return db if b.ndim == 2 else sum_rows(db)
+
+
+@op
+def upsample_nearest(x):
+    """Double the resolution by repeating each pixel: x (N, H, W, C) -> (N, 2H, 2W, C)."""
+    n, h, w, c = x.shape
+    y = xp.empty((n, h, 2, w, 2, c), x.dtype)
+    y[:] = x[:, :, None, :, None]
+    return y.reshape(n, 2 * h, 2 * w, c), lambda g: (_sum_2x2(g),)
+
+
+@op
+def avg_pool2d(x):
+    """Halve the resolution by 2x2 means: x (N, H, W, C) -> (N, H/2, W/2, C).  H and W even, else ValueError."""
+    n, h, w, c = x.shape
+    if h % 2 or w % 2:
+        raise ValueError(f"avg_pool2d: height and width must be even, got {h} x {w}")
+
+    def vjp(g):
+        return (xp.broadcast_to(g[:, :, None, :, None] * 0.25, (n, h // 2, 2, w // 2, 2, c)).reshape(x.shape),)
+
+    return _sum_2x2(x) * 0.25, vjp
+
+
+def _sum_2x2(x):
+    """Sum each 2x2 block: four strided reads are faster than a sum over two short axes."""
+    return x[:, ::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, ::2] + x[:, 1::2, 1::2]
+
+
+def _output_size(x, w, b, stride, padding):
+    if x.ndim != 4 or w.ndim != 4 or x.shape[3] != w.shape[2]:
+        raise ValueError(f"conv2d: x must be (N, H, W, C) and w (KH, KW, C, O), got {x.shape} and {w.shape}")
+    if b.shape not in ((w.shape[3],), (len(x), w.shape[3])):
+        raise ValueError(f"conv2d: b must be (O,) or (N, O) with O = {w.shape[3]}, N = {len(x)}, got {b.shape}")
+    if stride < 1 or padding < 0:
+        raise ValueError(f"conv2d: stride must be 1 or more and padding 0 or more, got {stride} and {padding}")
+    size = [(x.shape[i + 1] + 2 * padding - w.shape[i]) // stride + 1 for i in (0, 1)]
+    if min(size) < 1:
+        raise ValueError(f"conv2d: the kernel {w.shape[:2]} is larger than the padded image of x {x.shape}")
+    return size
+
+
+def _columns(x, w, stride, padding):
+    """The window of each output pixel as a row: (N OH OW, KH KW C)."""
+    n, h, wd, c = x.shape
+    kh, kw = w.shape[:2]
+    padded = xp.zeros((n, h + 2 * padding, wd + 2 * padding, c), x.dtype)
+    padded[:, padding : padding + h, padding : padding + wd] = x
+    windows = _windows(padded, kh, kw, stride)
+    return windows.reshape(-1, kh * kw * c)  # overlapping windows: this copies
+
+
+def _windows(padded, kh, kw, stride):
+    """(N, OH, OW, KH, KW, C) view of the windows of a padded map."""
+    n, ph, pw, c = padded.shape
+    oh, ow = (ph - kh) // stride + 1, (pw - kw) // stride + 1
+    sn, sh, sw, sc = padded.strides
+    return xp.lib.stride_tricks.as_strided(
+        padded, (n, oh, ow, kh, kw, c), (sn, stride * sh, stride * sw, sh, sw, sc)
+    )
+
+
+def _add_columns(columns, shape, w, stride, padding):
+    """The adjoint of _columns: each entry of a row is added to the pixel that it was copied from."""
+    n, h, wd, c = shape
+    kh, kw = w.shape[:2]
+    padded = xp.zeros((n, h + 2 * padding, wd + 2 * padding, c), columns.dtype)
+    oh, ow = (padded.shape[1] - kh) // stride + 1, (padded.shape[2] - kw) // stride + 1
+    columns = columns.reshape(n, oh, ow, kh, kw, c)
+    for k in range(kh):
+        for l in range(kw):
+            padded[:, k : k + stride * oh : stride, l : l + stride * ow : stride] += columns[:, :, :, k, l]
+    return padded[:, padding : padding + h, padding : padding + wd]

@@ -1,0 +1,70 @@
+"""Sums over axes, and what is built on them: mean, max, softmax, logsumexp.
+
+`axis` is None (all axes), an integer or a tuple of integers, as in NumPy.  Read next: shape.py.
+"""
+
+from tinydiff.autograd import op
+from tinydiff.backend import xp
+
+
+@op
+def sum(x, *, axis=None, keepdims=False):
+    """Sum over `axis`."""
+    return x.sum(axis, keepdims=keepdims), lambda g: (_spread(g, x, axis, keepdims).copy(),)
+
+
+@op
+def mean(x, *, axis=None, keepdims=False):
+    """Mean over `axis`."""
+    y = x.mean(axis, keepdims=keepdims)
+    return y, lambda g: (_spread(g, x, axis, keepdims) * (y.size / x.size),)
+
+
+@op
+def max(x, *, axis=None, keepdims=False):
+    """Largest value over `axis`; equal largest values share the gradient evenly."""
+    top = x.max(axis, keepdims=True)
+
+    def vjp(g):
+        is_top = (x == top).astype(g.dtype)
+        return (_spread(g, x, axis, keepdims) * (is_top / is_top.sum(axis, keepdims=True)),)
+
+    return x.max(axis, keepdims=keepdims), vjp
+
+
+@op
+def softmax(x, *, axis=-1):
+    """exp(x) / sum(exp(x)) over `axis`, computed after subtracting the largest x so that nothing overflows."""
+    y = softmax_array(x, axis)
+
+    def vjp(g):
+        return (y * (g - (g * y).sum(axis, keepdims=True)),)
+
+    return y, vjp
+
+
+@op
+def logsumexp(x, *, axis=-1, keepdims=False):
+    """log(sum(exp(x))) over `axis`; its gradient is the softmax."""
+    top = x.max(axis, keepdims=True)
+    y = top + xp.log(xp.exp(x - top).sum(axis, keepdims=True))
+
+    def vjp(g):
+        return (_spread(g, x, axis, keepdims) * xp.exp(x - y),)
+
+    return (y if keepdims else y.squeeze(axis)), vjp
+
+
+def softmax_array(x, axis):
+    """Softmax of an array, as a new array."""
+    y = x - x.max(axis, keepdims=True)
+    xp.exp(y, out=y)
+    y /= y.sum(axis, keepdims=True)
+    return y
+
+
+def _spread(g, x, axis, keepdims):
+    """Broadcast the gradient of a reduction back to x's shape: a read-only view."""
+    if axis is not None and not keepdims:
+        g = xp.expand_dims(g, axis)
+    return xp.broadcast_to(g, x.shape)
