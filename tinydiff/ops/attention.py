@@ -1,0 +1,32 @@
+"""Scaled dot-product attention (Vaswani et al. 2017, eq. 1) as one op.
+
+    y = p v,    p = softmax(q k^T / sqrt(D))
+
+Axes: L positions, D features of one head; batch and heads are leading axes.  Read next: nn/module.py.
+"""
+
+import math
+
+from tinydiff.autograd import op
+from tinydiff.backend import xp
+from tinydiff.ops.reduce import softmax_array
+
+
+@op
+def attention(q, k, v):
+    """Each query's mean of the values, weighted by the softmax of its scaled products with the keys.
+
+    q (..., L, D), k (..., M, D), v (..., M, E) with equal leading axes -> (..., L, E), else ValueError.
+    """
+    if q.shape[:-2] != k.shape[:-2] or k.shape[:-1] != v.shape[:-1] or q.shape[-1] != k.shape[-1]:
+        raise ValueError(f"attention: q {q.shape}, k {k.shape} and v {v.shape} do not fit")
+    scale = 1 / math.sqrt(q.shape[-1])
+    p = softmax_array(xp.matmul(q * scale, k.swapaxes(-1, -2)), -1)
+
+    def vjp(g):
+        dp = xp.matmul(g, v.swapaxes(-1, -2))
+        ds = p * (dp - (dp * p).sum(-1, keepdims=True))
+        ds *= scale
+        return xp.matmul(ds, k), xp.matmul(ds.swapaxes(-1, -2), q), xp.matmul(p.swapaxes(-1, -2), g)
+
+    return xp.matmul(p, v), vjp
