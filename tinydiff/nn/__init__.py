@@ -1,0 +1,7 @@
+"""Layers and the U-Net.  Start with module.py."""
+
+from tinydiff.nn.layers import Attention, Conv2d, Embedding, GroupNorm, Linear
+from tinydiff.nn.module import Module
+from tinydiff.nn.unet import UNet
+
+__all__ = ["Attention", "Conv2d", "Embedding", "GroupNorm", "Linear", "Module", "UNet"]

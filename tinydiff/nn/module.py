@@ -1,0 +1,76 @@
+"""Module: a tree of layers that knows its parameters by name.
+
+A parameter is a Tensor that requires a gradient; a child is a Module, or a list of Modules.  Both are found by looking
+at the object's attributes in the order in which __init__ set them, so the order of parameters is the order in which the
+source makes them.  Read next: layers.py.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from tinydiff.autograd import Tensor
+from tinydiff.backend import asarray, to_numpy
+
+
+class Module:
+    """Base class of layers and networks: subclasses set parameters and children in __init__ and define forward."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.forward(*args, **kwargs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        raise TypeError(f"{type(self).__name__} does not define forward")
+
+    def children(self) -> Iterator[tuple[str, "Module"]]:
+        """(name, child) for each direct child; an item of a list is named list.index."""
+        for name, value in vars(self).items():
+            if isinstance(value, Module):
+                yield name, value
+            elif isinstance(value, list):
+                yield from ((f"{name}.{i}", v) for i, v in enumerate(value) if isinstance(v, Module))
+
+    def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+        """(dotted name, parameter) for every parameter of this module and its children."""
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor) and value.requires_grad:
+                yield prefix + name, value
+        for name, child in self.children():
+            yield from child.named_parameters(f"{prefix}{name}.")
+
+    def parameters(self) -> list[Tensor]:
+        return [p for _, p in self.named_parameters()]
+
+    def num_parameters(self) -> int:
+        """How many numbers the parameters hold."""
+        return sum(p.size for p in self.parameters())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Each parameter's values by name, as NumPy copies."""
+        return {name: to_numpy(p).copy() for name, p in self.named_parameters()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Copy values into the parameters, all or none.
+
+        Raises ValueError naming a parameter that is missing, unknown, or of another shape.
+        """
+        own = dict(self.named_parameters())
+        for name in own.keys() ^ state.keys():
+            raise ValueError(f"parameter {name!r} is {'missing' if name in own else 'not one of this network'}")
+        for name, p in own.items():
+            if p.shape != state[name].shape:
+                raise ValueError(f"parameter {name!r} has shape {state[name].shape}, this network's has {p.shape}")
+        for name, p in own.items():
+            p.data[...] = asarray(state[name], p.dtype)  # in place: data may be a view of a flat buffer
+
+    def summary(self) -> str:
+        """A table of the layers: name, kind, the shapes of their parameters and how many numbers they hold."""
+        rows = [(name or "(all)", kind, shapes, f"{count:,}") for name, kind, shapes, count in self._rows("")]
+        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in rows)
+
+    def _rows(self, name: str) -> Iterator[tuple[str, str, str, int]]:
+        own = [(n, v) for n, v in vars(self).items() if isinstance(v, Tensor) and v.requires_grad]
+        shapes = "  ".join(f"{n} {'x'.join(map(str, p.shape))}" for n, p in own)
+        yield name, type(self).__name__, shapes, self.num_parameters()
+        for child_name, child in self.children():
+            yield from child._rows(f"{name}.{child_name}" if name else child_name)
