@@ -1,0 +1,123 @@
+"""The Gaussians of the forward process: every closed form that training and sampling stand on.
+
+    q(x_t | x_0)        the noised data, drawn in one step                     Ho et al. 2020, eq. 4
+    q(x_t | x_s)        a forward jump, s < t; the Markov step is s = t - 1    eq. 2 and its composition
+    q(x_s | x_t, x_0)   the posterior, the ideal reverse step, s < t           eq. 6 and 7
+    x_0 <-> eps         two names for one estimate, given x_t                  eq. 4 solved for either
+
+No networks and no randomness here: noise is an argument, a distribution is a pair (mean, var).  Each coefficient is
+formed in float64 on the host and cast to the dtype of the array that it multiplies, last.
+
+A time is one integer, or (N,) host integers, one for each row of the batch; all arrays are (N, ...) of one dtype.
+Read next: samplers.py.
+"""
+
+from typing import Any
+
+from tinydiff.backend import asarray, host_integers, xp
+from tinydiff.diffusion.schedule import Schedule
+
+
+def q_sample(schedule: Schedule, x_0: Any, t: Any, eps: Any) -> Any:
+    """Draw x_t ~ q(x_t | x_0) from given standard normal noise eps (Ho et al. 2020, eq. 4).
+
+        x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps
+
+    x_0, eps: (N, ...) of one float dtype.  t: host integers in 0..T, else ValueError; t = 0 returns x_0 unchanged.
+    """
+    check_alike("eps", eps, "x_0", x_0)
+    t = _check_time(schedule, t, x_0)
+    signal_std = schedule.alpha_bar[t] ** 0.5
+    noise_std = schedule.one_minus_alpha_bar[t] ** 0.5
+    return per_row(signal_std, x_0) * x_0 + per_row(noise_std, x_0) * eps
+
+
+def q_x_t_given_x_s(schedule: Schedule, x_s: Any, s: Any, t: Any) -> tuple[Any, Any]:
+    """Mean and variance of q(x_t | x_s), the forward process from s to any later t (Ho et al. 2020, eq. 2).
+
+        mean = sqrt(1 - beta_{t|s}) x_s,   var = beta_{t|s} = 1 - alpha_bar_t/alpha_bar_s
+
+    x_s: (N, ...).  0 <= s < t <= T, else ValueError.  var: () or (N, 1, ..., 1), of x_s's dtype.
+    """
+    check_float("x_s", x_s)
+    t, s = _check_times(schedule, t, s, x_s)
+    var = schedule.beta_t_given_s(t, s)
+    return per_row((1 - var) ** 0.5, x_s) * x_s, per_row(var, x_s)
+
+
+def q_x_s_given_x_t_x_0(schedule: Schedule, x_t: Any, x_0: Any, t: Any, s: Any) -> tuple[Any, Any]:
+    """Mean and variance of the posterior q(x_s | x_t, x_0) for any s < t (Ho et al. 2020, eq. 6 and 7, with s = t - 1).
+
+        mean = sqrt(alpha_bar_s) beta_{t|s}/(1 - alpha_bar_t) x_0
+             + sqrt(1 - beta_{t|s}) (1 - alpha_bar_s)/(1 - alpha_bar_t) x_t
+        var  = beta_tilde_{t|s} = (1 - alpha_bar_s)/(1 - alpha_bar_t) beta_{t|s}
+
+    x_t, x_0: (N, ...) of one dtype.  0 <= s < t <= T, else ValueError.  var: () or (N, 1, ..., 1), of that dtype.
+    At s = 0 the three coefficients are 1, 0 and 0 exactly: the answer is x_0.
+    """
+    check_alike("x_0", x_0, "x_t", x_t)
+    t, s = _check_times(schedule, t, s, x_t)
+    beta = schedule.beta_t_given_s(t, s)
+    x_0_coef = schedule.alpha_bar[s] ** 0.5 * (beta / schedule.one_minus_alpha_bar[t])
+    x_t_coef = (1 - beta) ** 0.5 * (schedule.one_minus_alpha_bar[s] / schedule.one_minus_alpha_bar[t])
+    mean = per_row(x_0_coef, x_t) * x_0 + per_row(x_t_coef, x_t) * x_t
+    return mean, per_row(schedule.beta_tilde(t, s), x_t)
+
+
+def x_0_from_eps(schedule: Schedule, x_t: Any, t: Any, eps: Any) -> Any:
+    """The x_0 that noise eps took to x_t: q_sample solved for x_0 (Ho et al. 2020, eq. 4).
+
+        x_0 = (x_t - sqrt(1 - alpha_bar_t) eps) / sqrt(alpha_bar_t)
+
+    x_t, eps: (N, ...) of one dtype.  t in 0..T, else ValueError; ValueError too where alpha_bar_t is so small that
+    this dtype has no number for 1/sqrt(alpha_bar_t).
+    """
+    check_alike("eps", eps, "x_t", x_t)
+    t = _check_time(schedule, t, x_t)
+    signal_std = schedule.alpha_bar[t] ** 0.5
+    if (signal_std < float(xp.finfo(x_t.dtype).tiny)).any():
+        raise ValueError(f"x_0 cannot be told from x_t: sqrt(alpha_bar_t) underflows {x_t.dtype} at t = {t.max()}")
+    noise_std = schedule.one_minus_alpha_bar[t] ** 0.5
+    return (x_t - per_row(noise_std, x_t) * eps) / per_row(signal_std, x_t)
+
+
+def eps_from_x_0(schedule: Schedule, x_t: Any, t: Any, x_0: Any) -> Any:
+    """The noise that took x_0 to x_t: q_sample solved for eps (Ho et al. 2020, eq. 4).
+
+        eps = (x_t - sqrt(alpha_bar_t) x_0) / sqrt(1 - alpha_bar_t)
+
+    x_t, x_0: (N, ...) of one dtype.  t in 1..T, else ValueError: at t = 0 there is no noise to find.
+    """
+    check_alike("x_0", x_0, "x_t", x_t)
+    t = _check_time(schedule, t, x_t, first=1)
+    signal_std = schedule.alpha_bar[t] ** 0.5
+    noise_std = schedule.one_minus_alpha_bar[t] ** 0.5
+    return (x_t - per_row(signal_std, x_t) * x_0) / per_row(noise_std, x_t)
+
+
+def per_row(coef: Any, x: Any) -> Any:
+    """Host float64 coefficients, () or (N,), as an array of dtype x.dtype that multiplies x by rows: () or (N, 1, ...)."""
+    return asarray(coef, x.dtype).reshape(coef.shape + (1,) * (x.ndim - 1 if coef.ndim else 0))
+
+
+def check_float(name: str, x: Any) -> None:
+    """ValueError unless x is a floating array: a coefficient cast to the dtype of a uint8 image would be 0."""
+    if x.dtype.kind != "f":
+        raise ValueError(f"{name} must be a floating array, got {x.dtype}")
+
+
+def check_alike(name: str, y: Any, x_name: str, x: Any) -> None:
+    """ValueError unless x is a floating array and y has its shape and dtype: no silent broadcast, no float64 leak."""
+    check_float(x_name, x)
+    if y.shape != x.shape or y.dtype != x.dtype:
+        raise ValueError(f"{name} must be {x.dtype} {x.shape} like {x_name}, got {y.dtype} {y.shape}")
+
+
+def _check_time(schedule: Schedule, t: Any, x: Any, first: int = 0) -> Any:
+    t = host_integers("t", t, first, schedule.T)
+    return host_integers("t", t, first, schedule.T, len(x)) if t.ndim else t
+
+
+def _check_times(schedule: Schedule, t: Any, s: Any, x: Any) -> tuple[Any, Any]:
+    schedule.check_times(t, s)
+    return _check_time(schedule, t, x), _check_time(schedule, s, x)

@@ -1,0 +1,127 @@
+"""From noise to data: one reverse step, DDPM or DDIM, and the loop that repeats it.
+
+    p(x_s | x_t) = N(posterior mean at x_0_hat, var)                            Ho et al. 2020, eq. 6, 7, 11
+    x_s = sqrt(alpha_bar_s) x_0_hat + sqrt(1 - alpha_bar_s - var) eps_hat + sqrt(var) noise    Song et al. 2021, eq. 12
+
+Both go from t to any earlier s, so the full chain and a strided one are the same code with other pairs (t, s).
+A model is a function eps_fn(x_t, t) -> eps_hat, arrays in, arrays out; guidance.py makes one from a network.
+
+    step = partial(ddim_step, schedule, clip=True)
+    for t, x_t, x_0_hat in sample(step, eps_fn, timestep_pairs(schedule.T, 50), x_T, rng):
+        ...
+
+Read next: guidance.py.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from tinydiff.backend import host_integers, standard_normal, xp
+from tinydiff.diffusion.gaussian import check_alike, eps_from_x_0, per_row, q_x_s_given_x_t_x_0, x_0_from_eps
+from tinydiff.diffusion.schedule import Schedule
+
+
+def ddpm_step(
+    schedule: Schedule,
+    x_t: Any,
+    eps_hat: Any,
+    t: Any,
+    s: Any,
+    noise: Any,
+    *,
+    variance: Callable[[Schedule, Any, Any], Any] = Schedule.beta_tilde,
+    clip: bool = False,
+) -> tuple[Any, Any]:
+    """Draw x_s from the posterior q(x_s | x_t, x_0_hat), x_0_hat being what eps_hat says (Ho et al. 2020, algorithm 2).
+
+        x_s = posterior_mean(x_t, x_0_hat) + sqrt(variance(schedule, t, s)) noise,   no noise where s = 0
+
+    x_t, eps_hat, noise: (N, ...) of one dtype; noise may be None where s = 0.  0 <= s < t <= T, else ValueError.
+    variance: Schedule.beta_tilde, exact if x_0 is one point, or Schedule.beta_t_given_s, exact if x_0 ~ N(0, I)
+    (Ho et al. 2020, section 3.2).  clip: keep x_0_hat in [-1, 1], where images lie.  Returns (x_s, x_0_hat).
+    """
+    x_0_hat = _x_0_hat(schedule, x_t, eps_hat, t, clip)
+    mean, _ = q_x_s_given_x_t_x_0(schedule, x_t, x_0_hat, t, s)
+    return _add_noise(schedule, mean, variance(schedule, t, s), s, noise), x_0_hat
+
+
+def ddim_step(
+    schedule: Schedule,
+    x_t: Any,
+    eps_hat: Any,
+    t: Any,
+    s: Any,
+    noise: Any,
+    *,
+    eta: float = 0.0,
+    clip: bool = False,
+) -> tuple[Any, Any]:
+    """Move x_t to the noise level of s along eps_hat (Song et al. 2021, DDIM, eq. 12 and 16).
+
+        var = eta^2 beta_tilde_{t|s}
+        x_s = sqrt(alpha_bar_s) x_0_hat + sqrt(1 - alpha_bar_s - var) eps_hat + sqrt(var) noise
+
+    eta: 0 draws no noise, 1 is ddpm_step; ValueError outside 0..1.  noise may be None where eta = 0 or s = 0.
+    clip: keep x_0_hat in [-1, 1], and take the noise that goes with it in place of eps_hat.  The rest as in ddpm_step.
+    """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must lie in 0..1, got {eta}")
+    x_0_hat = _x_0_hat(schedule, x_t, eps_hat, t, clip)
+    if clip:
+        eps_hat = eps_from_x_0(schedule, x_t, t, x_0_hat)
+    var = eta**2 * schedule.beta_tilde(t, s)
+    signal_std = schedule.alpha_bar[s] ** 0.5
+    eps_std = (schedule.one_minus_alpha_bar[s] - var) ** 0.5
+    mean = per_row(signal_std, x_t) * x_0_hat + per_row(eps_std, x_t) * eps_hat
+    return _add_noise(schedule, mean, var, s, noise), x_0_hat
+
+
+def timestep_pairs(T: int, num_steps: int) -> list[tuple[int, int]]:
+    """The pairs (t, s) of num_steps evenly spread reverse steps, from t = T down to s = 0.
+
+        (t_n, t_{n-1}), ..., (t_1, t_0),   t_i = floor(i T / n),   n = num_steps
+
+    The first t is T for every n: x_T is what the sampler is given.  num_steps outside 1..T raises ValueError.
+    """
+    T = int(host_integers("T", T, 1, 1_000_000))
+    n = int(host_integers("num_steps", num_steps, 1, T))
+    return [(i * T // n, (i - 1) * T // n) for i in range(n, 0, -1)]
+
+
+def sample(
+    step: Callable[..., tuple[Any, Any]],
+    eps_fn: Callable[[Any, int], Any],
+    pairs: Iterable[tuple[int, int]],
+    x_T: Any,
+    rng: Any,
+) -> Iterator[tuple[int, Any, Any]]:
+    """Walk the pairs from x_T, and yield (t, x_t, x_0_hat) after each step: the time arrived at, the last with t = 0.
+
+    step(x_t, eps_hat, t, s, noise) -> (x_s, x_0_hat): ddpm_step or ddim_step with its schedule filled in.
+    eps_fn(x_t, t) -> eps_hat, an array like x_t; t is a Python int.  x_T: (N, ...), standard normal for a fresh sample.
+    rng: a host generator; noise is drawn once for each step with s > 0, whether or not that step has a use for it, so
+    one seed means one noise at each time for every sampler.
+    """
+    x_t = x_T
+    for t, s in pairs:
+        eps_hat = eps_fn(x_t, t)
+        noise = standard_normal(rng, x_t.shape, x_t.dtype) if s > 0 else None
+        x_t, x_0_hat = step(x_t, eps_hat, t, s, noise)
+        yield s, x_t, x_0_hat
+
+
+def _x_0_hat(schedule: Schedule, x_t: Any, eps_hat: Any, t: Any, clip: bool) -> Any:
+    check_alike("eps_hat", eps_hat, "x_t", x_t)
+    x_0_hat = x_0_from_eps(schedule, x_t, t, eps_hat)
+    return xp.clip(x_0_hat, -1, 1) if clip else x_0_hat
+
+
+def _add_noise(schedule: Schedule, mean: Any, var: Any, s: Any, noise: Any) -> Any:
+    """mean + sqrt(var) noise, and mean alone where s = 0: there x_s is the data, and noise would only blur it."""
+    var = var * (host_integers("s", s, 0, schedule.T) > 0)
+    if not var.any():
+        return mean
+    if noise is None:
+        raise ValueError(f"noise is needed for a random step to s = {s}, got None")
+    check_alike("noise", noise, "x_t", mean)
+    return mean + per_row(var**0.5, mean) * noise

@@ -1,0 +1,168 @@
+"""How much noise at which time: the tables that every other formula of the process reads.
+
+    q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t I)                          Ho et al. 2020, eq. 2
+    alpha_t = 1 - beta_t,   alpha_bar_t = alpha_1 alpha_2 ... alpha_t                  Ho et al. 2020, eq. 4
+
+t runs 1..T as in the paper; a table has T+1 entries and entry 0 stands for the data: beta_0 = 0, alpha_bar_0 = 1.
+So the last reverse step is a step like any other, from t = 1 to s = 0.
+
+The tables are float64 on the host.  1 - alpha_bar_t is 1e-4 at t = 1, where float32 would lose three of its seven
+digits; here it comes from log(alpha_bar_t), which has no cancellation, and nothing is rounded before it is used.
+
+Read next: gaussian.py.
+"""
+
+import warnings
+from typing import Any
+
+import numpy as np
+
+from tinydiff.backend import host_integers
+
+# Ho et al. 2020, section 4: beta runs from 1e-4 to 0.02 in 1,000 steps.
+_T_REF, _BETA_FIRST, _BETA_LAST = 1000, 1e-4, 0.02
+
+# Sampling starts from N(0, I), the model was trained on x_T = sqrt(alpha_bar_T) x_0 + ...  The mean of 28 x 28 noise
+# pixels spreads by 1/28 = 0.036, so with 0.1 of a mostly black digit (mean -0.8) left in x_T its brightness lies two
+# spreads off what sampling starts from: the model sees that, and every sample comes out too grey.
+_MAX_SIGNAL_AT_T = 0.1
+
+
+class ScheduleWarning(UserWarning):
+    """x_T still holds a part of x_0 that one can see, so sampling from pure noise starts off the trained path."""
+
+
+class Schedule:
+    """The tables of one forward process, float64, read-only, T+1 entries each, indexed by t = 0..T.
+
+    beta: beta_1..beta_T, shape (T,), each strictly between 0 and 1, else ValueError naming t and the value.  A table
+    with its zero in front, shape (T+1,), is taken too: Schedule(schedule.beta) is schedule again, as checkpoints need.
+    Warns (ScheduleWarning) if sqrt(alpha_bar_T), the share of x_0 left in x_T, is above 0.1.
+    """
+
+    def __init__(self, beta: Any) -> None:
+        table = np.array(beta, dtype=np.float64)
+        if table.ndim != 1 or not table.size:
+            raise ValueError(f"beta must hold beta_1..beta_T, shape (T,), got shape {table.shape}")
+        if table[0] != 0 or table.size == 1:
+            table = np.concatenate([[0.0], table])
+        self.T = len(table) - 1
+        outside = ~((table > 0) & (table < 1))[1:]  # written so that NaN is outside
+        if outside.any():
+            t = 1 + int(outside.argmax())
+            raise ValueError(f"beta must lie strictly between 0 and 1, got {table[t]:.6g} at t = {t} of T = {self.T}")
+        self.beta = _read_only(table)
+        self.alpha = _read_only(1 - table)
+        self.alpha_bar = _read_only(np.cumprod(self.alpha))
+        self.log_alpha_bar = _read_only(np.cumsum(np.log1p(-table)))
+        self.one_minus_alpha_bar = _read_only(-np.expm1(self.log_alpha_bar) + 0.0)  # + 0.0: no -0.0 at t = 0
+        signal = float(self.alpha_bar[-1]) ** 0.5
+        if signal > _MAX_SIGNAL_AT_T:
+            warnings.warn(
+                f"x_T is not pure noise: sqrt(alpha_bar_T) = {signal:.3f} of x_0 is left at T = {self.T}; "
+                "sampling, which starts from N(0, I), will be off: use larger beta or more steps",
+                ScheduleWarning,
+                stacklevel=2,
+            )
+
+    @classmethod
+    def linear(cls, T: int = _T_REF) -> "Schedule":
+        """Evenly growing noise (Ho et al. 2020, section 4), scaled so that any T ends in the same noise; T >= 21.
+
+        beta_t = 1000/T (1e-4 + u (0.02 - 1e-4)),  u = (t - 1)/(T - 1)
+        """
+        u = _ramp(T)
+        return cls(_T_REF / T * (_BETA_FIRST + u * (_BETA_LAST - _BETA_FIRST)))
+
+    @classmethod
+    def cosine(cls, T: int = _T_REF) -> "Schedule":
+        """alpha_bar follows a squared cosine: little noise at both ends (Nichol & Dhariwal 2021, eq. 17); T >= 1.
+
+        alpha_bar_t = f(t)/f(0),  f(t) = cos((t/T + 0.008)/1.008 pi/2)^2,
+        beta_t = min(1 - alpha_bar_t/alpha_bar_{t-1}, 0.999)
+        """
+        T = _check_T(T)
+        f = np.cos((np.arange(T + 1) / T + 0.008) / 1.008 * np.pi / 2) ** 2
+        return cls(np.minimum(1 - f[1:] / f[:-1], 0.999))
+
+    @classmethod
+    def quadratic(cls, T: int = _T_REF) -> "Schedule":
+        """sqrt(beta) grows evenly, so the data fades later than under linear (Song et al. 2021, DDIM code); T >= 21.
+
+        beta_t = 1000/T (sqrt(1e-4) + u (sqrt(0.02) - sqrt(1e-4)))^2,  u = (t - 1)/(T - 1)
+        """
+        u = _ramp(T)
+        first, last = _BETA_FIRST**0.5, _BETA_LAST**0.5
+        return cls(_T_REF / T * (first + u * (last - first)) ** 2)
+
+    @classmethod
+    def sigmoid(cls, T: int = _T_REF) -> "Schedule":
+        """beta climbs from low to high along an S (GeoDiff, Xu et al. 2022, code); T >= 20.
+
+        beta_t = 1000/T (1e-4 + (0.02 - 1e-4) / (1 + exp(6 - 12 u))),  u = (t - 1)/(T - 1)
+        """
+        u = _ramp(T)
+        return cls(_T_REF / T * (_BETA_FIRST + (_BETA_LAST - _BETA_FIRST) / (1 + np.exp(6 - 12 * u))))
+
+    @classmethod
+    def constant(cls, T: int = _T_REF) -> "Schedule":
+        """The same noise at every step; T >= 11.  A bad idea, here to be looked at: its first step is 100 times
+        linear's, so fine detail is gone at once, and most of the chain then works on what is almost pure noise.
+
+        beta_t = 1000/T (1e-4 + 0.02)/2
+        """
+        T = _check_T(T)
+        return cls(np.full(T, _T_REF / T * (_BETA_FIRST + _BETA_LAST) / 2))
+
+    @property
+    def log_snr(self) -> np.ndarray:
+        """log(alpha_bar_t / (1 - alpha_bar_t)), the log signal-to-noise ratio, shape (T+1,); +inf at t = 0."""
+        with np.errstate(divide="ignore"):
+            return self.log_alpha_bar - np.log(self.one_minus_alpha_bar)
+
+    def beta_t_given_s(self, t: Any, s: Any) -> np.ndarray:
+        """Variance of q(x_t | x_s), one jump from s to any later t: beta_t itself where s = t - 1.
+
+            beta_{t|s} = 1 - alpha_bar_t/alpha_bar_s
+
+        t, s: one integer or (N,) host integers, 0 <= s < t <= T, else ValueError.  Returns float64 of their shape.
+        The larger of the two variances that Ho et al. 2020, section 3.2 offer for a reverse step.
+        """
+        t, s = self.check_times(t, s)
+        return -np.expm1(self.log_alpha_bar[t] - self.log_alpha_bar[s])
+
+    def beta_tilde(self, t: Any, s: Any) -> np.ndarray:
+        """Variance of the posterior q(x_s | x_t, x_0); 0 where s = 0 (Ho et al. 2020, eq. 7, there with s = t - 1).
+
+            beta_tilde_{t|s} = (1 - alpha_bar_s)/(1 - alpha_bar_t) beta_{t|s}
+
+        t, s and result as in beta_t_given_s.  The smaller of the two variances of Ho et al. 2020, section 3.2.
+        """
+        t, s = self.check_times(t, s)
+        return self.one_minus_alpha_bar[s] / self.one_minus_alpha_bar[t] * self.beta_t_given_s(t, s)
+
+    def check_times(self, t: Any, s: Any) -> tuple[np.ndarray, np.ndarray]:
+        """t and s as host int64, each () or (N,), or ValueError unless 0 <= s < t <= T everywhere."""
+        t, s = host_integers("t", t, 1, self.T), host_integers("s", s, 0, self.T)
+        if t.ndim and s.ndim and t.shape != s.shape:
+            raise ValueError(f"t and s must have one shape, got {t.shape} and {s.shape}")
+        late = np.atleast_1d(s >= t)
+        if late.any():
+            row = int(late.argmax())
+            t, s = np.broadcast_arrays(np.atleast_1d(t), np.atleast_1d(s))
+            raise ValueError(f"s must be less than t, got s = {s[row]} and t = {t[row]}")
+        return t, s
+
+
+def _check_T(T: int) -> int:
+    return int(host_integers("T", T, 1, 1_000_000))
+
+
+def _ramp(T: int) -> np.ndarray:
+    """u = (t - 1)/(T - 1) for t = 1..T: 0 at the first step, 1 at the last, and 1 for the only step of T = 1."""
+    return np.linspace(1, 0, _check_T(T))[::-1]
+
+
+def _read_only(table: np.ndarray) -> np.ndarray:
+    table.setflags(write=False)
+    return table
