@@ -1,0 +1,344 @@
+"""A checkpoint is exact, whole or absent, never executed, and every way it can be wrong has its own message."""
+
+import contextlib
+import errno
+import hashlib
+import io
+import os
+import pickle
+import re
+import stat
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from tinydiff import checkpoint
+from tinydiff.checkpoint import CheckpointError, atomic_write, check_same, load, save
+
+ARRAYS = {"down.0.w": np.arange(6, dtype=np.float32).reshape(2, 3), "adam/step": np.array(7)}
+_MARK = "tinydiff checkpoint.npy"
+META = {"step": 12, "channel_mults": [1, 2, 2], "name": "größe"}
+
+_names = st.text(st.characters(codec="utf-8", exclude_characters="\\", exclude_categories=["C", "Z"]), min_size=1)
+_arrays = st.sampled_from("?bBhiqefdFSU").flatmap(
+    lambda kind: hnp.arrays(np.dtype(kind + "3" if kind in "SU" else kind), hnp.array_shapes(min_dims=0, min_side=0))
+)
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def _same(found, wanted):
+    assert list(found) == list(wanted)
+    for name, array in wanted.items():
+        assert found[name].dtype == array.dtype and found[name].shape == array.shape
+        assert found[name].tobytes() == array.tobytes(), name  # bit for bit, NaN payloads too
+
+
+def _sealed(members):
+    """A hand-made checkpoint with a right digest: what only a forger or a newer version would write."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.comment = bytes(64)
+        for name, content in members.items():
+            archive.writestr(name, content)
+    body = buffer.getvalue()[:-64]
+    return body + hashlib.sha256(body).hexdigest().encode()
+
+
+def _npy(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def _json_array(text):
+    return _npy(np.frombuffer(text.encode(), np.uint8))
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "model.npz"
+
+
+@given(arrays=st.dictionaries(_names, _arrays, max_size=4), meta=st.dictionaries(st.text(), _json, max_size=4))
+def test_load_returns_exactly_what_was_saved(tmp_path_factory, arrays, meta):
+    """load(save(x)) = x for any names, dtypes, shapes and JSON, bit for bit; arrays can be written to."""
+    path = tmp_path_factory.getbasetemp() / "round_trip.npz"
+    save(path, arrays, meta)
+    found, found_meta = load(path)
+    _same(found, arrays)
+    assert found_meta == meta
+    assert all(array.flags.writeable and array.flags.c_contiguous for array in found.values())
+
+
+def test_equal_content_gives_equal_bytes(path, tmp_path):
+    """The bytes depend on names, values and settings, not on the clock, memory order or the order of settings."""
+    save(path, ARRAYS, META)
+    other = tmp_path / "other.npz"
+    turned = {name: np.asarray(a, order="F") for name, a in ARRAYS.items()}
+    save(other, turned, dict(reversed(META.items())))
+    assert path.read_bytes() == other.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        assert {member.date_time for member in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+
+
+def test_numpy_reads_a_checkpoint_without_this_package(path):
+    """The file is an ordinary .npz: np.load finds every array, and the settings as UTF-8 JSON."""
+    save(path, ARRAYS, META)
+    with np.load(path, allow_pickle=False) as file:
+        assert b'"version": 1' in file["tinydiff checkpoint"].tobytes()
+        _same({name: file[name] for name in file.files[1:]}, ARRAYS)
+
+
+def test_every_flipped_byte_is_noticed(path):
+    """A change of any one byte, anywhere in the file, is a CheckpointError: never other content, never a traceback."""
+    save(path, ARRAYS, META)
+    data = path.read_bytes()
+    for i in range(len(data)):
+        for flip in (1, 0x80, 0xFF):
+            path.write_bytes(data[:i] + bytes([data[i] ^ flip]) + data[i + 1 :])
+            with pytest.raises(CheckpointError):
+                load(path)
+
+
+def test_every_truncation_is_noticed(path):
+    """A file cut at any length is a CheckpointError; once its mark is written the message says that it is cut short."""
+    save(path, ARRAYS, META)
+    data = path.read_bytes()
+    for length in range(len(data)):
+        path.write_bytes(data[:length])
+        with pytest.raises(CheckpointError, match="cut short" if length > 2 else "cut short|empty|not an .npz"):
+            load(path)
+
+
+@given(data=st.data())
+def test_a_forged_digest_still_gives_a_clean_error(tmp_path_factory, data):
+    """Random damage under a right digest reaches zipfile, JSON and NumPy: only CheckpointError comes out."""
+    path = tmp_path_factory.getbasetemp() / "forged.npz"
+    save(path, ARRAYS, META)
+    body = bytearray(path.read_bytes()[:-64])
+    for i in data.draw(st.lists(st.integers(0, len(body) - 1), min_size=1, max_size=40)):
+        body[i] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(body + hashlib.sha256(body).hexdigest().encode())
+    with contextlib.suppress(CheckpointError):  # the damage may be in bytes without meaning, such as a date
+        arrays, meta = load(path)
+        assert all(isinstance(array, np.ndarray) for array in arrays.values()) and isinstance(meta, dict)
+
+
+def test_each_kind_of_wrong_file_is_named(path):
+    """Each way a file can be wrong has its own message, which starts with the path."""
+    foreign = io.BytesIO()
+    np.savez(foreign, w=np.zeros(3))
+    save(path, ARRAYS, META)
+    damaged = path.read_bytes().replace(ARRAYS["down.0.w"].tobytes(), bytes(24))
+    cases = {
+        "does not exist": None,
+        "is empty": b"",
+        "not an .npz file": b"P5 28 28 255 ...",
+        "an .npz file of other software": foreign.getvalue(),
+        "is damaged": damaged,
+        "has version 2, newer than 1": _sealed({_MARK: _json_array('{"version": 2}')}),
+        "not a checkpoint that this version can read": _sealed({_MARK: _json_array("[]")}),
+        "is not a tinydiff checkpoint: an .npz": _sealed({"w.npy": _npy(np.zeros(3))}),
+    }
+    for message, content in cases.items():
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=re.escape(message)) as error:
+            load(path)
+        assert str(error.value).startswith(str(path))
+    with pytest.raises(CheckpointError, match="cannot be read: Is a directory"):
+        load(path.parent)
+
+
+class _Bomb:
+    """Unpickling this writes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_pickled_objects_are_refused_and_never_run(path, tmp_path):
+    """An object array under the format mark and a right digest is refused by name, and its code does not run."""
+    loot = tmp_path / "loot"
+    bomb = np.array([_Bomb(loot)], dtype=object)
+    path.write_bytes(_sealed({_MARK: _json_array('{"version": 1, "meta": {}}'), "w.npy": _npy(bomb)}))
+    with pytest.raises(CheckpointError, match=r"holds pickled objects.*w.npy"):
+        load(path)
+    path.write_bytes(_sealed({_MARK: _npy(bomb)}))
+    with pytest.raises(CheckpointError, match="holds pickled objects"):
+        load(path)
+    path.write_bytes(pickle.dumps(bomb))
+    with pytest.raises(CheckpointError, match=r"not an .npz file"):
+        load(path)
+    assert not loot.exists()
+    pickle.loads(pickle.dumps(bomb))
+    assert loot.exists()  # the bomb was live
+
+
+def test_what_cannot_be_loaded_again_is_not_saved(path):
+    """Objects, lists, reserved or unprintable names and settings beyond JSON are ValueErrors; no file appears."""
+    for arrays in (
+        {"w": np.array([None])},
+        {"w": [1.0]},
+        {"w": np.zeros(2, "f4,f8")},
+        {"": np.zeros(2)},
+        {"a\0b": np.zeros(2)},
+        {"a\\b": np.zeros(2)},
+        {checkpoint.FORMAT: np.zeros(2)},
+    ):
+        with pytest.raises(ValueError, match=re.escape(repr(next(iter(arrays))))):
+            save(path, arrays, {})
+    with pytest.raises(ValueError, match=r"meta must hold what JSON can hold: .*int64"):
+        save(path, ARRAYS, {"step": np.int64(3)})
+    assert os.listdir(path.parent) == []
+
+
+def _fail(*args, **kwargs):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_failed_save_keeps_the_old_checkpoint(path, monkeypatch, call):
+    """When the disk fails at any call, the old content stays, nothing temporary stays, and the message says why."""
+    save(path, ARRAYS, META)
+    monkeypatch.setattr(os, call, _fail)
+    with pytest.raises(CheckpointError, match=f"cannot write {re.escape(str(path))}: No space left on device"):
+        save(path, {}, {})
+    assert load(path)[1] == META and os.listdir(path.parent) == [path.name]
+
+
+def test_a_full_disk_keeps_the_old_checkpoint(path):
+    """A write that the kernel itself refuses half-way (a limit on the file size) leaves the old content and no more."""
+    resource = pytest.importorskip("resource")  # POSIX
+    save(path, ARRAYS, META)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(CheckpointError, match=r"cannot write .*: File too large"):
+            save(path, {"w": np.zeros(100_000)}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert load(path)[1] == META and os.listdir(path.parent) == [path.name]
+
+
+def test_a_folder_that_is_missing_or_in_the_way_is_named(path):
+    """Saving into a folder that does not exist, or over a folder, is a CheckpointError that leaves nothing behind."""
+    with pytest.raises(CheckpointError, match=r"cannot write .*nowhere.*: No such file or directory"):
+        save(path.parent / "nowhere" / "model.npz", {}, {})
+    path.mkdir()
+    with pytest.raises(CheckpointError, match=r"cannot write .*: Is a directory"):
+        save(path, {}, {})
+    assert os.listdir(path.parent) == [path.name]
+
+
+_KILLED = """
+import os, signal, sys
+import numpy as np
+from tinydiff.checkpoint import save
+
+path, call, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+real = getattr(os, call)
+
+def kill(*args):
+    global count
+    count -= 1
+    if count == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*args)
+
+setattr(os, call, kill)
+save(path, {"w": np.ones(1000)}, {"step": 2})
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kill -9")
+@pytest.mark.parametrize(("call", "count", "step"), [("fsync", 1, 1), ("replace", 1, 1), ("fsync", 2, 2)])
+def test_kill_9_leaves_the_old_or_the_new_checkpoint(path, call, count, step):
+    """A process killed before or after the replacement leaves one whole checkpoint; the next save clears its rest."""
+    save(path, {"w": np.zeros(1000)}, {"step": 1})
+    root = str(Path(checkpoint.__file__).parents[1])
+    command = [sys.executable, "-c", _KILLED, str(path), call, str(count)]
+    child = subprocess.run(command, env={**os.environ, "PYTHONPATH": root})
+    assert child.returncode == -9
+    arrays, meta = load(path)
+    assert meta == {"step": step} and arrays["w"].tolist() == [step - 1] * 1000
+    assert len(os.listdir(path.parent)) == 3 - step  # the killed writer's temporary file, if it still had one
+    save(path, ARRAYS, META)
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_the_stale_files_of_other_names_are_left_alone(path):
+    """Clearing up touches the temporary files of this very name only, also where a name holds wildcards."""
+    strange = path.with_name("mo*[e].npz")
+    stale = strange.with_name(".mo*[e].npz.0123abcd.tmp")
+    kept = {".model.npz.0123abcd.tmp", ".mo*[e].npz.other.0123abcd.tmp", "0123abcd.tmp"}
+    for name in [stale.name, *kept]:
+        path.with_name(name).touch()
+    save(strange, {}, {})
+    assert set(os.listdir(path.parent)) == kept | {strange.name}
+
+
+def test_the_content_is_on_the_disk_before_it_takes_its_place(path, monkeypatch):
+    """The order that survives a power cut: write all, fsync the file, replace, fsync the folder."""
+    calls = []
+    real_fsync, real_replace = os.fsync, os.replace
+
+    def fsync(descriptor):
+        status = os.fstat(descriptor)
+        calls.append("folder" if stat.S_ISDIR(status.st_mode) else status.st_size)
+        real_fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", lambda *names: calls.append("replace") or real_replace(*names))
+    save(path, ARRAYS, META)
+    size = path.stat().st_size
+    assert calls == ([size, "replace", "folder"] if os.name == "posix" else [size, "replace"])
+
+
+def test_a_block_that_fails_writes_nothing(path):
+    """Any exception inside atomic_write, Ctrl-C too, passes through unchanged and leaves the folder as it was."""
+    path.write_bytes(b"old")
+    for error in (ValueError("a bad picture"), KeyboardInterrupt()):
+        with pytest.raises(type(error)):
+            with atomic_write(path) as file:
+                file.write(b"half")
+                raise error
+        assert path.read_bytes() == b"old" and os.listdir(path.parent) == [path.name]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links and permission bits")
+def test_links_and_permissions_are_as_with_a_plain_write(path, tmp_path):
+    """A link keeps naming the same file, whose content is replaced; the mode follows the umask, as for open()."""
+    (tmp_path / "plain").touch()
+    link = tmp_path / "latest.npz"
+    link.symlink_to(path.name)
+    save(link, ARRAYS, META)
+    assert link.is_symlink() and load(path)[1] == META
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_another_configuration_is_named_key_by_key():
+    """check_same names each asked-for key that differs, with both values, and nothing else."""
+    found = {"base": 32, "mults": [1, 2, 2], "data": "mnist", "step": 5, "gone": 1}
+    check_same(found, {"base": 32, "mults": (1, 2, 2), "data": "mnist", "step": 9}, ["base", "mults", "data", "new"])
+    with pytest.raises(CheckpointError) as error:
+        check_same(found, {"base": 64, "mults": (1, 2), "data": "mnist", "step": 9}, ["base", "mults", "data", "gone"])
+    message = str(error.value)
+    for part in ("base is 32 in the checkpoint, 64 is wanted", "mults is [1, 2, 2]", "[1, 2] is wanted", "gone is 1"):
+        assert part in message
+    assert "data" not in message and "step" not in message
