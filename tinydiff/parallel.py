@@ -1,0 +1,298 @@
+"""The batch split over worker processes that share one set of parameters.
+
+Each worker holds the same network; its parameters are views of one array in shared memory, so an update by this process
+is seen by all of them at once.  For a step, the batch is laid into shared memory, worker w computes the losses and the
+gradient of its part of it, and the gradients are added here in the order of the workers: the same seed and the same
+number of workers give the same bits.  Processes, not threads: two threads of NumPy code lose a quarter of their speed to
+the interpreter lock.
+
+    with Workers(build, 2) as workers:
+        losses = workers.gradients(losses_of, batch, seed)      # leaves the mean's gradient in workers.flat.grad
+        images = workers.map(draw, jobs)                        # draw(model, job) for each job
+
+With one worker everything happens in this process.  Functions and jobs travel through a pipe, so they must be picklable;
+the arrays of a step do not.  Read next: train.py.
+"""
+
+import multiprocessing
+import os
+import signal
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinydiff.backend import TinydiffError, default_rng, to_numpy, xp
+from tinydiff.nn import Module
+from tinydiff.optim import Flat
+
+Batch = dict[str, Any]  # arrays whose first axis runs over the examples
+Losses = Callable[[Module, Batch, np.random.Generator], Any]  # -> Tensor (N,): each example's loss
+
+_ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OPENBLAS", "OMP", "MKL")} | {"VECLIB_MAXIMUM_THREADS": "1"}
+
+
+class WorkerError(TinydiffError):
+    """A worker process died or raised: the message holds its exit code or its traceback."""
+
+
+class Workers:
+    """num_workers replicas of the network that build() makes, and `model`, the one in this process.
+
+    flat: all parameters as one array shared with the workers, and the gradient of the last call of `gradients`.
+    """
+
+    def __init__(self, build: Callable[[], Module], num_workers: int = 1):
+        if num_workers < 1:
+            raise ValueError(f"num_workers must be 1 or more, got {num_workers}")
+        self.num_workers = num_workers
+        self.model = build()
+        self._processes: list[Any] = []
+        self._pipes: list[Any] = []
+        self._shared: _SharedArrays | None = None
+        self._batch: _SharedArrays | None = None
+        self.flat = Flat(self.model.parameters())
+        if num_workers == 1:
+            return
+        size = len(self.flat.data)
+        self._shared = _SharedArrays({"theta": ((size,), "float32"), "grad": ((num_workers, size), "float32")})
+        self._shared.arrays["theta"][:] = self.flat.data
+        self.flat.move(self._shared.arrays["theta"], self.flat.grad)
+        try:
+            self._start(build)
+        except BaseException:
+            self.close()
+            raise
+
+    def gradients(self, losses_of: Losses, batch: Batch, seed: Sequence[int]) -> np.ndarray:
+        """Losses (N,) of the batch's examples; their mean's gradient goes to flat.grad.
+
+        losses_of(model, part of the batch, rng) -> Tensor of that part's losses; rng is the worker's own stream, named
+        by `seed` and the worker's number.
+        """
+        n = len(next(iter(batch.values())))
+        if not self._processes:
+            self.flat.grad[...] = 0
+            return _losses_and_gradient(self.model, losses_of, batch, slice(0, n), n, default_rng(*seed, 0))
+        layout = {name: (a.shape, str(a.dtype)) for name, a in batch.items()}
+        if self._batch is None or self._batch.layout != layout:
+            if self._batch is not None:
+                self._batch.close()
+            self._batch = _SharedArrays(layout)
+            self._ask("attach", [(self._batch.memory.name, layout)] * self.num_workers)
+            self._batch.memory.unlink()
+        for name, a in batch.items():
+            self._batch.arrays[name][...] = a
+        cuts = [n * w // self.num_workers for w in range(self.num_workers + 1)]
+        parts = [(losses_of, slice(a, b), n, (*seed, w)) for w, (a, b) in enumerate(zip(cuts, cuts[1:]))]
+        losses = self._ask("gradients", parts)
+        grads = self._shared.arrays["grad"]
+        np.add(grads[0], grads[1], out=self.flat.grad)
+        for g in grads[2:]:
+            self.flat.grad += g
+        return np.concatenate(losses)
+
+    def map(self, f: Callable[[Module, Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
+        """Yield f(model, job) for each job, in order, as soon as each is there; a worker gets its next when it is free."""
+        if not self._processes:
+            yield from (f(self.model, job) for job in jobs)
+            return
+        done: dict[int, Any] = {}
+        running: dict[Any, int] = {}
+        waiting, next_out = list(enumerate(jobs))[::-1], 0
+        idle = list(self._pipes)
+        try:
+            while waiting or running:
+                while idle and waiting:
+                    index, job = waiting.pop()
+                    pipe = idle.pop(0)
+                    self._send(pipe, "call", (f, job))
+                    running[pipe] = index
+                for pipe in wait(list(running)):
+                    done[running.pop(pipe)] = self._receive(pipe)
+                    idle.append(pipe)
+                while next_out in done:
+                    yield done.pop(next_out)
+                    next_out += 1
+        finally:
+            for pipe in running:  # the caller stopped early: leave no answer behind in a pipe
+                self._receive(pipe)
+
+    @contextmanager
+    def weights(self, theta: Any) -> Iterator[None]:
+        """Within the block every replica computes with these parameters, a flat array such as EMA.data."""
+        before = self.flat.data.copy()
+        self.flat.data[...] = theta
+        try:
+            yield
+        finally:
+            self.flat.data[...] = before
+
+    def close(self) -> None:
+        """End the worker processes.  A worker also ends by itself when this process dies: its pipe closes."""
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self._processes:
+            process.join(timeout=2)
+            if process.is_alive():  # in the middle of a long computation
+                process.terminate()
+                process.join()
+        self._processes, self._pipes = [], []
+        if self._batch is not None:
+            self._batch.close()
+        if self._shared is not None:
+            self.flat.move(self.flat.data.copy(), self.flat.grad)  # the parameters outlive the shared memory
+            self._shared.close()
+        self._batch = self._shared = None
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def _start(self, build: Callable[[], Module]) -> None:
+        context = multiprocessing.get_context("spawn")  # the one start method that works everywhere and inherits nothing
+        with _environment(_ONE_THREAD):  # one BLAS thread a worker: the workers are the parallelism
+            for index in range(self.num_workers):
+                here, there = context.Pipe()
+                arguments = (there, build, index, self._shared.memory.name, self._shared.layout)
+                process = context.Process(target=_serve, args=arguments, daemon=True, name=f"tinydiff-worker-{index}")
+                process.start()
+                there.close()
+                self._processes.append(process)
+                self._pipes.append(here)
+        for pipe in self._pipes:
+            self._receive(pipe)
+        # Everyone has it open now.  Without a name it vanishes with its last user, even after kill -9.
+        self._shared.memory.unlink()
+
+    def _ask(self, command: str, arguments: Sequence[tuple]) -> list[Any]:
+        for pipe, args in zip(self._pipes, arguments):
+            self._send(pipe, command, args)
+        return [self._receive(pipe) for pipe in self._pipes]
+
+    def _send(self, pipe: Any, command: str, args: tuple) -> None:
+        try:
+            pipe.send((command, args))
+        except OSError:
+            raise self._died(pipe) from None
+
+    def _receive(self, pipe: Any) -> Any:
+        try:
+            error, result = pipe.recv()
+        except (EOFError, OSError):
+            raise self._died(pipe) from None
+        if error is not None:
+            raise WorkerError(f"worker {self._pipes.index(pipe)} failed:\n{error}")
+        return result
+
+    def _died(self, pipe: Any) -> WorkerError:
+        index = self._pipes.index(pipe)
+        process = self._processes[index]
+        process.join(timeout=2)
+        return WorkerError(f"worker {index} (process {process.pid}) died with exit code {process.exitcode}")
+
+
+def available_cores() -> int:
+    """Physical cores that this process may use: hyperthreads of one core count once, a container's quota counts."""
+    logical = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    siblings = set()
+    for cpu in logical:
+        path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        siblings.add(path.read_text() if path.exists() else str(cpu))
+    cores = len(siblings)
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    if quota.exists():
+        limit, period = quota.read_text().split()
+        if limit != "max":
+            cores = min(cores, -(-int(limit) // int(period)))
+    return max(1, cores)
+
+
+class _SharedArrays:
+    """Named arrays in one block of shared memory: made here, or opened by name in a worker."""
+
+    def __init__(self, layout: dict[str, tuple], name: str | None = None):
+        self.layout = layout
+        offsets, end = {}, 0
+        for key, (shape, dtype) in layout.items():
+            offsets[key] = end
+            end += -(-int(np.prod(shape)) * np.dtype(dtype).itemsize // 64) * 64  # whole cache lines
+        self.memory = SharedMemory(name, create=name is None, size=max(end, 1))
+        self.arrays = {
+            key: np.ndarray(shape, dtype, self.memory.buf, offsets[key]) for key, (shape, dtype) in layout.items()
+        }
+
+    def close(self) -> None:
+        self.arrays = {}
+        self.memory.close()
+
+
+class _Replica:
+    """What a worker does: each method is a command."""
+
+    def __init__(self, model: Module, theta: Any, grad: Any):
+        self.model, self.grad = model, grad
+        Flat(model.parameters()).move(theta, grad)
+        self.batch: _SharedArrays | None = None
+
+    def attach(self, name: str, layout: dict[str, tuple]) -> None:
+        if self.batch is not None:
+            self.batch.close()
+        self.batch = _SharedArrays(layout, name)
+
+    def gradients(self, losses_of: Losses, part: slice, n: int, seed: Sequence[int]) -> np.ndarray:
+        assert self.batch is not None
+        self.grad[...] = 0
+        return _losses_and_gradient(self.model, losses_of, self.batch.arrays, part, n, default_rng(*seed))
+
+    def call(self, f: Callable, job: Any) -> Any:
+        return f(self.model, job)
+
+
+def _losses_and_gradient(
+    model: Module, losses_of: Losses, batch: Batch, part: slice, n: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Losses of batch[part], and their share of the gradient of the mean over all n, added to the parameters' .grad."""
+    losses = losses_of(model, {name: a[part] for name, a in batch.items()}, rng)
+    losses.backward(xp.full(losses.shape, 1 / n, losses.dtype))
+    return to_numpy(losses)
+
+
+def _serve(pipe: Any, build: Callable[[], Module], index: int, name: str, layout: dict[str, tuple]) -> None:
+    """A worker's life: answer commands until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the terminal; the parent decides
+    try:
+        shared = _SharedArrays(layout, name)
+        replica = _Replica(build(), shared.arrays["theta"], shared.arrays["grad"][index])
+        answer: tuple[str | None, Any] = (None, None)
+        while True:
+            pipe.send(answer)
+            command, args = pipe.recv()
+            try:
+                answer = (None, getattr(replica, command)(*args))
+            except Exception:
+                answer = (traceback.format_exc(), None)
+    except (EOFError, OSError):
+        pass  # the parent is gone
+    os._exit(0)  # views of the shared memory are still alive here; the system unmaps it
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {key: os.environ.get(key) for key in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = value
