@@ -50,7 +50,7 @@ def use_backend(name: str) -> None:
 
 
 def backend_name() -> str:
-    """"numpy" or "cupy": the array module that `xp` stands for now."""
+    """ "numpy" or "cupy": the array module that `xp` stands for now."""
     return _ArrayModule._module.__name__
 
 
@@ -73,7 +73,7 @@ def default_rng(*seed: int) -> np.random.Generator:
 
 
 def standard_normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any = "float32") -> Any:
-    """Standard normal noise on the current backend, drawn on the host: one seed gives the same noise on both backends."""
+    """Standard normal noise, drawn on the host and moved to the backend: one seed gives both backends the same noise."""
     return xp.asarray(rng.standard_normal(shape, dtype=np.dtype(dtype)))
 
 
@@ -117,7 +117,9 @@ def _load_cupy() -> Any:
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except (ImportError, RuntimeError) as error:  # no driver, or CUDA libraries that are missing or do not match
-        raise BackendError(f"backend 'cupy' finds no usable GPU ({error}): install the NVIDIA driver and {extra}") from None
+        raise BackendError(
+            f"backend 'cupy' finds no usable GPU ({error}): install the NVIDIA driver and {extra}"
+        ) from None
     if count == 0:
         raise BackendError("backend 'cupy' finds no GPU on this machine; use the numpy backend")
     return cupy

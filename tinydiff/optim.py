@@ -77,7 +77,10 @@ class Adam:
         self.num_steps += 1
         beta1, beta2 = self.betas
         root = math.sqrt(1 - beta2**self.num_steps)
-        rate, eps = lr * root / (1 - beta1**self.num_steps), self.eps * root  # both corrections, folded into two numbers
+        rate, eps = (
+            lr * root / (1 - beta1**self.num_steps),
+            self.eps * root,
+        )  # both corrections, folded into two numbers
         for start in range(0, len(self.m), PIECE):
             piece = slice(start, start + PIECE)
             theta, g, m, v = self.flat.data[piece], self.flat.grad[piece], self.m[piece], self.v[piece]

@@ -1,17 +1,17 @@
 """The batch split over worker processes that share one set of parameters.
 
-Each worker holds the same network; its parameters are views of one array in shared memory, so an update by this process
-is seen by all of them at once.  For a step, the batch is laid into shared memory, worker w computes the losses and the
-gradient of its part of it, and the gradients are added here in the order of the workers: the same seed and the same
-number of workers give the same bits.  Processes, not threads: two threads of NumPy code lose a quarter of their speed to
-the interpreter lock.
+Each worker holds the same network; its parameters are views of one array in shared memory, so an update by this
+process is seen by all of them at once.  For a step, the batch is laid into shared memory, worker w computes the losses
+and the gradient of its part of it, and the gradients are added here in the order of the workers: the same seed and the
+same number of workers give the same bits.  Processes, not threads: two threads of NumPy code lose a quarter of their
+speed to the interpreter lock.
 
     with Workers(build, 2) as workers:
         losses = workers.gradients(losses_of, batch, seed)      # leaves the mean's gradient in workers.flat.grad
         images = workers.map(draw, jobs)                        # draw(model, job) for each job
 
-With one worker everything happens in this process.  Functions and jobs travel through a pipe, so they must be picklable;
-the arrays of a step do not.  Read next: train.py.
+With one worker everything happens in this process.  Functions and jobs travel through a pipe, so they must be
+picklable; the arrays of a step do not.  Read next: train.py.
 """
 
 import multiprocessing
@@ -20,6 +20,7 @@ import signal
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from multiprocessing.connection import wait
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
@@ -34,7 +35,9 @@ from tinydiff.optim import Flat
 Batch = dict[str, Any]  # arrays whose first axis runs over the examples
 Losses = Callable[[Module, Batch, np.random.Generator], Any]  # -> Tensor (N,): each example's loss
 
-_ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OPENBLAS", "OMP", "MKL")} | {"VECLIB_MAXIMUM_THREADS": "1"}
+_ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OPENBLAS", "OMP", "MKL")} | {
+    "VECLIB_MAXIMUM_THREADS": "1"
+}
 
 
 class WorkerError(TinydiffError):
@@ -64,7 +67,7 @@ class Workers:
         self._shared.arrays["theta"][:] = self.flat.data
         self.flat.move(self._shared.arrays["theta"], self.flat.grad)
         try:
-            self._start(build)
+            self._start(build, self._shared)
         except BaseException:
             self.close()
             raise
@@ -76,7 +79,7 @@ class Workers:
         by `seed` and the worker's number.
         """
         n = len(next(iter(batch.values())))
-        if not self._processes:
+        if self._shared is None:
             self.flat.grad[...] = 0
             return _losses_and_gradient(self.model, losses_of, batch, slice(0, n), n, default_rng(*seed, 0))
         layout = {name: (a.shape, str(a.dtype)) for name, a in batch.items()}
@@ -89,7 +92,7 @@ class Workers:
         for name, a in batch.items():
             self._batch.arrays[name][...] = a
         cuts = [n * w // self.num_workers for w in range(self.num_workers + 1)]
-        parts = [(losses_of, slice(a, b), n, (*seed, w)) for w, (a, b) in enumerate(zip(cuts, cuts[1:]))]
+        parts = [(losses_of, slice(a, b), n, (*seed, w)) for w, (a, b) in enumerate(pairwise(cuts))]
         losses = self._ask("gradients", parts)
         grads = self._shared.arrays["grad"]
         np.add(grads[0], grads[1], out=self.flat.grad)
@@ -98,7 +101,7 @@ class Workers:
         return np.concatenate(losses)
 
     def map(self, f: Callable[[Module, Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
-        """Yield f(model, job) for each job, in order, as soon as each is there; a worker gets its next when it is free."""
+        """Yield f(model, job) for each job, in order, as each is there; a worker gets its next job when it is free."""
         if not self._processes:
             yield from (f(self.model, job) for job in jobs)
             return
@@ -156,12 +159,14 @@ class Workers:
     def __exit__(self, *_: Any) -> None:
         self.close()
 
-    def _start(self, build: Callable[[], Module]) -> None:
-        context = multiprocessing.get_context("spawn")  # the one start method that works everywhere and inherits nothing
+    def _start(self, build: Callable[[], Module], shared: "_SharedArrays") -> None:
+        context = multiprocessing.get_context(
+            "spawn"
+        )  # the one start method that works everywhere and inherits nothing
         with _environment(_ONE_THREAD):  # one BLAS thread a worker: the workers are the parallelism
             for index in range(self.num_workers):
                 here, there = context.Pipe()
-                arguments = (there, build, index, self._shared.memory.name, self._shared.layout)
+                arguments = (there, build, index, shared.memory.name, shared.layout)
                 process = context.Process(target=_serve, args=arguments, daemon=True, name=f"tinydiff-worker-{index}")
                 process.start()
                 there.close()
@@ -170,7 +175,7 @@ class Workers:
         for pipe in self._pipes:
             self._receive(pipe)
         # Everyone has it open now.  Without a name it vanishes with its last user, even after kill -9.
-        self._shared.memory.unlink()
+        shared.memory.unlink()
 
     def _ask(self, command: str, arguments: Sequence[tuple]) -> list[Any]:
         for pipe, args in zip(self._pipes, arguments):

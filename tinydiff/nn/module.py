@@ -13,7 +13,12 @@ from tinydiff.backend import asarray, to_numpy
 
 
 class Module:
-    """Base class of layers and networks: subclasses set parameters and children in __init__ and define forward."""
+    """Base class of layers and networks: subclasses set parameters and children in __init__ and define forward.
+
+    config: for a network that is saved, the arguments that make it again.
+    """
+
+    config: dict[str, Any]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         return self.forward(*args, **kwargs)
@@ -66,7 +71,9 @@ class Module:
         """A table of the layers: name, kind, the shapes of their parameters and how many numbers they hold."""
         rows = [(name or "(all)", kind, shapes, f"{count:,}") for name, kind, shapes, count in self._rows("")]
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in rows)
+        return "\n".join(
+            f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in rows
+        )
 
     def _rows(self, name: str) -> Iterator[tuple[str, str, str, int]]:
         own = [(n, v) for n, v in vars(self).items() if isinstance(v, Tensor) and v.requires_grad]

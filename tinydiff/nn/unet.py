@@ -1,10 +1,10 @@
 """The U-Net that predicts the noise in x_t (Ho et al. 2020, appendix B, in a small form).
 
-    conv_in -> [blocks, downsample] x levels -> block, attention, block -> [blocks, upsample] x levels -> norm, silu, conv
+    conv_in -> [blocks, down] x levels -> block, attention, block -> [blocks, up] x levels -> norm, silu, conv_out
 
 Every map made on the way down is put beside the map of the same size on the way up (a skip).  The time t enters each
-residual block as a bias of its first convolution; a class label is added to the time code, and one more label stands for
-"no label", so that a single network serves conditional and unconditional sampling (Ho & Salimans 2022).  The last
+residual block as a bias of its first convolution; a class label is added to the time code, and one more label stands
+for "no label", so that one network serves conditional and unconditional sampling (Ho & Salimans 2022).  The last
 convolution of each block starts at zero: the network begins as a short, nearly linear one.
 
     model(x_t, t, labels) -> eps_hat (N, H, W, C)
@@ -28,7 +28,7 @@ LONGEST_PERIOD = 10_000  # of the sinusoids, in steps
 def time_code(t: Any, features: int, dtype: Any = "float32") -> Any:
     """Sinusoids of t at geometrically spaced frequencies (Vaswani et al. 2017, section 3.5).
 
-        [sin(t f_0), ..., sin(t f_{h-1}), cos(t f_0), ..., cos(t f_{h-1})],  f_i = LONGEST_PERIOD^(-i / h),  h = features/2
+        [sin(t f_0), ..., sin(t f_{h-1}), cos(t f_0), ..., cos(t f_{h-1})],   f_i = LONGEST_PERIOD^(-i/h),  h = features/2
 
     t: (N,) host integers.  Returns (N, features), computed in float64 on the host and cast last.
     """
@@ -53,7 +53,9 @@ class ResBlock(Module):
         self.norm2 = GroupNorm(num_groups, out_channels, silu=True)
         self.conv2 = Conv2d(out_channels, out_channels, rng=rng, zero=True)
         self.skip = Linear(in_channels, out_channels, rng=rng) if in_channels != out_channels else None
-        self.attention = Attention(out_channels, num_heads=num_heads, num_groups=num_groups, rng=rng) if num_heads else None
+        self.attention = (
+            Attention(out_channels, num_heads=num_heads, num_groups=num_groups, rng=rng) if num_heads else None
+        )
 
     def forward(self, x: Tensor, code: Tensor, rng: Any) -> Tensor:
         h = self.conv1(self.norm1(x), image_bias=self.time(code))
@@ -113,11 +115,17 @@ class UNet(Module):
         for level in attention_levels:
             if not 0 <= level < len(channel_mults):
                 raise ValueError(f"attention_levels: {level} is not one of the levels 0..{len(channel_mults) - 1}")
-        self.config = dict(
-            in_channels=in_channels, base_channels=base_channels, channel_mults=tuple(channel_mults),
-            num_res_blocks=num_res_blocks, attention_levels=tuple(attention_levels), num_heads=num_heads,
-            num_groups=num_groups, num_classes=num_classes, dropout=dropout,
-        )  # fmt: skip
+        self.config = {
+            "in_channels": in_channels,
+            "base_channels": base_channels,
+            "channel_mults": list(channel_mults),
+            "num_res_blocks": num_res_blocks,
+            "attention_levels": list(attention_levels),
+            "num_heads": num_heads,
+            "num_groups": num_groups,
+            "num_classes": num_classes,
+            "dropout": dropout,
+        }
         self.base_channels, self.num_classes, self.num_levels = base_channels, num_classes, len(channel_mults)
 
         def block(c_in: int, c_out: int, attend: bool) -> ResBlock:

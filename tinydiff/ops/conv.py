@@ -2,9 +2,9 @@
 
     y[n, i, j, o] = b[o] + sum_{k, l, c} x_padded[n, i stride + k, j stride + l, c] w[k, l, c, o]
 
-The window of each output pixel is laid out as one row of a matrix (im2col), so that forward, filter gradient and input
-gradient are each one product with w or its transpose.  The rows are KH KW times the map; they are made a few images at a
-time in one buffer that stays in the core's cache, and made again in the backward pass rather than kept.
+The window of each output pixel is laid out as one row of a matrix (im2col), so that forward, filter gradient and
+input gradient are each one product with w or its transpose.  The rows are KH KW times the map; they are made a few
+images at a time in a buffer that stays in the core's cache, and made again in the backward pass rather than kept.
 
 Axes: N batch, H W rows and columns, C channels in, O channels out, K kernel.  Read next: norm.py.
 """
@@ -114,9 +114,7 @@ def _windows(padded, kh, kw, stride):
     n, ph, pw, c = padded.shape
     oh, ow = (ph - kh) // stride + 1, (pw - kw) // stride + 1
     sn, sh, sw, sc = padded.strides
-    return xp.lib.stride_tricks.as_strided(
-        padded, (n, oh, ow, kh, kw, c), (sn, stride * sh, stride * sw, sh, sw, sc)
-    )
+    return xp.lib.stride_tricks.as_strided(padded, (n, oh, ow, kh, kw, c), (sn, stride * sh, stride * sw, sh, sw, sc))
 
 
 def _add_columns(columns, shape, w, stride, padding):

@@ -1,0 +1,100 @@
+"""Drawing images from a trained network: the samplers of diffusion/ on a network, in slices, on all workers.
+
+A large request is cut into slices of a few images.  Each slice has its own random stream, named (seed, slice), so the
+images do not depend on the number of workers, and memory does not grow with their number.
+Read next: ../demos/sample.py.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinydiff import checkpoint
+from tinydiff.autograd import no_grad
+from tinydiff.backend import default_rng, standard_normal, to_numpy
+from tinydiff.checkpoint import CheckpointError
+from tinydiff.diffusion import Schedule, classifier_free, sample, timestep_pairs, unconditional
+from tinydiff.nn import UNet
+from tinydiff.parallel import Workers
+
+SLICE = 25  # images; with guidance the network sees twice as many at once
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How images are drawn, whatever their labels and noise.
+
+    step: ddpm_step or ddim_step, its options filled in but not its schedule.  num_steps: of 1..T.
+    scale: of classifier-free guidance, 0 = unconditional, 1 = conditional.  keep: how many moments of the trajectory to
+    return, evenly spread over its steps, the last one the final image.
+    """
+
+    schedule: Schedule
+    step: Callable
+    num_steps: int
+    scale: float
+    image_shape: tuple[int, int, int]
+    keep: int = 1
+
+
+def generate(workers: Workers, recipe: Recipe, labels: Sequence[int], seed: int) -> Iterator[np.ndarray]:
+    """Draw one image for each label, slice by slice in order, with the workers' weights as they stand.
+
+    labels: each in 0..num_classes, where num_classes means "no label"; for a network without classes they only count.
+    Yields (keep, n, H, W, C) float32 frames for n <= SLICE labels: frames[-1] is final, values near [-1, 1].
+    """
+    jobs = [(labels[i : i + SLICE], (seed, i // SLICE)) for i in range(0, len(labels), SLICE)]
+    return workers.map(partial(_draw_slice, recipe), jobs)
+
+
+def frame_times(recipe: Recipe) -> list[int]:
+    """The time t of each kept frame: from near T down to 0."""
+    arrivals = [s for _, s in timestep_pairs(recipe.schedule.T, recipe.num_steps)]
+    return [arrivals[i] for i in _kept(recipe)]
+
+
+def build_unet(config: dict[str, Any], seed: int) -> UNet:
+    """The U-Net of a configuration (UNet.config), its parameters drawn from seed: picklable, for Workers."""
+    return UNet(**config, rng=default_rng(seed))
+
+
+def load_trained(path: Path, num_workers: int) -> tuple[Workers, Schedule, dict[str, Any]]:
+    """Workers that hold the averaged weights (EMA) of a checkpoint, its schedule, and its settings.
+
+    Raises CheckpointError if the file is not a whole checkpoint of a diffusion model.
+    """
+    arrays, meta = checkpoint.load(path)
+    if meta.get("kind") != "diffusion":
+        raise CheckpointError(f"{path} holds a {meta.get('kind')!r} network, not a diffusion model")
+    workers = Workers(partial(build_unet, meta["model"], 0), num_workers)
+    try:
+        prefix = "ema/"
+        state = {name[len(prefix) :]: a for name, a in arrays.items() if name.startswith(prefix)}
+        workers.model.load_state_dict(state)
+    except ValueError as error:
+        workers.close()
+        raise CheckpointError(f"{path}: {error}") from None
+    return workers, Schedule(arrays["schedule/beta"]), meta
+
+
+def _kept(recipe: Recipe) -> list[int]:
+    """Indices of the steps whose result is kept: `keep` of them, the last always among them."""
+    keep = min(recipe.keep, recipe.num_steps)
+    return [(i + 1) * recipe.num_steps // keep - 1 for i in range(keep)]
+
+
+def _draw_slice(recipe: Recipe, model: UNet, job: tuple[Sequence[int], tuple[int, int]]) -> np.ndarray:
+    labels, stream = job
+    rng = default_rng(*stream)
+    x_T = standard_normal(rng, (len(labels), *recipe.image_shape))
+    eps_fn = unconditional(model) if model.num_classes is None else classifier_free(model, labels, recipe.scale)
+    steps = sample(
+        partial(recipe.step, recipe.schedule), eps_fn, timestep_pairs(recipe.schedule.T, recipe.num_steps), x_T, rng
+    )
+    kept = set(_kept(recipe))
+    with no_grad():
+        return np.stack([to_numpy(x_t) for i, (_, x_t, _) in enumerate(steps) if i in kept])

@@ -1,0 +1,159 @@
+"""Training: predict the noise, one step after another, from a state that can be saved and continued.
+
+    L_simple = E || eps - eps_theta(sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, t) ||^2    Ho et al. 2020, eq. 14
+
+with t uniform in 1..T and eps ~ N(0, I).  One image in ten loses its label, so that the network also learns the
+unconditional noise that guidance needs (Ho & Salimans 2022, algorithm 1).
+
+Everything random in step k comes from a stream named (seed, k).  So the random state of a run is its seed and its
+step, and a run that is stopped and resumed draws what it would have drawn: with the same number of workers its weights
+are the same bit for bit.  `train` is a generator that yields its state; printing, saving and plotting stay outside.
+Read next: generate.py, then ../demos/train_mnist.py.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinydiff import checkpoint, ops
+from tinydiff.autograd import Tensor
+from tinydiff.backend import TinydiffError, asarray, default_rng, standard_normal, to_numpy
+from tinydiff.checkpoint import CheckpointError
+from tinydiff.data import Dataset, epoch_indices
+from tinydiff.diffusion import Schedule, q_sample
+from tinydiff.nn import Module
+from tinydiff.optim import EMA, Adam, clip_grad_norm, learning_rate
+from tinydiff.parallel import Batch, Workers
+
+NUM_BUCKETS = 4  # the loss is also kept by quarter of 1..T: it differs a hundredfold between them
+METRICS = ("loss", "grad_norm", "learning_rate", *(f"loss_t_bucket_{i + 1}" for i in range(NUM_BUCKETS)))
+
+
+class TrainingError(TinydiffError):
+    """Training cannot go on: the loss or its gradient is no longer a finite number."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What a run is, besides its network, its data and its schedule."""
+
+    num_steps: int = 2000
+    batch_size: int = 64
+    peak_lr: float = 1e-3
+    warmup: int = 100  # steps
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    ema_decay: float = 0.995
+    label_drop: float = 0.1
+    seed: int = 0
+
+
+def draw_batch(dataset: Dataset, schedule: Schedule, config: TrainConfig, num_classes: int | None, step: int) -> Batch:
+    """The training examples of 0-based `step`, a pure function of its arguments.
+
+    x_t, eps: (B, H, W, C) float32.  t: (B,) uniform in 1..T.  labels: (B,), num_classes where the label was dropped;
+    absent for a network without classes.
+    """
+    rng = default_rng(config.seed, step)
+    x_0, labels = dataset.batch(epoch_indices(len(dataset), config.batch_size, config.seed, step))
+    t = rng.integers(1, schedule.T + 1, config.batch_size)
+    eps = standard_normal(rng, x_0.shape)
+    batch = {"x_t": q_sample(schedule, asarray(x_0), t, eps), "eps": eps, "t": t}
+    if num_classes is not None:
+        dropped = rng.random(config.batch_size) < config.label_drop
+        batch["labels"] = np.where(dropped, num_classes, labels)
+    return batch
+
+
+def noise_prediction_losses(model: Module, batch: Batch, rng: np.random.Generator) -> Tensor:
+    """Mean over pixels of (eps_hat - eps)^2 for each example (N,) (Ho et al. 2020, eq. 14).  rng drives dropout."""
+    error = model(batch["x_t"], batch["t"], batch.get("labels"), rng=rng) - batch["eps"]
+    return ops.mean(error * error, axis=(1, 2, 3))
+
+
+class Training:
+    """The state of a run: weights, moments, average, the step to come, and the metrics so far.
+
+    step: steps done.  metrics: one row of METRICS a step done.
+    """
+
+    def __init__(self, workers: Workers, schedule: Schedule, config: TrainConfig):
+        self.workers, self.schedule, self.config = workers, schedule, config
+        self.num_steps = config.num_steps
+        self.adam = Adam(workers.flat, weight_decay=config.weight_decay)
+        self.ema = EMA(workers.flat, config.ema_decay)
+        self.step = 0
+        self.metrics: list[tuple[float, ...]] = []
+
+    def advance(self, dataset: Dataset) -> None:
+        """One step.  Raises TrainingError, before anything is changed, if loss or gradient is nan or infinite."""
+        config = self.config
+        batch = draw_batch(dataset, self.schedule, config, self.workers.model.config["num_classes"], self.step)
+        losses = self.workers.gradients(noise_prediction_losses, batch, (config.seed, self.step))
+        norm = clip_grad_norm(self.workers.flat, config.clip_norm)
+        loss = float(losses.mean())
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise TrainingError(
+                f"step {self.step + 1}: loss is {loss}, gradient norm {norm}; stopped before the update. "
+                f"A smaller learning rate than {config.peak_lr} usually helps."
+            )
+        rate = learning_rate(self.step, self.num_steps, peak=config.peak_lr, warmup=config.warmup)
+        self.adam.step(rate)
+        self.ema.update()
+        self.step += 1
+        self.metrics.append((loss, norm, rate, *_bucket_means(losses, batch["t"], self.schedule.T)))
+
+    def save(self, path: Path, dataset: Dataset) -> None:
+        """Write everything that `restore` and sampling need, atomically."""
+        arrays = {"schedule/beta": self.schedule.beta, "metrics": np.array(self.metrics).reshape(-1, len(METRICS))}
+        names = [name for name, _ in self.workers.model.named_parameters()]
+        for kind, flat in self._buffers().items():
+            arrays |= {f"{kind}/{name}": to_numpy(a) for name, a in zip(names, self.workers.flat.split(flat))}
+        meta = {
+            "kind": "diffusion",
+            "step": self.step,
+            "num_steps": self.num_steps,
+            "num_workers": self.workers.num_workers,
+            "model": self.workers.model.config,
+            "train": asdict(self.config),
+            "data": {
+                "name": dataset.name,
+                "source": dataset.source,
+                "image_shape": list(dataset.images.shape[1:3]) + [1],
+            },
+        }
+        checkpoint.save(path, arrays, meta)
+
+    def restore(self, path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+        """Continue from what `save` wrote: CheckpointError if it was written for another network."""
+        names = [name for name, _ in self.workers.model.named_parameters()]
+        for kind, flat in self._buffers().items():
+            for name, view in zip(names, self.workers.flat.split(flat)):
+                saved = arrays.get(f"{kind}/{name}")
+                if saved is None or saved.shape != view.shape:
+                    found = "missing" if saved is None else f"of shape {saved.shape}"
+                    raise CheckpointError(f"{path}: {kind}/{name} is {found}, this network's has shape {view.shape}")
+                view[...] = asarray(saved)
+        self.step, self.num_steps = meta["step"], meta["num_steps"]
+        self.adam.num_steps = self.ema.num_updates = self.step
+        self.metrics = [tuple(row) for row in arrays["metrics"].tolist()]
+
+    def _buffers(self) -> dict[str, Any]:
+        return {"weights": self.workers.flat.data, "ema": self.ema.data, "adam_m": self.adam.m, "adam_v": self.adam.v}
+
+
+def train(state: Training, dataset: Dataset) -> Iterator[Training]:
+    """Advance to state.num_steps, yielding the state after each step."""
+    while state.step < state.num_steps:
+        state.advance(dataset)
+        yield state
+
+
+def _bucket_means(losses: np.ndarray, t: np.ndarray, T: int) -> list[float]:
+    """Mean loss of the examples in each quarter of 1..T; nan where the batch has none there."""
+    bucket = (t - 1) * NUM_BUCKETS // T
+    return [float(losses[bucket == i].mean()) if (bucket == i).any() else math.nan for i in range(NUM_BUCKETS)]
