@@ -73,7 +73,7 @@ def default_rng(*seed: int) -> np.random.Generator:
 
 
 def standard_normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any = "float32") -> Any:
-    """Standard normal noise, drawn on the host and moved to the backend: one seed gives both backends the same noise."""
+    """Standard normal noise, drawn on the host and moved to the backend: a seed means the same noise on both."""
     return xp.asarray(rng.standard_normal(shape, dtype=np.dtype(dtype)))
 
 

@@ -28,7 +28,7 @@ LONGEST_PERIOD = 10_000  # of the sinusoids, in steps
 def time_code(t: Any, features: int, dtype: Any = "float32") -> Any:
     """Sinusoids of t at geometrically spaced frequencies (Vaswani et al. 2017, section 3.5).
 
-        [sin(t f_0), ..., sin(t f_{h-1}), cos(t f_0), ..., cos(t f_{h-1})],   f_i = LONGEST_PERIOD^(-i/h),  h = features/2
+        [sin(t f_0), ..., sin(t f_{h-1}), cos(t f_0), ..., cos(t f_{h-1})],  f_i = LONGEST_PERIOD^(-i/h), h = features/2
 
     t: (N,) host integers.  Returns (N, features), computed in float64 on the host and cast last.
     """
@@ -73,14 +73,14 @@ class Downsample(Conv2d):
         super().__init__(channels, channels, stride=2, rng=rng)
 
 
-class Upsample(Conv2d):
+class Upsample(Module):
     """Double the resolution by repeating pixels, then smooth by a 3x3 convolution."""
 
     def __init__(self, channels: int, *, rng: Any):
-        super().__init__(channels, channels, rng=rng)
+        self.conv = Conv2d(channels, channels, rng=rng)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(ops.upsample_nearest(x))
+        return self.conv(ops.upsample_nearest(x))
 
 
 class UNet(Module):
@@ -178,7 +178,7 @@ class UNet(Module):
         """(N, TIME_FEATURES): the time's sinusoids through two layers, plus the label's vector."""
         t = host_integers("t", t, 0, 2**31, n)
         code = self.time2(ops.silu(self.time1(Tensor(time_code(t, self.base_channels, self.time1.w.dtype)))))
-        if self.label is None:
+        if self.label is None or self.num_classes is None:
             if labels is not None:
                 raise ValueError(f"labels must be None for a network without num_classes, got {labels!r}")
             return ops.silu(code)

@@ -11,7 +11,8 @@ Axes: N batch, H W rows and columns, C channels in, O channels out, K kernel.  R
 
 from tinydiff.autograd import op
 from tinydiff.backend import chunks, xp
-from tinydiff.ops.linear import sum_rows
+from tinydiff.ops import winograd
+from tinydiff.ops.linear import add_bias, sum_rows
 
 
 @op
@@ -23,37 +24,55 @@ def conv2d(x, w, b, *, stride=1, padding=0):
     b: (O,), or (N, O) for a bias of each image's own, which is how the time enters a residual block.
     Raises ValueError where channels do not agree or the padded image is smaller than the kernel.
     """
-    n, o = len(x), w.shape[3]
-    oh, ow = _output_size(x, w, b, stride, padding)
-    filters = w.reshape(-1, o)
-    y = xp.empty((n, oh, ow, o), x.dtype)
-    bias = xp.repeat(b.reshape(-1, 1, o), ow, axis=1).reshape(-1, 1, ow * o)  # whole image rows broadcast faster
-    for part in chunks(n, oh * ow * w.size // o * x.itemsize):
-        y_part = y[part]
-        xp.matmul(_columns(x[part], w, stride, padding), filters, out=y_part.reshape(-1, o))
-        rows = y_part.reshape(len(y_part), oh, ow * o)
-        rows += bias[part] if b.ndim == 2 else bias
+    _check(x, w, b, stride, padding)
+    if winograd.pays(x, w, stride, padding):
+        y = winograd.correlate(x, w, b)
 
-    def vjp(g):
-        def dx():
-            out = xp.empty(x.shape, x.dtype)
-            for part in chunks(n, oh * ow * w.size // o * x.itemsize):
-                columns = xp.matmul(g[part].reshape(-1, o), filters.T)
-                out[part] = _add_columns(columns, x[part].shape, w, stride, padding)
-            return out
+        def vjp(g):
+            return (
+                lambda: winograd.correlate(g, winograd.flipped(w)),
+                lambda: winograd.filter_gradient(x, g),
+                lambda: _bias_gradient(g, b),
+            )
+    else:
+        y = _correlate(x, w, b, stride, padding)
 
-        def dw():
-            out = xp.zeros_like(filters)
-            for part in chunks(n, oh * ow * w.size // o * x.itemsize):
-                out += xp.matmul(_columns(x[part], w, stride, padding).T, g[part].reshape(-1, o))
-            return out.reshape(w.shape)
-
-        return dx, dw, lambda: bias_gradient(g, b)
+        def vjp(g):
+            return (
+                lambda: _input_gradient(x, w, g, stride, padding),
+                lambda: _filter_gradient(x, w, g, stride, padding),
+                lambda: _bias_gradient(g, b),
+            )
 
     return y, vjp
 
 
-def bias_gradient(g, b):
+def _correlate(x, w, b, stride, padding):
+    n, o = len(x), w.shape[3]
+    oh, ow = _output_size(x, w, stride, padding)
+    y = xp.empty((n, oh, ow, o), x.dtype)
+    for part in _parts(x, w, stride, padding):
+        xp.matmul(_columns(x[part], w, stride, padding), w.reshape(-1, o), out=y[part].reshape(-1, o))
+        add_bias(y, b, part)
+    return y
+
+
+def _input_gradient(x, w, g, stride, padding):
+    dx = xp.empty(x.shape, x.dtype)
+    for part in _parts(x, w, stride, padding):
+        columns = xp.matmul(g[part].reshape(-1, w.shape[3]), w.reshape(-1, w.shape[3]).T)
+        dx[part] = _add_columns(columns, x[part].shape, w, stride, padding)
+    return dx
+
+
+def _filter_gradient(x, w, g, stride, padding):
+    dw = xp.zeros((w.size // w.shape[3], w.shape[3]), w.dtype)
+    for part in _parts(x, w, stride, padding):
+        dw += xp.matmul(_columns(x[part], w, stride, padding).T, g[part].reshape(-1, w.shape[3]))
+    return dw.reshape(w.shape)
+
+
+def _bias_gradient(g, b):
     """Sum a map's gradient over what its bias was broadcast over: the pixels, and the images if b is (O,)."""
     db = sum_rows(g.reshape(len(g), -1, g.shape[-1]))
     return db if b.ndim == 2 else sum_rows(db)
@@ -86,17 +105,25 @@ def _sum_2x2(x):
     return x[:, ::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, ::2] + x[:, 1::2, 1::2]
 
 
-def _output_size(x, w, b, stride, padding):
+def _check(x, w, b, stride, padding):
     if x.ndim != 4 or w.ndim != 4 or x.shape[3] != w.shape[2]:
         raise ValueError(f"conv2d: x must be (N, H, W, C) and w (KH, KW, C, O), got {x.shape} and {w.shape}")
     if b.shape not in ((w.shape[3],), (len(x), w.shape[3])):
         raise ValueError(f"conv2d: b must be (O,) or (N, O) with O = {w.shape[3]}, N = {len(x)}, got {b.shape}")
     if stride < 1 or padding < 0:
         raise ValueError(f"conv2d: stride must be 1 or more and padding 0 or more, got {stride} and {padding}")
-    size = [(x.shape[i + 1] + 2 * padding - w.shape[i]) // stride + 1 for i in (0, 1)]
-    if min(size) < 1:
+    if min(_output_size(x, w, stride, padding)) < 1:
         raise ValueError(f"conv2d: the kernel {w.shape[:2]} is larger than the padded image of x {x.shape}")
-    return size
+
+
+def _output_size(x, w, stride, padding):
+    return [(x.shape[i + 1] + 2 * padding - w.shape[i]) // stride + 1 for i in (0, 1)]
+
+
+def _parts(x, w, stride, padding):
+    """Slices of the batch whose windows stay in cache."""
+    oh, ow = _output_size(x, w, stride, padding)
+    return chunks(len(x), oh * ow * w.size // w.shape[3] * x.itemsize)
 
 
 def _columns(x, w, stride, padding):

@@ -25,6 +25,13 @@ def linear(x, w, b):
     return y.reshape(*x.shape[:-1], o), vjp
 
 
+def add_bias(y, b, part):
+    """Add b, (O,) or (N, O), to every pixel of y[part], y (N, H, W, O): by whole image rows, which is faster."""
+    n, h, w, o = y[part].shape
+    rows = y[part].reshape(n, h, w * o)
+    rows += xp.tile(b if b.ndim == 1 else b[part], w)[..., None, :]
+
+
 def sum_rows(g):
     """Sum the last axis but one, (..., M, O) -> (..., O): a product with ones is 9 times faster than np.sum."""
     return xp.matmul(xp.ones((1, g.shape[-2]), g.dtype), g)[..., 0, :]
