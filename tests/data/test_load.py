@@ -1,0 +1,78 @@
+"""Laws of loading a data set by name (tinydiff/data/__init__.py)."""
+
+import gzip
+
+import numpy as np
+import pytest
+
+from tinydiff import data
+from tinydiff.data.mnist import FILES
+
+
+@pytest.mark.parametrize("name", ["mnist", "auto"])
+def test_auto_is_mnist_where_it_is_found(sets, folders, put, name):
+    """Both names give the same pictures, and nothing needs saying."""
+    put(folders["env"], sets["mnist"][1])
+    said = []
+    dataset = data.load(name, "test", say=said.append)
+    np.testing.assert_array_equal(dataset.images, sets["mnist"][0][FILES["test"][0]])
+    assert dataset.name == "mnist"
+    assert not said
+
+
+def test_auto_falls_back_to_glyphs_and_says_so(sets, folders):
+    """No MNIST, no mirror: the set is glyphs, and `say` hears glyphs, MNIST and what would help."""
+    said = []
+    dataset = data.load("auto", data_dir=folders["data_dir"], num=20, say=said.append)
+    drawn = data.load("glyphs", num=20)
+    assert dataset.name == "glyphs"
+    np.testing.assert_array_equal(dataset.images, drawn.images)
+    assert any("glyphs instead of MNIST" in sentence and str(folders["data_dir"]) in sentence for sentence in said)
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion"])
+def test_a_named_set_never_falls_back(sets, folders, name):
+    """ "mnist" and "fashion" raise DataError where "auto" would draw glyphs."""
+    with pytest.raises(data.DataError, match="could not be downloaded"):
+        data.load(name, num=20, say=lambda sentence: None)
+
+
+@pytest.mark.parametrize("name", ["mnist", "auto"])
+def test_a_damaged_file_is_an_error_under_auto_too(sets, folders, put, name):
+    """A file that is there and wrong is for the user to put right, never covered by glyphs."""
+    file = FILES["train"][0]
+    put(folders["cache"] / "mnist", {**sets["mnist"][1], file: gzip.compress(b"something else")})
+    with pytest.raises(data.DataError, match="damaged"):
+        data.load(name, num=20)
+
+
+def test_num_keeps_the_first_pictures(sets, folders, put):
+    """The first num images with their labels; a num beyond the set is a ValueError naming it."""
+    put(folders["data_dir"], sets["mnist"][1])
+    whole = data.load("mnist", data_dir=folders["data_dir"])
+    some = data.load("mnist", data_dir=str(folders["data_dir"]), num=7)
+    assert (len(whole), len(some)) == (40, 7)
+    np.testing.assert_array_equal(some.images, whole.images[:7])
+    np.testing.assert_array_equal(some.labels, whole.labels[:7])
+    for num in (0, 41):
+        with pytest.raises(ValueError, match=rf"num must lie in 1\.\.40 for mnist, got {num}"):
+            data.load("mnist", data_dir=folders["data_dir"], num=num)
+
+
+def test_glyphs_follow_split_and_seed():
+    """Another split or seed is another set of pictures; the same ones are the same."""
+    first, again, test, other = (
+        data.load("glyphs", split, seed=seed, num=30).images
+        for split, seed in (("train", 0), ("train", 0), ("test", 0), ("train", 1))
+    )
+    np.testing.assert_array_equal(first, again)
+    assert (first != test).any(axis=(1, 2)).all()
+    assert (first != other).any(axis=(1, 2)).all()
+
+
+def test_unknown_names_and_splits_are_named():
+    """A ValueError has the value, and for a data set the names that exist."""
+    with pytest.raises(ValueError, match="auto, mnist, fashion, glyphs, got 'cifar'"):
+        data.load("cifar")
+    with pytest.raises(ValueError, match="got 'valid'"):
+        data.load("glyphs", "valid")

@@ -1,0 +1,42 @@
+"""What a data set is once it is in memory: uint8 images, their labels, and the sentence that says where they came from.
+
+Training reads batches of x_0 in [-1, 1], channels last (Ho et al. 2020, section 3.3).  Read next: epochs.py.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tinydiff.backend import TinydiffError, host_integers
+
+DIGITS = tuple("0123456789")
+
+
+class DataError(TinydiffError):
+    """A data file is missing, damaged or not the file it should be."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Labelled 28x28 pictures: images (N, 28, 28) uint8, 0 background and 255 ink, labels (N,) uint8 in 0..9.
+
+    name: "mnist", "fashion" or "glyphs".  source: one sentence on where the pictures came from.  classes: ten names.
+    """
+
+    name: str
+    images: np.ndarray
+    labels: np.ndarray
+    source: str
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows `indices` as training wants them, on the host: x_0 = pixel / 127.5 - 1, and their labels.
+
+        indices: (B,) integers in 0..N-1, else ValueError.  x_0: (B, 28, 28, 1) float32 in [-1, 1]; labels: (B,) int64.
+        """
+        rows = host_integers("indices", indices, 0, len(self) - 1)
+        x_0 = self.images[rows, :, :, None] / np.float32(127.5) - np.float32(1)
+        return x_0, self.labels[rows].astype(np.int64)
