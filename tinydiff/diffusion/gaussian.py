@@ -35,21 +35,21 @@ def q_sample(schedule: Schedule, x_0: Any, t: Any, eps: Any) -> Any:
 def q_x_t_given_x_s(schedule: Schedule, x_s: Any, s: Any, t: Any) -> tuple[Any, Any]:
     """Mean and variance of q(x_t | x_s), the forward process from s to any later t (Ho et al. 2020, eq. 2).
 
-        mean = sqrt(1 - beta_{t|s}) x_s,   var = beta_{t|s} = 1 - alpha_bar_t/alpha_bar_s
+        mean = sqrt(alpha_{t|s}) x_s,   var = beta_{t|s} = 1 - alpha_{t|s},   alpha_{t|s} = alpha_bar_t/alpha_bar_s
 
     x_s: (N, ...).  0 <= s < t <= T, else ValueError.  var: () or (N, 1, ..., 1), of x_s's dtype.
     """
     check_float("x_s", x_s)
     t, s = _check_times(schedule, t, s, x_s)
-    var = schedule.beta_t_given_s(t, s)
-    return per_row((1 - var) ** 0.5, x_s) * x_s, per_row(var, x_s)
+    mean = per_row(schedule.alpha_t_given_s(t, s) ** 0.5, x_s) * x_s
+    return mean, per_row(schedule.beta_t_given_s(t, s), x_s)
 
 
 def q_x_s_given_x_t_x_0(schedule: Schedule, x_t: Any, x_0: Any, t: Any, s: Any) -> tuple[Any, Any]:
     """Mean and variance of the posterior q(x_s | x_t, x_0) for any s < t (Ho et al. 2020, eq. 6 and 7, with s = t - 1).
 
         mean = sqrt(alpha_bar_s) beta_{t|s}/(1 - alpha_bar_t) x_0
-             + sqrt(1 - beta_{t|s}) (1 - alpha_bar_s)/(1 - alpha_bar_t) x_t
+             + sqrt(alpha_{t|s}) (1 - alpha_bar_s)/(1 - alpha_bar_t) x_t
         var  = beta_tilde_{t|s} = (1 - alpha_bar_s)/(1 - alpha_bar_t) beta_{t|s}
 
     x_t, x_0: (N, ...) of one dtype.  0 <= s < t <= T, else ValueError.  var: () or (N, 1, ..., 1), of that dtype.
@@ -57,9 +57,9 @@ def q_x_s_given_x_t_x_0(schedule: Schedule, x_t: Any, x_0: Any, t: Any, s: Any) 
     """
     check_alike("x_0", x_0, "x_t", x_t)
     t, s = _check_times(schedule, t, s, x_t)
-    beta = schedule.beta_t_given_s(t, s)
-    x_0_coef = schedule.alpha_bar[s] ** 0.5 * (beta / schedule.one_minus_alpha_bar[t])
-    x_t_coef = (1 - beta) ** 0.5 * (schedule.one_minus_alpha_bar[s] / schedule.one_minus_alpha_bar[t])
+    one_minus_alpha_bar = schedule.one_minus_alpha_bar
+    x_0_coef = schedule.alpha_bar[s] ** 0.5 * (schedule.beta_t_given_s(t, s) / one_minus_alpha_bar[t])
+    x_t_coef = schedule.alpha_t_given_s(t, s) ** 0.5 * (one_minus_alpha_bar[s] / one_minus_alpha_bar[t])
     mean = per_row(x_0_coef, x_t) * x_0 + per_row(x_t_coef, x_t) * x_t
     return mean, per_row(schedule.beta_tilde(t, s), x_t)
 
@@ -96,7 +96,7 @@ def eps_from_x_0(schedule: Schedule, x_t: Any, t: Any, x_0: Any) -> Any:
 
 
 def per_row(coef: Any, x: Any) -> Any:
-    """Host float64 coefficients, () or (N,), as an array of dtype x.dtype that multiplies x by rows: () or (N, 1, ...)."""
+    """Host float64 coefficients, () or (N,), as an array of x.dtype, () or (N, 1, ..., 1), to scale the rows of x."""
     return asarray(coef, x.dtype).reshape(coef.shape + (1,) * (x.ndim - 1 if coef.ndim else 0))
 
 

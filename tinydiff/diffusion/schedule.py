@@ -55,7 +55,7 @@ class Schedule:
         self.alpha = _read_only(1 - table)
         self.alpha_bar = _read_only(np.cumprod(self.alpha))
         self.log_alpha_bar = _read_only(np.cumsum(np.log1p(-table)))
-        self.one_minus_alpha_bar = _read_only(-np.expm1(self.log_alpha_bar) + 0.0)  # + 0.0: no -0.0 at t = 0
+        self.one_minus_alpha_bar = _read_only(-np.expm1(self.log_alpha_bar))
         signal = float(self.alpha_bar[-1]) ** 0.5
         if signal > _MAX_SIGNAL_AT_T:
             warnings.warn(
@@ -120,23 +120,33 @@ class Schedule:
         with np.errstate(divide="ignore"):
             return self.log_alpha_bar - np.log(self.one_minus_alpha_bar)
 
+    def alpha_t_given_s(self, t: Any, s: Any) -> np.ndarray:
+        """The share of x_s's variance that a jump from s to any later t keeps: alpha_t itself where s = t - 1.
+
+            alpha_{t|s} = alpha_bar_t/alpha_bar_s
+
+        t, s: one integer or (N,) host integers, 0 <= s < t <= T, else ValueError.  Returns float64 of their shape.
+        """
+        t, s = self.check_times(t, s)
+        return np.exp(self.log_alpha_bar[t] - self.log_alpha_bar[s])
+
     def beta_t_given_s(self, t: Any, s: Any) -> np.ndarray:
-        """Variance of q(x_t | x_s), one jump from s to any later t: beta_t itself where s = t - 1.
+        """The variance of the noise that a jump from s to any later t adds: beta_t itself where s = t - 1.
 
             beta_{t|s} = 1 - alpha_bar_t/alpha_bar_s
 
-        t, s: one integer or (N,) host integers, 0 <= s < t <= T, else ValueError.  Returns float64 of their shape.
-        The larger of the two variances that Ho et al. 2020, section 3.2 offer for a reverse step.
+        t, s and result as in alpha_t_given_s.  As the variance of a reverse step it is the larger of the two choices
+        of Ho et al. 2020, section 3.2.
         """
         t, s = self.check_times(t, s)
         return -np.expm1(self.log_alpha_bar[t] - self.log_alpha_bar[s])
 
     def beta_tilde(self, t: Any, s: Any) -> np.ndarray:
-        """Variance of the posterior q(x_s | x_t, x_0); 0 where s = 0 (Ho et al. 2020, eq. 7, there with s = t - 1).
+        """The variance of the posterior q(x_s | x_t, x_0); 0 where s = 0 (Ho et al. 2020, eq. 7, with s = t - 1).
 
             beta_tilde_{t|s} = (1 - alpha_bar_s)/(1 - alpha_bar_t) beta_{t|s}
 
-        t, s and result as in beta_t_given_s.  The smaller of the two variances of Ho et al. 2020, section 3.2.
+        t, s and result as in alpha_t_given_s.  The smaller of the two choices of Ho et al. 2020, section 3.2.
         """
         t, s = self.check_times(t, s)
         return self.one_minus_alpha_bar[s] / self.one_minus_alpha_bar[t] * self.beta_t_given_s(t, s)

@@ -19,7 +19,7 @@ from functools import lru_cache
 from tinydiff.backend import asarray, backend_name, chunks, xp
 from tinydiff.ops.linear import add_bias
 
-# From interpolation at 0, 1, -1, 2, -2 and infinity: A^T ((G f) * (B^T d)) correlates a row d of 6 with a filter f of 3.
+# Interpolation at 0, 1, -1, 2, -2, infinity: A^T ((G f) * (B^T d)) correlates a row d of 6 with a filter f of 3.
 _BT = (
     (4, 0, -5, 0, 1, 0),
     (0, -4, -4, 1, 1, 0),
