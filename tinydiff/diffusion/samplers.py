@@ -71,7 +71,7 @@ def ddim_step(
         eps_hat = eps_from_x_0(schedule, x_t, t, x_0_hat)
     var = eta**2 * schedule.beta_tilde(t, s)
     signal_std = schedule.alpha_bar[s] ** 0.5
-    eps_std = (schedule.one_minus_alpha_bar[s] - var) ** 0.5
+    eps_std = (schedule.one_minus_alpha_bar[s] - var).clip(0) ** 0.5  # at eta = 1 rounding may leave -1e-17
     mean = per_row(signal_std, x_t) * x_0_hat + per_row(eps_std, x_t) * eps_hat
     return _add_noise(schedule, mean, var, s, noise), x_0_hat
 

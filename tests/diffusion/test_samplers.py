@@ -1,0 +1,466 @@
+"""Reverse steps and the loop: exact with oracle noise, exact on Gaussian data, the same at any stride."""
+
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from tinydiff.backend import asarray, default_rng, standard_normal, to_numpy
+from tinydiff.diffusion import (
+    Schedule,
+    ddim_step,
+    ddpm_step,
+    eps_from_x_0,
+    q_sample,
+    q_x_s_given_x_t_x_0,
+    sample,
+    timestep_pairs,
+    x_0_from_eps,
+)
+
+any_schedule = st.from_type(Schedule)
+shapes = st.sampled_from([(1,), (3,), (2, 5), (2, 3, 4, 1)])
+seeds = st.integers(0, 99)
+
+
+def normal(seed, *shape, dtype="float64"):
+    return standard_normal(default_rng(seed), shape, dtype)
+
+
+def assert_close(a, b, rtol=1e-12, atol=1e-12):
+    np.testing.assert_allclose(to_numpy(a), to_numpy(b), rtol=rtol, atol=atol)
+
+
+def assert_same(a, b):
+    np.testing.assert_array_equal(to_numpy(a), to_numpy(b))
+
+
+def draw_pair(data, schedule, lowest_s=0):
+    """Any s < t of the schedule, with enough signal left at t that x_0_hat keeps 8 digits."""
+    assume(lowest_s < schedule.T and schedule.alpha_bar[lowest_s + 1] > 1e-12)
+    last = int((schedule.alpha_bar > 1e-12).sum()) - 1
+    t = data.draw(st.integers(lowest_s + 1, last), label="t")
+    return t, data.draw(st.integers(lowest_s, t - 1), label="s")
+
+
+# --------------------------------------------------------------------------------------------------- exact step by step
+
+
+@given(any_schedule, st.data(), shapes, seeds)
+def test_ddim_with_oracle_noise_walks_the_closed_form(schedule, data, shape, seed):
+    """Told the true eps, DDIM passes through q_sample(x_0, s, eps) at any stride, sees x_0 always, and ends on it."""
+    t, s = draw_pair(data, schedule)
+    x_0, eps = normal(seed, 2, *shape)
+    stops = sorted({t, s, 0, *data.draw(st.lists(st.integers(0, t), max_size=4))}, reverse=True)
+    pairs = list(pairwise(stops))
+    x_t = q_sample(schedule, x_0, t, eps)
+    # x_0_hat divides roundings of 1e-16 by sqrt(alpha_bar_t) >= 1e-6, once for all steps: later ones shrink it.
+    atol = 1e-14 / schedule.alpha_bar[t] ** 0.5
+    seen = []
+    for at, x, x_0_hat in sample(partial(ddim_step, schedule), lambda x, t: eps, pairs, x_t, default_rng(0)):
+        assert_close(x, q_sample(schedule, x_0, at, eps), atol=atol)
+        assert_close(x_0_hat, x_0, atol=atol)
+        seen.append(at)
+    assert seen == stops[1:] and seen[-1] == 0
+    assert_close(x, x_0, atol=atol)
+
+
+@given(any_schedule, st.data(), shapes, seeds)
+def test_ddpm_with_the_true_noise_is_the_posterior(schedule, data, shape, seed):
+    """x_s = mean + sqrt(var) noise of q(x_s | x_t, x_0) when eps_hat is the noise that is in x_t."""
+    t, s = draw_pair(data, schedule)
+    x_0, eps, noise = normal(seed, 3, *shape)
+    x_t = q_sample(schedule, x_0, t, eps)
+    x_s, x_0_hat = ddpm_step(schedule, x_t, eps, t, s, noise)
+    mean, var = q_x_s_given_x_t_x_0(schedule, x_t, x_0, t, s)
+    atol = 1e-14 / schedule.alpha_bar[t] ** 0.5  # x_0_hat divides roundings by sqrt(alpha_bar_t)
+    assert_close(x_0_hat, x_0, atol=atol)
+    assert_close(x_s, mean + var**0.5 * noise, atol=atol)
+
+
+@given(any_schedule, st.data(), shapes, seeds)
+def test_ddpm_is_the_ancestral_step_of_the_paper(schedule, data, shape, seed):
+    """One step of stride one is x_{t-1} = (x_t - beta_t/sqrt(1 - alpha_bar_t) eps)/sqrt(alpha_t) + sigma_t z."""
+    t, _ = draw_pair(data, schedule)
+    x_t, eps_hat, noise = normal(seed, 3, *shape)
+    beta, alpha, alpha_bar = (float(table[t]) for table in (schedule.beta, schedule.alpha, schedule.alpha_bar))
+    before = float(schedule.alpha_bar[t - 1])
+    mean = (x_t - beta / (1 - alpha_bar) ** 0.5 * eps_hat) / alpha**0.5
+    sigmas = {Schedule.beta_t_given_s: beta**0.5, Schedule.beta_tilde: ((1 - before) / (1 - alpha_bar) * beta) ** 0.5}
+    # The step goes by way of x_0_hat, up to 1e6 large, whose roundings remain; 1 - alpha_bar here cancels at t = 1.
+    tolerance = 1e-9
+    for variance, sigma in sigmas.items():
+        x_s, _ = ddpm_step(schedule, x_t, eps_hat, t, t - 1, noise, variance=variance)
+        assert_close(x_s, mean + (sigma if t > 1 else 0) * noise, rtol=tolerance, atol=tolerance)
+
+
+@given(any_schedule, st.data(), shapes, seeds, st.booleans())
+def test_ddim_at_eta_1_is_ddpm(schedule, data, shape, seed, clip):
+    """At any s < t, clipped or not, ddim_step(eta=1) is ddpm_step with beta_tilde."""
+    t, s = draw_pair(data, schedule)
+    x_t, eps_hat, noise = normal(seed, 3, *shape)
+    ddim, ddim_x_0_hat = ddim_step(schedule, x_t, eps_hat, t, s, noise, eta=1.0, clip=clip)
+    ddpm, ddpm_x_0_hat = ddpm_step(schedule, x_t, eps_hat, t, s, noise, clip=clip)
+    assert_same(ddim_x_0_hat, ddpm_x_0_hat)
+    # 1 - alpha_bar_s - beta_tilde cancels down to 1e-12 at worst, which leaves 4 digits, of a term of size 1e-6.
+    scale = 1 + float(abs(to_numpy(ddpm_x_0_hat)).max()) * schedule.alpha_bar[s] ** 0.5
+    assert_close(ddim, ddpm, rtol=0, atol=1e-9 * scale)
+
+
+@given(any_schedule, st.data(), st.floats(0, 1), seeds)
+def test_every_eta_keeps_the_marginal(schedule, data, eta, seed):
+    """With oracle noise x_s has the mean and variance of q(x_s | x_0) for every eta: eps^2 + var = 1 - alpha_bar_s."""
+    t, s = draw_pair(data, schedule, lowest_s=1)
+    zero = normal(seed, 3) * 0
+    one = zero + 1
+    at_t = q_sample(schedule, zero, t, one)
+    eps_coef, _ = ddim_step(schedule, at_t, one, t, s, zero, eta=eta)
+    noise_coef = ddim_step(schedule, at_t, one, t, s, one, eta=eta)[0] - eps_coef
+    atol = 1e-14 / schedule.alpha_bar[t] ** 0.5
+    assert_close(eps_coef**2 + noise_coef**2, q_sample(schedule, zero, s, one) ** 2, atol=atol)
+    assert_close(noise_coef**2, eta**2 * schedule.beta_tilde(t, s) * one, rtol=1e-9, atol=atol)
+
+
+# -------------------------------------------------------------------------------------------------------------- noise
+
+STEPS = [
+    ddpm_step,
+    partial(ddpm_step, variance=Schedule.beta_t_given_s),
+    partial(ddim_step, eta=1.0),
+    partial(ddim_step, eta=0.3),
+    ddim_step,
+]
+
+
+@pytest.mark.parametrize("step", STEPS)
+@given(schedule=any_schedule, data=st.data(), shape=shapes, seed=seeds)
+def test_no_noise_enters_the_data(step, schedule, data, shape, seed):
+    """At s = 0 x_s is x_0_hat, bit for bit, whatever the variance, eta or noise: even noise that is NaN, or None."""
+    t, _ = draw_pair(data, schedule)
+    x_t, eps_hat = normal(seed, 2, *shape, dtype="float32")
+    for noise in (None, x_t * float("nan")):
+        x_s, x_0_hat = step(schedule, x_t, eps_hat, t, 0, noise)
+        assert_same(x_s, x_0_hat)
+        assert np.isfinite(to_numpy(x_s)).all()
+
+
+@given(any_schedule, st.data(), shapes, seeds)
+def test_eta_0_draws_nothing(schedule, data, shape, seed):
+    """ddim_step at its default has no use for noise: None, NaN and numbers give one answer, and that one twice."""
+    t, s = draw_pair(data, schedule, lowest_s=1)
+    x_t, eps_hat, noise = normal(seed, 3, *shape)
+    x_s, _ = ddim_step(schedule, x_t, eps_hat, t, s, None)
+    for other in (noise, noise * float("nan"), None):
+        assert_same(ddim_step(schedule, x_t, eps_hat, t, s, other, eta=0.0)[0], x_s)
+
+
+@pytest.mark.parametrize("variance", [Schedule.beta_tilde, Schedule.beta_t_given_s, lambda schedule, t, s: 0.25])
+@given(schedule=any_schedule, data=st.data(), seed=seeds)
+def test_noise_enters_with_the_standard_deviation_of_the_variance(variance, schedule, data, seed):
+    """x_s(noise) - x_s(0) = sqrt(variance(schedule, t, s)) noise, for either choice of Ho et al. and for one's own."""
+    t, s = draw_pair(data, schedule, lowest_s=1)
+    x_t, noise = normal(seed, 2, 3)
+    with_noise, _ = ddpm_step(schedule, 0 * x_t, 0 * x_t, t, s, noise, variance=variance)
+    assert_close(with_noise, float(variance(schedule, t, s)) ** 0.5 * noise, atol=0)
+
+
+def test_the_default_variance_is_beta_tilde(linear):
+    """ddpm_step without a variance is ddpm_step with Schedule.beta_tilde."""
+    x_t, eps_hat, noise = normal(0, 3, 4)
+    default, _ = ddpm_step(linear, x_t, eps_hat, 500, 400, noise)
+    assert_same(default, ddpm_step(linear, x_t, eps_hat, 500, 400, noise, variance=Schedule.beta_tilde)[0])
+
+
+# ----------------------------------------------------------------------------------------------------------- clipping
+
+
+@pytest.mark.parametrize("step", STEPS)
+@given(seed=seeds, t=st.integers(2, 1000))
+def test_clip_acts_on_x_0_hat_alone(linear, step, seed, t):
+    """With clip the step is the unclipped step for the eps that leads to clip(x_0_hat); off, x_0_hat is left alone."""
+    x_t, eps_hat, noise = normal(seed, 3, 4, 5)
+    s = t // 2
+    free = x_0_from_eps(linear, x_t, t, eps_hat)
+    assert_same(step(linear, x_t, eps_hat, t, s, noise)[1], free)
+    x_s, x_0_hat = step(linear, x_t, eps_hat, t, s, noise, clip=True)
+    inside = asarray(np.clip(to_numpy(free), -1, 1))
+    assert_same(x_0_hat, inside)
+    expected, _ = step(linear, x_t, eps_from_x_0(linear, x_t, t, inside), t, s, noise)
+    assert_close(x_s, expected, rtol=1e-10, atol=1e-10)  # x_0 -> eps -> x_0 divides by sqrt(alpha_bar_t) >= 6e-3
+
+
+# --------------------------------------------------------------------------------------------------------- the pairs
+
+
+@given(st.integers(1, 3000), st.data())
+def test_pairs_lead_from_T_to_0_evenly(T, data):
+    """num_steps pairs, the first t is T, the last s is 0, each s is the next t, strides differ by one at most."""
+    num_steps = data.draw(st.integers(1, T))
+    pairs = timestep_pairs(T, num_steps)
+    assert len(pairs) == num_steps
+    assert pairs[0][0] == T and pairs[-1][1] == 0
+    assert all(s == next_t for (_, s), (next_t, _) in pairwise(pairs))
+    strides = [t - s for t, s in pairs]
+    assert min(strides) >= 1 and max(strides) - min(strides) <= 1
+    assert all(type(t) is int and type(s) is int for t, s in pairs)
+
+
+@given(st.integers(1, 3000))
+def test_as_many_steps_as_times_is_the_full_chain(T):
+    """timestep_pairs(T, T) is (T, T-1), ..., (1, 0), and one step is (T, 0)."""
+    assert timestep_pairs(T, T) == [(t, t - 1) for t in range(T, 0, -1)]
+    assert timestep_pairs(T, 1) == [(T, 0)]
+
+
+@pytest.mark.parametrize("num_steps", [0, -1, 1001, 10.0, True])
+def test_a_number_of_steps_that_does_not_fit_is_refused(num_steps):
+    """num_steps is an integer in 1..T."""
+    with pytest.raises(ValueError, match="num_steps must"):
+        timestep_pairs(1000, num_steps)
+
+
+# ---------------------------------------------------------------------------------------------------- Gaussian data
+# For data N(m, v) the ideal eps_hat is affine in x_t, so a sampler maps x_T ~ N(0, 1) to a Gaussian whose mean and
+# standard deviation are numbers.  With S_t = alpha_bar_t v + 1 - alpha_bar_t, the variance of x_t,
+#   DDPM:  the mean step is E[x_s | x_t], of slope cov(x_s, x_t)/S_t = sqrt(alpha_bar_t/alpha_bar_s) S_s / S_t
+#   DDIM:  the slope is (sqrt(alpha_bar_s alpha_bar_t) v + sqrt((1 - alpha_bar_s)(1 - alpha_bar_t))) / S_t
+# and both take sqrt(alpha_bar_t) m, the mean of x_t, to sqrt(alpha_bar_s) m.
+
+
+def gaussian_eps_fn(schedule, m, v):
+    """E[eps | x_t] for data N(m, v)."""
+
+    def eps_fn(x_t, t):
+        a = float(schedule.alpha_bar[t])
+        return (1 - a) ** 0.5 / (a * v + 1 - a) * (x_t - a**0.5 * m)
+
+    return eps_fn
+
+
+def predicted(alpha_bar, pairs, m, v, kind):
+    """Mean and standard deviation of the sampler's output, by the slopes above."""
+    mean, var = 0.0, 1.0
+    for t, s in pairs:
+        a_t, a_s = alpha_bar[t], alpha_bar[s]
+        S_t, S_s = a_t * v + 1 - a_t, a_s * v + 1 - a_s
+        if kind == "ddim":
+            slope, added = ((a_s * a_t) ** 0.5 * v + ((1 - a_s) * (1 - a_t)) ** 0.5) / S_t, 0.0
+        else:
+            added = 1 - a_t / a_s if s > 0 else 0.0
+            added *= (1 - a_s) / (1 - a_t) if kind == "ddpm" else 1
+            slope = (a_t / a_s) ** 0.5 * S_s / S_t
+        mean = a_s**0.5 * m + slope * (mean - a_t**0.5 * m)
+        var = slope**2 * var + added
+    return mean, var**0.5
+
+
+GAUSSIAN_STEPS = {
+    "ddpm": ddpm_step,
+    "ddpm_large": partial(ddpm_step, variance=Schedule.beta_t_given_s),
+    "ddim": ddim_step,
+}
+
+
+def measured(schedule, pairs, m, v, kind):
+    """The same two numbers read off the sampler: push 0, 1 and a unit of each step's noise through it."""
+    eps_fn = gaussian_eps_fn(schedule, m, v)
+    zero_one, no_noise, unit = asarray(np.array([0.0, 1.0])), asarray(np.zeros(2)), asarray(np.ones(2))
+    mean, var = 0.0, 1.0
+    for t, s in pairs:
+        step = partial(GAUSSIAN_STEPS[kind], schedule, zero_one, eps_fn(zero_one, t), t, s)
+        at_0, at_1 = to_numpy(step(no_noise)[0])
+        added = to_numpy(step(unit)[0])[0] - at_0
+        mean, var = at_0 + (at_1 - at_0) * mean, (at_1 - at_0) ** 2 * var + added**2
+    return mean, var**0.5
+
+
+@pytest.mark.parametrize("kind", GAUSSIAN_STEPS)
+@given(T=st.integers(21, 400), data=st.data(), m=st.floats(-2, 2), std=st.floats(0.01, 2))
+def test_the_sampler_maps_gaussians_as_computed_by_hand(kind, T, data, m, std):
+    """The ideal denoiser of N(m, std^2) makes every sampler affine, with the slopes of conditional expectation."""
+    schedule, pairs = Schedule.linear(T), timestep_pairs(T, data.draw(st.integers(1, min(T, 40))))
+    expected = predicted(schedule.alpha_bar, pairs, m, std**2, kind)
+    # x_0_hat at t = T divides by sqrt(alpha_bar_T), 3e-8 at T = 21: 16 digits become 8.
+    assert measured(schedule, pairs, m, std**2, kind) == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+# From a program that shares no line with this one: data N(0.7, 0.5^2), linear beta, T = 1000.
+KNOWN_STD = {
+    "ddpm": {10: 0.33348, 50: 0.4441, 250: 0.4858, 1000: 0.49611},
+    "ddim": {10: 0.36995, 50: 0.4714, 250: 0.49409, 1000: 0.4985},
+}
+
+
+@pytest.mark.parametrize("kind", KNOWN_STD)
+@pytest.mark.parametrize("num_steps", [10, 50, 250, 1000])
+def test_the_output_of_the_ideal_denoiser_is_the_known_number(linear, kind, num_steps):
+    """The output's standard deviation at 10, 50, 250 and 1,000 steps, to the five digits that are known."""
+    pairs = timestep_pairs(linear.T, num_steps)
+    assert measured(linear, pairs, 0.7, 0.25, kind)[1] == pytest.approx(KNOWN_STD[kind][num_steps], abs=5.1e-6)
+
+
+@pytest.mark.parametrize("kind", GAUSSIAN_STEPS)
+def test_more_steps_come_closer_to_the_data(linear, kind):
+    """The error of the output's standard deviation falls at least 2.5 times for 5 times the steps, and below 1%."""
+    errors = [abs(measured(linear, timestep_pairs(1000, n), 0.7, 0.25, kind)[1] - 0.5) for n in (8, 40, 200, 1000)]
+    if kind == "ddpm_large":
+        errors = errors[1:]  # in 8 steps its error changes sign: too small a mean step, too large a noise
+    assert all(few > 2.5 * many for few, many in pairwise(errors))
+    assert errors[-1] < 0.005
+
+
+@pytest.mark.parametrize("kind, v", [("ddpm", 0.0), ("ddpm_large", 1.0)])
+@given(num_steps=st.integers(1, 60))
+def test_each_variance_is_exact_for_its_own_data(linear, kind, v, num_steps):
+    """beta_tilde for data that are one point, beta_{t|s} for N(0, I): each x_t then has exactly its true variance."""
+    pairs = timestep_pairs(1000, num_steps)[:-1]
+    S = linear.alpha_bar * v + linear.one_minus_alpha_bar
+    eps_fn = gaussian_eps_fn(linear, 0.0, v)
+    zero_one, unit = asarray(np.array([0.0, 1.0])), asarray(np.ones(2))
+    for t, s in pairs:
+        step = partial(GAUSSIAN_STEPS[kind], linear, zero_one, eps_fn(zero_one, t), t, s)
+        at_0, at_1 = to_numpy(step(0 * unit)[0])
+        added = to_numpy(step(unit)[0])[0] - at_0
+        assert (at_1 - at_0) ** 2 * S[t] + added**2 == pytest.approx(S[s], rel=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["ddpm", "ddim"])
+def test_samples_of_the_ideal_denoiser_spread_as_predicted(linear, kind):
+    """10 steps of 40,000 random chains: mean and standard deviation within 4.5 standard errors of the prediction."""
+    n, pairs = 40_000, timestep_pairs(1000, 10)
+    mean, std = predicted(linear.alpha_bar, pairs, 0.7, 0.25, kind)
+    rng = default_rng(1)
+    x_T = standard_normal(rng, (n,), "float64")
+    *_, (t, x_0, _) = sample(partial(GAUSSIAN_STEPS[kind], linear), gaussian_eps_fn(linear, 0.7, 0.25), pairs, x_T, rng)
+    assert t == 0
+    assert abs(to_numpy(x_0).mean() - mean) < 4.5 * std / n**0.5
+    assert abs(to_numpy(x_0).std() - std) < 4.5 * std / (2 * n) ** 0.5
+
+
+# ----------------------------------------------------------------------------------------------------------- the loop
+
+
+def fake_eps_fn(x_t, t):
+    """Any function of x_t and t."""
+    return 0.5 * x_t + 0.001 * t
+
+
+@pytest.mark.parametrize("step", STEPS)
+@given(seed=seeds, num_steps=st.integers(1, 12))
+def test_sample_is_the_step_repeated(linear, step, seed, num_steps):
+    """sample yields (s, x_s, x_0_hat) of each pair in turn, with fresh noise from rng for each step with s > 0."""
+    x_T = normal(seed, 2, 3, 1, dtype="float32")
+    pairs = timestep_pairs(1000, num_steps)
+    walk = list(sample(partial(step, linear), fake_eps_fn, pairs, x_T, default_rng(seed)))
+    assert [t for t, _, _ in walk] == [s for _, s in pairs]
+    rng, x = default_rng(seed), x_T
+    for (t, s), (_, x_s, x_0_hat) in zip(pairs, walk):
+        noise = standard_normal(rng, x.shape, "float32") if s > 0 else None
+        x, expected_x_0_hat = step(linear, x, fake_eps_fn(x, t), t, s, noise)
+        assert_same(x_s, x)
+        assert_same(x_0_hat, expected_x_0_hat)
+        assert x_s.dtype == x_0_hat.dtype == "float32" and x_s.shape == x_0_hat.shape == x_T.shape
+    assert_same(walk[-1][1], walk[-1][2])
+
+
+def test_one_seed_is_one_noise_for_every_sampler(linear):
+    """DDIM with eta = 0, which uses no noise, leaves rng where DDPM leaves it."""
+    after = []
+    for step in STEPS:
+        rng = default_rng(7)
+        list(sample(partial(step, linear), fake_eps_fn, timestep_pairs(1000, 5), normal(0, 2, 3), rng))
+        after.append(rng.integers(2**62))
+    assert len(set(after)) == 1
+
+
+def test_sample_leaves_x_T_and_what_it_yielded_alone(linear):
+    """No array that was handed in or out is written to afterwards."""
+    x_T = normal(0, 2, 3)
+    before, kept = to_numpy(x_T).copy(), []
+    for _, x_t, x_0_hat in sample(
+        partial(ddpm_step, linear, clip=True), fake_eps_fn, timestep_pairs(1000, 6), x_T, default_rng(0)
+    ):
+        kept.append((x_t, to_numpy(x_t).copy(), x_0_hat, to_numpy(x_0_hat).copy()))
+    assert_same(x_T, before)
+    for x_t, x_t_then, x_0_hat, x_0_hat_then in kept:
+        assert_same(x_t, x_t_then)
+        assert_same(x_0_hat, x_0_hat_then)
+
+
+def test_eps_fn_gets_the_time_as_a_python_integer(linear):
+    """t reaches the model as int, not as a NumPy scalar that would promote what it touches."""
+    times = []
+
+    def eps_fn(x_t, t):
+        times.append(t)
+        return x_t
+
+    list(sample(partial(ddim_step, linear), eps_fn, timestep_pairs(1000, 4), normal(0, 2), default_rng(0)))
+    assert times == [1000, 750, 500, 250] and all(type(t) is int for t in times)
+
+
+# ------------------------------------------------------------------------------------------------- rows, bad arguments
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_takes_a_time_for_each_row(linear, step):
+    """With (N,) t and s, rows step as they would alone, the row at s = 0 without noise."""
+    x_t, eps_hat, noise = normal(3, 3, 4, 2, 3, 1, dtype="float32")
+    t, s = np.array([1, 7, 1000, 500]), np.array([0, 6, 0, 250])
+    x_s, x_0_hat = step(linear, x_t, eps_hat, t, s, noise)
+    for i in range(4):
+        row = slice(i, i + 1)
+        alone, alone_hat = step(linear, x_t[row], eps_hat[row], int(t[i]), int(s[i]), noise[row])
+        assert_same(x_s[row], alone)
+        assert_same(x_0_hat[row], alone_hat)
+    assert x_s.dtype == "float32"
+
+
+@pytest.mark.parametrize("step", STEPS[:-1])
+def test_a_random_step_without_noise_is_refused(linear, step):
+    """noise=None is an error where noise has a weight, not a silent zero."""
+    x = normal(0, 2, 3)
+    with pytest.raises(ValueError, match="noise is needed for a random step to s = 4, got None"):
+        step(linear, x, x, 5, 4, None)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_arrays_that_do_not_match_are_refused_by_name(linear, step):
+    """eps_hat and noise must have the shape and dtype of x_t."""
+    x = normal(0, 2, 3, dtype="float32")
+    for bad in (normal(0, 2, 3), normal(0, 2, 1, dtype="float32"), normal(0, 3, dtype="float32")):
+        with pytest.raises(ValueError, match=r"eps_hat must be float32 \(2, 3\) like x_t"):
+            step(linear, x, bad, 5, 4, x)
+        if step is not ddim_step:
+            with pytest.raises(ValueError, match=r"noise must be float32 \(2, 3\) like x_t"):
+                step(linear, x, x, 5, 4, bad)
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    "t, s, message",
+    [
+        (5, 5, "got s = 5 and t = 5"),
+        (4, 5, "got s = 5"),
+        (1001, 5, "t must lie"),
+        (5, -1, "s must lie"),
+        (0, 0, "t must"),
+    ],
+)
+@pytest.mark.parametrize("clip", [False, True])
+def test_a_step_that_does_not_go_back_is_refused(linear, step, t, s, message, clip):
+    """0 <= s < t <= T, or ValueError naming the time."""
+    x = normal(0, 2, 3)
+    with pytest.raises(ValueError, match=message):
+        step(linear, x, x, t, s, x, clip=clip)
+
+
+@pytest.mark.parametrize("eta", [-0.1, 1.01, float("nan")])
+def test_eta_outside_0_1_is_refused(linear, eta):
+    """Past 1 the eps coefficient would be the root of a negative number."""
+    x = normal(0, 2, 3)
+    with pytest.raises(ValueError, match=r"eta must lie in 0\.\.1, got"):
+        ddim_step(linear, x, x, 5, 4, x, eta=eta)

@@ -1,0 +1,254 @@
+"""The tables: exact against rational arithmetic, each named schedule against its published formula."""
+
+import math
+import warnings
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinydiff.diffusion import Schedule, ScheduleWarning
+
+NAMED = [Schedule.linear, Schedule.cosine, Schedule.quadratic, Schedule.sigmoid, Schedule.constant]
+any_schedule = st.from_type(Schedule)
+
+
+def exact_alpha(schedule, s, t):
+    """alpha_{s+1} ... alpha_t in rational arithmetic: nothing is rounded."""
+    return math.prod((1 - Fraction(float(b)) for b in schedule.beta[s + 1 : t + 1]), start=Fraction(1))
+
+
+@given(any_schedule)
+def test_tables_have_one_entry_for_the_data_and_one_for_each_step(schedule):
+    """Every table is float64 of length T+1, is read-only, and says at t = 0 that x_0 is the data."""
+    entry_0 = {"beta": 0, "alpha": 1, "alpha_bar": 1, "log_alpha_bar": 0, "one_minus_alpha_bar": 0}
+    for name, first in entry_0.items():
+        table = getattr(schedule, name)
+        assert table.shape == (schedule.T + 1,) and table.dtype == np.float64, name
+        assert table[0] == first, name
+        with pytest.raises(ValueError, match="read-only"):
+            table[0] = 0.5
+
+
+@given(any_schedule)
+def test_alpha_bar_is_the_product_of_all_alphas_so_far(schedule):
+    """alpha_bar_t = (1 - beta_1) ... (1 - beta_t), in each of the three forms that are kept."""
+    # Exact fractions for the first steps; each step adds a rounding or two of 1e-16.
+    for t in range(1, min(schedule.T, 8) + 1):
+        exact = exact_alpha(schedule, 0, t)
+        assert schedule.alpha[t] == pytest.approx(1 - schedule.beta[t], rel=1e-15)
+        assert schedule.alpha_bar[t] == pytest.approx(float(exact), rel=1e-14)
+        assert schedule.one_minus_alpha_bar[t] == pytest.approx(float(1 - exact), rel=1e-14)
+    # The whole chain: the sum of 3,000 logarithms, good to 1e-16 of its size (at most 7,000) at every step.
+    log_alpha_bar = np.array([math.fsum(np.log1p(-schedule.beta[: t + 1])) for t in (1, schedule.T // 2, schedule.T)])
+    at = [1, schedule.T // 2, schedule.T]
+    np.testing.assert_allclose(schedule.log_alpha_bar[at], log_alpha_bar, rtol=1e-12)
+    np.testing.assert_allclose(schedule.alpha_bar[at], np.exp(log_alpha_bar), rtol=1e-11, atol=1e-300)
+
+
+@given(any_schedule)
+def test_the_data_fades_strictly(schedule):
+    """alpha_bar falls at every step, as long as float64 can hold it, and log SNR with it, from +inf."""
+    assert (np.diff(schedule.log_alpha_bar) < 0).all()
+    held = schedule.alpha_bar > 1e-300
+    assert (np.diff(schedule.alpha_bar[held]) < 0).all()
+    assert schedule.log_snr[0] == np.inf and (np.diff(schedule.log_snr) < 0).all()
+
+
+@given(any_schedule)
+def test_signal_and_noise_variances_sum_to_one(schedule):
+    """alpha_bar_t + (1 - alpha_bar_t) = 1: data of unit variance keep it, at every t."""
+    # Two tables, each good to 1e-16 a step: 3,000 steps make 3e-13.
+    np.testing.assert_allclose(schedule.alpha_bar + schedule.one_minus_alpha_bar, 1, rtol=0, atol=1e-12)
+
+
+@given(any_schedule, st.data())
+def test_log_snr_is_the_log_of_signal_over_noise(schedule, data):
+    """exp(log_snr_t) (1 - alpha_bar_t) = alpha_bar_t."""
+    t = data.draw(st.integers(1, schedule.T))
+    # log_alpha_bar reaches -7,000, and exp turns its absolute error of 1e-12 into a relative one.
+    signal = math.exp(schedule.log_snr[t]) * schedule.one_minus_alpha_bar[t]
+    assert signal == pytest.approx(schedule.alpha_bar[t], rel=1e-10, abs=1e-300)
+
+
+@given(any_schedule, st.data())
+def test_beta_t_given_s_is_the_noise_of_all_steps_between(schedule, data):
+    """1 - beta_{t|s} = alpha_{t|s} = alpha_{s+1} ... alpha_t for any s < t, and beta_t itself for one step."""
+    t = data.draw(st.integers(1, schedule.T))
+    s = data.draw(st.integers(max(0, t - 8), t - 1))
+    # The difference of two logarithms of size up to 7,000, each good to 1e-16 of it.
+    atol = 1e-15 * (1 - schedule.log_alpha_bar[t])
+    exact = exact_alpha(schedule, s, t)
+    assert schedule.beta_t_given_s(t, s) == pytest.approx(float(1 - exact), rel=1e-13, abs=atol)
+    assert schedule.alpha_t_given_s(t, s) == pytest.approx(float(exact), rel=1e-13 + atol)
+    assert schedule.beta_t_given_s(t, t - 1) == pytest.approx(schedule.beta[t], rel=1e-13, abs=atol)
+    assert schedule.beta_t_given_s(t, 0) == schedule.one_minus_alpha_bar[t]
+
+
+@given(any_schedule, st.data())
+def test_beta_tilde_is_beta_seen_from_the_data(schedule, data):
+    """1/beta_tilde_{t|s} = (1 - beta_{t|s})/beta_{t|s} + 1/(1 - alpha_bar_s): precisions add; 0 at s = 0; <= beta."""
+    t = data.draw(st.integers(1, schedule.T))
+    s = data.draw(st.integers(0, t - 1))
+    tilde, beta = schedule.beta_tilde(t, s), schedule.beta_t_given_s(t, s)
+    assert schedule.beta_tilde(t, 0) == 0
+    assert 0 <= tilde <= beta
+    if s > 0:
+        precision = (1 - beta) / beta + 1 / schedule.one_minus_alpha_bar[s]
+        # beta_{t|s} and 1 - alpha_bar_t are read from logarithms of size up to 7,000, and beta may be 1e-6.
+        slack = 1e-14 * (1 - schedule.log_alpha_bar[t]) / beta
+        assert tilde * precision == pytest.approx(1, rel=1e-12 + slack)
+
+
+@given(any_schedule, st.data())
+def test_jumps_take_a_time_for_each_row(schedule, data):
+    """For (N,) times, each entry is that of its own row, and an integer stands for all rows."""
+    t = np.array(data.draw(st.lists(st.integers(1, schedule.T), min_size=1, max_size=5)))
+    s = t // 2
+    for jump in (Schedule.alpha_t_given_s, Schedule.beta_t_given_s, Schedule.beta_tilde):
+        np.testing.assert_array_equal(jump(schedule, t, s), [jump(schedule, a, b) for a, b in zip(t, s)])
+        np.testing.assert_array_equal(jump(schedule, t, 0), [jump(schedule, a, 0) for a in t])
+
+
+def ramp(t, T, low, high):
+    return low + (high - low) * (t - 1) / (T - 1)
+
+
+PUBLISHED = {
+    "linear": lambda t, T: 1000 / T * ramp(t, T, 1e-4, 0.02),
+    "quadratic": lambda t, T: 1000 / T * ramp(t, T, math.sqrt(1e-4), math.sqrt(0.02)) ** 2,
+    "sigmoid": lambda t, T: 1000 / T * (1e-4 + 0.0199 / (1 + math.exp(-ramp(t, T, -6, 6)))),
+    "constant": lambda t, T: 1000 / T * 0.01005,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@given(T=st.one_of(st.just(1000), st.integers(21, 3000)))
+def test_each_beta_schedule_is_its_published_formula(name, T):
+    """beta_t is the stated function of t and T, at every t."""
+    schedule = getattr(Schedule, name)(T)
+    expected = [PUBLISHED[name](t, T) for t in range(1, T + 1)]
+    np.testing.assert_allclose(schedule.beta[1:], expected, rtol=1e-12)  # a handful of roundings
+
+
+def test_linear_at_its_default_is_the_schedule_of_the_paper(linear):
+    """beta_1 = 1e-4 and beta_1000 = 0.02, as Ho et al. 2020, section 4 have it: t is not off by one."""
+    assert linear.T == 1000
+    assert linear.beta[[1, 1000]].tolist() == [1e-4, 0.02]
+
+
+@given(T=st.one_of(st.just(1000), st.integers(1, 3000)))
+def test_cosine_is_its_published_formula(T):
+    """alpha_bar_t = f(t)/f(0) until the cap on beta, 0.999, takes hold at the end (Nichol & Dhariwal 2021, eq. 17)."""
+    schedule = Schedule.cosine(T)
+    assert schedule.T == T
+    f = [math.cos((t / T + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(T + 1)]
+    assert 1 - f[T] / f[T - 1] > 0.999 and schedule.beta[T] == 0.999
+    free = [t for t in range(1, T + 1) if 1 - f[t] / f[t - 1] < 0.999]
+    # f passes near the zero of the cosine: an error of 1e-16 in its argument, over at least 1e-3.
+    np.testing.assert_allclose(schedule.alpha_bar[free], np.array(f)[free] / f[0], rtol=1e-9)
+
+
+@pytest.mark.parametrize("make", NAMED)
+@given(T=st.one_of(st.integers(21, 60), st.integers(21, 3000)))
+def test_every_named_schedule_ends_in_noise_at_any_length(make, T):
+    """However short the chain, x_T holds less than a tenth of x_0, and no warning is given."""
+    assert make(T).alpha_bar[-1] ** 0.5 < 0.1
+
+
+@pytest.mark.parametrize("make, shortest", [(m, n) for m, n in zip(NAMED, (21, 1, 21, 20, 11))])
+def test_a_chain_too_short_for_its_schedule_is_refused(make, shortest):
+    """The shortest T that a schedule can carry is the one that it states; below, beta >= 1 is refused."""
+    make(shortest)
+    for T in range(1, shortest):
+        with pytest.raises(ValueError, match=rf"got [\d.]+ at t = \d+ of T = {T}$"):
+            make(T)
+
+
+@pytest.mark.parametrize("make", NAMED)
+@pytest.mark.parametrize("T", [0, -3, 100.0, "100"])
+def test_a_length_that_is_not_a_positive_integer_is_refused(make, T):
+    """T is a count of steps."""
+    with pytest.raises(ValueError, match="T must"):
+        make(T)
+
+
+@given(any_schedule, st.data(), st.sampled_from([1.0, 1.5, -0.25, float("nan"), float("inf")]))
+def test_a_beta_outside_0_1_is_refused_by_time_and_value(schedule, data, bad):
+    """The message names t, counted from 1, and the value."""
+    t = data.draw(st.integers(1, schedule.T))
+    beta = schedule.beta[1:].copy()
+    beta[t - 1] = bad
+    with pytest.raises(ValueError, match=rf"got {bad:.6g} at t = {t} of T = {schedule.T}"):
+        Schedule(beta)
+
+
+def test_a_zero_beta_is_refused_but_in_front():
+    """beta_t = 0 is no step; only entry 0 of a whole table is 0."""
+    for beta in ([0.0], [0.5, 0.0], [0.0, 0.0, 0.5], [-0.0, 0.5, 0.0]):
+        with pytest.raises(ValueError, match=r"got -?0 at t = "):
+            Schedule(beta)
+
+
+@pytest.mark.parametrize("beta", [[], 0.5, [[0.1, 0.2]]])
+def test_beta_must_be_a_row_of_numbers(beta):
+    """An empty chain, a number and a matrix are no schedule."""
+    with pytest.raises(ValueError, match="shape"):
+        Schedule(beta)
+
+
+@given(any_schedule)
+def test_a_schedule_is_its_beta_table(schedule):
+    """Schedule(schedule.beta) and Schedule(schedule.beta[1:]) are the same schedule, bit for bit."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ScheduleWarning)
+        for again in (Schedule(schedule.beta), Schedule(schedule.beta[1:]), Schedule(schedule.beta[1:].tolist())):
+            assert again.T == schedule.T
+            for name in ("beta", "alpha", "alpha_bar", "log_alpha_bar", "one_minus_alpha_bar"):
+                np.testing.assert_array_equal(getattr(again, name), getattr(schedule, name))
+
+
+@given(any_schedule)
+def test_a_schedule_warns_exactly_when_x_T_still_shows_the_data(schedule):
+    """ScheduleWarning if and only if sqrt(alpha_bar_T) > 0.1."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Schedule(schedule.beta)
+    assert [w.category for w in caught] == [ScheduleWarning] * (math.exp(schedule.log_alpha_bar[-1] / 2) > 0.1)
+
+
+def test_a_linear_schedule_cut_short_without_scaling_warns():
+    """The usual mistake, 1e-4..0.02 in 50 steps, leaves sqrt(0.60) of the data in x_T, and says so."""
+    with pytest.warns(ScheduleWarning, match=r"sqrt\(alpha_bar_T\) = 0\.77\d of x_0 is left at T = 50"):
+        Schedule(np.linspace(1e-4, 0.02, 50))
+
+
+def test_a_schedule_keeps_its_own_copy_of_beta():
+    """Changing the caller's array afterwards changes nothing, and the array stays writable."""
+    beta = np.full(20, 0.4)
+    schedule = Schedule(beta)
+    beta[:] = 0.1
+    assert (schedule.beta[1:] == 0.4).all()
+
+
+@pytest.mark.parametrize(
+    "t, s, message",
+    [
+        (5, 5, "got s = 5 and t = 5"),
+        (3, 7, "got s = 7 and t = 3"),
+        ([5, 4], [2, 4], "got s = 4 and t = 4"),
+        ([9, 4], 6, "got s = 6 and t = 4"),
+        (5, -1, r"s must lie in 0\.\.1000, got -1"),
+        (1001, 5, r"t must lie in 1\.\.1000, got 1001"),
+        (0, 0, r"t must lie in 1\.\.1000, got 0"),
+        (2.5, 1, "t must be integers"),
+        ([5, 4], [1, 2, 3], "one shape"),
+    ],
+)
+def test_a_pair_of_times_that_is_no_reverse_step_is_refused(linear, t, s, message):
+    """Unless 0 <= s < t <= T, the message names the argument and the value, for each kind of jump."""
+    for jump in (Schedule.alpha_t_given_s, Schedule.beta_t_given_s, Schedule.beta_tilde):
+        with pytest.raises(ValueError, match=message):
+            jump(linear, t, s)
