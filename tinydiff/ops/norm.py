@@ -13,7 +13,7 @@ products.  Axes: N batch, P pixels, C channels, G groups.  Read next: attention.
 
 from tinydiff.autograd import op
 from tinydiff.backend import chunks, xp
-from tinydiff.ops.linear import sum_rows
+from tinydiff.ops.linear import image_row, sum_rows
 from tinydiff.ops.pointwise import silu_array, silu_derivative
 
 
@@ -95,7 +95,7 @@ class _GroupNorm:
         """gamma d rstd + beta, written to out."""
         out = self._rows(out)
         xp.multiply(d, self._tile(self.rstd[part] * self.gamma), out=out)
-        out += xp.tile(self.beta, self.width)
+        out += self._tile(self.beta[None])
         return out
 
     def _rows(self, maps):
@@ -107,5 +107,4 @@ class _GroupNorm:
         return sum_rows(rows.reshape(len(rows), -1, self.x.shape[-1]))
 
     def _tile(self, v):
-        """Per-channel factors (n, C) repeated along an image row, (n, 1, W C)."""
-        return xp.tile(v, self.width)[:, None]
+        return image_row(v, self.width)
