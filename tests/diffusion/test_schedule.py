@@ -227,10 +227,11 @@ def test_a_linear_schedule_cut_short_without_scaling_warns():
 
 def test_a_schedule_keeps_its_own_copy_of_beta():
     """Changing the caller's array afterwards changes nothing, and the array stays writable."""
-    beta = np.full(20, 0.4)
-    schedule = Schedule(beta)
-    beta[:] = 0.1
-    assert (schedule.beta[1:] == 0.4).all()
+    for zero in ([], [0.0]):
+        beta = np.concatenate([zero, np.full(20, 0.4)])
+        schedule = Schedule(beta)
+        beta[:] = 0.1
+        assert (schedule.beta[1:] == 0.4).all()
 
 
 @pytest.mark.parametrize(
