@@ -123,8 +123,7 @@ class Workers:
                     yield done.pop(next_out)
                     next_out += 1
         finally:
-            for pipe in running:  # the caller stopped early: leave no answer behind in a pipe
-                self._receive(pipe)
+            self._receive_all(list(running))  # the caller stopped early, or a job failed
 
     @contextmanager
     def weights(self, theta: Any) -> Iterator[None]:
@@ -172,15 +171,26 @@ class Workers:
                 there.close()
                 self._processes.append(process)
                 self._pipes.append(here)
-        for pipe in self._pipes:
-            self._receive(pipe)
+        self._receive_all(self._pipes)
         # Everyone has it open now.  Without a name it vanishes with its last user, even after kill -9.
         shared.memory.unlink()
 
     def _ask(self, command: str, arguments: Sequence[tuple]) -> list[Any]:
         for pipe, args in zip(self._pipes, arguments):
             self._send(pipe, command, args)
-        return [self._receive(pipe) for pipe in self._pipes]
+        return self._receive_all(self._pipes)
+
+    def _receive_all(self, pipes: Sequence[Any]) -> list[Any]:
+        """An answer from each, the first failure raised only when all have answered: none is left in a pipe."""
+        results, failure = [], None
+        for pipe in pipes:
+            try:
+                results.append(self._receive(pipe))
+            except WorkerError as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+        return results
 
     def _send(self, pipe: Any, command: str, args: tuple) -> None:
         try:
@@ -265,6 +275,8 @@ def _losses_and_gradient(
     model: Module, losses_of: Losses, batch: Batch, part: slice, n: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Losses of batch[part], and their share of the gradient of the mean over all n, added to the parameters' .grad."""
+    if part.start == part.stop:  # more workers than examples
+        return np.empty(0, "float32")
     losses = losses_of(model, {name: a[part] for name, a in batch.items()}, rng)
     losses.backward(xp.full(losses.shape, 1 / n, losses.dtype))
     return to_numpy(losses)

@@ -12,6 +12,7 @@ Read next: generate.py, then ../demos/train_mnist.py.
 """
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,9 +40,14 @@ class TrainingError(TinydiffError):
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What a run is, besides its network, its data and its schedule."""
+    """What a run is, besides its network, its data and its schedule.
+
+    minutes: None, or the time that training may take: at the end of the warm-up the speed so far tells how many steps
+    fit, and num_steps is lowered to that.  Only there does a clock enter, and the checkpoint keeps what was decided.
+    """
 
     num_steps: int = 2000
+    minutes: float | None = 8.0
     batch_size: int = 64
     peak_lr: float = 1e-3
     warmup: int = 100  # steps
@@ -84,6 +90,7 @@ class Training:
     def __init__(self, workers: Workers, schedule: Schedule, config: TrainConfig):
         self.workers, self.schedule, self.config = workers, schedule, config
         self.num_steps = config.num_steps
+        self._clock: tuple[float, int] | None = None  # when this process began its first step, and which that was
         self.adam = Adam(workers.flat, weight_decay=config.weight_decay)
         self.ema = EMA(workers.flat, config.ema_decay)
         self.step = 0
@@ -92,6 +99,8 @@ class Training:
     def advance(self, dataset: Dataset) -> None:
         """One step.  Raises TrainingError, before anything is changed, if loss or gradient is nan or infinite."""
         config = self.config
+        if self._clock is None:
+            self._clock = time.monotonic(), self.step
         batch = draw_batch(dataset, self.schedule, config, self.workers.model.config["num_classes"], self.step)
         losses = self.workers.gradients(noise_prediction_losses, batch, (config.seed, self.step))
         norm = clip_grad_norm(self.workers.flat, config.clip_norm)
@@ -106,6 +115,8 @@ class Training:
         self.ema.update()
         self.step += 1
         self.metrics.append((loss, norm, rate, *_bucket_means(losses, batch["t"], self.schedule.T)))
+        if config.minutes is not None and self.step == config.warmup:
+            self.num_steps = min(self.num_steps, self._steps_that_fit(config.minutes))
 
     def save(self, path: Path, dataset: Dataset) -> None:
         """Write everything that `restore` and sampling need, atomically."""
@@ -141,6 +152,12 @@ class Training:
         self.step, self.num_steps = meta["step"], meta["num_steps"]
         self.adam.num_steps = self.ema.num_updates = self.step
         self.metrics = [tuple(row) for row in arrays["metrics"].tolist()]
+
+    def _steps_that_fit(self, minutes: float) -> int:
+        assert self._clock is not None
+        began, first = self._clock
+        seconds = (time.monotonic() - began) / (self.step - first)  # a step
+        return max(self.step + 1, int(minutes * 60 / seconds))
 
     def _buffers(self) -> dict[str, Any]:
         return {"weights": self.workers.flat.data, "ema": self.ema.data, "adam_m": self.adam.m, "adam_v": self.adam.v}

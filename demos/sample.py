@@ -1,0 +1,76 @@
+"""Draw images from a trained checkpoint.
+
+    python demos/sample.py runs/mnist/checkpoint.npz --num 100
+    python demos/sample.py runs/mnist/checkpoint.npz --labels 3,7 --scale 1 --sampler ddpm --steps 1000
+
+Labels are dealt out in turn until --num images have one, and the picture is sorted by label.  --save-npz also writes
+the arrays: images (N, 28, 28, 1) float32 in [-1, 1] and labels (N,).
+"""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from tinydiff import cli, plots
+from tinydiff.backend import TinydiffError, use_backend
+from tinydiff.checkpoint import atomic_write
+from tinydiff.diffusion import ddim_step, ddpm_step
+from tinydiff.generate import Recipe, generate, load_trained
+from tinydiff.parallel import available_cores
+
+STEPS = {"ddim": partial(ddim_step, clip=True), "ddpm": partial(ddpm_step, clip=True)}
+
+
+def main(
+    checkpoint,
+    *,
+    backend="numpy",
+    num=100,
+    labels=tuple(range(10)),
+    scale=Recipe.scale,
+    sampler="ddim",
+    steps=Recipe.num_steps,
+    seed=0,
+    out="samples.png",
+    save_npz=None,
+    workers=None,
+):
+    use_backend(backend)
+    pool, schedule, meta = load_trained(Path(checkpoint), workers or (available_cores() if backend == "numpy" else 1))
+    with pool:
+        recipe = Recipe(schedule, tuple(meta["data"]["image_shape"]), STEPS[sampler], steps, scale)
+        if steps > schedule.T:
+            raise TinydiffError(f"--steps {steps}: the checkpoint's schedule has T = {schedule.T} steps, no more")
+        asked = sorted(labels[i % len(labels)] for i in range(num))
+        parts = []
+        with tqdm(total=num, unit="img", dynamic_ncols=True) as bar:
+            for frames in generate(pool, recipe, asked, seed):
+                parts.append(frames[-1])
+                bar.update(len(frames[-1]))
+    images = np.clip(np.concatenate(parts), -1, 1)
+    columns = max(1, min(20, -(-num // len(labels))))
+    title = f"{meta['data']['name']}, {meta['step']:,} steps, {sampler} {steps}, guidance {scale:g}"
+    plots.save_grid(out, images, columns=columns, title=title)
+    print(f"{num} images: {out}")
+    if save_npz:
+        with atomic_write(save_npz) as file:
+            np.savez(file, images=images, labels=np.array(asked))
+        print(f"arrays: {save_npz}")
+
+
+if __name__ == "__main__":
+    parser = cli.parser(__doc__, main)
+    parser.add_argument("checkpoint", help="checkpoint.npz of train_mnist.py")
+    cli.add_backend(parser)
+    parser.add_argument("--num", type=cli.positive_int, help="images to draw")
+    parser.add_argument("--labels", type=cli.labels, help="digits to draw, such as 0-9 or 3,7")
+    parser.add_argument("--scale", type=cli.non_negative_float, help="guidance: 0 ignores the label, 1 follows it")
+    parser.add_argument("--sampler", choices=STEPS, help="ddim: no noise on the way; ddpm: ancestral sampling")
+    parser.add_argument("--steps", type=cli.positive_int, help="reverse steps, at most the schedule's T")
+    parser.add_argument("--seed", type=cli.non_negative_int, help="of the noise")
+    parser.add_argument("--out", help="the picture, a .png")
+    parser.add_argument("--save-npz", help="also write the arrays to this .npz")
+    parser.add_argument("--workers", type=cli.positive_int, help="processes to share the work (default: all cores)")
+    cli.run(main, parser)

@@ -1,0 +1,226 @@
+"""Train a class-conditional DDPM on handwritten digits and draw samples from it: the main job.
+
+    python demos/train_mnist.py                      about 2,000 steps, fewer where 8 minutes do not suffice
+    python demos/train_mnist.py --minutes 60         a long run
+    python demos/train_mnist.py --resume             continue a run that was stopped or killed
+
+Everything goes to --out: checkpoint.npz, metrics.csv, a grid in progress/ every so often (same noise each time), and at
+the end samples.png, denoising.png, denoising.gif and loss.png.  Ctrl-C and SIGTERM save and end.
+"""
+
+import csv
+import io
+import os
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from tinydiff import checkpoint, cli, plots
+from tinydiff.backend import use_backend
+from tinydiff.data import NAMES, Dataset, load
+from tinydiff.diffusion import Schedule
+from tinydiff.generate import Recipe, build_unet, frame_times, generate
+from tinydiff.parallel import Workers, available_cores
+from tinydiff.train import METRICS, NUM_BUCKETS, TrainConfig, Training, train
+
+UNLIMITED = 10**9  # steps, where the minutes decide
+PICTURE_SEED = 1  # of every grid, so that grids can be compared
+
+
+def main(
+    *,
+    backend="numpy",
+    steps=None,
+    minutes=None,
+    batch_size=None,
+    channels=None,
+    data="auto",
+    data_dir=None,
+    num_images=None,
+    out="runs/mnist",
+    resume=False,
+    seed=None,
+    workers=None,
+    save_every=100,
+    sample_every=250,
+    sample_steps=Recipe.num_steps,
+    scale=Recipe.scale,
+):
+    """Options that are None take the default of TrainConfig, or with resume the checkpoint's value."""
+    use_backend(backend)
+    workers = workers or (available_cores() if backend == "numpy" else 1)
+    out = Path(out)
+    path = out / "checkpoint.npz"
+    wanted = {"batch_size": batch_size, "seed": seed, "num_steps": steps, "minutes": minutes}
+    wanted = {key: value for key, value in wanted.items() if value is not None}
+    if minutes is not None:
+        wanted["num_steps"] = UNLIMITED
+    elif steps is not None:
+        wanted["minutes"] = None
+
+    saved = _load_if_there(path) if resume else None
+    if saved is None:
+        config = replace(TrainConfig(), **wanted)
+        dataset = load(data, data_dir=data_dir, seed=config.seed, num=num_images)
+        model_config = {"base_channels": channels or 32, "num_classes": len(dataset.classes)}
+        schedule = Schedule.linear()
+        _set_aside(path)
+    else:
+        arrays, meta = saved
+        checkpoint.check_same(meta["train"], wanted, wanted)
+        if channels is not None:
+            checkpoint.check_same(meta["model"], {"base_channels": channels}, ["base_channels"])
+        if data != "auto":
+            checkpoint.check_same(meta["data"], {"name": data}, ["name"])
+        config = TrainConfig(**meta["train"])
+        dataset = load(meta["data"]["name"], data_dir=data_dir, seed=config.seed, num=num_images)
+        model_config, schedule = meta["model"], Schedule(arrays["schedule/beta"])
+        if meta["num_workers"] != workers:
+            print(f"note: {meta['num_workers']} workers before, {workers} now: the sums round differently")
+
+    with Workers(partial(build_unet, model_config, config.seed), workers) as pool:
+        state = Training(pool, schedule, config)
+        if saved is not None:
+            state.restore(path, arrays, meta)
+        recipe = Recipe(schedule, (*dataset.images.shape[1:3], 1), num_steps=sample_steps, scale=scale)
+        print(f"data: {dataset.source}")
+        print(f"network: {pool.model.num_parameters():,} parameters; {workers} worker(s); results in {out}/")
+        out.mkdir(parents=True, exist_ok=True)
+        if _run(state, dataset, recipe, out, save_every, sample_every):
+            _final_pictures(state, dataset, recipe, out)
+
+
+def _run(state: Training, dataset: Dataset, recipe: Recipe, out: Path, save_every: int, sample_every: int) -> bool:
+    """Train to the end, saving on the way; False if a signal asked to stop before."""
+    _save(state, dataset, out)
+    per_step = state.config.batch_size
+    start = state.step * per_step
+    with cli.stop_signals() as stop, tqdm(total=_total(state), initial=start, unit="img", dynamic_ncols=True) as bar:
+        for _ in train(state, dataset):
+            bar.total = _total(state)
+            bar.set_postfix_str(f"step {state.step}, loss {_recent_loss(state):.4f}", refresh=False)
+            bar.update(per_step)
+            at_end = state.step == state.num_steps
+            if at_end or stop.requested or state.step % save_every == 0:
+                _save(state, dataset, out)
+            if stop.requested and not at_end:
+                bar.close()
+                print(f"{stop.signal}: saved at step {state.step}; continue with --resume")
+                return False
+            if not at_end and state.step % sample_every == 0:
+                with state.workers.weights(state.ema.data):
+                    frames = np.concatenate(list(generate(state.workers, recipe, _labels(dataset, 5), PICTURE_SEED)), 1)
+                (out / "progress").mkdir(exist_ok=True)
+                title = f"step {state.step:,} of {state.num_steps:,}, {dataset.name}"
+                _save_by_class(out / "progress" / f"step_{state.step:06}.png", frames[-1], dataset, title)
+    return True
+
+
+def _final_pictures(state: Training, dataset: Dataset, recipe: Recipe, out: Path) -> None:
+    """samples.png, denoising.png, denoising.gif and loss.png, from the averaged weights."""
+    recipe = replace(recipe, keep=recipe.num_steps)
+    labels = _labels(dataset, 10)
+    frames = []
+    with state.workers.weights(state.ema.data), tqdm(total=len(labels), unit="img", desc="drawing") as bar:
+        for part in generate(state.workers, recipe, labels, PICTURE_SEED):
+            frames.append(part)
+            bar.update(part.shape[1])
+    film = np.concatenate(frames, 1)  # (steps, N, H, W, C)
+    title = f"{dataset.name}, {state.step:,} steps, guidance {recipe.scale:g}"
+    _save_by_class(out / "samples.png", film[-1], dataset, title)
+    times = frame_times(recipe)
+    columns = [i * (len(film) - 1) // 11 for i in range(12)]
+    one_each = film[:, :: len(labels) // len(dataset.classes)]
+    plots.save_filmstrip(out / "denoising.png", one_each[columns], [times[i] for i in columns], f"denoising: {title}")
+    plots.save_gif(out / "denoising.gif", film, columns=10)
+    _save_loss(state, dataset, out)
+    print(f"done: {out}/samples.png, denoising.png, denoising.gif, loss.png, metrics.csv, checkpoint.npz")
+
+
+def _save(state: Training, dataset: Dataset, out: Path) -> None:
+    state.save(out / "checkpoint.npz", dataset)
+    text = io.StringIO()
+    table = csv.writer(text)
+    table.writerow(("step", *METRICS))
+    table.writerows((i + 1, *(f"{value:.6g}" for value in row)) for i, row in enumerate(state.metrics))
+    with checkpoint.atomic_write(out / "metrics.csv") as file:
+        file.write(text.getvalue().encode())
+
+
+def _save_loss(state: Training, dataset: Dataset, out: Path) -> None:
+    metrics = np.array(state.metrics)
+    T = state.schedule.T
+    names = [f"t = {i * T // NUM_BUCKETS + 1}..{(i + 1) * T // NUM_BUCKETS}" for i in range(NUM_BUCKETS)]
+    steps = np.arange(1, len(metrics) + 1)
+    plots.save_loss(
+        out / "loss.png",
+        steps,
+        metrics[:, 0],
+        metrics[:, -NUM_BUCKETS:],
+        names,
+        f"{dataset.name}, noise-prediction loss",
+    )
+
+
+def _save_by_class(path: Path, images: np.ndarray, dataset: Dataset, title: str) -> None:
+    """A grid with one row a class."""
+    plots.save_grid(path, images, columns=len(images) // len(dataset.classes), title=title, row_labels=dataset.classes)
+
+
+def _labels(dataset: Dataset, each: int) -> list[int]:
+    """`each` labels of every class, class by class."""
+    return [label for label in range(len(dataset.classes)) for _ in range(each)]
+
+
+def _total(state: Training) -> int | None:
+    """Images of the whole run, once it is known."""
+    return None if state.num_steps == UNLIMITED else state.num_steps * state.config.batch_size
+
+
+def _recent_loss(state: Training) -> float:
+    rows = state.metrics[-50:]
+    return sum(row[0] for row in rows) / len(rows)
+
+
+def _load_if_there(path: Path):
+    """The checkpoint at `path`, or None where a run was stopped before its first save."""
+    if not path.exists():
+        print(f"no checkpoint at {path} yet: starting from the beginning")
+        return None
+    return checkpoint.load(path)
+
+
+def _set_aside(path: Path) -> None:
+    """A new run does not overwrite the checkpoint of an older one: that one gets another name."""
+    if path.exists():
+        aside = path.with_name("checkpoint.previous.npz")
+        os.replace(path, aside)
+        print(f"the checkpoint of an earlier run is now {aside}")
+
+
+if __name__ == "__main__":
+    new = TrainConfig()
+    parser = cli.parser(__doc__, main)
+    cli.add_backend(parser)
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=cli.positive_int, help="training steps, however long they take")
+    length.add_argument(
+        "--minutes", type=cli.positive_float, help="as many steps as fit into these minutes of training"
+    )
+    parser.add_argument("--batch-size", type=cli.positive_int, help=f"images a step (default: {new.batch_size})")
+    parser.add_argument("--channels", type=cli.positive_int, help="channels of the first level (default: 32)")
+    parser.add_argument("--data", choices=NAMES, help="auto: MNIST if it can be had, else drawn digits")
+    parser.add_argument("--data-dir", help="folder with the four .gz files of MNIST or Fashion-MNIST")
+    parser.add_argument("--num-images", type=cli.positive_int, help="train on the first so many images only")
+    parser.add_argument("--out", help="folder for everything that the run writes")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out, with its settings")
+    parser.add_argument("--seed", type=cli.non_negative_int, help=f"of weights, data and noise (default: {new.seed})")
+    parser.add_argument("--workers", type=cli.positive_int, help="processes to split a batch over (default: all cores)")
+    parser.add_argument("--save-every", type=cli.positive_int, help="steps between checkpoints")
+    parser.add_argument("--sample-every", type=cli.positive_int, help="steps between sample grids")
+    parser.add_argument("--sample-steps", type=cli.positive_int, help="DDIM steps of each picture")
+    parser.add_argument("--scale", type=cli.non_negative_float, help="guidance of the pictures: 1 follows the label")
+    cli.run(main, parser)
