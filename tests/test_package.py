@@ -1,0 +1,259 @@
+"""The rules of the package, read off its sources: who may import whom, which arrays, how long, how documented."""
+
+import ast
+import graphlib
+import importlib
+import io
+import os
+import runpy
+import subprocess
+import sys
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import tinydiff
+from tinydiff import ops
+from tinydiff.autograd import OPS
+
+PACKAGE = Path(tinydiff.__file__).parent
+DEMOS = PACKAGE.parent / "demos"
+
+# What stands on what (DESIGN.md, section 2): the first name under tinydiff -> its layer.
+LAYERS = {
+    "backend": 0,
+    "autograd": 1,
+    "ops": 2,
+    "nn": 3,
+    "optim": 3,
+    "diffusion": 1,  # stands beside the engine: see test_the_mathematics_knows_the_backend_only
+    "data": 4,
+    "checkpoint": 4,
+    "cli": 4,
+    "parallel": 4,
+    "plots": 4,
+    "train": 4,
+    "generate": 4,
+    "classify": 4,
+}
+# Work on host arrays: files, tables, pictures, processes.  Everything else computes with xp.
+HOST_SIDE = {
+    "backend",
+    "data",
+    "diffusion.schedule",
+    "checkpoint",
+    "parallel",
+    "plots",
+    "train",
+    "generate",
+    "classify",
+}
+THIRD_PARTY = {"numpy", "matplotlib", "PIL", "tqdm"}  # Pillow comes with matplotlib
+
+
+def module_name(path: Path) -> str:
+    """tinydiff/nn/unet.py -> "nn.unet", tinydiff/nn/__init__.py -> "nn", tinydiff/__init__.py -> ""."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+SOURCES = {module_name(path): path.read_text("utf-8") for path in sorted(PACKAGE.rglob("*.py"))}
+DEMO_SOURCES = {path.stem: path.read_text("utf-8") for path in sorted(DEMOS.glob("*.py"))}
+EVERY_SOURCE = SOURCES | {f"demos.{name}": source for name, source in DEMO_SOURCES.items()}
+
+
+def imports(source: str) -> Iterator[str]:
+    """Dotted name of every module that is imported anywhere in it, within functions too."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, "write imports in full: from tinydiff.a import b"
+            for alias in node.names:
+                submodule = f"{node.module}.{alias.name}"
+                yield submodule if submodule.removeprefix("tinydiff.") in SOURCES else node.module
+
+
+def own_imports(source: str) -> set[str]:
+    """The modules of tinydiff that it imports, without the package's name; "" is the package itself."""
+    found = (name.partition(".") for name in imports(source))
+    return {rest for package, _, rest in found if package == "tinydiff"}
+
+
+def top(name: str) -> str:
+    return name.split(".")[0]
+
+
+def within(name: str, names: set[str]) -> bool:
+    """Whether `names` holds the module or a package that it is in."""
+    return any(name == other or name.startswith(other + ".") for other in names)
+
+
+# Layers.
+
+
+def test_every_file_has_a_layer():
+    """A new part of the package has to say what it stands on."""
+    assert {top(name) for name in SOURCES} == {"", *LAYERS}
+
+
+def test_imports_point_down_only():
+    """A file imports lower layers, its own package and, in the top layer, its neighbours; none imports `tinydiff`."""
+
+    def may(name, other):
+        mine, its = LAYERS.get(top(name), 2), LAYERS.get(top(other), 9)  # the package itself is the engine's front door
+        return other in SOURCES and (its < mine or top(name) == top(other) or mine == its == 4)
+
+    assert [(name, other) for name in SOURCES for other in own_imports(SOURCES[name]) if not may(name, other)] == []
+
+
+def test_no_two_files_need_each_other():
+    """The imports have no cycle: there is an order in which to read the package."""
+    order = list(graphlib.TopologicalSorter({name: own_imports(SOURCES[name]) for name in SOURCES}).static_order())
+    assert order.index("backend") < order.index("autograd") < order.index("nn.unet") < order.index("train")
+
+
+def test_the_mathematics_knows_the_backend_only():
+    """diffusion/ imports nothing of the engine: it meets the network as a function from arrays to an array."""
+    for name in SOURCES:
+        if top(name) == "diffusion":
+            assert {top(other) for other in own_imports(SOURCES[name])} <= {"backend", "diffusion"}, name
+
+
+def test_the_package_opens_without_the_tools_of_the_demos():
+    """`import tinydiff` loads neither plotting, nor progress bars, nor processes, nor a GPU's libraries."""
+    heavy = ["matplotlib", "PIL", "tqdm", "multiprocessing", "cupy"]
+    code = f"import sys, tinydiff; print(*[name for name in {heavy} if name in sys.modules])"
+    environment = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
+    out = subprocess.run([sys.executable, "-W", "error", "-c", code], env=environment, capture_output=True, text=True)
+    assert (out.returncode, out.stdout, out.stderr) == (0, "\n", "")
+
+
+# Arrays.
+
+
+def test_numerical_code_computes_with_xp():
+    """NumPy is imported by the backend and by code that works on the host, and by nothing else."""
+    users = {name for name in SOURCES if "numpy" in {top(other) for other in imports(SOURCES[name])}}
+    assert {name for name in users if not within(name, HOST_SIDE)} == set()
+
+
+def test_only_the_backend_knows_cupy():
+    """No other file names it, or imports by a string; to a reader, or as the choice of an option, it may be a word."""
+    forbidden = {"cupy", "cp", "get_array_module", "importlib", "import_module", "__import__"}
+    for name in EVERY_SOURCE.keys() - {"backend"}:
+        tokens = tokenize.generate_tokens(io.StringIO(EVERY_SOURCE[name]).readline)
+        assert {token.string for token in tokens if token.type == tokenize.NAME} & forbidden == set(), name
+
+
+def test_nothing_is_borrowed():
+    """Only the standard library, NumPy and what draws pictures and bars: no other framework does the work."""
+    allowed = sys.stdlib_module_names | THIRD_PARTY | {"tinydiff"}
+    for name, source in EVERY_SOURCE.items():
+        assert {top(other) for other in imports(source)} - allowed == set(), name
+
+
+# Size.
+
+COUNTER = runpy.run_path(str(Path(__file__).with_name("count_lines.py")))
+
+
+def test_the_package_keeps_its_budget():
+    """3,500 lines of code in all and 350 a file: `python tests/count_lines.py` says where they are."""
+    lines = COUNTER["count_package"](PACKAGE)
+    assert set(lines) == {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")}
+    assert lines["backend.py"] > 50  # it does count
+    assert COUNTER["over_budget"](lines) == []
+
+
+def test_a_line_counts_if_it_holds_code():
+    """Docstrings, comments and blank lines are free; a long string and a wrapped call cost each of their lines."""
+    source = '''"""Module
+docstring."""
+
+# comment
+import os  # 1
+
+class A: "docstring"; x = 1  # 2
+
+
+def f(x):  # 3
+    """Docstring.
+
+        equation
+    """
+    # why
+    text = """4
+
+    5"""  # 5
+
+    return os.path.join(  # 6
+        # why
+        text,  # 7
+        "not a docstring",  # 8
+    )  # 9
+'''
+    assert COUNTER["count"](source) == 9
+
+
+def test_a_budget_that_is_passed_is_said():
+    """One line too many in a file, or in all, is a sentence that names it; the limits themselves are not."""
+    assert COUNTER["over_budget"]({f"{i}.py": 350 for i in range(10)}) == []
+    too_long, too_many = COUNTER["over_budget"]({f"{i}.py": 350 + (i == 3) for i in range(10)})
+    assert "3.py: 351 lines" in too_long and "3501 lines" in too_many
+
+
+def test_the_counter_fails_over_the_budget(monkeypatch, capsys):
+    """Its exit code, by which the checks stop, is 1 over the budget and 0 within it."""
+    main = COUNTER["main"]
+    assert main() == 0
+    monkeypatch.setitem(main.__globals__, "MOST_IN_A_FILE", 100)
+    assert main() == 1
+    assert "autograd.py" in capsys.readouterr().err
+
+
+# What the package says of itself.
+
+
+def undocumented(source: str) -> Iterator[str]:
+    """Public classes and functions without a docstring, but for functions of two statements, which say it themselves.
+
+    Methods are left to the docstring of their class.
+    """
+    tree = ast.parse(source)
+    if ast.get_docstring(tree) is None:
+        yield "the module"
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+            short = isinstance(node, ast.FunctionDef) and len(node.body) <= 2
+            if ast.get_docstring(node) is None and not short:
+                yield node.name
+
+
+def test_what_is_public_is_documented():
+    """Every module, public class and public function of more than two statements says what it is."""
+    assert [(name, missing) for name in SOURCES for missing in undocumented(SOURCES[name])] == []
+
+
+def test_every_op_is_offered_by_ops():
+    """tinydiff.ops is the whole vocabulary: each registered op stands there under its own name."""
+    assert {name: OPS[name] for name in OPS} == {name: getattr(ops, name, None) for name in OPS}
+    assert set(OPS) <= set(ops.__all__)
+
+
+OFFERED = {
+    "tinydiff": "use_backend to_numpy Tensor no_grad",
+    "tinydiff.nn": "Module Linear Conv2d GroupNorm Embedding Attention UNet",
+    "tinydiff.optim": "Adam EMA clip_grad_norm",
+    "tinydiff.diffusion": "Schedule q_sample q_x_t_given_x_s q_x_s_given_x_t_x_0 x_0_from_eps eps_from_x_0 ddpm_step "
+    "ddim_step timestep_pairs sample classifier_free",
+}
+
+
+@pytest.mark.parametrize("name", OFFERED)
+def test_the_names_that_others_rely_on_are_there(name):
+    """The README, the demos and outside checks import these (DESIGN.md, section 10)."""
+    module = importlib.import_module(name)
+    assert [word for word in OFFERED[name].split() if not callable(getattr(module, word, None))] == []
