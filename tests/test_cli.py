@@ -1,0 +1,258 @@
+"""Every demo reads its options and ends in the same way: a clear message, the right exit code, no lost signal."""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinydiff import cli
+from tinydiff.backend import TinydiffError
+from tinydiff.cli import stop_signals
+
+ROOT = str(Path(cli.__file__).parents[1])
+
+
+def _run(monkeypatch, main, *arguments, options=()):
+    """Run main with a parser of --name=type options, as if called with these arguments."""
+    parser = cli.parser("About it.", main)
+    for name, kind in options:
+        parser.add_argument(f"--{name}", type=kind, help=f"the {name}")
+    monkeypatch.setattr(sys, "argv", ["demo", *arguments])
+    cli.run(main, parser)
+
+
+def _raises(error):
+    def main():
+        raise error
+
+    return main
+
+
+def test_defaults_are_those_of_main_and_help_shows_them(monkeypatch, capsys):
+    """An option that is not given has main's keyword default; --help shows it, but not a None or a False."""
+    seen = {}
+
+    def main(*, steps=123, seed=0, out=None, resume=False):
+        seen.update(steps=steps, seed=seed, out=out, resume=resume)
+
+    parser = cli.parser("About it.\n\n    python demo.py", main)
+    parser.add_argument("--steps", type=cli.positive_int, help="how long")
+    parser.add_argument("--seed", type=cli.non_negative_int, help="which stream")
+    parser.add_argument("--out", help="where")
+    parser.add_argument("--resume", action="store_true", help="go on")
+    monkeypatch.setattr(sys, "argv", ["demo"])
+    cli.run(main, parser)
+    assert seen == {"steps": 123, "seed": 0, "out": None, "resume": False}
+    monkeypatch.setattr(sys, "argv", ["demo", "--steps", "5", "--resume", "--out", "x"])
+    cli.run(main, parser)
+    assert seen == {"steps": 5, "seed": 0, "out": "x", "resume": True}
+    text = parser.format_help()
+    assert "how long (default: 123)" in text and "which stream (default: 0)" in text
+    assert "None" not in text and "False" not in text
+    assert "About it.\n\n    python demo.py\n" in text  # the description keeps its lines
+    monkeypatch.setattr(sys, "argv", ["demo", "--res"])
+    with pytest.raises(SystemExit, match="2"):  # no abbreviations: a new option must not change an old command
+        cli.run(main, parser)
+    assert "unrecognized arguments: --res" in capsys.readouterr().err
+
+
+def test_the_backend_is_one_of_two(monkeypatch, capsys):
+    """--backend takes main's default and refuses any other name with exit code 2, naming the choices."""
+    seen = []
+
+    def main(*, backend="numpy"):
+        seen.append(backend)
+
+    parser = cli.parser(None, main)
+    cli.add_backend(parser)
+    for arguments in ([], ["--backend", "cupy"], ["--backend", "torch"]):
+        monkeypatch.setattr(sys, "argv", ["demo", *arguments])
+        try:
+            cli.run(main, parser)
+        except SystemExit as end:
+            assert end.code == 2 and arguments[-1:] == ["torch"]
+    assert seen == ["numpy", "cupy"]
+    message = capsys.readouterr().err
+    assert "torch" in message and "numpy" in message and "cupy" in message
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad"),
+    [
+        (cli.positive_int, {"1": 1, "20_000": 20000}, ["0", "-1", "1.0", "1e3", "", "ten"]),
+        (cli.non_negative_int, {"0": 0, "7": 7}, ["-1", "0.5", "nan"]),
+        (cli.positive_float, {"1e-3": 1e-3, "2": 2.0}, ["0", "-1", "nan", "inf", "1e999", "x"]),
+        (cli.non_negative_float, {"0": 0.0, "2.5": 2.5}, ["-0.1", "nan", "inf"]),
+        (cli.fraction, {"0": 0.0, "1": 1.0, "0.25": 0.25}, ["-0.01", "1.01", "nan", "1%"]),
+    ],
+)
+def test_a_number_out_of_range_is_refused_with_its_value(monkeypatch, capsys, kind, good, bad):
+    """Each type takes its range, ends included, and refuses the rest with exit code 2, the option, rule and value."""
+    seen = []
+
+    def main(*, size=None):
+        seen.append(size)
+
+    for text, value in good.items():
+        _run(monkeypatch, main, f"--size={text}", options=[("size", kind)])
+        assert seen[-1] == value and type(seen[-1]) is type(value)
+    for text in bad:
+        with pytest.raises(SystemExit, match="2"):
+            _run(monkeypatch, main, f"--size={text}", options=[("size", kind)])
+        message = capsys.readouterr().err
+        assert f"argument --size: must be a {'whole ' * (type(value) is int)}number" in message
+        assert f"got {text!r}" in message
+    assert len(seen) == len(good)
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)).map(sorted), min_size=1), st.sampled_from([",", ", "]))
+def test_labels_are_the_digits_and_ranges_in_order(ranges, comma):
+    """ "a-b" stands for a..b with both ends, "a" for itself; commas join them, repeats and order kept."""
+    text = comma.join(f"{a}-{b}" if a < b else f"{a}" for a, b in ranges)
+    assert cli.labels(text) == tuple(i for a, b in ranges for i in range(a, b + 1))
+
+
+@pytest.mark.parametrize("text", ["", "10", "-1", "9-0", "1,,2", "a", "0-", "3;4", "1.0", "\N{ARABIC-INDIC DIGIT ONE}"])
+def test_labels_that_are_no_digits_are_refused(text):
+    """Anything else is refused with the rule and the value."""
+    with pytest.raises(argparse.ArgumentTypeError) as error:
+        cli.labels(text)
+    assert "0-9" in str(error.value) and repr(text) in str(error.value)
+
+
+def test_an_error_the_user_can_put_right_has_no_traceback(monkeypatch, capsys):
+    """A TinydiffError goes to stderr within the terminal's width, paths and commands unbroken, with exit code 2."""
+    monkeypatch.setenv("COLUMNS", "40")
+    long = "/a-long/path-with-hyphens/" + 40 * "x"
+    with pytest.raises(SystemExit, match="2"):
+        _run(monkeypatch, _raises(TinydiffError(f"the file {long} {'is not right ' * 9}\none\ntwo")))
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: the file\n") and err.endswith("\none\ntwo\n")
+    lines = err.splitlines()
+    assert long in lines and all(len(line) <= 40 for line in lines if line != long)
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    """Any other exception, a broken pipe that is not the output's too, leaves run as it came."""
+    for error in (ValueError("x"), BrokenPipeError("a worker died")):
+        with pytest.raises(type(error)) as found:
+            _run(monkeypatch, _raises(error))
+        assert found.value is error
+
+
+def test_ctrl_c_ends_with_130_and_one_line(monkeypatch, capsys):
+    """KeyboardInterrupt: no traceback, one line, exit code 128 + 2."""
+    with pytest.raises(SystemExit, match="130"):
+        _run(monkeypatch, _raises(KeyboardInterrupt()))
+    assert capsys.readouterr().err.split() == ["interrupted"]
+
+
+_TALK = """
+import sys
+from tinydiff import cli
+
+lines = int(sys.argv.pop())
+
+def main():
+    for _ in range(lines):
+        print("a line")
+
+cli.run(main, cli.parser(None, main))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes that close")
+@pytest.mark.parametrize(("unbuffered", "lines"), [("1", "1"), ("", "1"), ("", "100000")])
+def test_a_reader_that_goes_away_is_no_error(unbuffered, lines):
+    """`demo | head` ends with 141 and not a word on stderr, whether the pipe breaks in a print or at the last flush."""
+    read, write = os.pipe()
+    os.close(read)
+    environment = {**os.environ, "PYTHONPATH": ROOT, "PYTHONUNBUFFERED": unbuffered}
+    command = [sys.executable, "-c", _TALK, lines]
+    child = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, env=environment)
+    os.close(write)
+    assert (child.returncode, child.stderr) == (141, b"")
+
+
+@pytest.fixture
+def handlers():
+    """The two handlers put back after the test."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield before
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_the_first_signal_sets_the_flag_and_the_second_acts(handlers, name):
+    """One signal: only `stop` changes.  A second one, of either kind, does what it did before the block."""
+    seen = []
+    for number in handlers:
+        signal.signal(number, lambda number, frame: seen.append(number))
+    with stop_signals() as stop:
+        assert (stop.requested, stop.signal) == (False, "")
+        signal.raise_signal(getattr(signal, name))
+        assert (stop.requested, stop.signal) == (True, name) and seen == []
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        assert seen == [signal.SIGINT, signal.SIGTERM] and stop.signal == name
+
+
+def test_a_second_ctrl_c_is_a_keyboard_interrupt(handlers):
+    """With Python's own handler in place, impatience works: the second Ctrl-C raises KeyboardInterrupt."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with pytest.raises(KeyboardInterrupt), stop_signals():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("error", [None, ValueError])
+def test_the_handlers_are_restored_at_the_end(handlers, error):
+    """After the block, left normally or by an exception, both handlers are what they were."""
+    try:
+        with stop_signals():
+            assert all(signal.getsignal(number) is not handler for number, handler in handlers.items())
+            if error:
+                raise error
+    except ValueError:
+        pass
+    assert {number: signal.getsignal(number) for number in handlers} == handlers
+
+
+def test_an_ignored_signal_stays_ignored(handlers):
+    """Under nohup or in the background SIGINT is ignored by the caller's wish: it stays so; SIGTERM is caught."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with stop_signals() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert not stop.requested and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) is not handlers[signal.SIGTERM]
+
+
+def test_outside_the_main_thread_no_handler_is_touched(handlers):
+    """Python allows handlers in the main thread only; elsewhere the block works and the flag stays down."""
+    found = []
+
+    def work():
+        with stop_signals() as stop:
+            found.append(stop.requested)
+            found.append({number: signal.getsignal(number) for number in handlers} == handlers)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [False, True]
+
+
+def test_a_system_without_sigterm_still_stops_on_ctrl_c(handlers, monkeypatch):
+    """Where the signal module has no SIGTERM, SIGINT alone is caught."""
+    monkeypatch.delattr(signal, "SIGTERM")
+    with stop_signals() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.signal == "SIGINT"

@@ -1,0 +1,174 @@
+"""What the demos share: a parser that takes its defaults from main, checked option types, a clean end.
+
+    def main(*, backend="numpy", steps=20_000): ...
+
+    if __name__ == "__main__":
+        parser = cli.parser(__doc__, main)
+        cli.add_backend(parser)
+        parser.add_argument("--steps", type=cli.positive_int, help="how many batches to train on")
+        cli.run(main, parser)
+
+A default is written once, in main, where it serves importers and tests too; `--help` shows it.
+Read next: demos/train_mnist.py.
+"""
+
+import argparse
+import contextlib
+import inspect
+import math
+import os
+import re
+import shutil
+import signal
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from tinydiff.backend import TinydiffError
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Show a default only where it says something: not for a switch, nor for an option that is off."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        silent = action.default is None or action.default is False
+        return action.help if silent else super()._get_help_string(action)
+
+
+def parser(description: str | None, main: Callable[..., Any]) -> argparse.ArgumentParser:
+    """An argument parser whose options take their defaults from the keyword defaults of `main`, by name.
+
+    description: shown by --help as it is, such as the demo's docstring.
+    """
+    made = argparse.ArgumentParser(description=description, formatter_class=_Help, allow_abbrev=False)
+    parameters = inspect.signature(main).parameters.values()
+    made.set_defaults(**{p.name: p.default for p in parameters if p.default is not p.empty})
+    return made
+
+
+def add_backend(to: argparse.ArgumentParser) -> None:
+    """Add --backend, the one option that every demo has."""
+    to.add_argument("--backend", choices=["numpy", "cupy"], help="arrays on the CPU, or on an NVIDIA GPU")
+
+
+def run(main: Callable[..., Any], using: argparse.ArgumentParser) -> None:
+    """Call main(**options) and end the program as a user expects.
+
+    A TinydiffError is printed without traceback, exit code 2; Ctrl-C gives 130; a reader of the output that has gone
+    (`| head`) gives 141 in silence.  Any other exception is a bug and keeps its traceback.
+    """
+    options = vars(using.parse_args())
+    try:
+        main(**options)
+        sys.stdout.flush()  # a reader gone away shows here, not after the end
+    except TinydiffError as error:
+        width = shutil.get_terminal_size().columns
+        for line in f"error: {error}".splitlines():  # a path or a command to copy stays in one piece
+            print(textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False), file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        _end_if_nobody_reads()
+        raise
+
+
+def positive_int(text: str) -> int:
+    """Option type: an integer of at least 1."""
+    return _number(text, int, "a whole number of at least 1", lambda n: n >= 1)
+
+
+def non_negative_int(text: str) -> int:
+    """Option type: an integer of at least 0."""
+    return _number(text, int, "a whole number of at least 0", lambda n: n >= 0)
+
+
+def positive_float(text: str) -> float:
+    """Option type: a finite number above 0."""
+    return _number(text, float, "a number above 0", lambda x: 0 < x < math.inf)
+
+
+def non_negative_float(text: str) -> float:
+    """Option type: a finite number of at least 0."""
+    return _number(text, float, "a number of at least 0", lambda x: 0 <= x < math.inf)
+
+
+def fraction(text: str) -> float:
+    """Option type: a number in 0..1."""
+    return _number(text, float, "a number from 0 to 1", lambda x: 0 <= x <= 1)
+
+
+def labels(text: str) -> tuple[int, ...]:
+    """Option type: digits 0..9 and ranges of them, separated by commas, in the order given: "7", "0-9", "3,3,7-9"."""
+    chosen: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*([0-9])\s*(?:-\s*([0-9])\s*)?", part)
+        if not match or (match[2] and match[2] < match[1]):
+            raise argparse.ArgumentTypeError(f"must be digits or rising ranges such as 7, 0-9 or 1,3,5-7, got {text!r}")
+        chosen += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return tuple(chosen)
+
+
+@dataclass
+class Stop:
+    """Whether a signal has asked the program to stop, and which: "" until then, then "SIGINT" or "SIGTERM"."""
+
+    requested: bool = False
+    signal: str = ""
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Stop]:
+    """Turn the first Ctrl-C (SIGINT) or SIGTERM into `stop.requested`, so that a loop can end its step and save.
+
+        with stop_signals() as stop:
+            for state in train(...):
+                if stop.requested: break
+
+    A second signal does what it did before (Ctrl-C raises KeyboardInterrupt); leaving the block restores that too.  A
+    signal that the caller ignores (nohup) stays ignored.  Outside the main thread nothing is caught.
+    """
+    stop = Stop()
+    before: dict[int, Any] = {}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def request(number: int, frame: FrameType | None) -> None:
+        stop.requested, stop.signal = True, signal.Signals(number).name
+        restore()
+
+    try:
+        if threading.current_thread() is threading.main_thread():
+            for number in (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM")):  # Windows may lack one
+                if number is not None and signal.getsignal(number) not in (None, signal.SIG_IGN):
+                    before[number] = signal.getsignal(number)
+                    signal.signal(number, request)
+        yield stop
+    finally:
+        restore()
+
+
+def _number(text: str, kind: type, what: str, fits: Callable[[Any], bool]) -> Any:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not fits(value):
+        raise argparse.ArgumentTypeError(f"must be {what}, got {text!r}")
+    return value
+
+
+def _end_if_nobody_reads() -> None:
+    """Exit with 141 (128 + SIGPIPE) if standard output is what broke; a worker's broken pipe is a bug to be shown."""
+    try:
+        print(flush=True)  # a flush alone does not tell: what could not be written is dropped by now
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes at exit
+        sys.exit(141)
