@@ -1,0 +1,424 @@
+"""Every gradient is right: one row a registered op, and the laws that each row obeys.
+
+A row draws an op's arguments: random shapes with axes of size 1, broadcasting where the op broadcasts, every static
+argument.  The laws then put the arrays into a random memory layout (any order of axes, reversed, with gaps), since ops
+must not depend on it, and differentiate with a random cotangent: a cotangent of ones is blind to a normalisation.
+What the values themselves should be is tested beside each op (test_conv.py, test_norm.py, ...).
+"""
+
+import gc
+import importlib
+import re
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import tinydiff.ops
+from tinydiff.autograd import OPS, Tensor
+from tinydiff.backend import asarray, default_rng, to_numpy, xp
+
+SEEDS = st.integers(0, 2**32 - 1)
+SIZES = st.integers(1, 3)
+FEWER = settings(max_examples=max(1, settings().max_examples // 3))
+
+
+class Row(NamedTuple):
+    """arguments: strategy of (host arrays, static arguments).  linear: the inputs in each of which the op is affine."""
+
+    arguments: Any
+    linear: tuple[int, ...]
+
+
+ROWS: dict[str, Row] = {}
+
+
+def row(*names: str, linear: tuple[int, ...] = ()) -> Callable:
+    def add(draw_arguments):
+        for name in names:
+            ROWS[name] = Row(st.composite(draw_arguments)(), linear)
+        return draw_arguments
+
+    return add
+
+
+# What rows are made of.
+
+
+def shapes(least=0, most=4):
+    return st.lists(SIZES, min_size=least, max_size=most).map(tuple)
+
+
+def normal(draw, shape):
+    return default_rng(draw(SEEDS)).standard_normal(shape)
+
+
+def positive(draw, shape):
+    return 0.5 + abs(normal(draw, shape))
+
+
+def apart(draw, shape, gap=0.3):
+    """Distinct values about `gap` from their neighbours: no step of a difference quotient meets a tie or a kink."""
+    rng = default_rng(draw(SEEDS))
+    size = int(np.prod(shape))
+    return gap * (rng.permutation(size) - size // 2 + rng.uniform(0.3, 0.7, size)).reshape(shape)
+
+
+def broadcastable(draw, count=2):
+    return draw(hnp.mutually_broadcastable_shapes(num_shapes=count, max_dims=3, max_side=3)).input_shapes
+
+
+def one_axis(draw, ndim):
+    return draw(st.integers(-ndim, ndim - 1))
+
+
+def any_axes(draw, ndim):
+    """None, one axis, or several different axes, counted from either end."""
+    several = draw(st.lists(st.integers(0, ndim - 1), unique=True, min_size=1, max_size=ndim)) if ndim else [0]
+    signed = tuple(axis - ndim * draw(st.booleans()) for axis in several)
+    return draw(st.sampled_from([None, signed[0], signed] if ndim else [None]))
+
+
+# The rows: pointwise.
+
+
+@row("exp", "tanh", "sigmoid", "silu")
+def one_input(draw):
+    return [normal(draw, draw(shapes()))], {}
+
+
+row("neg", linear=(0,))(one_input)
+
+
+@row("log", "sqrt")
+def one_positive_input(draw):
+    return [positive(draw, draw(shapes()))], {}
+
+
+@row("relu")
+def one_input_off_the_kink(draw):
+    return [apart(draw, draw(shapes()))], {}
+
+
+@row("add", "sub", "mul", linear=(0, 1))
+def two_inputs(draw):
+    return [normal(draw, shape) for shape in broadcastable(draw)], {}
+
+
+@row("div", linear=(0,))
+def a_quotient(draw):
+    x, y = broadcastable(draw)
+    return [normal(draw, x), positive(draw, y) * draw(st.sampled_from([1, -1]))], {}
+
+
+@row("maximum")
+def two_inputs_that_never_tie(draw):
+    x, y = broadcastable(draw)
+    return [apart(draw, x), apart(draw, y) + 0.15], {}  # 0.03 apart at least: jitter is 0.12 about the lattice
+
+
+@row("where", linear=(0, 1))
+def two_inputs_and_a_condition(draw):
+    x, y, condition = broadcastable(draw, 3)
+    return [normal(draw, x), normal(draw, y)], {"condition": asarray(normal(draw, condition) > 0)}
+
+
+@row("power")
+def a_power(draw):
+    exponent = draw(st.sampled_from([0, 1, 2, 3, 0.0, 2.0, 0.5, -0.5, -1, -2, 1.7]))
+    values = normal if exponent in (0, 1, 2, 3) else positive
+    return [values(draw, draw(shapes()))], {"exponent": exponent}
+
+
+class _SameDraw:
+    """A generator that draws the same numbers at every call, so that dropout has one mask."""
+
+    def __init__(self, seed):
+        self.seed = seed
+
+    def random(self, shape, dtype):
+        return default_rng(self.seed).random(shape, dtype=dtype)
+
+
+@row("dropout", linear=(0,))
+def a_mask(draw):
+    p = draw(st.sampled_from([0, 0.1, 0.5, 0.9]))
+    return [normal(draw, draw(shapes(1)))], {"p": p, "rng": _SameDraw(draw(SEEDS))}
+
+
+# Products.
+
+
+@row("matmul", linear=(0, 1))
+def stacks_of_matrices(draw):
+    m, k, n = draw(SIZES), draw(SIZES), draw(SIZES)
+    x, y = broadcastable(draw)
+    return [normal(draw, (*x[-2:], m, k)), normal(draw, (*y[-2:], k, n))], {}
+
+
+@row("linear", linear=(0, 1, 2))
+def an_affine_map(draw):
+    i, o = draw(SIZES), draw(SIZES)
+    return [normal(draw, (*draw(shapes(0, 3)), i)), normal(draw, (i, o)), normal(draw, (o,))], {}
+
+
+@row("conv2d", linear=(0, 1, 2))
+def a_convolution(draw):
+    n, o = draw(SIZES), draw(SIZES)
+    if draw(st.booleans()):  # wide 3x3 convolutions that keep the size take the way of winograd.py
+        kh, kw, c, o, stride, padding = 3, 3, 16 + draw(SIZES), 15 + o, 1, 1
+    else:
+        kh, kw, c, stride = draw(st.integers(1, 5)), draw(st.integers(1, 5)), draw(SIZES), draw(SIZES)
+        padding = draw(st.integers(0, 3))
+    h, w = (draw(st.integers(max(1, k - 2 * padding), max(1, k - 2 * padding) + 4)) for k in (kh, kw))
+    bias = draw(st.sampled_from([(o,), (n, o)]))
+    arrays = [normal(draw, shape) for shape in [(n, h, w, c), (kh, kw, c, o), bias]]
+    return arrays, {"stride": stride, "padding": padding}
+
+
+@row("attention", linear=(2,))
+def queries_keys_and_values(draw):
+    lead, l, m, d, e = draw(shapes(0, 2)), draw(SIZES), draw(SIZES), draw(SIZES), draw(SIZES)
+    return [normal(draw, (*lead, *shape)) for shape in [(l, d), (m, d), (m, e)]], {}
+
+
+# Maps.
+
+
+@row("upsample_nearest", linear=(0,))
+def a_map(draw):
+    return [normal(draw, draw(shapes(4, 4)))], {}
+
+
+@row("avg_pool2d", linear=(0,))
+def a_map_of_even_size(draw):
+    n, h, w, c = draw(shapes(4, 4))
+    return [normal(draw, (n, 2 * h, 2 * w, c))], {}
+
+
+@row("group_norm", linear=(1, 2))
+def a_map_in_groups(draw):
+    num_groups = draw(SIZES)
+    c = num_groups * draw(SIZES)
+    x = apart(draw, (*draw(shapes(1, 3)), c), gap=1)  # else a group's deviation could be near 0
+    static = {"num_groups": num_groups} | draw(st.sampled_from([{}, {"eps": 0.1}]))
+    return [x, normal(draw, (c,)), normal(draw, (c,))], static
+
+
+row("group_norm_silu")(a_map_in_groups)
+
+
+# Reductions.
+
+
+@row("sum", "mean", linear=(0,))
+def axes_to_reduce(draw):
+    shape = draw(shapes())
+    return [normal(draw, shape)], {"axis": any_axes(draw, len(shape)), "keepdims": draw(st.booleans())}
+
+
+@row("logsumexp")
+def axes_to_reduce_after_exp(draw):
+    shape = draw(shapes(1))
+    axis = draw(st.sampled_from([{}, {"axis": any_axes(draw, len(shape))}]))
+    return [normal(draw, shape)], axis | {"keepdims": draw(st.booleans())}
+
+
+@row("max")
+def axes_to_search(draw):
+    shape = draw(shapes())
+    return [apart(draw, shape)], {"axis": any_axes(draw, len(shape)), "keepdims": draw(st.booleans())}
+
+
+@row("softmax")
+def axes_to_normalise(draw):
+    shape = draw(shapes(1))
+    return [normal(draw, shape)], draw(st.sampled_from([{}, {"axis": any_axes(draw, len(shape))}]))
+
+
+# Shapes.
+
+
+@row("reshape", linear=(0,))
+def a_new_shape(draw):
+    shape = draw(shapes(1))
+    size = int(np.prod(shape))
+    divisor = draw(st.sampled_from([d for d in range(1, size + 1) if size % d == 0]))
+    new = draw(st.sampled_from([(-1,), -1, (divisor, size // divisor), (divisor, 1, -1), tuple(reversed(shape))]))
+    return [normal(draw, shape)], {"shape": new}
+
+
+@row("transpose", linear=(0,))
+def an_order_of_axes(draw):
+    shape = draw(shapes())
+    order = draw(st.permutations(range(len(shape))))
+    signed = tuple(axis - len(shape) * draw(st.booleans()) for axis in order)
+    return [normal(draw, shape)], draw(st.sampled_from([{}, {"axes": signed}]))
+
+
+@row("concat", linear=(0, 1, 2))
+def arrays_to_join(draw):
+    shape = draw(shapes(1, 3))
+    axis = one_axis(draw, len(shape))
+    arrays = []
+    for _ in range(3):
+        sizes = list(shape)
+        sizes[axis] = draw(st.integers(0, 3))
+        arrays.append(normal(draw, sizes))
+    return arrays, {"axis": axis} if axis != len(shape) - 1 else {}
+
+
+@row("pad", linear=(0,))
+def a_frame(draw):
+    shape = draw(shapes(1))
+    return [normal(draw, shape)], {"widths": [(draw(st.integers(0, 2)), draw(st.integers(0, 2))) for _ in shape]}
+
+
+@row("take", linear=(0,))
+def picks(draw):
+    shape = draw(shapes(1, 3))
+    axis = one_axis(draw, len(shape))
+    indices = default_rng(draw(SEEDS)).integers(0, shape[axis], draw(shapes(0, 2)))  # often one index twice
+    return [normal(draw, shape)], {"indices": indices} | ({"axis": axis} if axis else {})
+
+
+@row("getitem", linear=(0,))
+def a_view(draw):
+    shape = draw(shapes(1))
+    index = draw(hnp.basic_indices(shape, allow_newaxis=True, allow_ellipsis=True))
+    return [normal(draw, shape)], {"index": index}
+
+
+# The laws.
+
+each_op = pytest.mark.parametrize("name", sorted(ROWS))
+
+
+def placed(draw, a, dtype="float64"):
+    """a on the backend, its axes stored in a random order and with a random step, backwards if negative."""
+    order, step = draw(st.permutations(range(a.ndim))), draw(st.sampled_from([1, -1, 2]))
+    stored = xp.zeros([abs(step) * a.shape[i] for i in order], dtype)
+    view = stored[(slice(None, None, step),) * a.ndim + (...,)].transpose(np.argsort(order).tolist())
+    view[...] = asarray(a.astype(dtype))
+    return view
+
+
+def draw_case(data, name, dtype="float64"):
+    """(the op with its static arguments filled in, its inputs on the backend)."""
+    arrays, static = data.draw(ROWS[name].arguments)
+    op = OPS[name]
+    return lambda *inputs: op(*inputs, **static), [placed(data.draw, a, dtype) for a in arrays]
+
+
+def gradients(f, inputs, g):
+    leaves = [Tensor(x, requires_grad=True) for x in inputs]
+    f(*leaves).backward(g)
+    return [leaf.grad for leaf in leaves]
+
+
+def inner(x, y):
+    return float((x * y).sum())
+
+
+def test_every_op_has_a_row():
+    """The rows are exactly the ops that the package registers: a new op without a gradient test fails here."""
+    package = Path(tinydiff.__file__).parent
+    for path in package.rglob("*.py"):
+        if re.search(r"^@(op|pointwise)\b", path.read_text(encoding="utf-8"), re.MULTILINE):
+            importlib.import_module(".".join(["tinydiff", *path.relative_to(package).with_suffix("").parts]))
+    assert set(OPS) == set(ROWS)
+
+
+@each_op
+@given(st.data())
+def test_the_gradient_is_the_derivative_along_a_random_direction(name, data):
+    """sum_i <dx_i, d_i> = d/dh <g, f(x + h d)> at h = 0, for random g and d over all inputs together."""
+    f, inputs = draw_case(data, name)
+    y = f(*inputs).data
+    g = placed(data.draw, normal(data.draw, y.shape))
+    directions = [asarray(normal(data.draw, x.shape)) for x in inputs]
+
+    def at(h):
+        return f(*[asarray(x + h * d) for x, d in zip(inputs, directions)]).data
+
+    h = 1e-3
+    slope = (8 * (at(h) - at(-h)) - (at(2 * h) - at(-2 * h))) / (12 * h)
+    expected = inner(g, slope)
+    found = sum(inner(dx, d) for dx, d in zip(gradients(f, inputs, g), directions))
+    # The quotient is off by h^4/30 = 3e-14 times the fifth derivative (up to 1e5 here) and by 1e-16 |y| / h.
+    assert abs(found - expected) <= 1e-8 * inner(abs(g), abs(slope) + abs(y))
+
+
+@pytest.mark.parametrize("name", sorted(name for name in ROWS if ROWS[name].linear))
+@given(st.data())
+def test_the_gradient_of_a_linear_op_is_its_adjoint(name, data):
+    """<g, A d> = <A^T g, d> for each input in which the op is affine: exact, so no finite differences."""
+    f, inputs = draw_case(data, name)
+    g = placed(data.draw, normal(data.draw, f(*inputs).shape))
+    for i in ROWS[name].linear:
+        d = placed(data.draw, normal(data.draw, inputs[i].shape))
+        at_d, at_0 = (f(*inputs[:i], x, *inputs[i + 1 :]).data for x in (d, xp.zeros_like(d)))
+        found = inner(gradients(f, inputs, g)[i], d)
+        # 1e-12: 4,000 roundings of 2^-52, relative to what the sum would be without cancellation.
+        assert abs(inner(g, at_d - at_0) - found) <= 1e-12 * inner(abs(g), abs(at_d) + abs(at_0)) + 1e-14
+
+
+@each_op
+@FEWER
+@given(st.data())
+def test_float32_stays_float32_and_agrees_with_float64(name, data):
+    """From float32 inputs come float32 results and gradients, those of float64 but for rounding."""
+    f, inputs = draw_case(data, name, "float32")
+    y = f(*inputs)
+    g = placed(data.draw, normal(data.draw, y.shape), "float32")
+    found = [y.data, *gradients(f, inputs, g)]
+    inputs, g = [asarray(x, "float64") for x in inputs], asarray(g, "float64")
+    expected = [f(*inputs).data, *gradients(f, inputs, g)]
+    for a, b in zip(found, expected):
+        assert a.dtype == xp.float32 and b.dtype == xp.float64
+        # Sums of a few hundred products of numbers up to 30, times 300 = 1 / sqrt(eps) in a group of one number.
+        np.testing.assert_allclose(to_numpy(a), to_numpy(b), rtol=1e-4, atol=1e-3)
+
+
+@each_op
+@FEWER
+@given(st.data())
+def test_an_op_writes_to_nothing_it_was_given_and_its_gradients_are_its_own(name, data):
+    """Inputs and cotangent stay as they were, and overwriting one gradient changes no other and none of them."""
+    f, inputs = draw_case(data, name)
+    leaves = [Tensor(x, requires_grad=True) for x in inputs]
+    y = f(*leaves)
+    g = placed(data.draw, normal(data.draw, y.shape))
+    before = [a.copy() for a in (*inputs, g, y.data)]
+    y.backward(g)
+    grads = [leaf.grad.copy() for leaf in leaves]
+    for i, leaf in enumerate(leaves):
+        leaf.grad += 1
+        for j, other in enumerate(leaves):
+            np.testing.assert_array_equal(to_numpy(other.grad), to_numpy(grads[j] + (j <= i)))
+    for now, then in zip((*inputs, g, y.data), before):
+        np.testing.assert_array_equal(to_numpy(now), to_numpy(then))
+
+
+@each_op
+@FEWER
+@given(st.data())
+def test_what_an_op_keeps_is_freed_at_once(name, data):
+    """When the last name of a result goes, its node and what its gradient kept go too, without the collector."""
+    f, inputs = draw_case(data, name)
+    leaves = [Tensor(x, requires_grad=True) for x in inputs]
+    gc.disable()
+    try:
+        y = f(*leaves)
+        gone = [weakref.ref(y), weakref.ref(y._vjp)]
+        y.backward(xp.ones_like(y.data))
+        del y
+        assert [ref() for ref in gone] == [None, None]
+    finally:
+        gc.enable()
