@@ -60,11 +60,14 @@ def test_overlapping_strokes_leave_no_hole():
     assert field[len(field) // 2, len(field) // 2] > 0
 
 
-def test_rows_run_downwards():
-    """A foot at negative y (outlines count upwards) ends in the last rows (images count downwards)."""
-    foot = np.array([(-7.0, -10), (7, -10), (7, -6), (1, -6), (1, 10), (-1, 10), (-1, -6), (-7, -6), (-7, -10)])
-    inside = glyphs._distance_field([foot]) > 0
-    assert inside[-len(inside) // 3 :].sum() > 3 * inside[: len(inside) // 3].sum()
+def test_rows_run_downwards_and_columns_to_the_right():
+    """An L, drawn with y upwards, has its stem in the left columns its foot in the last rows: nothing is mirrored."""
+    letter = np.array([(-7.0, -10), (7, -10), (7, -7), (-4, -7), (-4, 10), (-7, 10), (-7, -10)])
+    inside = glyphs._distance_field([letter]) > 0
+    middle = len(inside) // 2
+    assert inside[middle:].sum() > inside[:middle].sum()
+    assert inside[:, :middle].sum() > inside[:, middle:].sum()
+    assert not inside[:middle, middle:].any()
 
 
 @given(st.integers(0, 10**6))

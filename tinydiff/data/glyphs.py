@@ -21,12 +21,13 @@ import numpy as np
 from tinydiff.backend import default_rng
 from tinydiff.data.dataset import DIGITS, DataError, Dataset
 
-# Faces with ten plain digits: DejaVuSansMono has a dot in its 0, cmmi10 old-style figures that reach below the line.
+# Faces that matplotlib has shipped since 3.7 with ten plain digits: DejaVuSansMono has a dot in its 0, and cmmi10 has
+# old-style figures that reach below the line.
 FACES = (
     *("DejaVuSans", "DejaVuSans-Oblique", "DejaVuSans-Bold", "DejaVuSans-BoldOblique"),
     *("DejaVuSerif", "DejaVuSerif-Italic", "DejaVuSerif-Bold", "DejaVuSerif-BoldItalic"),
     *("STIXGeneral", "STIXGeneralItalic", "STIXGeneralBol", "STIXGeneralBolIta"),
-    *("cmr10", "cmti10", "cmb10", "cmss10", "cmtt10"),
+    *("cmr10", "cmb10", "cmss10", "cmtt10"),
 )
 SIDE = 28
 _HEIGHT = 20.0  # pixels from the foot to the head of a digit before it is scaled, as in MNIST
@@ -119,7 +120,7 @@ def _distance_fields() -> tuple[np.ndarray, np.ndarray]:
 def _outlines(face: str) -> list[list[np.ndarray]]:
     """The polygons of digits 0 to 9 of a face, y upwards, each closed: its first point is repeated at its end."""
     import matplotlib
-    from matplotlib.ft2font import FT2Font
+    from matplotlib import ft2font
     from matplotlib.path import Path
 
     path = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", face + ".ttf")
@@ -127,11 +128,15 @@ def _outlines(face: str) -> list[list[np.ndarray]]:
         raise DataError(
             f"glyphs are drawn from matplotlib's own type faces, and {path} is missing: reinstall matplotlib"
         )
-    font = FT2Font(path)
+    font = ft2font.FT2Font(path)
     font.set_size(1000, 72)
+    if hasattr(ft2font, "LoadFlags"):  # hinting is left out because it differs between FreeType versions
+        unhinted = ft2font.LoadFlags.NO_HINTING
+    else:  # matplotlib before 3.10
+        unhinted = ft2font.LOAD_NO_HINTING  # type: ignore[attr-defined]
     outlines = []
     for digit in DIGITS:
-        font.load_char(ord(digit))
+        font.load_char(ord(digit), flags=unhinted)
         vertices, codes = font.get_path()
         polygons = Path(vertices / 10, codes).to_polygons()  # the unit decides how finely curves are cut
         outlines.append([np.asarray(p) for p in polygons])
