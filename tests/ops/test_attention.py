@@ -1,0 +1,87 @@
+"""Scaled dot-product attention against plain loops over its definition, and what it must leave unchanged."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinydiff import ops
+from tinydiff.backend import asarray, default_rng, to_numpy
+
+SEEDS = st.integers(0, 2**32 - 1)
+SIZES = st.integers(1, 4)
+
+
+def normal(seed, *shapes):
+    rng = default_rng(seed)
+    return [rng.standard_normal(shape) for shape in shapes]
+
+
+def attention(*arrays):
+    return to_numpy(ops.attention(*map(asarray, arrays)))
+
+
+def attention_loops(q, k, v):
+    """The definition, one query at a time: weights exp(q . k / sqrt(D)) over their sum, then the mean of the values."""
+    y = np.zeros((*q.shape[:-1], v.shape[-1]))
+    for lead in np.ndindex(*q.shape[:-2]):
+        for l in range(q.shape[-2]):
+            weights = []
+            for m in range(k.shape[-2]):
+                product = sum(q[lead][l, d] * k[lead][m, d] for d in range(q.shape[-1]))
+                weights.append(math.exp(product / math.sqrt(q.shape[-1])))
+            for m, weight in enumerate(weights):
+                y[lead][l] += weight / sum(weights) * v[lead][m]
+    return y
+
+
+@given(SEEDS, st.lists(SIZES, max_size=2), SIZES, SIZES, SIZES, SIZES)
+def test_attention_is_its_definition(seed, lead, l, m, d, e):
+    """For any number of leading axes, queries, keys, and features of either."""
+    q, k, v = normal(seed, (*lead, l, d), (*lead, m, d), (*lead, m, e))
+    # 1e-14: a dozen roundings of numbers about 1; exp doubles none of them much.
+    np.testing.assert_allclose(attention(q, k, v), attention_loops(q, k, v), rtol=0, atol=1e-13)
+
+
+@given(SEEDS, SIZES, SIZES, SIZES)
+def test_the_order_of_the_keys_does_not_matter(seed, l, m, d):
+    """Keys and values in another, common order give the same means."""
+    q, k, v = normal(seed, (2, l, d), (2, m, d), (2, m, d))
+    order = default_rng(seed).permutation(m)
+    np.testing.assert_allclose(attention(q, k[:, order], v[:, order]), attention(q, k, v), rtol=0, atol=1e-13)
+
+
+@given(SEEDS, SIZES, SIZES, st.floats(-1e4, 1e4))
+def test_weights_are_a_partition_of_one(seed, l, m, c):
+    """Equal values come out as they are, and a shift of all keys along one vector changes nothing."""
+    q, k, _ = normal(seed, (l, 3), (m, 3), (m, 1))
+    y = attention(q, k, np.full((m, 2), c))
+    np.testing.assert_allclose(y, np.full((l, 2), c), rtol=1e-14)
+    (v,) = normal(seed + 1, (m, 2))
+    np.testing.assert_allclose(attention(q, k + 1.5, v), attention(q, k, v), rtol=0, atol=1e-13)
+
+
+def test_scores_of_ten_thousand_pick_one_value(rng):
+    """Where one key's score is far above the others the result is that key's value, in float32, without overflow."""
+    v = rng.standard_normal((3, 2)).astype("float32")
+    q = np.array([[1e4], [-1e4]], "float32")
+    k = np.array([[-1.0], [0.0], [1.0]], "float32")
+    np.testing.assert_array_equal(attention(q, k, v), v[[2, 0]])
+
+
+@pytest.mark.parametrize(
+    "q, k, v",
+    [
+        ((2, 3, 4), (2, 5, 3), (2, 5, 4)),  # features of q and k
+        ((2, 3, 4), (2, 5, 4), (2, 6, 4)),  # positions of k and v
+        ((2, 3, 4), (1, 5, 4), (1, 5, 4)),  # leading axes
+        ((3, 4), (2, 5, 4), (2, 5, 4)),
+    ],
+)
+def test_attention_refuses_what_does_not_fit(q, k, v):
+    """Shapes that do not agree are a ValueError naming all three; leading axes do not broadcast."""
+    with pytest.raises(ValueError) as error:
+        attention(*map(np.zeros, (q, k, v)))
+    assert str(error.value) == f"attention: q {q}, k {k} and v {v} do not fit"

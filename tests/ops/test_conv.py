@@ -1,0 +1,168 @@
+"""Convolution against plain loops over its definition, and the two changes of resolution."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinydiff import ops
+from tinydiff.autograd import Tensor
+from tinydiff.backend import asarray, default_rng, to_numpy
+
+SEEDS = st.integers(0, 2**32 - 1)
+SIZES = st.integers(1, 3)
+# 3x3, stride 1, padding 1 with 16 channels or more goes another way (winograd.py); the rest are for im2col.
+GEOMETRIES = [(3, 3, 16, 18, 1, 1), (3, 3, 17, 16, 2, 1), (3, 3, 5, 20, 1, 1), (1, 1, 16, 16, 1, 0), (2, 4, 3, 4, 1, 2)]
+
+
+def normal(seed, *shapes, dtype="float64"):
+    rng = default_rng(seed)
+    return [rng.standard_normal(shape).astype(dtype) for shape in shapes]
+
+
+def conv2d(*arrays, **static):
+    return to_numpy(ops.conv2d(*map(asarray, arrays), **static))
+
+
+def conv2d_loops(x, w, b, stride, padding):
+    """The definition, one output pixel and one filter tap at a time; taps beyond the border see 0."""
+    (n, height, width, _), (kh, kw, _, o) = x.shape, w.shape
+    oh, ow = (height + 2 * padding - kh) // stride + 1, (width + 2 * padding - kw) // stride + 1
+    y = np.zeros((n, oh, ow, o))
+    for image, i, j in product(range(n), range(oh), range(ow)):
+        y[image, i, j] = b if b.ndim == 1 else b[image]
+        for k, l in product(range(kh), range(kw)):
+            row, column = i * stride + k - padding, j * stride + l - padding
+            if 0 <= row < height and 0 <= column < width:
+                for c in range(x.shape[3]):
+                    y[image, i, j] += x[image, row, column, c] * w[k, l, c]
+    return y
+
+
+def gradients(x, w, b, g, **static):
+    leaves = [Tensor(asarray(a), requires_grad=True) for a in (x, w, b)]
+    ops.conv2d(*leaves, **static).backward(asarray(g))
+    return [to_numpy(leaf.grad) for leaf in leaves]
+
+
+@pytest.mark.parametrize("kh, stride, padding", [*product(range(1, 6), range(1, 4), range(4))])
+def test_conv2d_is_its_definition_for_every_kernel_stride_and_padding(kh, stride, padding):
+    """Kernels 1 to 5 high and another size wide, strides 1 to 3, paddings 0 to 3, both kinds of bias."""
+    kw = (kh + stride) % 5 + 1
+    x, w, *biases = normal(kh, (2, 5, 6, 2), (kh, kw, 2, 3), (3,), (2, 3))
+    for b in biases:
+        y = conv2d(x, w, b, stride=stride, padding=padding)
+        # 1e-13: sums of at most 50 products of numbers about 1, each rounded to 1e-16.
+        np.testing.assert_allclose(y, conv2d_loops(x, w, b, stride, padding), rtol=0, atol=1e-13)
+
+
+@given(st.data(), SEEDS, st.booleans())
+def test_conv2d_is_its_definition_for_every_size(data, seed, wide):
+    """Random sizes down to one pixel and one channel; wide ones pass through the transforms of winograd.py."""
+    if wide:
+        n, c, o, stride, padding, kernel, height, width = data.draw(SIZES), 16, 17, 1, 1, (3, 3), 1, 1
+    else:
+        n, c, o, stride, padding = (data.draw(s) for s in (SIZES, SIZES, SIZES, SIZES, st.integers(0, 3)))
+        kernel = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 5))
+        height, width = (max(1, k - 2 * padding) for k in kernel)
+    height, width = height + data.draw(st.integers(0, 8)), width + data.draw(st.integers(0, 5))
+    bias = data.draw(st.sampled_from([(o,), (n, o)]))
+    x, w, b = normal(seed, (n, height, width, c), (*kernel, c, o), bias)
+    y = conv2d(x, w, b, stride=stride, padding=padding)
+    # 1e-12: 150 products of numbers about 1; in a Winograd tile their transforms reach 100 before they cancel.
+    np.testing.assert_allclose(y, conv2d_loops(x, w, b, stride, padding), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kh, kw, c, o, stride, padding", GEOMETRIES)
+def test_a_batch_is_the_stack_of_its_images(kh, kw, c, o, stride, padding):
+    """Whatever slices the batch is cut into: images do not meet, and their filter gradients add up."""
+    n, size = 67, 16  # 2 to 20 MB of windows or tiles, while a slice holds 1: the batch goes in unequal slices
+    x, w, b = normal(0, (n, size, size, c), (kh, kw, c, o), (n, o))
+    static = {"stride": stride, "padding": padding}
+    y = conv2d(x, w, b, **static)
+    (g,) = normal(1, y.shape)
+    dx, dw, db = gradients(x, w, b, g, **static)
+    sum_dw = 0
+    for i in range(n):
+        one = slice(i, i + 1)
+        np.testing.assert_allclose(conv2d(x[one], w, b[one], **static), y[one], rtol=0, atol=1e-12)
+        dx_i, dw_i, db_i = gradients(x[one], w, b[one], g[one], **static)
+        np.testing.assert_allclose(dx_i, dx[one], rtol=0, atol=1e-12)
+        np.testing.assert_allclose(db_i, db[one], rtol=0, atol=1e-12)
+        sum_dw = sum_dw + dw_i
+    np.testing.assert_allclose(sum_dw, dw, rtol=0, atol=1e-10)  # 67 * 256 products of numbers about 1
+    np.testing.assert_allclose(conv2d(x, w, b[0], **static), y + (b[0] - b)[:, None, None], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(gradients(x, w, b[0], g, **static)[2], g.sum((0, 1, 2)), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("size", [7, 14, 28])
+@pytest.mark.parametrize("kh, kw, c, o, stride, padding", GEOMETRIES)
+def test_conv2d_in_float32_is_the_one_in_float64_but_for_rounding(kh, kw, c, o, stride, padding, size):
+    """Values and all three gradients, at the U-Net's resolutions, relative to the largest."""
+    x, w, b = normal(size, (5, size, size, c), (kh, kw, c, o), (5, o), dtype="float32")
+    static = {"stride": stride, "padding": padding}
+    y = conv2d(x, w, b, **static)
+    (g,) = normal(1, y.shape, dtype="float32")
+    wide = [a.astype("float64") for a in (x, w, b, g)]
+    expected = [conv2d(*wide[:3], **static), *gradients(*wide, **static)]
+    for a, a_64 in zip([y, *gradients(x, w, b, g, **static)], expected):
+        assert a.dtype == np.float32
+        # 6e-8 a rounding, times 10 for sums of some hundred products, times 10 for the cancelling Winograd transforms.
+        assert abs(a - a_64).max() <= 1e-5 * abs(a_64).max()
+
+
+@given(SEEDS, SIZES, SIZES, SIZES, SIZES)
+def test_upsample_nearest_repeats_each_pixel(seed, n, h, w, c):
+    """y[2i + k, 2j + l] = x[i, j] for k and l in {0, 1}, exactly."""
+    (x,) = normal(seed, (n, h, w, c))
+    y = to_numpy(ops.upsample_nearest(asarray(x)))
+    assert y.shape == (n, 2 * h, 2 * w, c)
+    for image, i, j, channel in np.ndindex(y.shape):
+        assert y[image, i, j, channel] == x[image, i // 2, j // 2, channel]
+
+
+@given(SEEDS, SIZES, SIZES, SIZES, SIZES)
+def test_avg_pool2d_takes_the_mean_of_each_block(seed, n, h, w, c):
+    """y[i, j] = the mean of x[2i + k, 2j + l] over k and l in {0, 1}."""
+    (x,) = normal(seed, (n, 2 * h, 2 * w, c))
+    y = to_numpy(ops.avg_pool2d(asarray(x)))
+    assert y.shape == (n, h, w, c)
+    for image, i, j, channel in np.ndindex(y.shape):
+        block = [x[image, 2 * i + k, 2 * j + l, channel] for k in (0, 1) for l in (0, 1)]
+        assert abs(y[image, i, j, channel] - sum(block) / 4) <= 1e-15 * sum(map(abs, block))  # three additions
+
+
+@given(SEEDS, SIZES, SIZES, SIZES, SIZES)
+def test_pooling_undoes_upsampling(seed, n, h, w, c):
+    """avg_pool2d(upsample_nearest(x)) = x exactly: sums of four equal numbers and a quarter of them round nothing."""
+    (x,) = normal(seed, (n, h, w, c))
+    np.testing.assert_array_equal(to_numpy(ops.avg_pool2d(ops.upsample_nearest(asarray(x)))), x)
+
+
+@pytest.mark.parametrize(
+    "x, w, b, static, words",
+    [
+        ((2, 5, 5, 3), (3, 3, 4, 6), (6,), {}, r"x must be .*, got \(2, 5, 5, 3\) and \(3, 3, 4, 6\)"),
+        ((5, 5, 3), (3, 3, 3, 6), (6,), {}, r"x must be .*, got \(5, 5, 3\)"),
+        ((2, 5, 5, 3), (3, 3, 3), (6,), {}, r"w \(KH, KW, C, O\), got .* and \(3, 3, 3\)"),
+        ((2, 5, 5, 3), (3, 3, 3, 6), (5,), {}, r"b must be .* O = 6, N = 2, got \(5,\)"),
+        ((2, 5, 5, 3), (3, 3, 3, 6), (1, 6), {}, r"b must be .* O = 6, N = 2, got \(1, 6\)"),
+        ((2, 5, 5, 3), (3, 3, 3, 6), (6,), {"stride": 0}, "stride must be 1 or more .* got 0"),
+        ((2, 5, 5, 3), (3, 3, 3, 6), (6,), {"padding": -1}, "padding 0 or more, got 1 and -1"),
+        ((2, 5, 2, 3), (3, 3, 3, 6), (6,), {}, r"kernel \(3, 3\) is larger than the padded image of x \(2, 5, 2, 3\)"),
+        ((2, 1, 5, 3), (4, 3, 3, 6), (6,), {"padding": 1, "stride": 3}, r"kernel \(4, 3\) is larger"),
+    ],
+)
+def test_conv2d_refuses_what_does_not_fit(x, w, b, static, words):
+    """Shapes, strides and paddings that make no convolution are a ValueError naming the argument and its value."""
+    with pytest.raises(ValueError, match=f"conv2d: .*{words}"):
+        conv2d(*map(np.zeros, (x, w, b)), **static)
+
+
+@pytest.mark.parametrize("h, w", [(3, 4), (4, 3), (1, 1)])
+def test_avg_pool2d_refuses_odd_sizes(h, w):
+    """A height or width that does not halve is a ValueError with both."""
+    with pytest.raises(ValueError, match=f"avg_pool2d: height and width must be even, got {h} x {w}"):
+        ops.avg_pool2d(asarray(np.zeros((1, h, w, 2))))
