@@ -209,7 +209,7 @@ def test_the_counter_fails_over_the_budget(monkeypatch, capsys):
     """Its exit code, by which the checks stop, is 1 over the budget and 0 within it."""
     main = COUNTER["main"]
     assert main() == 0
-    monkeypatch.setitem(main.__globals__, "MOST_IN_A_FILE", 100)
+    monkeypatch.setitem(main.__globals__, "MOST_IN_A_FILE", 10)
     assert main() == 1
     assert "autograd.py" in capsys.readouterr().err
 

@@ -1,0 +1,218 @@
+"""Modules are trees: parameters found by name in the order of the source, saved and loaded whole or not at all."""
+
+import re
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from tinydiff.autograd import Tensor
+from tinydiff.backend import asarray, default_rng, to_numpy, xp
+from tinydiff.nn import Module, UNet
+
+SEEDS = st.integers(0, 2**32 - 1)
+SHAPES = st.lists(st.integers(1, 3), min_size=1, max_size=3).map(tuple)
+
+
+class Box(Module):
+    """A module that is given its attributes, in order."""
+
+    def __init__(self, attributes):
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+
+class OtherBox(Box):
+    """A second kind."""
+
+
+class Tree(NamedTuple):
+    """A module, and what it should say of itself: its parameters by name and each layer by path, both in order."""
+
+    module: Module
+    parameters: list[tuple[str, Tensor]]
+    layers: list[tuple[str, Module]]
+
+
+def parameter(rng, shape):
+    return Tensor(asarray(rng.standard_normal(shape), "float32"), requires_grad=True)
+
+
+def tree(draw, rng, depth):
+    """A module with up to 2 parameters, 2 children and 2 in a list, set in this order, named against the alphabet."""
+    own, attributes = [], {}
+    for name in ["z", "y"][: draw(st.integers(0, 2))]:
+        attributes[name] = parameter(rng, draw(SHAPES))
+        own.append((name, attributes[name]))
+    attributes |= {"x": Tensor(xp.zeros(3, "float32")), "w": xp.zeros(2), "v": None, "u": 7, "t": "word", "s": (1, 2)}
+    inside: list[tuple[str, Tree]] = []
+    for name in ["r", "q"][: draw(st.integers(0, 2)) if depth else 0]:
+        inside.append((name, tree(draw, rng, depth - 1)))
+        attributes[name] = inside[-1][1].module
+    items: list[Any] = [None, 5]
+    for i in [2, 3][: draw(st.integers(0, 2)) if depth else 0]:
+        inside.append((f"p.{i}", tree(draw, rng, depth - 1)))
+        items.append(inside[-1][1].module)
+    attributes["p"] = items
+    module = draw(st.sampled_from([Box, OtherBox]))(attributes)
+    parameters = own + [(f"{name}.{inner}", p) for name, child in inside for inner, p in child.parameters]
+    layers = [(f"{name}.{inner}".rstrip("."), m) for name, child in inside for inner, m in child.layers]
+    return Tree(module, parameters, [("", module), *layers])
+
+
+@st.composite
+def trees(draw):
+    return tree(draw, default_rng(draw(SEEDS)), draw(st.integers(0, 2)))
+
+
+def values(module):
+    return {name: to_numpy(p).copy() for name, p in module.named_parameters()}
+
+
+def assert_same(found, expected):
+    assert list(found) == list(expected)
+    for name in expected:
+        assert found[name].dtype == expected[name].dtype
+        np.testing.assert_array_equal(found[name], expected[name])
+
+
+# Names.
+
+
+@given(trees())
+def test_parameters_have_dotted_names_in_the_order_they_are_made(t):
+    """Each parameter appears once, named by its path, and nothing else does: not buffers, arrays, numbers or None."""
+    found = list(t.module.named_parameters())
+    assert [name for name, _ in found] == [name for name, _ in t.parameters]
+    assert all(p is q for (_, p), (_, q) in zip(found, t.parameters))
+    assert [id(p) for p in t.module.parameters()] == [id(p) for _, p in t.parameters]
+
+
+@given(trees())
+def test_a_prefix_goes_before_every_name(t):
+    """named_parameters(prefix) is named_parameters() with the prefix before each name."""
+    assert [n for n, _ in t.module.named_parameters("a.b.")] == ["a.b." + n for n, _ in t.module.named_parameters()]
+
+
+@given(trees())
+def test_children_are_the_layers_one_below(t):
+    """children() gives the modules among the attributes and in lists, in order, by name or list.index."""
+    below = [(path, m) for path, m in t.layers if path and "." not in path.removeprefix("p.")]
+    assert [(name, id(m)) for name, m in t.module.children()] == [(name, id(m)) for name, m in below]
+
+
+@given(trees())
+def test_num_parameters_is_the_number_of_numbers(t):
+    """num_parameters is the sum of the parameters' sizes."""
+    assert t.module.num_parameters() == sum(int(np.prod(p.shape)) for _, p in t.parameters)
+
+
+# The state.
+
+
+@given(trees())
+def test_the_state_is_a_copy(t):
+    """state_dict holds every parameter's values as NumPy arrays that share no memory with the network."""
+    state, before = t.module.state_dict(), values(t.module)
+    assert_same(state, before)
+    for a in state.values():
+        assert type(a) is np.ndarray
+        a += 1
+    assert_same(values(t.module), before)
+
+
+@given(trees())
+def test_a_saved_state_is_restored_bit_for_bit(t):
+    """load_state_dict(state_dict()) undoes any change of the values, in place: the arrays stay the network's own."""
+    state, before = t.module.state_dict(), values(t.module)
+    arrays = [p.data for p in t.module.parameters()]
+    for p in t.module.parameters():
+        p.data += 1
+    t.module.load_state_dict(dict(reversed(state.items())))  # the order does not matter
+    assert_same(values(t.module), before)
+    assert all(p.data is a for p, a in zip(t.module.parameters(), arrays))
+    for a in state.values():
+        a += 1
+    assert_same(values(t.module), before)
+
+
+@given(trees())
+def test_a_state_of_another_precision_takes_the_parameters_dtype(t):
+    """float64 values are rounded to a float32 network; its dtype does not change."""
+    state = {name: a.astype("float64") / 3 for name, a in t.module.state_dict().items()}
+    t.module.load_state_dict(state)
+    assert_same(values(t.module), {name: a.astype("float32") for name, a in state.items()})
+
+
+@given(trees(), st.data())
+def test_a_state_that_does_not_fit_is_refused_whole(t, data):
+    """A parameter that is missing, unknown or misshapen (even if it would broadcast) is named, and nothing changes."""
+    assume(t.parameters)
+    name, p = data.draw(st.sampled_from(t.parameters))
+    state = {other: a + 1 for other, a in t.module.state_dict().items()}
+    kind = data.draw(st.sampled_from(["missing", "unknown", "longer", "would broadcast", "same size"]))
+    shape = p.shape
+    if kind == "missing":
+        del state[name]
+        said = f"'{name}' is missing"
+    elif kind == "unknown":
+        name += "2"
+        state[name] = np.zeros(shape, "float32")
+        said = f"'{name}' is not one of this network"
+    else:
+        shape = {"longer": (shape[0] + 1, *shape[1:]), "would broadcast": (), "same size": (1, *shape)}[kind]
+        state[name] = np.zeros(shape, "float32")
+        said = f"'{name}' has shape {shape}, this network's has {p.shape}"
+    before = values(t.module)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        t.module.load_state_dict(state)
+    assert_same(values(t.module), before)
+
+
+# The summary and the call.
+
+
+def rows_of(summary):
+    """(path, kind, shapes, count) of each line."""
+    rows = []
+    for line in summary.splitlines():
+        path, kind, *shapes, count = line.split()
+        rows.append(("" if path == "(all)" else path, kind, " ".join(shapes), int(count.replace(",", ""))))
+    return rows
+
+
+@given(trees())
+def test_the_summary_lists_each_layer_with_its_shapes_and_numbers(t):
+    """One line a module, the whole first: path, class, shapes of its own parameters, numbers in it and below."""
+    expected = []
+    for path, module in t.layers:
+        within = [(n, p) for n, p in t.parameters if f".{n}".startswith(f".{path}." if path else ".")]
+        own = [(n, p) for n, p in within if n.rpartition(".")[0] == path]
+        shapes = " ".join(f"{n.rpartition('.')[2]} {'x'.join(map(str, p.shape))}" for n, p in own)
+        expected.append((path, type(module).__name__, shapes, sum(p.size for _, p in within)))
+    assert rows_of(t.module.summary()) == expected
+    assert len({len(line) for line in t.module.summary().splitlines()}) == 1  # columns are aligned
+
+
+def test_the_summary_of_the_network_adds_up(rng):
+    """The numbers of the layers that hold parameters themselves add up to the total, which is num_parameters."""
+    model = UNet(num_classes=10, rng=rng)
+    rows = rows_of(model.summary())
+    assert rows[0] == ("", "UNet", "", model.num_parameters())
+    assert sum(count for _, _, shapes, count in rows if shapes) == model.num_parameters()
+    assert ("conv_in", "Conv2d", "w 3x3x1x32 b 32", 320) in rows
+
+
+def test_a_module_is_called_through_forward():
+    """module(...) is forward(...) with all its arguments; a module without forward says so by its name."""
+
+    class Echo(Module):
+        def forward(self, *args, **kwargs):
+            return self, args, kwargs
+
+    echo = Echo()
+    assert echo(1, "b", c=3) == (echo, (1, "b"), {"c": 3})
+    with pytest.raises(TypeError, match="Box does not define forward"):
+        Box({})(1)
