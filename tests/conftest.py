@@ -2,6 +2,9 @@
 
 import os
 
+# Before NumPy loads: the products here are small, and BLAS threads that spin beside other work slow them tenfold.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -9,9 +12,8 @@ from tinydiff.backend import BackendError, default_rng, use_backend
 
 settings.register_profile("dev", max_examples=15, deadline=None)
 settings.register_profile("ci", max_examples=25, deadline=None, derandomize=True)
-settings.register_profile(
-    "thorough", max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
-)
+slow = [HealthCheck.too_slow, HealthCheck.data_too_large]
+settings.register_profile("thorough", max_examples=300, deadline=None, suppress_health_check=slow)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
 

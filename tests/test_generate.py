@@ -1,0 +1,120 @@
+"""Generation: slices and workers change nothing about an image, and a checkpoint's averaged weights draw it."""
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+
+from tinydiff import checkpoint
+from tinydiff.backend import backend_name, default_rng, standard_normal, to_numpy
+from tinydiff.checkpoint import CheckpointError
+from tinydiff.data import Dataset
+from tinydiff.diffusion import Schedule, classifier_free, ddim_step, sample, timestep_pairs
+from tinydiff.generate import SLICE, Recipe, build_unet, frame_times, generate, load_trained
+from tinydiff.parallel import Workers
+from tinydiff.train import TrainConfig, Training
+
+NETWORK = {"base_channels": 8, "channel_mults": [1, 2], "num_heads": 2, "num_groups": 4, "num_classes": 3}
+RECIPE = Recipe(Schedule.linear(50), (8, 8, 1), num_steps=4, scale=1.5)
+
+
+@pytest.fixture(scope="module")
+def workers():
+    pool = Workers(partial(build_unet, NETWORK, 0))
+    out = pool.model.conv_out.w.data  # starts at zero, and a network that answers zero hides every mistake
+    out[...] = standard_normal(default_rng(7), out.shape) * 0.1
+    return pool
+
+
+def images(workers, recipe, labels, seed=0):
+    return np.concatenate(list(generate(workers, recipe, labels, seed)), axis=1)
+
+
+def test_a_slice_is_the_samplers_walk(workers):
+    """An image is what sample() makes of its slice's own stream, (seed, slice), with guided noise."""
+    labels = [0, 1, 2, 3]
+    rng = default_rng(9, 0)
+    x_T = standard_normal(rng, (4, 8, 8, 1))
+    step = partial(ddim_step, RECIPE.schedule, clip=True)
+    walk = sample(step, classifier_free(workers.model, labels, 1.5), timestep_pairs(50, 4), x_T, rng)
+    *_, (t, x_0, _) = walk
+    drawn = images(workers, RECIPE, labels, seed=9)
+    assert t == 0 and drawn.shape == (1, 4, 8, 8, 1) and drawn.dtype == np.float32
+    assert (drawn[0] == to_numpy(x_0)).all()
+
+
+def test_an_image_does_not_depend_on_how_many_are_asked_for(workers):
+    """The first slice is the same bits whether or not others follow; slices differ from each other."""
+    many = images(workers, RECIPE, [1] * (2 * SLICE + 3))
+    few = images(workers, RECIPE, [1] * SLICE)
+    assert many.shape[1] == 2 * SLICE + 3
+    assert (many[:, :SLICE] == few).all()
+    assert (many[:, SLICE : 2 * SLICE] != few).any(axis=(0, 2, 3, 4)).all()
+
+
+def test_seed_label_and_scale_matter(workers):
+    """Another seed or label gives another image; at scale 0 the label does not enter."""
+    base = images(workers, RECIPE, [0, 0])
+    assert (images(workers, RECIPE, [0, 0], seed=1) != base).any()
+    assert (images(workers, RECIPE, [1, 1]) != base).any()
+    free = replace(RECIPE, scale=0.0)
+    assert (images(workers, free, [0, 0]) == images(workers, free, [1, 2])).all()
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3, 4, 9])
+def test_kept_frames_end_with_the_image(workers, keep):
+    """keep moments of the same trajectory, the times strictly falling to 0, the last frame the image itself."""
+    recipe = replace(RECIPE, keep=keep)
+    frames, times = images(workers, recipe, [0, 1]), frame_times(recipe)
+    everything, all_times = images(workers, replace(RECIPE, keep=4), [0, 1]), frame_times(replace(RECIPE, keep=4))
+    assert len(frames) == len(times) == min(keep, 4) and times[-1] == 0
+    assert all(a > b for a, b in zip(times, times[1:]))
+    for frame, t in zip(frames, times):
+        assert (frame == everything[all_times.index(t)]).all()
+
+
+def test_generation_records_no_graph(workers):
+    """Drawing leaves no gradient behind and needs none."""
+    images(workers, RECIPE, [0])
+    assert (workers.flat.grad == 0).all()
+
+
+@pytest.mark.skipif(backend_name() != "numpy", reason="worker processes share host memory")
+def test_workers_draw_the_same_images(workers):
+    """Two processes draw what one draws, in the same order; BLAS may round a product of another thread count apart."""
+    labels = [i % 3 for i in range(2 * SLICE + 1)]
+    with Workers(partial(build_unet, NETWORK, 0), 2) as two:
+        two.flat.data[...] = workers.flat.data
+        np.testing.assert_allclose(images(two, RECIPE, labels), images(workers, RECIPE, labels), atol=1e-4)
+
+
+def test_a_network_without_classes_draws_unconditionally():
+    """num_classes None: labels only count, and guidance has nothing to guide by."""
+    pool = Workers(partial(build_unet, {**NETWORK, "num_classes": None}, 0))
+    assert images(pool, RECIPE, [0, 0, 0]).shape == (1, 3, 8, 8, 1)
+
+
+def test_a_checkpoint_draws_with_its_averaged_weights(tmp_path):
+    """load_trained gives the EMA weights, not the last ones, and the schedule that was trained on."""
+    data = Dataset("blank", np.zeros((4, 8, 8), np.uint8), np.zeros(4, np.uint8), "blank", ("a", "b", "c"))
+    config = TrainConfig(num_steps=3, minutes=None, batch_size=2, warmup=1)
+    state = Training(Workers(partial(build_unet, NETWORK, 0)), Schedule.linear(60), config)
+    for _ in range(3):
+        state.advance(data)
+    state.save(tmp_path / "c.npz", data)
+    loaded, schedule, meta = load_trained(tmp_path / "c.npz", 1)
+    assert (loaded.flat.data == state.ema.data).all()
+    assert (loaded.flat.data != state.workers.flat.data).any()
+    assert (schedule.beta == Schedule.linear(60).beta).all()
+    assert meta["step"] == 3 and meta["data"] == {"name": "blank", "source": "blank", "image_shape": [8, 8, 1]}
+
+
+def test_other_checkpoints_are_refused(tmp_path):
+    """A classifier's checkpoint, and one whose weights do not fit its own configuration, are named and refused."""
+    checkpoint.save(tmp_path / "a.npz", {"x": np.zeros(3)}, {"kind": "classifier"})
+    with pytest.raises(CheckpointError, match=r"a\.npz holds a 'classifier' network, not a diffusion model"):
+        load_trained(tmp_path / "a.npz", 1)
+    checkpoint.save(tmp_path / "b.npz", {"ema/x": np.zeros(3)}, {"kind": "diffusion", "model": NETWORK})
+    with pytest.raises(CheckpointError, match=r"b\.npz: parameter"):
+        load_trained(tmp_path / "b.npz", 1)

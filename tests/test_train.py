@@ -1,0 +1,196 @@
+"""Training: what a batch holds, what the loss means, and that a stopped run continues bit for bit."""
+
+import math
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+
+from tinydiff import checkpoint, train
+from tinydiff.autograd import Tensor
+from tinydiff.backend import to_numpy
+from tinydiff.checkpoint import CheckpointError
+from tinydiff.data import Dataset
+from tinydiff.diffusion import Schedule
+from tinydiff.generate import build_unet
+from tinydiff.parallel import Workers
+from tinydiff.train import TrainConfig, Training, TrainingError, draw_batch, noise_prediction_losses
+
+NETWORK = {"base_channels": 8, "channel_mults": [1, 2], "num_heads": 2, "num_groups": 4, "num_classes": 10}
+CONFIG = TrainConfig(num_steps=6, minutes=None, batch_size=8, warmup=2, seed=5)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (50, 8, 8), dtype=np.uint8)
+    return Dataset("noise", images, rng.integers(0, 10, 50).astype(np.uint8), "random pixels", tuple("0123456789"))
+
+
+@pytest.fixture
+def make(dataset):
+    def make(config=CONFIG, network=NETWORK):
+        return Training(Workers(partial(build_unet, network, config.seed)), Schedule.linear(100), config)
+
+    return make
+
+
+def buffers(state):
+    return {name: to_numpy(a).copy() for name, a in state._buffers().items()}
+
+
+def same_bits(a, b):
+    return all((a[name].view(np.uint32) == b[name].view(np.uint32)).all() for name in a)
+
+
+def test_batch_is_a_pure_function_of_seed_and_step(dataset):
+    """The same seed and step give the same bits; another seed or step gives other noise, times and images."""
+    schedule = Schedule.linear(100)
+    draw = partial(draw_batch, dataset, schedule)
+    first, again = draw(CONFIG, 10, 3), draw(CONFIG, 10, 3)
+    assert all((to_numpy(first[k]) == to_numpy(again[k])).all() for k in first)
+    for other in (draw(CONFIG, 10, 4), draw(replace(CONFIG, seed=6), 10, 3)):
+        assert all((to_numpy(first[k]) != to_numpy(other[k])).any() for k in first)
+
+
+def test_batch_obeys_the_closed_form(dataset):
+    """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps for an image x_0 of the data set and its own label."""
+    schedule = Schedule.linear(100)
+    batch = draw_batch(dataset, schedule, replace(CONFIG, label_drop=0.0), 10, 0)
+    x_t, eps = to_numpy(batch["x_t"]).astype(np.float64), to_numpy(batch["eps"])
+    alpha_bar = schedule.alpha_bar[batch["t"]][:, None, None, None]
+    x_0 = (x_t - np.sqrt(1 - alpha_bar) * eps) / np.sqrt(alpha_bar)
+    data, _ = dataset.batch(np.arange(len(dataset)))
+    for image, label, signal in zip(x_0, batch["labels"], np.sqrt(alpha_bar.ravel())):
+        distance = np.abs(data - image).max((1, 2, 3))
+        assert (
+            distance.min() < 1e-6 / signal + 1e-6
+        )  # x_t is float32, and dividing by the signal magnifies its rounding
+        assert dataset.labels[distance.argmin()] == label
+    assert batch["x_t"].dtype == batch["eps"].dtype == np.float32
+
+
+def test_t_covers_1_to_T_and_nothing_else(dataset):
+    """Every t in 1..T is drawn, T included, 0 never, and evenly: chi-square with a false-alarm rate of 1e-6."""
+    T, n = 5, 4000
+    t = draw_batch(dataset, Schedule.linear(100), replace(CONFIG, batch_size=1), None, 0)["t"]
+    assert t.shape == (1,)
+    config = replace(CONFIG, batch_size=n)
+    schedule = Schedule(np.full(T, 0.9))
+    t = draw_batch(dataset, schedule, config, None, 0)["t"]
+    counts = np.bincount(t, minlength=T + 1)
+    assert len(counts) == T + 1 and counts[0] == 0
+    # 4 degrees of freedom: P(chi2 > x) = exp(-x/2) (1 + x/2) = 1e-6 at x = 33.4
+    assert ((counts[1:] - n / T) ** 2 / (n / T)).sum() < 33.4
+
+
+@pytest.mark.parametrize("label_drop", [0.0, 0.1, 1.0])
+def test_labels_are_dropped_at_the_stated_rate(dataset, label_drop):
+    """A dropped label becomes num_classes, at rate label_drop within 5 standard deviations (false alarm 6e-7)."""
+    n = 5000
+    labels = draw_batch(dataset, Schedule.linear(100), replace(CONFIG, batch_size=n, label_drop=label_drop), 10, 0)[
+        "labels"
+    ]
+    dropped = (labels == 10).sum()
+    assert abs(dropped - n * label_drop) <= 5 * math.sqrt(n * label_drop * (1 - label_drop))
+    assert labels.min() >= 0 and labels.max() <= 10
+
+
+def test_network_without_classes_gets_no_labels(dataset):
+    """num_classes None: the batch has no labels."""
+    assert "labels" not in draw_batch(dataset, Schedule.linear(100), CONFIG, None, 0)
+
+
+def test_loss_is_the_mean_square_over_pixels(dataset, rng):
+    """losses[n] = mean over pixels of (eps_hat_n - eps_n)^2, one number an example (Ho et al. 2020, eq. 14)."""
+    batch = draw_batch(dataset, Schedule.linear(100), CONFIG, 10, 0)
+    answer = rng.standard_normal(batch["eps"].shape).astype(np.float32)
+    calls = []
+
+    def model(x_t, t, labels, rng):
+        calls.append((x_t, t, labels))
+        return Tensor(answer)
+
+    losses = to_numpy(noise_prediction_losses(model, batch, rng))
+    expected = [np.mean((a.astype(np.float64) - e) ** 2) for a, e in zip(answer, to_numpy(batch["eps"]))]
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)  # float32 sums of 64 numbers
+    assert calls[0][0] is batch["x_t"] and calls[0][1] is batch["t"] and calls[0][2] is batch["labels"]
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(dataset, make, tmp_path):
+    """6 steps = 3 steps, a checkpoint, a fresh state, 3 steps: weights, moments, average, metrics, bytes of the file."""
+    whole = make()
+    for _ in train.train(whole, dataset):
+        pass
+    first = make()
+    for state in train.train(first, dataset):
+        if state.step == 3:
+            break
+    first.save(tmp_path / "half.npz", dataset)
+    second = make(replace(CONFIG, num_steps=999))  # overwritten by what the checkpoint says
+    second.restore(tmp_path / "half.npz", *checkpoint.load(tmp_path / "half.npz"))
+    assert second.step == 3 and len(second.metrics) == 3
+    assert same_bits(buffers(first), buffers(second))
+    second.config = CONFIG
+    steps = [state.step for state in train.train(second, dataset)]
+    assert steps == [4, 5, 6] and whole.step == 6
+    assert same_bits(buffers(whole), buffers(second))
+    assert not same_bits(buffers(first), buffers(second))
+    np.testing.assert_array_equal(second.metrics, whole.metrics)
+    whole.save(tmp_path / "whole.npz", dataset)
+    second.save(tmp_path / "second.npz", dataset)
+    assert (tmp_path / "whole.npz").read_bytes() == (tmp_path / "second.npz").read_bytes()
+
+
+def test_training_lowers_the_loss(make):
+    """On one image, 150 steps bring the mean loss of the last ten below a third of the first."""
+    image = np.zeros((1, 8, 8), np.uint8)
+    image[0, 2:6, 3:5] = 255
+    one = Dataset("one", image, np.array([4], np.uint8), "one image", tuple("0123456789"))
+    state = make(replace(CONFIG, num_steps=150, peak_lr=3e-3, warmup=10, batch_size=16))
+    losses = [s.metrics[-1][0] for s in train.train(state, one)]
+    assert np.mean(losses[-10:]) < losses[0] / 3
+
+
+def test_not_a_number_stops_before_the_update(dataset, make):
+    """A nan in the loss raises TrainingError naming the step, and nothing of the state has changed."""
+    state = make()
+    state.advance(dataset)
+    state.workers.model.conv_out.b.data[...] = math.nan
+    before = buffers(state)
+    with pytest.raises(TrainingError, match="step 2: loss is nan"):
+        state.advance(dataset)
+    assert same_bits(before, buffers(state)) and state.step == 1 and len(state.metrics) == 1
+
+
+def test_checkpoint_of_another_network_is_refused(dataset, make, tmp_path):
+    """restore names the first parameter that does not fit, with both shapes."""
+    make().save(tmp_path / "a.npz", dataset)
+    other = make(network={**NETWORK, "base_channels": 16})
+    with pytest.raises(CheckpointError, match=r"a\.npz: weights/time1\.w is of shape \(8, 128\), .* \(16, 128\)"):
+        other.restore(tmp_path / "a.npz", *checkpoint.load(tmp_path / "a.npz"))
+
+
+def test_minutes_lower_the_number_of_steps(dataset, make, monkeypatch):
+    """At the end of the warm-up the steps that fit are minutes * 60 / (seconds a step); more than asked for never."""
+    for seconds, expected in ((0.5, 24), (1e-6, 40)):
+        clock = iter([0, 2 * seconds])  # read before step 1 and after step 2
+        monkeypatch.setattr(train.time, "monotonic", lambda clock=clock: float(next(clock)))
+        state = make(replace(CONFIG, num_steps=40, minutes=0.2))
+        for _ in range(3):
+            state.advance(dataset)
+        assert state.num_steps == expected
+
+
+def test_bucket_means_against_a_loop(rng):
+    """Each example counts in the quarter of 1..T that its t lies in; an empty quarter is nan."""
+    T = 10
+    t = np.array([1, 2, 3, 5, 6, 10, 10])
+    losses = rng.random(7)
+    sums = [[] for _ in range(4)]
+    for loss, k in zip(losses, t):
+        sums[math.floor((k - 1) / (T / 4))].append(loss)
+    means = train._bucket_means(losses, t, T)
+    np.testing.assert_allclose(means, [np.mean(s) if s else math.nan for s in sums])
+    assert math.isnan(train._bucket_means(losses[:1], t[:1], T)[3])
