@@ -100,24 +100,27 @@ def test_numpy_reads_a_checkpoint_without_this_package(path):
         _same({name: file[name] for name in file.files[1:]}, ARRAYS)
 
 
-def test_every_flipped_byte_is_noticed(path):
+def test_every_flipped_byte_is_noticed(path, rng):
     """A change of any one byte, anywhere in the file, is a CheckpointError: never other content, never a traceback."""
     save(path, ARRAYS, META)
     data = path.read_bytes()
-    for i in range(len(data)):
-        for flip in (1, 0x80, 0xFF):
-            path.write_bytes(data[:i] + bytes([data[i] ^ flip]) + data[i + 1 :])
+    with open(path, "r+b", buffering=0) as file:  # byte by byte in place: rewriting it each time is ten times slower
+        for i, flip in enumerate(rng.integers(1, 256, len(data))):
+            file.seek(i)
+            file.write(bytes([data[i] ^ flip]))
             with pytest.raises(CheckpointError):
                 load(path)
+            file.seek(i)
+            file.write(data[i : i + 1])
+    _same(load(path)[0], ARRAYS)
 
 
 def test_every_truncation_is_noticed(path):
-    """A file cut at any length is a CheckpointError; once its mark is written the message says that it is cut short."""
+    """A file cut at any length is a CheckpointError; from the third byte on the message says that it is cut short."""
     save(path, ARRAYS, META)
-    data = path.read_bytes()
-    for length in range(len(data)):
-        path.write_bytes(data[:length])
-        with pytest.raises(CheckpointError, match="cut short" if length > 2 else "cut short|empty|not an .npz"):
+    for length in reversed(range(path.stat().st_size)):
+        os.truncate(path, length)
+        with pytest.raises(CheckpointError, match="cut short" if length >= 2 else "empty|not an .npz"):
             load(path)
 
 
