@@ -67,9 +67,16 @@ def to_numpy(a: Any) -> np.ndarray:
     return a.get() if hasattr(a, "get") else np.asarray(a)
 
 
-def default_rng(*seed: int) -> np.random.Generator:
-    """A host random stream named by one or more non-negative integers: default_rng(seed, step) is step's own stream."""
-    return np.random.default_rng(seed)
+def default_rng(*name: int | str) -> np.random.Generator:
+    """The host random stream of a name: default_rng(seed), or default_rng("batch", seed, step) for step's own batch.
+
+    name: non-negative integers and words.  Streams of different names are independent; a word for the purpose keeps
+    epoch 3 from drawing the numbers of step 3.
+    """
+    entropy = [int.from_bytes(part.encode(), "little") if isinstance(part, str) else part for part in name]
+    return np.random.default_rng(
+        [*entropy, len(name)]
+    )  # the length: NumPy alone takes (1, 2) and (1, 2, 0) as one seed
 
 
 def standard_normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any = "float32") -> Any:

@@ -1,6 +1,6 @@
 """Drawing images from a trained network: the samplers of diffusion/ on a network, in slices, on all workers.
 
-A large request is cut into slices of a few images.  Each slice has its own random stream, named (seed, slice), so the
+A large request is cut into slices of a few images.  Each slice has its own random stream, named by seed and slice, so the
 images do not depend on the number of workers, and memory does not grow with their number.
 Read next: ../demos/sample.py.
 """
@@ -88,8 +88,8 @@ def _kept(recipe: Recipe) -> list[int]:
 
 
 def _draw_slice(recipe: Recipe, model: UNet, job: tuple[Sequence[int], tuple[int, int]]) -> np.ndarray:
-    labels, stream = job
-    rng = default_rng(*stream)
+    labels, name = job
+    rng = default_rng("slice", *name)
     x_T = standard_normal(rng, (len(labels), *recipe.image_shape))
     eps_fn = unconditional(model) if model.num_classes is None else classifier_free(model, labels, recipe.scale)
     steps = sample(

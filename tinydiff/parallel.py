@@ -81,7 +81,7 @@ class Workers:
         n = len(next(iter(batch.values())))
         if self._shared is None:
             self.flat.grad[...] = 0
-            return _losses_and_gradient(self.model, losses_of, batch, slice(0, n), n, default_rng(*seed, 0))
+            return _losses_and_gradient(self.model, losses_of, batch, slice(0, n), n, default_rng("worker", *seed, 0))
         layout = {name: (a.shape, str(a.dtype)) for name, a in batch.items()}
         if self._batch is None or self._batch.layout != layout:
             if self._batch is not None:
@@ -265,7 +265,7 @@ class _Replica:
     def gradients(self, losses_of: Losses, part: slice, n: int, seed: Sequence[int]) -> np.ndarray:
         assert self.batch is not None
         self.grad[...] = 0
-        return _losses_and_gradient(self.model, losses_of, self.batch.arrays, part, n, default_rng(*seed))
+        return _losses_and_gradient(self.model, losses_of, self.batch.arrays, part, n, default_rng("worker", *seed))
 
     def call(self, f: Callable, job: Any) -> Any:
         return f(self.model, job)

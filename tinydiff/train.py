@@ -5,7 +5,7 @@
 with t uniform in 1..T and eps ~ N(0, I).  One image in ten loses its label, so that the network also learns the
 unconditional noise that guidance needs (Ho & Salimans 2022, algorithm 1).
 
-Everything random in step k comes from a stream named (seed, k).  So the random state of a run is its seed and its
+Everything random in step k comes from streams named by the seed and k.  So the random state of a run is its seed and its
 step, and a run that is stopped and resumed draws what it would have drawn: with the same number of workers its weights
 are the same bit for bit.  `train` is a generator that yields its state; printing, saving and plotting stay outside.
 Read next: generate.py, then ../demos/train_mnist.py.
@@ -64,7 +64,7 @@ def draw_batch(dataset: Dataset, schedule: Schedule, config: TrainConfig, num_cl
     x_t, eps: (B, H, W, C) float32.  t: (B,) uniform in 1..T.  labels: (B,), num_classes where the label was dropped;
     absent for a network without classes.
     """
-    rng = default_rng(config.seed, step)
+    rng = default_rng("batch", config.seed, step)
     x_0, labels = dataset.batch(epoch_indices(len(dataset), config.batch_size, config.seed, step))
     t = rng.integers(1, schedule.T + 1, config.batch_size)
     eps = standard_normal(rng, x_0.shape)

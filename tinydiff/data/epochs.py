@@ -34,4 +34,4 @@ def epoch_indices(num: int, batch_size: int, seed: int, step: int) -> np.ndarray
 
 @lru_cache(maxsize=2)
 def _permutation(num: int, seed: int, epoch: int) -> np.ndarray:
-    return default_rng(seed, epoch).permutation(num)
+    return default_rng("epoch", seed, epoch).permutation(num)
