@@ -119,7 +119,7 @@ def test_loss_is_the_mean_square_over_pixels(dataset, rng):
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(dataset, make, tmp_path):
-    """6 steps = 3 steps, a checkpoint, a fresh state, 3 steps: weights, moments, average, metrics, bytes of the file."""
+    """6 steps = 3 steps, a checkpoint, a fresh state, 3 steps: weights, moments, average, metrics, file bytes."""
     whole = make()
     for _ in train.train(whole, dataset):
         pass

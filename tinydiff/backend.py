@@ -71,12 +71,10 @@ def default_rng(*name: int | str) -> np.random.Generator:
     """The host random stream of a name: default_rng(seed), or default_rng("batch", seed, step) for step's own batch.
 
     name: non-negative integers and words.  Streams of different names are independent; a word for the purpose keeps
-    epoch 3 from drawing the numbers of step 3.
+    epoch 3 from drawing the numbers of step 3.  The length is part of it: NumPy alone takes (1, 2, 0) for (1, 2).
     """
     entropy = [int.from_bytes(part.encode(), "little") if isinstance(part, str) else part for part in name]
-    return np.random.default_rng(
-        [*entropy, len(name)]
-    )  # the length: NumPy alone takes (1, 2) and (1, 2, 0) as one seed
+    return np.random.default_rng([*entropy, len(name)])
 
 
 def standard_normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any = "float32") -> Any:

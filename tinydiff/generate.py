@@ -1,7 +1,7 @@
 """Drawing images from a trained network: the samplers of diffusion/ on a network, in slices, on all workers.
 
-A large request is cut into slices of a few images.  Each slice has its own random stream, named by seed and slice, so the
-images do not depend on the number of workers, and memory does not grow with their number.
+A large request is cut into slices of a few images.  Each slice has its own random stream, named by seed and slice, so
+the images do not depend on the number of workers, and memory does not grow with their number.
 Read next: ../demos/sample.py.
 """
 
@@ -21,6 +21,7 @@ from tinydiff.diffusion import Schedule, classifier_free, ddim_step, sample, tim
 from tinydiff.nn import UNet
 from tinydiff.parallel import Workers
 
+DDIM = partial(ddim_step, clip=True)  # the sampler unless another is asked for: x_0_hat kept in [-1, 1], no noise
 SLICE = 20  # images; with guidance the network sees twice as many at once
 
 
@@ -35,7 +36,7 @@ class Recipe:
 
     schedule: Schedule
     image_shape: tuple[int, int, int]
-    step: Callable = partial(ddim_step, clip=True)
+    step: Callable = DDIM
     num_steps: int = 50
     scale: float = 2.0
     keep: int = 1
