@@ -267,6 +267,16 @@ def test_a_time_outside_the_chain_is_refused(linear, t):
             call()
 
 
+@pytest.mark.parametrize("s", [-1, 1001, 2.0, [1], [1, 1, 1]])
+def test_an_s_outside_the_chain_is_refused_by_its_own_name(linear, s):
+    """The message says s where s is wrong, its shape included."""
+    x = normal(0, 2, 3)
+    with pytest.raises(ValueError, match="s must"):
+        q_x_t_given_x_s(linear, x, s, 9)
+    with pytest.raises(ValueError, match="s must"):
+        q_x_s_given_x_t_x_0(linear, x, x, 9, s)
+
+
 @pytest.mark.parametrize("t, s", [(5, 5), (3, 8), ([9, 4], [2, 6])])
 def test_s_must_come_before_t(linear, t, s):
     """s >= t is no jump and no reverse step: ValueError naming both."""

@@ -110,6 +110,15 @@ def test_ddim_at_eta_1_is_ddpm(schedule, data, shape, seed, clip):
     assert_close(ddim, ddpm, rtol=0, atol=1e-9 * scale)
 
 
+@pytest.mark.filterwarnings("ignore::tinydiff.diffusion.ScheduleWarning")
+def test_eta_1_never_takes_the_root_of_a_rounding_error():
+    """1 - alpha_bar_s - beta_tilde may round to below 0 where beta_s is next to nothing; the step stays finite."""
+    x = normal(0, 3)
+    for beta in np.linspace(0.05, 0.95, 60):
+        x_s, _ = ddim_step(Schedule([1e-18, beta]), x, x, 2, 1, x, eta=1.0)
+        assert np.isfinite(to_numpy(x_s)).all()
+
+
 @given(any_schedule, st.data(), st.floats(0, 1), seeds)
 def test_every_eta_keeps_the_marginal(schedule, data, eta, seed):
     """With oracle noise x_s has the mean and variance of q(x_s | x_0) for every eta: eps^2 + var = 1 - alpha_bar_s."""
@@ -354,7 +363,8 @@ def test_sample_is_the_step_repeated(linear, step, seed, num_steps):
     """sample yields (s, x_s, x_0_hat) of each pair in turn, with fresh noise from rng for each step with s > 0."""
     x_T = normal(seed, 2, 3, 1, dtype="float32")
     pairs = timestep_pairs(1000, num_steps)
-    walk = list(sample(partial(step, linear), fake_eps_fn, pairs, x_T, default_rng(seed)))
+    given_rng = default_rng(seed)
+    walk = list(sample(partial(step, linear), fake_eps_fn, pairs, x_T, given_rng))
     assert [t for t, _, _ in walk] == [s for _, s in pairs]
     rng, x = default_rng(seed), x_T
     for (t, s), (_, x_s, x_0_hat) in zip(pairs, walk):
@@ -364,6 +374,7 @@ def test_sample_is_the_step_repeated(linear, step, seed, num_steps):
         assert_same(x_0_hat, expected_x_0_hat)
         assert x_s.dtype == x_0_hat.dtype == "float32" and x_s.shape == x_0_hat.shape == x_T.shape
     assert_same(walk[-1][1], walk[-1][2])
+    assert given_rng.bit_generator.state == rng.bit_generator.state  # drawn as often, and not for s = 0
 
 
 def test_one_seed_is_one_noise_for_every_sampler(linear):

@@ -26,7 +26,7 @@ def q_sample(schedule: Schedule, x_0: Any, t: Any, eps: Any) -> Any:
     x_0, eps: (N, ...) of one float dtype.  t: host integers in 0..T, else ValueError; t = 0 returns x_0 unchanged.
     """
     check_alike("eps", eps, "x_0", x_0)
-    t = _check_time(schedule, t, x_0)
+    t = _check_time(schedule, "t", t, x_0)
     signal_std = schedule.alpha_bar[t] ** 0.5
     noise_std = schedule.one_minus_alpha_bar[t] ** 0.5
     return per_row(signal_std, x_0) * x_0 + per_row(noise_std, x_0) * eps
@@ -40,7 +40,7 @@ def q_x_t_given_x_s(schedule: Schedule, x_s: Any, s: Any, t: Any) -> tuple[Any, 
     x_s: (N, ...).  0 <= s < t <= T, else ValueError.  var: () or (N, 1, ..., 1), of x_s's dtype.
     """
     check_float("x_s", x_s)
-    t, s = _check_times(schedule, t, s, x_s)
+    t, s = _check_time(schedule, "t", t, x_s), _check_time(schedule, "s", s, x_s)
     mean = per_row(schedule.alpha_t_given_s(t, s) ** 0.5, x_s) * x_s
     return mean, per_row(schedule.beta_t_given_s(t, s), x_s)
 
@@ -56,7 +56,7 @@ def q_x_s_given_x_t_x_0(schedule: Schedule, x_t: Any, x_0: Any, t: Any, s: Any) 
     At s = 0 the three coefficients are 1, 0 and 0 exactly: the answer is x_0.
     """
     check_alike("x_0", x_0, "x_t", x_t)
-    t, s = _check_times(schedule, t, s, x_t)
+    t, s = _check_time(schedule, "t", t, x_t), _check_time(schedule, "s", s, x_t)
     one_minus_alpha_bar = schedule.one_minus_alpha_bar
     x_0_coef = schedule.alpha_bar[s] ** 0.5 * (schedule.beta_t_given_s(t, s) / one_minus_alpha_bar[t])
     x_t_coef = schedule.alpha_t_given_s(t, s) ** 0.5 * (one_minus_alpha_bar[s] / one_minus_alpha_bar[t])
@@ -73,7 +73,7 @@ def x_0_from_eps(schedule: Schedule, x_t: Any, t: Any, eps: Any) -> Any:
     this dtype has no number for 1/sqrt(alpha_bar_t).
     """
     check_alike("eps", eps, "x_t", x_t)
-    t = _check_time(schedule, t, x_t)
+    t = _check_time(schedule, "t", t, x_t)
     signal_std = schedule.alpha_bar[t] ** 0.5
     if (signal_std < float(xp.finfo(x_t.dtype).tiny)).any():
         raise ValueError(f"x_0 cannot be told from x_t: sqrt(alpha_bar_t) underflows {x_t.dtype} at t = {t.max()}")
@@ -89,7 +89,7 @@ def eps_from_x_0(schedule: Schedule, x_t: Any, t: Any, x_0: Any) -> Any:
     x_t, x_0: (N, ...) of one dtype.  t in 1..T, else ValueError: at t = 0 there is no noise to find.
     """
     check_alike("x_0", x_0, "x_t", x_t)
-    t = _check_time(schedule, t, x_t, first=1)
+    t = _check_time(schedule, "t", t, x_t, first=1)
     signal_std = schedule.alpha_bar[t] ** 0.5
     noise_std = schedule.one_minus_alpha_bar[t] ** 0.5
     return (x_t - per_row(signal_std, x_t) * x_0) / per_row(noise_std, x_t)
@@ -113,11 +113,7 @@ def check_alike(name: str, y: Any, x_name: str, x: Any) -> None:
         raise ValueError(f"{name} must be {x.dtype} {x.shape} like {x_name}, got {y.dtype} {y.shape}")
 
 
-def _check_time(schedule: Schedule, t: Any, x: Any, first: int = 0) -> Any:
-    t = host_integers("t", t, first, schedule.T)
-    return host_integers("t", t, first, schedule.T, len(x)) if t.ndim else t
-
-
-def _check_times(schedule: Schedule, t: Any, s: Any, x: Any) -> tuple[Any, Any]:
-    schedule.check_times(t, s)
-    return _check_time(schedule, t, x), _check_time(schedule, s, x)
+def _check_time(schedule: Schedule, name: str, t: Any, x: Any, first: int = 0) -> Any:
+    """t as host int64, () or one for each row of x; that s < t is for the schedule to check, where the two meet."""
+    t = host_integers(name, t, first, schedule.T)
+    return host_integers(name, t, first, schedule.T, len(x)) if t.ndim else t
