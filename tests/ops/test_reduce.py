@@ -1,0 +1,121 @@
+"""Reductions against NumPy, the laws of softmax and logsumexp, ties and extremes."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from tinydiff import ops
+from tinydiff.autograd import Tensor
+from tinydiff.backend import asarray, default_rng, to_numpy
+
+SEEDS = st.integers(0, 2**32 - 1)
+BIG = np.array([[1e4, -1e4, 1e4, 0], [-1e4, -1e4, -1e4, -1e4]], "float32")
+
+
+@st.composite
+def arrays_and_axes(draw):
+    """(array, None or one axis or several, from either end), small integers so that sums are exact and values tie."""
+    shape = draw(hnp.array_shapes(max_dims=4, max_side=4))
+    x = default_rng(draw(SEEDS)).integers(-3, 4, shape) * 1.0
+    axes = draw(hnp.valid_tuple_axes(len(shape), min_size=1))
+    return x, draw(st.sampled_from([None, axes[0], axes]))
+
+
+def gradient(op, x, g, **static):
+    leaf = Tensor(asarray(x), requires_grad=True)
+    op(leaf, **static).backward(asarray(g))
+    return to_numpy(leaf.grad)
+
+
+def softmax(x, axis):
+    e = np.exp(x)
+    return e / e.sum(axis, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    "op, expected",
+    [
+        (ops.sum, np.sum),
+        (ops.mean, np.mean),
+        (ops.max, np.max),
+        (ops.logsumexp, lambda x, axis, keepdims: np.log(np.exp(x).sum(axis, keepdims=keepdims))),
+    ],
+    ids=["sum", "mean", "max", "logsumexp"],
+)
+@given(arrays_and_axes(), st.booleans())
+def test_reductions_are_numpys(op, expected, case, keepdims):
+    """Over all axes, one or several, from either end, with and without keepdims."""
+    x, axis = case
+    y = to_numpy(op(asarray(x), axis=axis, keepdims=keepdims))
+    np.testing.assert_allclose(y, expected(x, axis=axis, keepdims=keepdims), rtol=1e-13, atol=1e-14, strict=True)
+
+
+@given(arrays_and_axes())
+def test_softmax_is_exp_over_its_sum(case):
+    """Over one or several axes."""
+    x, axis = case
+    np.testing.assert_allclose(to_numpy(ops.softmax(asarray(x), axis=axis)), softmax(x, axis), rtol=1e-13)
+
+
+def test_softmax_and_logsumexp_take_the_last_axis_if_none_is_named(rng):
+    """The default axis is -1 for both; a reduction without axis is over all."""
+    x = rng.standard_normal((3, 4, 5))
+    np.testing.assert_allclose(to_numpy(ops.softmax(asarray(x))), softmax(x, -1), rtol=1e-13)
+    np.testing.assert_allclose(to_numpy(ops.logsumexp(asarray(x))), np.log(np.exp(x).sum(-1)), rtol=1e-13)
+    for op in (ops.sum, ops.mean, ops.max):
+        assert op(asarray(x)).shape == ()
+
+
+@given(arrays_and_axes(), st.floats(-1e4, 1e4))
+def test_a_common_shift_leaves_softmax_and_passes_through_logsumexp(case, shift):
+    """softmax(x + c) = softmax(x) and logsumexp(x + c) = logsumexp(x) + c: what makes subtracting the largest right."""
+    x, axis = case
+    shift = round(shift)  # so that x + shift is exact
+    moved, still = asarray(x + shift), asarray(x)
+    np.testing.assert_allclose(to_numpy(ops.softmax(moved, axis=axis)), to_numpy(ops.softmax(still, axis=axis)), 1e-13)
+    up = to_numpy(ops.logsumexp(moved, axis=axis)) - shift
+    np.testing.assert_allclose(up, to_numpy(ops.logsumexp(still, axis=axis)), rtol=0, atol=1e-11)  # 2^-53 of 1e4
+
+
+@given(arrays_and_axes(), SEEDS)
+def test_the_gradient_of_logsumexp_is_the_softmax(case, seed):
+    """d<g, logsumexp(x)>/dx = g softmax(x), and softmax's own gradient sums to 0 over the axis."""
+    x, axis = case
+    rng = default_rng(seed)
+    g = rng.standard_normal(np.max(x, axis=axis, keepdims=True).shape)
+    dx = gradient(ops.logsumexp, x, g, axis=axis, keepdims=True)
+    np.testing.assert_allclose(dx, g * softmax(x, axis), rtol=1e-12, atol=1e-15)
+    dx = gradient(ops.softmax, x, rng.standard_normal(x.shape), axis=axis)
+    np.testing.assert_allclose(dx.sum(axis), 0, atol=1e-14)  # 64 products of numbers about 1, each rounded to 1e-16
+
+
+@given(arrays_and_axes(), SEEDS, st.booleans())
+def test_equal_largest_values_share_the_gradient_of_max(case, seed, keepdims):
+    """Each of r equal largest values receives g / r, all others 0."""
+    x, axis = case
+    top = x == x.max(axis, keepdims=True)
+    g = default_rng(seed).standard_normal(x.max(axis, keepdims=True).shape)
+    expected = np.where(top, g / top.sum(axis, keepdims=True), 0)
+    dx = gradient(ops.max, x, g if keepdims else g.squeeze(axis), axis=axis, keepdims=keepdims)
+    np.testing.assert_allclose(dx, expected, rtol=1e-15)
+
+
+def test_softmax_holds_at_ten_thousand():
+    """In float32, with entries of -1e4 and 1e4: the largest share everything, the rest get exactly 0."""
+    y = to_numpy(ops.softmax(asarray(BIG)))
+    np.testing.assert_array_equal(y, [[0.5, 0, 0.5, 0], [0.25] * 4])
+    g = np.array([[1, 2, 3, 4], [1, 2, 3, 4]], "float32")
+    np.testing.assert_array_equal(gradient(ops.softmax, BIG, g), [[-0.5, 0, 0.5, 0], [-0.375, -0.125, 0.125, 0.375]])
+
+
+def test_logsumexp_holds_at_ten_thousand():
+    """In float32: logsumexp = max + log(how many), and its gradient is the softmax."""
+    y = to_numpy(ops.logsumexp(asarray(BIG)))
+    np.testing.assert_allclose(y, [1e4 + np.log(2), -1e4 + np.log(4)], rtol=1.2e-7)  # one unit of float32
+    np.testing.assert_allclose(
+        gradient(ops.logsumexp, BIG, np.array([2, -4], "float32")),
+        [[1, 0, 1, 0], [-1, -1, -1, -1]],
+        rtol=1e-3,  # y is known to 2^-24 of 1e4 = 6e-4, and exp(x - y) to as much
+    )

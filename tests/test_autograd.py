@@ -1,0 +1,449 @@
+"""The laws of the engine: sums over paths, accumulation, memory, threads, dtypes, and what it refuses.
+
+That each op's own gradient is right is shown in ops/test_every_op.py.
+"""
+
+import gc
+import operator
+import threading
+import weakref
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from tinydiff import ops
+from tinydiff.autograd import OPS, Tensor, no_grad, op, pointwise, unbroadcast
+from tinydiff.backend import asarray, default_rng, to_numpy, xp
+
+SEEDS = st.integers(0, 2**32 - 1)
+BINARY = [operator.add, operator.sub, operator.mul, operator.truediv]
+binary = pytest.mark.parametrize("f", BINARY, ids=lambda f: f.__name__)
+
+
+def normal(seed, *shapes, dtype="float64"):
+    rng = default_rng(seed)
+    return [asarray(rng.standard_normal(shape), dtype) for shape in shapes]
+
+
+def leaves(seed, *shapes, dtype="float64"):
+    return [Tensor(a, requires_grad=True) for a in normal(seed, *shapes, dtype=dtype)]
+
+
+def same(a, b):
+    np.testing.assert_array_equal(to_numpy(a), to_numpy(b))
+
+
+@pytest.fixture
+def registry():
+    """Ops that a test registers are forgotten after it."""
+    before = dict(OPS)
+    yield OPS
+    OPS.clear()
+    OPS.update(before)
+
+
+# Sums over paths.
+
+
+@given(st.data())
+def test_unbroadcast_is_the_adjoint_of_broadcasting(data):
+    """<g, broadcast(x)> = <unbroadcast(g), x>, exactly on integers, for every pair of shapes that broadcast."""
+    shape, other = data.draw(hnp.mutually_broadcastable_shapes(num_shapes=2, max_dims=4)).input_shapes
+    wide = np.broadcast_shapes(shape, other)
+    rng = default_rng(data.draw(SEEDS))
+    x, g = asarray(rng.integers(-9, 10, shape)), asarray(rng.integers(-9, 10, wide))
+    back = unbroadcast(g, shape)
+    assert back.shape == shape
+    assert (g * xp.broadcast_to(x, wide)).sum() == (back * x).sum()
+
+
+class Dual:
+    """A value and its rate of change along one direction: forward mode, which shares nothing with the engine."""
+
+    def __init__(self, value, rate):
+        self.value, self.rate = value, rate
+
+    def __add__(self, y):
+        y = y if isinstance(y, Dual) else Dual(y, 0)
+        return Dual(self.value + y.value, self.rate + y.rate)
+
+    def __neg__(self):
+        return Dual(-self.value, -self.rate)
+
+    def __sub__(self, y):
+        return self + -y
+
+    def __rsub__(self, x):
+        return -self + x
+
+    def __mul__(self, y):
+        y = y if isinstance(y, Dual) else Dual(y, 0)
+        return Dual(self.value * y.value, self.rate * y.value + self.value * y.rate)
+
+    def __rtruediv__(self, x):
+        return Dual(x / self.value, -x * self.rate / self.value**2)
+
+    def __truediv__(self, y):
+        return self * (1 / y)
+
+    def tanh(self):
+        return Dual(np.tanh(self.value), self.rate / np.cosh(self.value) ** 2)
+
+    __radd__, __rmul__ = __add__, __mul__
+
+
+def tanh(x):
+    return x.tanh() if isinstance(x, Dual) else ops.tanh(x)
+
+
+STEPS = [
+    lambda x, y: x + y,
+    lambda x, y: x - y,
+    lambda x, y: tanh(x * y),
+    lambda x, y: x / (y * y + 2.0),
+    lambda x, y: 0.5 - tanh(x) * y,
+    lambda x, y: 3 / (x * x + 1) - -y,
+]
+DAG_SHAPES = [(), (3,), (2, 1), (1, 3), (2, 3)]
+
+
+@given(SEEDS, st.integers(1, 4), st.integers(1, 12))
+def test_random_graphs_agree_with_forward_mode(seed, num_leaves, num_steps):
+    """<g, dy along d> = sum of <dx, d> over the leaves x, when any node may feed any number of later ones."""
+    rng = default_rng(seed)
+    points = [rng.standard_normal(DAG_SHAPES[i]) for i in rng.integers(len(DAG_SHAPES), size=num_leaves)]
+    directions = [rng.standard_normal(point.shape) for point in points]
+    steps = [(STEPS[rng.integers(len(STEPS))], *rng.integers(num_leaves + k, size=2)) for k in range(num_steps)]
+    heights = rng.standard_normal(num_leaves + num_steps)
+
+    def run(nodes):
+        for f, i, j in steps:
+            nodes = [*nodes, f(nodes[i], nodes[j])]
+        y = float(heights[0]) * nodes[0]
+        for height, node in zip(heights[1:], nodes[1:]):  # every node is an output too
+            y = y + float(height) * node
+        return y
+
+    x = [Tensor(asarray(point), requires_grad=True) for point in points]
+    y, dual = run(x), run([Dual(point, d) for point, d in zip(points, directions)])
+    np.testing.assert_allclose(to_numpy(y), dual.value, rtol=1e-12, atol=1e-11)
+    g = rng.standard_normal(y.shape)
+    y.backward(asarray(g))
+    terms = [to_numpy(leaf.grad) * d for leaf, d in zip(x, directions)]
+    size = sum(abs(term).sum() for term in terms)  # what rounding, 2^-53 each of some hundred times, is relative to
+    assert abs(sum(term.sum() for term in terms) - (g * dual.rate).sum()) <= 1e-12 * (size + 1)
+
+
+def test_one_tensor_as_both_inputs_counts_twice():
+    """x + x, x * x, x - x and x / x pass 2 g, 2 g x, 0 and 0."""
+    for f, expected in zip(BINARY, (lambda x: 2, lambda x: 0, lambda x: 2 * x, lambda x: 0)):
+        (x,), (g,) = leaves(0, (3,)), normal(1, (3,))
+        f(x, x).backward(g)
+        np.testing.assert_allclose(to_numpy(x.grad), to_numpy(g * expected(x.data)), rtol=1e-14, atol=1e-15)
+
+
+def test_a_shared_node_passes_the_sum_of_its_gradients_once():
+    """60 doublings y + y are 2^60 paths and 60 nodes: the gradient is exactly 2^60 g, at once."""
+    (x,), (g,) = leaves(0, (2,)), normal(1, (2,))
+    y = x
+    for _ in range(60):
+        y = y + y
+    y.backward(g)
+    same(x.grad, g * 2.0**60)
+
+
+def test_a_node_waits_for_all_that_use_it():
+    """A node used directly and through a longer way is not passed on before both gradients are in."""
+    (x,), (g,) = leaves(0, (2,)), normal(1, (2,))
+    y = x * 3
+    (y + ((y * 5) * 7) * y).backward(g)
+    np.testing.assert_allclose(to_numpy(x.grad), to_numpy(g * (3 + 2 * 35 * 9 * x.data)), rtol=1e-14)
+
+
+def test_five_thousand_ops_deep_is_no_recursion():
+    """A chain of 5,000 ops is differentiated, and taken down, without recursion."""
+    (x,), (g,) = leaves(0, (2,)), normal(1, (2,))
+    y = x
+    for _ in range(2500):
+        y = -y + x
+    y.backward(g)
+    same(x.grad, g)  # y = x after an even number of steps y -> x - y
+    del y
+
+
+# Accumulation in leaves.
+
+
+def test_backward_adds_to_what_is_there(rng):
+    """Two backward passes, through one graph or two, add up; setting grad to None starts again."""
+    (x,), (g, h) = leaves(0, (3, 2)), normal(1, (3, 2), (3, 2))
+    y = x * 4
+    y.backward(g)
+    y.backward(h)
+    (x * 8).backward(g)
+    np.testing.assert_allclose(to_numpy(x.grad), to_numpy(4 * g + 4 * h + 8 * g), rtol=1e-14, atol=1e-14)
+    x.grad = None
+    y.backward(g)
+    same(x.grad, 4 * g)
+
+
+def test_only_leaves_that_require_one_get_a_gradient():
+    """Neither intermediates nor leaves without requires_grad have a .grad after backward."""
+    (x,), (a, g) = leaves(0, (3,)), normal(1, (3,), (3,))
+    constant = Tensor(a)
+    y = x * constant
+    z = y + constant
+    z.backward(g)
+    assert constant.grad is None and y.grad is None and z.grad is None
+    same(x.grad, g * a)
+
+
+def test_a_gradient_is_added_in_place():
+    """Where .grad is a view of a flat buffer it stays that view, and the buffer receives the sum."""
+    flat, (g,) = xp.zeros(10), normal(1, (2, 3))
+    (x,) = leaves(0, (2, 3))
+    view = x.grad = flat[2:8].reshape(2, 3)
+    for _ in range(2):
+        (x * 2).backward(g)
+    assert x.grad is view
+    same(flat, xp.concatenate([xp.zeros(2), (4 * g).ravel(), xp.zeros(2)]))
+
+
+def test_gradients_are_nobody_elses_array():
+    """Leaves that receive the same g, and g itself, can each be overwritten without the others changing."""
+    (x, y), (g,) = leaves(0, (3,), (3,)), normal(1, (3,))
+    before = g.copy()
+    (x + y).backward(g)
+    z = Tensor(xp.zeros(3), requires_grad=True)
+    z.backward(g)
+    for i, leaf in enumerate((x, y, z)):
+        same(leaf.grad, before)
+        leaf.grad += i + 1
+    same(g, before)
+    for i, leaf in enumerate((x, y, z)):
+        same(leaf.grad, before + (i + 1))
+
+
+@pytest.mark.xfail(
+    strict=True, reason="the product of two arrays without axes is a NumPy scalar, which is kept as it is"
+)
+def test_the_gradient_of_a_single_number_is_an_array_too():
+    """A leaf of shape () gets an array of shape (), into which the next pass adds."""
+    (x,) = leaves(0, ())
+    (x * x).backward()
+    first = x.grad
+    assert isinstance(first, xp.ndarray)
+    (x * x).backward()
+    assert x.grad is first
+    np.testing.assert_allclose(to_numpy(first), to_numpy(4 * x.data), rtol=1e-15)
+
+
+def test_the_cotangent_of_a_single_number_is_one():
+    """backward() without g is backward(1), for shapes () and (1, 1)."""
+    for shape in [(), (1, 1)]:
+        (x,) = leaves(0, shape)
+        (x * 5).backward()
+        assert float(x.grad.sum()) == 5
+
+
+def test_a_cotangent_may_be_a_tensor():
+    """backward(Tensor(g)) is backward(g)."""
+    (x,), (g,) = leaves(0, (3,)), normal(1, (3,))
+    (x * 2).backward(Tensor(g))
+    same(x.grad, 2 * g)
+
+
+# What is computed, and what is kept.
+
+
+def test_intermediates_are_freed_at_once():
+    """Without the garbage collector: a node lives while something uses it, and no longer; leaves keep no graph."""
+    (x,), (g,) = leaves(0, (3,)), normal(1, (3,))
+    gc.disable()
+    try:
+        y = x * 2
+        z = ops.tanh(y)
+        inner, outer = weakref.ref(y), weakref.ref(z)
+        del y
+        assert inner() is not None  # z needs it
+        z.backward(g)
+        del z
+        assert inner() is None and outer() is None
+        with no_grad():
+            y = ops.tanh(x * 2)
+        assert y._inputs == (None,) * len(y._inputs) and y._vjp is None
+    finally:
+        gc.enable()
+
+
+def test_gradients_that_nobody_wants_are_not_computed(registry):
+    """Of a vjp's functions without arguments only those are called whose input requires a gradient."""
+    called = []
+
+    @op
+    def product(x, y):
+        def gradient(name, other, g):
+            called.append(name)
+            return g * other
+
+        return x * y, lambda g: (lambda: gradient("x", y, g), lambda: gradient("y", x, g))
+
+    (x, y), (g, a) = leaves(0, (3,), (3,)), normal(1, (3,), (3,))
+    for inputs, expected in [((x, a), ["x"]), ((a, y), ["y"]), ((x, y), ["x", "y"]), ((a, Tensor(a)), [])]:
+        called.clear()
+        z = product(*inputs)
+        assert z.requires_grad == bool(expected)
+        if expected:
+            z.backward(g)
+        assert called == expected
+
+
+def test_an_op_registers_under_its_name(registry):
+    """Both decorators enter the function they return, with its name and docstring."""
+
+    @op
+    def some_op(x):
+        """What it does."""
+        return x, lambda g: (g,)
+
+    @pointwise
+    def some_pointwise(x):
+        return x, lambda g: (g,)
+
+    assert registry["some_op"] is some_op and registry["some_pointwise"] is some_pointwise
+    assert some_op.__name__ == "some_op" and some_op.__doc__ == "What it does."
+
+
+def test_no_grad_records_nothing_and_ends_with_its_block():
+    """Within the block results require no gradient; after it, nested or left by an error, they do as before."""
+    (x,) = leaves(0, (3,))
+    with no_grad():
+        with no_grad():
+            assert not (x * 2).requires_grad
+        assert not (x * 2).requires_grad
+    with pytest.raises(KeyError), no_grad():
+        raise KeyError
+    assert (x * 2).requires_grad and x.requires_grad
+
+
+def test_no_grad_holds_for_its_own_thread_only():
+    """While one thread is inside no_grad, a thread that ran before and one that starts now both record."""
+    (x,) = leaves(0, (3,))
+    seen = []
+    turn = threading.Barrier(2, timeout=10)
+
+    def other():
+        seen.append((x * 2).requires_grad)
+        turn.wait()  # main enters no_grad
+        turn.wait()
+        seen.append((x * 2).requires_grad)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    turn.wait()
+    with no_grad():
+        turn.wait()
+        thread.join()
+        late = threading.Thread(target=lambda: seen.append((x * 2).requires_grad))
+        late.start()
+        late.join()
+        assert not (x * 2).requires_grad
+    assert seen == [True, True, True]
+
+
+def test_a_tensor_describes_itself():
+    """shape, ndim, size, dtype and len are the array's; repr names the op that made it."""
+    x = Tensor(xp.zeros((2, 3), "float32"), requires_grad=True)
+    assert (x.shape, x.ndim, x.size, x.dtype, len(x)) == ((2, 3), 2, 6, xp.float32, 2)
+    assert repr(x) == "Tensor(leaf, shape=(2, 3), dtype=float32, requires_grad=True)"
+    assert repr(x * 2) == "Tensor(mul, shape=(2, 3), dtype=float32, requires_grad=True)"
+    assert Tensor([1, 2]).shape == (2,)
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize("data", [[1, 2], [True], [1j]])
+def test_only_float_tensors_require_gradients(data):
+    """Integers, booleans and complex numbers are a TypeError naming the dtype, and fine without a gradient."""
+    a = xp.asarray(data)
+    assert Tensor(a).data is a
+    with pytest.raises(TypeError, match=f"only a float tensor can require a gradient, got dtype {a.dtype}"):
+        Tensor(a, requires_grad=True)
+
+
+@binary
+def test_float64_cannot_leak_into_a_float32_graph(f):
+    """Arrays or tensors of two float dtypes in one op are a TypeError naming both, on either side, of any shape."""
+    (x,) = leaves(0, (3,), dtype="float32")
+    for other in normal(1, (3,), (1,), ()):
+        other = asarray(other)
+        for inputs in [(x, other), (other, x), (x, Tensor(other)), (Tensor(other), x)]:
+            with pytest.raises(TypeError, match=r"inputs of different dtypes \['float32', 'float64'\]"):
+                f(*inputs)
+
+
+def test_an_op_whose_result_has_another_dtype_is_caught(registry):
+    """A forward pass that promotes is a TypeError at once, not a slow float64 network."""
+
+    @op
+    def promotes(x):
+        return x * xp.ones(1), lambda g: (g,)
+
+    with pytest.raises(TypeError, match=r"promotes: float64 came out of \['float32'\]"):
+        promotes(*leaves(0, (3,), dtype="float32"))
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        (lambda g: g.sum(0), r"float32 \(3,\)"),
+        (lambda g: g[None], r"float32 \(1, 2, 3\)"),
+        (lambda g: g[:, :1], r"float32 \(2, 1\)"),
+        (lambda g: g.T, r"float32 \(3, 2\)"),
+        (lambda g: g.astype("float64"), r"float64 \(2, 3\)"),
+        (lambda g: lambda: g.sum(0), r"float32 \(3,\)"),
+    ],
+)
+def test_a_gradient_of_the_wrong_shape_or_dtype_is_caught(registry, wrong, words):
+    """A vjp that returns what does not fit its input is a ValueError naming the op, the input and both shapes."""
+
+    @op
+    def first(x, y):
+        return x + y, lambda g: (g, wrong(g))
+
+    (x, y), (g,) = leaves(0, (2, 3), (2, 3), dtype="float32"), normal(1, (2, 3), dtype="float32")
+    with pytest.raises(ValueError, match=rf"first: gradient 1 is {words}, its tensor is float32 \(2, 3\)"):
+        first(x, y).backward(g)
+
+
+def test_a_missing_or_ill_shaped_cotangent_is_refused():
+    """g may be left out for one number only, and must have the result's shape and dtype: ValueError with both."""
+    (x,) = leaves(0, (2, 3))
+    y = x * 2
+    with pytest.raises(ValueError, match=r"g may be left out for a single number only, not for shape \(2, 3\)"):
+        y.backward()
+    for g, words in [(xp.ones((3,)), r"float64 \(3,\)"), (xp.ones((2, 3), "float32"), r"float32 \(2, 3\)")]:
+        with pytest.raises(ValueError, match=rf"backward: g is {words}, its tensor is float64 \(2, 3\)"):
+            y.backward(g)
+    assert x.grad is None
+
+
+@pytest.mark.xfail(strict=True, raises=AttributeError, reason="a list or number has no shape to compare")
+@pytest.mark.parametrize("g", [1.0, [1.0, 2.0, 3.0]])
+def test_a_cotangent_that_is_no_array_is_refused(g):
+    """A number or a list as g is a ValueError (or TypeError) that names g."""
+    (x,) = leaves(0, (3,))
+    with pytest.raises((ValueError, TypeError), match="g "):
+        (x * 2).backward(g)
+
+
+def test_backward_without_anything_to_differentiate_is_refused():
+    """A result that depends on no leaf with requires_grad is a RuntimeError."""
+    (a,) = normal(0, (1,))
+    for y in [Tensor(a), Tensor(a) * 2]:
+        with pytest.raises(RuntimeError, match="no input of this tensor requires a gradient"):
+            y.backward()
