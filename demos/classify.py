@@ -1,0 +1,102 @@
+"""Let the classifier read generated digits: which share is the digit that was asked for?
+
+    python demos/sample.py runs/mnist/checkpoint.npz --save-npz samples.npz
+    python demos/classify.py samples.npz --checkpoint runs/classifier/checkpoint.npz --out misread.png
+
+SAMPLES is an .npz file with `images` (N, 28, 28, 1) float32 in [-1, 1] and `labels` (N,), the digits asked for.
+"""
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from tinydiff import cli, plots
+from tinydiff.backend import use_backend
+from tinydiff.classify import load_classifier, misread_rows, read
+from tinydiff.data import DataError
+from tinydiff.parallel import available_cores
+
+
+def main(samples, checkpoint="runs/classifier/checkpoint.npz", out=None, backend="numpy", workers=None):
+    """Print the shares and, with out, save a picture of the misread; returns (right, N)."""
+    use_backend(backend)
+    workers = workers or (available_cores() if backend == "numpy" else 1)
+    pool, meta = load_classifier(Path(checkpoint), workers)
+    with pool:
+        classes = meta["data"]["classes"]
+        images, labels = load_samples(samples, meta["data"]["image_shape"], len(classes))
+        probabilities = np.concatenate(list(read(pool, images)))
+    answer = probabilities.argmax(1)
+    right, n = int((answer == labels).sum()), len(labels)
+    low, high = wilson_interval(right, n)
+    print(
+        f"{samples}: {right} of {n} read as the label asked for: {right / n:.1%} (95% interval {low:.1%} to {high:.1%})"
+    )
+    for k, name in enumerate(classes):
+        if (labels == k).any():
+            print(class_line(name, answer[labels == k], k, classes))
+    if out is not None:
+        pictures, captions = misread_rows(images, labels, probabilities, classes)
+        if captions:
+            columns = len(pictures) // len(captions)
+            title = f"{n - right} of {n} misread"
+            plots.save_grid(out, pictures, columns=columns, title=title, row_labels=captions)
+            print(f"the misread ones: {out}")
+        else:
+            print(f"none misread: {out} is not written")
+    return right, n
+
+
+def load_samples(path, image_shape, num_classes):
+    """images (N, H, W, C) float32 in [-1, 1] and labels (N,) in 0..num_classes - 1 of an .npz file, else DataError."""
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            images, labels = archive["images"], archive["labels"]
+    except KeyError as error:
+        raise DataError(f"{path}: {error.args[0]}; it should hold `images` and `labels`") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+    except Exception:  # zipfile, zlib and NumPy raise a dozen kinds for bytes that are not what they expect
+        raise DataError(f"{path} is not a whole .npz file of plain arrays") from None
+    if images.dtype.kind != "f" or images.shape[1:] != tuple(image_shape) or not len(images):
+        wanted = ", ".join(["N", *map(str, image_shape)])
+        raise DataError(f"{path}: images must be float of shape ({wanted}), N >= 1, got {images.dtype} {images.shape}")
+    if not np.isfinite(images).all() or np.abs(images).max() > 1:
+        raise DataError(f"{path}: images must lie in -1..1, got {images.min()} to {images.max()}")
+    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+        raise DataError(f"{path}: labels must be {len(images)} integers, got {labels.dtype} {labels.shape}")
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise DataError(f"{path}: labels must lie in 0..{num_classes - 1}, got {labels.min()} to {labels.max()}")
+    return images.astype(np.float32), labels.astype(np.int64)
+
+
+def class_line(name, answer, asked, classes):
+    """One line on the images of a class: how many are read as it, and what the others are taken for."""
+    counts = np.bincount(answer, minlength=len(classes))
+    others = [f"{counts[k]} as {classes[k]}" for k in np.argsort(-counts, kind="stable") if counts[k] and k != asked]
+    share = f"{counts[asked] / len(answer):6.1%}  ({counts[asked]} of {len(answer)})"
+    return f"  {name}: {share}" + (f", {', '.join(others)}" if others else "")
+
+
+def wilson_interval(right, n, z=1.96):
+    """Where the true share lies with 95% confidence, given `right` of n (Wilson 1927).
+
+        (p + z^2/2n  -+  z sqrt(p (1 - p)/n + z^2/4n^2)) / (1 + z^2/n),   p = right/n
+
+    Unlike p -+ z sqrt(p (1 - p)/n) it stays within 0..1 and says something when all or none are right.
+    """
+    p = right / n
+    middle = p + z * z / (2 * n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return tuple((middle + sign * half) / (1 + z * z / n) for sign in (-1, 1))
+
+
+if __name__ == "__main__":
+    parser = cli.parser(__doc__, main)
+    parser.add_argument("samples", metavar="SAMPLES", help=".npz file with images and labels")
+    parser.add_argument("--checkpoint", metavar="PATH", help="a classifier that train_classifier.py has saved")
+    parser.add_argument("--out", metavar="PATH", help="picture of the misread images (.png)")
+    cli.add_backend(parser)
+    parser.add_argument("--workers", type=cli.positive_int, help="processes that read (default: one a core)")
+    cli.run(main, parser)

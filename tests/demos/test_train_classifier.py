@@ -1,0 +1,53 @@
+"""The classifier demo in its smallest form: a few steps on a few glyphs, a checkpoint that reads as it says."""
+
+import importlib.util
+import re
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from tinydiff.backend import backend_name
+from tinydiff.classify import load_classifier, read
+from tinydiff.data import load
+
+PATH = Path(__file__).parents[2] / "demos" / "train_classifier.py"
+SMALLEST = {"data": "glyphs", "num_train": 40, "num_test": 30, "steps": 3, "batch_size": 8, "workers": 1}
+
+
+@pytest.fixture(scope="module")
+def demo():
+    spec = importlib.util.spec_from_file_location("train_classifier", PATH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_saved_network_misreads_as_many_test_digits_as_the_demo_says(demo, tmp_path, capsys):
+    """The errors returned, printed and kept in the checkpoint are those of the network that was saved."""
+    errors = demo.main(backend=backend_name(), out=tmp_path / "new" / "folder", **SMALLEST)
+    workers, meta = load_classifier(tmp_path / "new" / "folder" / "checkpoint.npz", 1)
+    images, labels = load("glyphs", "test", num=30).batch(np.arange(30))
+    with workers:
+        answer = np.concatenate(list(read(workers, images))).argmax(1)
+    assert errors == (answer != labels).sum() == meta["test"]["errors"] > 0  # three steps are far too few
+    assert meta["train"]["num_steps"] == 3 and meta["data"]["name"] == "glyphs"
+    assert re.search(rf"{errors} of 30 misread, {100 - errors / 0.3:.2f}% right", capsys.readouterr().out)
+    picture = imread(tmp_path / "new" / "folder" / "misread.png")[..., :3]
+    assert min(picture.shape[:2]) > 80 and picture.std() > 0.05  # something is on it
+
+
+def test_options_reach_main(tmp_path, monkeypatch):
+    """From the command line: every option is taken, and the settings that were kept show it."""
+    options = ["--data", "glyphs", "--steps", "1", "--batch-size", "5", "--seed", "7", "--workers", "1", "--backend"]
+    monkeypatch.setattr("sys.argv", [str(PATH), *options, backend_name(), "--out", str(tmp_path)])
+    small = load("glyphs", num=50)
+    monkeypatch.setattr("tinydiff.data.load", lambda *_: small)  # 70,000 glyphs take a while to draw
+    runpy.run_path(str(PATH), run_name="__main__")
+    workers, meta = load_classifier(tmp_path / "checkpoint.npz", 1)
+    workers.close()
+    wanted = {"num_steps": 1, "batch_size": 5, "seed": 7}
+    assert {key: meta["train"][key] for key in wanted} == wanted
+    assert meta["data"]["source"] == small.source

@@ -1,0 +1,162 @@
+"""Training and reading: what is drawn for a step, what learning does, and that answers stay with their pictures."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinydiff import checkpoint
+from tinydiff.autograd import no_grad
+from tinydiff.backend import default_rng, to_numpy
+from tinydiff.checkpoint import CheckpointError
+from tinydiff.classify import (
+    MAX_SHIFT,
+    SLICE,
+    ClassifierConfig,
+    build_classifier,
+    draw_batch,
+    load_classifier,
+    misread_rows,
+    read,
+    save_classifier,
+    shift,
+    train_classifier,
+)
+from tinydiff.data import Dataset, epoch_indices
+from tinydiff.parallel import Workers
+from tinydiff.train import TrainingError
+
+SMALL = {"channels": [4, 8], "num_classes": 3, "num_groups": 2}
+CLASSES = ("up", "down", "flat")
+
+
+def random_pictures(num, rng, side=8):
+    """A data set of pure noise in three classes."""
+    images = rng.integers(0, 256, (num, side, side), dtype=np.uint8)
+    return Dataset("noise", images, rng.integers(0, 3, num).astype(np.uint8), "noise", CLASSES)
+
+
+@given(st.integers(0, 2**32), st.integers(1, 4), st.integers(1, 7), st.integers(1, 7), st.integers(1, 3))
+def test_a_shift_moves_each_picture_by_its_own_displacement(seed, n, height, width, channels):
+    """Pixel by pixel: down by dy, to the right by dx, and what comes in is background."""
+    rng = default_rng(seed)
+    images = rng.standard_normal((n, height, width, channels), dtype="float32")
+    dy, dx = rng.integers(-MAX_SHIFT, MAX_SHIFT + 1, (2, n))
+    moved = shift(images, dy, dx)
+    assert moved.shape == images.shape and moved.dtype == images.dtype
+    for k in range(n):
+        for i in range(height):
+            for j in range(width):
+                inside = 0 <= i - dy[k] < height and 0 <= j - dx[k] < width
+                expected = images[k, i - dy[k], j - dx[k]] if inside else -1
+                assert np.array_equal(moved[k, i, j], np.broadcast_to(expected, channels))
+
+
+def test_a_batch_is_its_steps_own_rows_displaced(rng):
+    """Labels stay with their pictures, and each of the 25 displacements occurs about equally often."""
+    images = np.zeros((500, 9, 9), np.uint8)
+    images[:, 4, 4] = np.arange(500) % 250 + 1  # one pixel, as bright as the label says
+    dataset = Dataset("dots", images, (np.arange(500) % 250).astype(np.uint8), "dots", ("dot",) * 250)
+    config = ClassifierConfig(batch_size=400, seed=3)
+    batches = [draw_batch(dataset, config, step) for step in range(5)]
+    for step, batch in enumerate(batches):
+        assert batch["x"].dtype == "float32" and batch["x"].min() == -1
+        brightness = np.rint((batch["x"].max((1, 2, 3)) + 1) * 127.5)
+        assert np.array_equal(brightness, batch["labels"] + 1)
+        assert np.array_equal(batch["labels"], dataset.labels[epoch_indices(500, 400, 3, step)])
+    lit = np.concatenate([np.argwhere(batch["x"][..., 0] > -1)[:, 1:] for batch in batches])
+    places, counts = np.unique(lit, axis=0, return_counts=True)
+    assert places.tolist() == [[i, j] for i in range(2, 7) for j in range(2, 7)]
+    assert counts.min() > 40 and counts.max() < 130  # 2000 draws: 80 a place, deviation 9
+    again = draw_batch(dataset, config, 4)
+    assert all(np.array_equal(again[name], batches[4][name]) for name in again)
+
+
+def train_small(dataset, **options):
+    with Workers(partial(build_classifier, SMALL, 0)) as workers:
+        losses = list(train_classifier(workers, dataset, ClassifierConfig(**options)))
+        return losses, workers.flat.data.copy()
+
+
+def test_training_is_reproducible_and_learns(rng):
+    """The same seed gives the same bits, another seed others, and the loss falls below that of guessing."""
+    dataset = random_pictures(60, rng)
+    dataset.images[dataset.labels == 0, :4] = 255  # bright above
+    dataset.images[dataset.labels == 1, 4:] = 255  # bright below
+    options = {"num_steps": 40, "batch_size": 24, "warmup": 5, "peak_lr": 0.02}
+    losses, weights = train_small(dataset, **options)
+    assert len(losses) == 40
+    assert losses[0] > 0.8 and np.mean(losses[-5:]) < 0.3  # log 3 = 1.1 is guessing
+    again, same = train_small(dataset, **options)
+    assert again == losses and np.array_equal(same, weights)
+    assert train_small(dataset, **options, seed=1)[0] != losses
+
+
+def test_training_stops_before_it_spoils_the_weights(rng):
+    """A loss that is not a number raises TrainingError with the step, and leaves the weights as they were."""
+    with Workers(partial(build_classifier, SMALL, 0)) as workers:
+        run = train_classifier(workers, random_pictures(10, rng), ClassifierConfig(num_steps=9, batch_size=5))
+        next(run)
+        workers.model.out.b.data[0] = np.nan
+        before = to_numpy(workers.flat.data).copy()
+        with pytest.raises(TrainingError, match="step 2: loss is nan"):
+            next(run)
+        assert np.array_equal(to_numpy(workers.flat.data), before, equal_nan=True)
+
+
+def test_reading_gives_each_picture_its_own_probabilities_in_order(rng):
+    """Over slice borders: softmax of the network's logits, row by row, summing to 1."""
+    images = rng.standard_normal((SLICE + 7, 5, 5, 1), dtype="float32")
+    with Workers(partial(build_classifier, SMALL, 0)) as workers:
+        slices = list(read(workers, images))
+        with no_grad():
+            logits = to_numpy(workers.model(images)).astype("float64")
+    assert [len(part) for part in slices] == [SLICE, 7]
+    probabilities = np.concatenate(slices)
+    np.testing.assert_allclose(probabilities, np.exp(logits) / np.exp(logits).sum(1, keepdims=True), atol=1e-5)
+    assert len(np.unique(probabilities[:, 0])) > SLICE // 2  # the network tells these pictures apart
+
+
+def test_the_most_confidently_misread_come_first_each_in_its_classes_row():
+    """A class that is never misread has no row; a row that is not full ends in white; a row that overflows is cut."""
+    labels = np.array([0, 0, 2, 2, 2, 1])
+    probabilities = np.array(
+        [[0.3, 0.6, 0.1], [0.05, 0.05, 0.9], [0.5, 0.3, 0.2], [0.1, 0.8, 0.1], [0.7, 0.2, 0.1], [0.1, 0.8, 0.1]]
+    )
+    images = np.broadcast_to(np.arange(6, dtype="float32")[:, None, None, None] / 10, (6, 2, 2, 1))
+    pictures, captions = misread_rows(images, labels, probabilities, CLASSES, columns=3)
+    assert captions == ["up read as flat down", "flat read as down up up"]
+    assert pictures.shape == (6, 2, 2, 1)
+    np.testing.assert_allclose(pictures[:, 0, 0, 0], [0.1, 0, 1, 0.3, 0.4, 0.2], atol=1e-7)
+    pictures, captions = misread_rows(images, labels, probabilities, CLASSES, columns=1)
+    np.testing.assert_allclose(pictures[:, 0, 0, 0], [0.1, 0.3], atol=1e-7)
+    pictures, captions = misread_rows(images, probabilities.argmax(1), probabilities, CLASSES)
+    assert len(pictures) == 0 and captions == []
+
+
+def test_a_saved_classifier_reads_as_before(tmp_path, rng):
+    """Save and load: the same probabilities bit for bit, and the settings that tell where it comes from."""
+    dataset, path = random_pictures(10, rng), tmp_path / "checkpoint.npz"
+    images, _ = dataset.batch(np.arange(10))
+    with Workers(partial(build_classifier, SMALL, 5)) as workers:
+        before = np.concatenate(list(read(workers, images)))
+        save_classifier(path, workers, ClassifierConfig(seed=5), dataset, dataset, errors=4)
+    workers, meta = load_classifier(path, 1)
+    with workers:
+        assert np.array_equal(np.concatenate(list(read(workers, images))), before)
+    assert meta["data"] == {"name": "noise", "source": "noise", "image_shape": [8, 8, 1], "classes": list(CLASSES)}
+    assert meta["test"]["errors"] == 4 and meta["test"]["num"] == 10
+    assert ClassifierConfig(**meta["train"]) == ClassifierConfig(seed=5)
+
+
+def test_another_network_is_not_taken_for_a_classifier(tmp_path, rng):
+    """A checkpoint of another kind, or one whose parameters do not fit its settings, is refused by name."""
+    path = tmp_path / "checkpoint.npz"
+    checkpoint.save(path, {}, {"kind": "diffusion"})
+    with pytest.raises(CheckpointError, match=r"checkpoint\.npz holds a 'diffusion' network, not a classifier"):
+        load_classifier(path, 1)
+    checkpoint.save(path, {"weights/out.b": np.zeros(3)}, {"kind": "classifier", "model": SMALL})
+    with pytest.raises(CheckpointError, match=r"checkpoint\.npz: parameter .* is missing"):
+        load_classifier(path, 1)
