@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tinydiff import cli, plots
-from tinydiff.backend import TinydiffError, use_backend
+from tinydiff.backend import use_backend
 from tinydiff.checkpoint import atomic_write
 from tinydiff.diffusion import ddim_step, ddpm_step
 from tinydiff.generate import Recipe, generate, load_trained
@@ -41,8 +41,6 @@ def main(
     pool, schedule, meta = load_trained(Path(checkpoint), workers or (available_cores() if backend == "numpy" else 1))
     with pool:
         recipe = Recipe(schedule, tuple(meta["data"]["image_shape"]), STEPS[sampler], steps, scale)
-        if steps > schedule.T:
-            raise TinydiffError(f"--steps {steps}: the checkpoint's schedule has T = {schedule.T} steps, no more")
         asked = sorted(labels[i % len(labels)] for i in range(num))
         parts = []
         with tqdm(total=num, unit="img", dynamic_ncols=True) as bar:

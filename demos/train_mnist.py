@@ -67,7 +67,6 @@ def main(
         dataset = load(data, data_dir=data_dir, seed=config.seed, num=num_images)
         model_config = {"base_channels": channels or 32, "num_classes": len(dataset.classes)}
         schedule = Schedule.linear()
-        _set_aside(path)
     else:
         arrays, meta = saved
         checkpoint.check_same(meta["train"], wanted, wanted)
@@ -81,14 +80,16 @@ def main(
         if meta["num_workers"] != workers:
             print(f"note: {meta['num_workers']} workers before, {workers} now: the sums round differently")
 
+    recipe = Recipe(schedule, (*dataset.images.shape[1:3], 1), num_steps=sample_steps, scale=scale)
+    out.mkdir(parents=True, exist_ok=True)
+    if saved is None:
+        _set_aside(path)
     with Workers(partial(build_unet, model_config, config.seed), workers) as pool:
         state = Training(pool, schedule, config)
         if saved is not None:
             state.restore(path, arrays, meta)
-        recipe = Recipe(schedule, (*dataset.images.shape[1:3], 1), num_steps=sample_steps, scale=scale)
         print(f"data: {dataset.source}")
         print(f"network: {pool.model.num_parameters():,} parameters; {workers} worker(s); results in {out}/")
-        out.mkdir(parents=True, exist_ok=True)
         if _run(state, dataset, recipe, out, save_every, sample_every):
             _final_pictures(state, dataset, recipe, out)
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from tinydiff import checkpoint
 from tinydiff.autograd import no_grad
-from tinydiff.backend import default_rng, standard_normal, to_numpy
+from tinydiff.backend import TinydiffError, default_rng, standard_normal, to_numpy
 from tinydiff.checkpoint import CheckpointError
 from tinydiff.diffusion import Schedule, classifier_free, ddim_step, sample, timestep_pairs, unconditional
 from tinydiff.nn import UNet
@@ -40,6 +40,10 @@ class Recipe:
     num_steps: int = 50
     scale: float = 2.0
     keep: int = 1
+
+    def __post_init__(self) -> None:
+        if self.num_steps > self.schedule.T:
+            raise TinydiffError(f"num_steps={self.num_steps}: the schedule has T = {self.schedule.T} steps, no more")
 
 
 def generate(workers: Workers, recipe: Recipe, labels: Sequence[int], seed: int) -> Iterator[np.ndarray]:

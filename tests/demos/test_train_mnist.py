@@ -1,0 +1,179 @@
+"""The main job in its smallest form: what it writes, how it stops and resumes, and what bad input gets."""
+
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tinydiff import checkpoint
+from tinydiff.backend import backend_name
+from tinydiff.checkpoint import CheckpointError
+
+DEMOS = Path(__file__).parents[2] / "demos"
+SMALL = {"data": "glyphs", "num_images": 20, "channels": 8, "batch_size": 4, "workers": 1, "sample_steps": 2}
+OPTIONS = [f"--{key.replace('_', '-')}={value}" for key, value in SMALL.items()]
+
+
+def train(out, *options, **kwargs):
+    """Start the demo as a user does, in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(DEMOS.parent), *sys.path])}
+    command = [sys.executable, DEMOS / "train_mnist.py", *OPTIONS, f"--out={out}", *options]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs
+    )
+
+
+def finish(process):
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def weights(out):
+    arrays, meta = checkpoint.load(out / "checkpoint.npz")
+    return {name: a.tobytes() for name, a in arrays.items()}, meta
+
+
+def wait_for_step(out, step):
+    """Until the checkpoint in `out` has reached `step`."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if (out / "checkpoint.npz").exists() and checkpoint.load(out / "checkpoint.npz")[1]["step"] >= step:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"no checkpoint of step {step} within a minute")
+
+
+def test_a_run_leaves_pictures_metrics_and_a_checkpoint(demo, tmp_path, capsys):
+    """Everything promised is there: pictures with something on them, one line of metrics a step, a checkpoint."""
+    demo("train_mnist").main(backend=backend_name(), out=tmp_path, steps=3, sample_every=2, save_every=2, **SMALL)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "checkpoint.npz", "denoising.gif", "denoising.png", "loss.png", "metrics.csv", "progress", "samples.png",
+    ]  # fmt: skip
+    assert [p.name for p in (tmp_path / "progress").iterdir()] == ["step_000002.png"]
+    for picture in tmp_path.rglob("*.png"):
+        pixels = np.asarray(Image.open(picture).convert("L"), float)
+        assert min(pixels.shape) > 100 and pixels.std() > 10
+    with Image.open(tmp_path / "denoising.gif") as film:
+        assert film.n_frames == 2
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
+    assert [row["step"] for row in rows] == ["1", "2", "3"] and all(0 < float(row["loss"]) < 5 for row in rows)
+    _, meta = checkpoint.load(tmp_path / "checkpoint.npz")
+    assert meta["step"] == meta["num_steps"] == 3 and meta["data"]["name"] == "glyphs"
+    printed = capsys.readouterr().out
+    assert "parameters" in printed and meta["data"]["source"] in printed
+
+
+def test_resume_continues_bit_for_bit_with_the_checkpoints_settings(demo, tmp_path):
+    """Stopped after 2 of 4 steps and resumed without repeating any option, the run ends in the same bits."""
+    main = demo("train_mnist").main
+    options = {**SMALL, "backend": backend_name(), "steps": 4, "seed": 3, "save_every": 1}
+    main(out=tmp_path / "whole", **options)
+
+    module = demo("train_mnist")
+    save, saved = module._save, []
+
+    def save_then_stop(state, dataset, out):
+        save(state, dataset, out)
+        saved.append(state.step)
+        if state.step == 2:
+            raise KeyboardInterrupt
+
+    module._save = save_then_stop
+    with pytest.raises(KeyboardInterrupt):
+        module.main(out=tmp_path / "cut", **options)
+    assert saved == [0, 1, 2]
+    main(backend=backend_name(), out=tmp_path / "cut", resume=True, workers=1, num_images=20, sample_steps=2)
+    assert (tmp_path / "cut/checkpoint.npz").read_bytes() == (tmp_path / "whole/checkpoint.npz").read_bytes()
+    assert (tmp_path / "cut/metrics.csv").read_bytes() == (tmp_path / "whole/metrics.csv").read_bytes()
+
+
+def test_resume_refuses_other_settings(demo, tmp_path):
+    """An option that contradicts the checkpoint is named with both values, and the checkpoint stays as it was."""
+    main = demo("train_mnist").main
+    main(backend=backend_name(), out=tmp_path, steps=1, **SMALL)
+    before = (tmp_path / "checkpoint.npz").read_bytes()
+    for option, message in (
+        ({"batch_size": 8}, "batch_size is 4 in the checkpoint, 8 is wanted"),
+        ({"steps": 9}, "num_steps is 1 in the checkpoint, 9 is wanted"),
+        ({"channels": 16}, "base_channels is 8 in the checkpoint, 16 is wanted"),
+        ({"data": "mnist"}, "name is 'glyphs' in the checkpoint, 'mnist' is wanted"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            main(backend=backend_name(), out=tmp_path, resume=True, **{**SMALL, **option})
+    assert (tmp_path / "checkpoint.npz").read_bytes() == before
+
+
+def test_a_new_run_keeps_the_older_checkpoint(demo, tmp_path):
+    """Without --resume an existing checkpoint is set aside, not overwritten."""
+    main = demo("train_mnist").main
+    main(backend=backend_name(), out=tmp_path, steps=1, **SMALL)
+    before = (tmp_path / "checkpoint.npz").read_bytes()
+    main(backend=backend_name(), out=tmp_path, steps=1, seed=9, **SMALL)
+    assert (tmp_path / "checkpoint.previous.npz").read_bytes() == before != (tmp_path / "checkpoint.npz").read_bytes()
+
+
+def test_resume_without_a_checkpoint_starts_from_the_beginning(demo, tmp_path, capsys):
+    """A run that was killed before its first save is simply run."""
+    demo("train_mnist").main(backend=backend_name(), out=tmp_path, steps=1, resume=True, **SMALL)
+    assert "no checkpoint" in capsys.readouterr().out and weights(tmp_path)[1]["step"] == 1
+
+
+@pytest.mark.skipif(backend_name() != "numpy", reason="the process started here uses the numpy backend")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_ends_cleanly(tmp_path, number):
+    """Ctrl-C and SIGTERM: the step is finished and saved, the exit code is 0, and --resume has where to go on."""
+    process = train(tmp_path, "--steps=100000", "--save-every=5", "--workers=2")
+    wait_for_step(tmp_path, 5)
+    process.send_signal(number)
+    code, out, err = finish(process)
+    assert code == 0 and "Traceback" not in err and f"{number.name}: saved at step" in out
+    step = weights(tmp_path)[1]["step"]
+    assert step >= 5 and f"saved at step {step}" in out
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == step + 1
+
+
+@pytest.mark.skipif(backend_name() != "numpy", reason="the process started here uses the numpy backend")
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_kill_9_at_random_moments_loses_nothing_but_time(tmp_path, kills):
+    """Killed with signal 9 again and again and resumed each time, a run ends in the bits of an uninterrupted one."""
+    steps = 40 * kills
+    settings = [f"--steps={steps}", "--save-every=2", "--sample-every=25", "--seed=1"]
+    code, _, err = finish(train(tmp_path / "whole", *settings))
+    assert code == 0, err
+    cut, done, moments = tmp_path / "cut", 0, random.Random(4)
+    for _ in range(kills):
+        process = train(cut, *settings, "--resume", start_new_session=True)
+        wait_for_step(cut, done + 1)
+        time.sleep(moments.uniform(0, 0.3))
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL  # it was killed, not finished
+        done = weights(cut)[1]["step"]
+    code, _, err = finish(train(cut, *settings, "--resume"))
+    assert code == 0, err
+    assert weights(cut) == weights(tmp_path / "whole")
+    assert [p.name for p in cut.iterdir() if p.suffix == ".tmp"] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--backend=nonsense"], "choose from"),
+        (["--data=nonsense"], "choose from"),
+        (["--steps=0"], "at least 1"),
+        (["--steps=2", "--minutes=1"], "not allowed with"),
+        (["--sample-steps=2000", "--steps=1"], "T = 1000 steps"),
+    ],
+)
+def test_bad_options_exit_2_without_a_traceback(tmp_path, options, message):
+    """A user's mistake on the command line is one message and exit code 2."""
+    code, _, err = finish(train(tmp_path, *options))
+    assert code == 2 and message in err and "Traceback" not in err
