@@ -1,0 +1,425 @@
+"""The U-Net: its size, what its output depends on, what it refuses, and the gradient of the whole of it."""
+
+import gc
+import json
+import math
+import re
+import weakref
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tinydiff.autograd import Tensor, no_grad
+from tinydiff.backend import asarray, default_rng, to_numpy, xp
+from tinydiff.nn import Attention, Module, UNet
+from tinydiff.nn.unet import ResBlock, time_code
+
+SEEDS = st.integers(0, 2**32 - 1)
+FEWER = settings(max_examples=max(1, settings().max_examples // 3))
+
+
+def tiny(rng, dtype="float64", **options):
+    """A small network of random weights, none of them 0: 16 channels below, so that winograd.py has a part in it."""
+    config = {"base_channels": 8, "channel_mults": (1, 2), "num_heads": 2, "num_groups": 4} | options
+    model = UNet(**config, rng=rng)
+    for p in model.parameters():
+        if p.ndim == 1:
+            p.data = asarray(0.5 + 0.3 * rng.standard_normal(p.shape), dtype)
+        else:  # divided by sqrt(fan_in), so that maps stay near 1 whatever the widths
+            p.data = asarray(rng.standard_normal(p.shape) / math.sqrt(p.size / p.shape[-1]), dtype)
+    return model
+
+
+def images(rng, n, h=6, w=4, c=1, dtype="float64"):
+    return asarray(rng.standard_normal((n, h, w, c)), dtype)
+
+
+def run(model, *args, **kwargs):
+    with no_grad():
+        return to_numpy(model(*args, **kwargs))
+
+
+def assert_close(found, expected):
+    # 1e-10: thousands of float64 roundings of 1e-16, amplified by the norms.
+    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def modules(module, kind):
+    """Every module of a kind in the tree."""
+    for _, child in module.children():
+        yield from [child] if isinstance(child, kind) else []
+        yield from modules(child, kind)
+
+
+@st.composite
+def configs(draw):
+    """(UNet arguments, image shape): 1 to 3 levels, maps of at least 2 x 2 pixels so that norms leave something."""
+    levels = draw(st.integers(1, 3))
+    config = {
+        "in_channels": draw(st.integers(1, 3)),
+        "base_channels": 8,
+        "channel_mults": tuple(draw(st.sampled_from([1, 2])) for _ in range(levels)),
+        "num_res_blocks": draw(st.integers(1, 2)),
+        "attention_levels": tuple(draw(st.sets(st.integers(0, levels - 1)))),
+        "num_heads": draw(st.sampled_from([1, 2, 4])),
+        "num_groups": draw(st.sampled_from([1, 2, 4])),
+        "num_classes": draw(st.sampled_from([None, 1, 3])),
+        "dropout": draw(st.sampled_from([0.0, 0.2])),
+    }
+    unit = 2 ** (levels - 1)
+    return config, (3, unit * draw(st.integers(2, 3)), unit * draw(st.integers(2, 3)), config["in_channels"])
+
+
+# Its size and shape.
+
+
+def test_the_reference_network_has_1062497_parameters(rng):
+    """The U-Net that every speed figure is taken on has the size that DESIGN.md says, by default."""
+    model = UNet(rng=rng)
+    assert model.num_parameters() == 1_062_497
+    assert model.config["channel_mults"] == [1, 2, 2] and model.config["num_classes"] is None
+
+
+def test_classes_cost_one_vector_each_and_one_for_no_label(rng):
+    """num_classes = 10 adds 11 vectors of 128 numbers to the reference network and nothing else."""
+    assert UNet(num_classes=10, rng=rng).num_parameters() == 1_062_497 + 11 * 128
+
+
+@given(configs(), SEEDS)
+def test_any_configuration_maps_images_to_images_and_trains_all_of_itself(drawn, seed):
+    """The output has the input's shape, everything is float32, and every parameter gets a gradient that is not 0."""
+    config, shape = drawn
+    rng = default_rng(seed)
+    model = tiny(rng, "float32", **config)
+    labels = None if config["num_classes"] is None else np.arange(shape[0]) % (config["num_classes"] + 1)
+    y = model(images(rng, *shape, dtype="float32"), np.array([1, 50, 1000]), labels)
+    assert (y.shape, y.dtype) == (shape, xp.float32)
+    y.backward(images(rng, *shape, dtype="float32"))
+    sizes = {}
+    for name, p in model.named_parameters():
+        assert p.grad.dtype == xp.float32
+        sizes[name] = float(abs(p.grad).max())
+    assert min(sizes.values()) > 1e-5 * max(sizes.values()), min(sizes, key=sizes.__getitem__)
+
+
+@FEWER
+@given(configs(), SEEDS)
+def test_a_configuration_makes_the_same_network_again(drawn, seed):
+    """UNet(**config) of the same generator has the same bits, also when config has been through JSON."""
+    first = UNet(**drawn[0], rng=default_rng(seed))
+    again = UNet(**json.loads(json.dumps(first.config)), rng=default_rng(seed))
+    assert again.config == first.config
+    state, other = first.state_dict(), again.state_dict()
+    assert list(state) == list(other)
+    for name in state:
+        np.testing.assert_array_equal(state[name], other[name])
+
+
+@FEWER
+@given(configs(), SEEDS)
+def test_attention_is_in_the_middle_and_at_the_levels_that_ask_for_it(drawn, seed):
+    """One at the lowest resolution, and one after each of a level's 2 num_res_blocks + 1 blocks, at its resolution."""
+    config, shape = drawn
+    model = tiny(default_rng(seed), "float32", **config)
+    seen = []
+    for attention in modules(model, Attention):
+        attention.forward = lambda x, forward=attention.forward: (seen.append(x.shape[1:3]), forward(x))[1]
+    model(images(default_rng(seed), *shape, dtype="float32"), 1)
+    sizes = [(shape[1] >> level, shape[2] >> level) for level in range(len(config["channel_mults"]))]
+    blocks = 2 * config["num_res_blocks"] + 1
+    expected = [sizes[-1]] + [sizes[level] for level in config["attention_levels"] for _ in range(blocks)]
+    assert sorted(seen) == sorted(expected)
+
+
+def test_the_network_begins_by_predicting_nothing(rng):
+    """conv_out starts at zero: the first output is exactly 0, and its gradient does not vanish, so it can leave."""
+    model = UNet(base_channels=8, num_groups=4, rng=rng)
+    y = model(images(rng, 2, 8, 8, dtype="float32"), 5)
+    np.testing.assert_array_equal(to_numpy(y), np.zeros((2, 8, 8, 1)))
+    y.backward(images(rng, 2, 8, 8, dtype="float32"))
+    assert float(abs(model.conv_out.w.grad).min()) > 0
+
+
+def test_each_block_begins_as_its_skip(rng):
+    """The second convolution of a block starts at zero: where channels agree the block is the identity, bit for bit."""
+    model = UNet(base_channels=8, num_groups=4, channel_mults=(1, 1), attention_levels=(0,), rng=rng)
+    block = next(modules(model, ResBlock))
+    x = Tensor(images(rng, 2, 4, 4, 8, dtype="float32"))
+    code = Tensor(asarray(rng.standard_normal((2, 128), dtype="float32")))
+    np.testing.assert_array_equal(to_numpy(block(x, code, None)), to_numpy(x))
+
+
+# What the output depends on.
+
+
+def test_the_output_depends_on_the_time_and_on_the_label(rng):
+    """Another t, and another label, each give another picture: both codes arrive."""
+    model, x = tiny(rng, num_classes=3), images(rng, 1)
+    outputs = [run(model, x, t, label) for t in (1, 2, 1000) for label in (0, 1, 2, 3)]
+    gaps = [abs(a - b).max() for i, a in enumerate(outputs) for b in outputs[:i]]
+    assert min(gaps) > 1e-4  # rounding would be 1e-13
+
+
+@given(SEEDS, st.data())
+def test_each_image_goes_its_own_way(seed, data):
+    """Row i of a batch is what the model makes of x[i], t[i] and labels[i] alone, wherever in the batch it stands."""
+    rng = default_rng(seed)
+    model, n = tiny(rng, num_classes=3, attention_levels=(0,)), data.draw(st.integers(1, 5))
+    x, t, labels = images(rng, n), rng.integers(1, 1001, n), rng.integers(0, 4, n)
+    order = np.array(data.draw(st.permutations(range(n))))
+    together = run(model, x, t, labels)
+    assert_close(run(model, asarray(to_numpy(x)[order]), t[order], labels[order]), together[order])
+    i = data.draw(st.integers(0, n - 1))
+    assert_close(run(model, x[i : i + 1], t[i : i + 1], labels[i : i + 1]), together[i : i + 1])
+
+
+def test_one_time_or_label_for_all_is_the_same_for_each(rng):
+    """t and labels given as one integer are what they are as an array that repeats it, bit for bit."""
+    model, x = tiny(rng, num_classes=3), images(rng, 3)
+    found = run(model, x, 7, 2)
+    np.testing.assert_array_equal(found, run(model, x, np.full(3, 7), np.full(3, 2)))
+    np.testing.assert_array_equal(found, run(model, x, [7, 7, 7], np.full(3, 2, "uint8")))
+
+
+def test_without_a_label_it_has_the_label_none(rng):
+    """labels=None is the label num_classes for every image, and no other one."""
+    model, x = tiny(rng, num_classes=3), images(rng, 2)
+    unlabelled = run(model, x, 7)
+    np.testing.assert_array_equal(unlabelled, run(model, x, 7, np.array([3, 3])))
+    assert abs(unlabelled - run(model, x, 7, 0)).max() > 1e-4
+
+
+def test_a_label_trains_its_own_vector_only(rng):
+    """The gradient of the label table is nonzero in the rows of the batch's labels and exactly 0 elsewhere."""
+    model, x = tiny(rng, num_classes=4), images(rng, 3)
+    y = model(x, 7, np.array([0, 2, 2]))
+    y.backward(images(rng, 3))
+    np.testing.assert_array_equal(to_numpy(model.label.w.grad).any(1), [True, False, True, False, False])
+
+
+@given(SEEDS, st.sampled_from([0.1, 0.5]))
+def test_dropout_is_active_only_with_a_generator(seed, p):
+    """Without rng the output is that of a network without dropout, bit for bit; with rng it varies with its seed."""
+    model = tiny(default_rng(seed), dropout=p)
+    plain = tiny(default_rng(seed), dropout=0.0)
+    x = images(default_rng(seed), 2)
+    sure = run(plain, x, 7)
+    np.testing.assert_array_equal(run(model, x, 7), sure)
+    np.testing.assert_array_equal(run(plain, x, 7, rng=default_rng(1)), sure)
+    first, again, other = (run(model, x, 7, rng=default_rng(mask)) for mask in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert abs(first - sure).max() > 1e-6 and abs(first - other).max() > 1e-6
+
+
+def test_every_block_drops(rng):
+    """One mask is drawn in each residual block: no block is left out."""
+
+    class Counting:
+        calls = 0
+
+        def random(self, shape, dtype):
+            self.calls += 1
+            return np.ones(shape, dtype)
+
+    model, counting = tiny(rng, num_res_blocks=2, dropout=0.5), Counting()
+    model(images(rng, 1), 7, rng=counting)
+    assert counting.calls == len(list(modules(model, ResBlock))) == 2 * (2 + 3) + 2
+
+
+# The time code.
+
+
+@given(st.lists(st.integers(0, 10**6), min_size=1, max_size=5), st.integers(1, 32))
+def test_the_time_code_holds_sines_then_cosines(t, half):
+    """code[n] = sin(t_n f), cos(t_n f) with f_i = 10000^(-i / half), from frequency 1 down."""
+    f = np.array([10_000.0 ** -(i / half) for i in range(half)])
+    angle = np.array(t)[:, None] * f
+    expected = np.concatenate([np.sin(angle), np.cos(angle)], 1)
+    found = to_numpy(time_code(np.array(t), 2 * half, "float64"))
+    # An angle of 1e6 is rounded to 1e-10.
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)
+
+
+def test_the_time_code_is_rounded_last(rng):
+    """The float32 code is the float64 code rounded once: 1000 f in float32 would be off by 3e-5."""
+    t = np.arange(1001)
+    exact, rounded = to_numpy(time_code(t, 32, "float64")), to_numpy(time_code(t, 32))
+    assert rounded.dtype == np.float32
+    np.testing.assert_array_equal(rounded, exact.astype("float32"))
+
+
+@pytest.mark.parametrize("features", [8, 32, 64])
+def test_no_two_times_have_one_code(features):
+    """The codes of t = 1..1000, in float32, are all far from each other."""
+    code = to_numpy(time_code(np.arange(1, 1001), features))
+    squared = 2 * (features // 2) - 2 * (code.astype("float64") @ code.T.astype("float64"))
+    # |code_s - code_t|^2 = sum_i 2 (1 - cos((s - t) f_i)): 4 frequencies leave 0.416 at s - t = 63, more leave more.
+    assert squared[~np.eye(1000, dtype=bool)].min() > 0.4
+
+
+# Bad input.
+
+
+@given(st.integers(2, 3), st.integers(1, 20), st.integers(1, 20))
+def test_a_size_that_does_not_halve_is_refused(levels, h, w):
+    """H and W must be divisible by 2^(levels - 1), else ValueError naming the size."""
+    model = UNet(base_channels=4, channel_mults=(1,) * levels, num_groups=2, rng=default_rng(0))
+    unit = 2 ** (levels - 1)
+    x = images(default_rng(0), 1, h, w, dtype="float32")
+    if h % unit or w % unit:
+        with pytest.raises(ValueError, match=f"divisible by {unit} for {levels} levels, got {h} x {w}"):
+            model(x, 1)
+    else:
+        assert run(model, x, 1).shape == (1, h, w, 1)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4, 3), (2, 4, 4), (4, 4, 1), (2, 1, 4, 4), (1, 2, 4, 4, 1)])
+def test_images_of_another_kind_are_refused(shape, rng):
+    """x_t must be (N, H, W, in_channels), else ValueError with the shape it has."""
+    with pytest.raises(ValueError, match=re.escape(f"x_t must have shape (N, H, W, 1), got {shape}")):
+        tiny(rng, "float32")(xp.zeros(shape, "float32"), 1)
+
+
+BAD_CALLS = [
+    ({"t": -1}, "t must lie in 0.*got -1"),
+    ({"t": [1, -3]}, "t must lie in 0.*got -3"),
+    ({"t": 1.0}, "t must be integers"),
+    ({"t": [1, 2, 3]}, r"t must be one integer or have shape \(2,\), got shape \(3,\)"),
+    ({"labels": 4}, r"labels must lie in 0\.\.3, got 4"),
+    ({"labels": [0, -1]}, r"labels must lie in 0\.\.3, got -1"),
+    ({"labels": [0, 1, 2]}, r"labels must be one integer or have shape \(2,\)"),
+    ({"labels": 0.5}, "labels must be integers"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), BAD_CALLS)
+def test_times_and_labels_out_of_range_are_refused(arguments, said, rng):
+    """t: integers >= 0, labels: integers in 0..num_classes, one for all or one an image, else ValueError."""
+    with pytest.raises(ValueError, match=said):
+        tiny(rng, num_classes=3)(images(rng, 2), **({"t": 1} | arguments))
+
+
+def test_a_network_without_classes_takes_no_label(rng):
+    """A label that the network would not look at is refused, not ignored."""
+    with pytest.raises(ValueError, match="labels must be None for a network without num_classes, got 0"):
+        tiny(rng)(images(rng, 1), 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"base_channels": 9, "num_groups": 3}, "base_channels must be even .*got 9"),
+        ({"channel_mults": ()}, "channel_mults must name at least one level"),
+        ({"attention_levels": (0, 2)}, r"attention_levels: 2 is not one of the levels 0\.\.1"),
+        ({"attention_levels": (-1,)}, "attention_levels: -1"),
+        ({"num_groups": 3}, "num_groups=3 does not divide channels=8"),
+        ({"num_heads": 3}, "num_heads=3 does not divide channels=16"),
+    ],
+)
+def test_a_network_that_cannot_be_is_refused(options, said, rng):
+    """A configuration that does not fit together is a ValueError that names the argument and its value."""
+    with pytest.raises(ValueError, match=said):
+        tiny(rng, **options)
+
+
+def test_a_float64_picture_does_not_enter_a_float32_network(rng):
+    """Dtypes do not mix silently: the caller casts."""
+    with pytest.raises(TypeError, match=r"float32.*float64"):
+        tiny(rng, "float32")(images(rng, 1), 1)
+
+
+# The gradient of the whole.
+
+
+def graph(y):
+    """Every tensor behind y that wants a gradient."""
+    found, stack = {}, [y]
+    while stack:
+        node = stack.pop()
+        if id(node) not in found:
+            found[id(node)] = node
+            stack += [x for x in node._inputs if x is not None]
+    return list(found.values())
+
+
+@FEWER
+@given(SEEDS, st.booleans(), st.sampled_from([0.0, 0.3]))
+def test_the_gradient_is_the_derivative_along_a_random_direction(seed, labelled, dropout):
+    """sum <dp, d> = d/dh <g, model(x + h d_x; p + h d_p)> at h = 0, over the image and all parameters together."""
+    rng = default_rng(seed)
+    model = tiny(rng, num_classes=3 if labelled else None, attention_levels=(1,), num_res_blocks=2, dropout=dropout)
+    inputs = [*model.parameters(), Tensor(images(rng, 2), requires_grad=True)]
+    t, labels = rng.integers(1, 1001, 2), rng.integers(0, 4, 2) if labelled else None
+
+    def forward():
+        return model(inputs[-1], t, labels, rng=default_rng(seed))
+
+    g = images(rng, 2)
+    forward().backward(g)
+    starts = [p.data for p in inputs]
+    directions = [asarray(0.1 * rng.standard_normal(p.shape)) for p in inputs]
+
+    def along(h):
+        for p, start, d in zip(inputs, starts, directions):
+            p.data = start + h * d
+        with no_grad():
+            return float((g * forward().data).sum())
+
+    h = 1e-3
+    slope = (8 * (along(h) - along(-h)) - (along(2 * h) - along(-2 * h))) / (12 * h)
+    parts = [float((p.grad * d).sum()) for p, d in zip(inputs, directions)]
+    # The quotient is off by h^4/30 = 3e-14 times the fifth derivative (up to 1e5 here) and by 1e-15 |y| / h.
+    assert abs(sum(parts) - slope) < 1e-7 * sum(map(abs, parts))
+
+
+def test_float64_enters_nowhere(rng):
+    """From a float32 network come float32 numbers only: every intermediate, the output and all gradients."""
+    model = tiny(rng, "float32", num_classes=3, attention_levels=(0, 1), dropout=0.1)
+    x = Tensor(images(rng, 2, dtype="float32"), requires_grad=True)
+    y = model(x, np.array([1, 1000]), np.array([0, 3]), rng=rng)
+    nodes = graph(y)
+    y.backward(images(rng, 2, dtype="float32"))
+    assert {str(node.dtype) for node in nodes} == {"float32"}
+    assert {str(p.grad.dtype) for p in [x, *model.parameters()]} == {"float32"}
+    assert len(nodes) > 2 * len(model.parameters())  # the graph was there to be looked at
+
+
+def test_the_graph_is_freed_with_its_last_name(rng):
+    """After backward, every intermediate and what its gradient kept go when the output does: no garbage collector."""
+    model = tiny(rng, num_classes=3, attention_levels=(1,), dropout=0.1)
+    y = model(images(rng, 2), 7, 1, rng=rng)
+    y.backward(images(rng, 2))
+    inner = [node for node in graph(y) if node._vjp is not None]
+    watched = [weakref.ref(thing) for node in inner for thing in (node, node._vjp)]
+    assert len(watched) > 100
+    gc.collect()
+    gc.disable()
+    try:
+        del inner, y
+        assert [ref() for ref in watched if ref() is not None] == []
+    finally:
+        gc.enable()
+
+
+def test_without_gradients_nothing_is_kept(rng):
+    """Under no_grad the output holds no graph, and its bits are those of a recorded call."""
+    model, x = tiny(rng), images(rng, 2)
+    with no_grad():
+        y = model(x, 7)
+    assert not y.requires_grad and len(graph(y)) == 1
+    recorded = model(x, 7)
+    assert recorded.requires_grad
+    np.testing.assert_array_equal(to_numpy(y), to_numpy(recorded))
+
+
+def test_a_tensor_is_as_good_as_an_array(rng):
+    """x_t may be a Tensor, and then has a gradient if it wants one: what guidance by a classifier would need."""
+    model, x = tiny(rng), images(rng, 2)
+    leaf = Tensor(x, requires_grad=True)
+    y = model(leaf, 7)
+    np.testing.assert_array_equal(to_numpy(y), run(model, x, 7))
+    y.backward(images(rng, 2))
+    assert leaf.grad.shape == x.shape and float(abs(leaf.grad).min()) > 0
+    assert isinstance(model, Module)
