@@ -3,7 +3,7 @@
     python demos/benchmark.py                    about 2 minutes on 2 cores
 
 The reference U-Net at batch 64: a training step (forward, backward, clipping, Adam, average) and a forward pass, ours
-and PyTorch's (eager, float32, both memory layouts), one after the other in turn, so that a busy machine slows all alike.
+and PyTorch's (eager, float32, both memory layouts), in turn, so that a busy machine slows all alike.
 Medians and ratios.  PyTorch runs in a process of its own with as many threads as we have workers.
 """
 

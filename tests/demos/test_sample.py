@@ -1,0 +1,89 @@
+"""sample.py: what it draws, what it writes, and what a bad checkpoint gets."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tinydiff import checkpoint
+from tinydiff.backend import TinydiffError, backend_name
+from tinydiff.data import load
+from tinydiff.diffusion import Schedule
+from tinydiff.generate import build_unet
+from tinydiff.parallel import Workers
+from tinydiff.train import TrainConfig, Training
+
+DEMOS = Path(__file__).parents[2] / "demos"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A checkpoint after one step of a tiny network."""
+    path = tmp_path_factory.mktemp("trained") / "checkpoint.npz"
+    pool = Workers(lambda: build_unet({"base_channels": 8, "num_classes": 10}, 0))
+    data = load("glyphs", num=10)
+    state = Training(pool, Schedule.linear(100), TrainConfig(num_steps=1, minutes=None, batch_size=2))
+    state.advance(data)
+    state.save(path, data)
+    return path
+
+
+def run(demo, trained, tmp_path, **options):
+    npz = tmp_path / "s.npz"
+    options = {"workers": 1, "steps": 3, **options}
+    demo("sample").main(trained, backend=backend_name(), out=tmp_path / "s.png", save_npz=npz, **options)
+    with np.load(npz) as file:
+        return file["images"], file["labels"]
+
+
+def test_arrays_hold_images_and_the_labels_asked_for(demo, trained, tmp_path):
+    """images (N, 28, 28, 1) float32 in [-1, 1]; labels dealt out in turn and sorted; the picture shows all of them."""
+    images, labels = run(demo, trained, tmp_path, num=23, labels=(3, 7))
+    assert images.shape == (23, 28, 28, 1) and images.dtype == np.float32
+    assert -1 <= images.min() < images.max() <= 1
+    assert labels.tolist() == [3] * 12 + [7] * 11
+    with Image.open(tmp_path / "s.png") as picture:
+        assert picture.width > 12 * 28 and picture.height > 2 * 28
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_the_seed_decides_everything(demo, trained, tmp_path, sampler):
+    """The same seed gives the same bits, another seed another image, for either sampler."""
+    first, _ = run(demo, trained, tmp_path, num=2, sampler=sampler)
+    again, _ = run(demo, trained, tmp_path, num=2, sampler=sampler)
+    other, _ = run(demo, trained, tmp_path, num=2, sampler=sampler, seed=1)
+    assert (first == again).all() and (first != other).any()
+
+
+def test_the_two_samplers_differ(demo, trained, tmp_path):
+    """ddpm adds noise on the way, ddim does not: from one x_T they end apart."""
+    images = [run(demo, trained, tmp_path, num=2, sampler=sampler)[0] for sampler in ("ddim", "ddpm")]
+    assert (images[0] != images[1]).any()
+
+
+def test_more_steps_than_the_schedule_has_are_refused(demo, trained, tmp_path):
+    """--steps above T names both numbers, and nothing is written."""
+    with pytest.raises(TinydiffError, match="num_steps=101: the schedule has T = 100 steps"):
+        run(demo, trained, tmp_path, num=1, steps=101)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bad_checkpoint_is_one_message_and_exit_code_2(tmp_path):
+    """Missing, cut short, of other software, of another kind: told apart on one line, without a traceback."""
+    (tmp_path / "text.npz").write_text("hello")
+    np.savez(tmp_path / "other.npz", x=np.zeros(3))
+    checkpoint.save(tmp_path / "kind.npz", {}, {"kind": "classifier"})
+    for name, message in (
+        ("missing.npz", "does not exist"),
+        ("text.npz", "not an .npz file"),
+        ("other.npz", "other software"),
+        ("kind.npz", "'classifier' network"),
+    ):
+        command = [sys.executable, DEMOS / "sample.py", tmp_path / name, f"--out={tmp_path / 'x.png'}"]
+        environment = {"PYTHONPATH": str(DEMOS.parent), "COLUMNS": "500"}
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+        assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr
+    assert not (tmp_path / "x.png").exists()
