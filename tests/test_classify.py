@@ -12,6 +12,7 @@ from tinydiff.autograd import no_grad
 from tinydiff.backend import default_rng, to_numpy
 from tinydiff.checkpoint import CheckpointError
 from tinydiff.classify import (
+    CLIP_NORM,
     MAX_SHIFT,
     SLICE,
     ClassifierConfig,
@@ -70,6 +71,8 @@ def test_a_batch_is_its_steps_own_rows_displaced(rng):
     places, counts = np.unique(lit, axis=0, return_counts=True)
     assert places.tolist() == [[i, j] for i in range(2, 7) for j in range(2, 7)]
     assert counts.min() > 40 and counts.max() < 130  # 2000 draws: 80 a place, deviation 9
+    elsewhere = np.argwhere(draw_batch(dataset, ClassifierConfig(batch_size=400, seed=4), 0)["x"][..., 0] > -1)[:, 1:]
+    assert not np.array_equal(elsewhere, lit[:400])  # another seed, other displacements
     again = draw_batch(dataset, config, 4)
     assert all(np.array_equal(again[name], batches[4][name]) for name in again)
 
@@ -92,6 +95,14 @@ def test_training_is_reproducible_and_learns(rng):
     again, same = train_small(dataset, **options)
     assert again == losses and np.array_equal(same, weights)
     assert train_small(dataset, **options, seed=1)[0] != losses
+
+
+def test_a_steep_gradient_is_shortened(rng):
+    """Steps follow a gradient of length CLIP_NORM where it would be longer."""
+    with Workers(partial(build_classifier, SMALL, 0)) as workers:
+        workers.model.out.w.data *= 1000
+        next(train_classifier(workers, random_pictures(10, rng), ClassifierConfig(num_steps=9, batch_size=5)))
+        assert np.linalg.norm(to_numpy(workers.flat.grad)) == pytest.approx(CLIP_NORM, rel=1e-4)  # float32
 
 
 def test_training_stops_before_it_spoils_the_weights(rng):

@@ -39,11 +39,10 @@ CLIP_NORM = 1.0
 class ClassifierConfig:
     """What a training run is, besides its network and its data."""
 
-    num_steps: int = 2000
+    num_steps: int = 1800
     batch_size: int = 128
     peak_lr: float = 3e-3
     warmup: int = 100  # steps
-    weight_decay: float = 0.0
     seed: int = 0
 
 
@@ -76,7 +75,7 @@ def train_classifier(workers: Workers, dataset: Dataset, config: ClassifierConfi
 
     Raises TrainingError, before that step's update, if the loss or its gradient is nan or infinite.
     """
-    adam = Adam(workers.flat, weight_decay=config.weight_decay)
+    adam = Adam(workers.flat)
     for step in range(config.num_steps):
         batch = draw_batch(dataset, config, step)
         loss = float(workers.gradients(cross_entropy_losses, batch, (config.seed, step)).mean())

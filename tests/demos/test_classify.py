@@ -48,7 +48,7 @@ def test_it_counts_the_images_read_as_the_label_asked_for(demo, read_glyphs, tmp
     out = tmp_path / "misread.png"
     assert demo.main(tmp_path / "samples.npz", path, out=out, backend=backend_name(), workers=1) == (25, 30)
     printed = capsys.readouterr().out
-    assert "25 of 30 read as the label asked for: 83.3%" in printed
+    assert "25 of 30 read as the label asked for: 83.3% (95% interval 66.4% to 92.7%)" in printed
     for digit in range(10):
         right, count = ((asked == digit) & (answer == digit)).sum(), (asked == digit).sum()
         assert (f"  {digit}: " in printed) == (count > 0)
