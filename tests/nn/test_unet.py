@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tinydiff import ops
 from tinydiff.autograd import Tensor, no_grad
 from tinydiff.backend import asarray, default_rng, to_numpy, xp
 from tinydiff.nn import Attention, Module, UNet
@@ -149,6 +150,55 @@ def test_each_block_begins_as_its_skip(rng):
     x = Tensor(images(rng, 2, 4, 4, 8, dtype="float32"))
     code = Tensor(asarray(rng.standard_normal((2, 128), dtype="float32")))
     np.testing.assert_array_equal(to_numpy(block(x, code, None)), to_numpy(x))
+
+
+# What it computes.
+
+
+def silu(x):
+    return x * ops.sigmoid(x)
+
+
+def block_by_hand(block, x, code):
+    """skip(x) + conv2(silu(norm2(conv1(silu(norm1(x))) + time))), from ops alone; then the block's attention."""
+    p = dict(block.named_parameters())
+
+    def norm(h, name):
+        return silu(ops.group_norm(h, p[f"{name}.gamma"], p[f"{name}.beta"], num_groups=4))
+
+    def conv(h, name):
+        return ops.conv2d(h, p[f"{name}.w"], p[f"{name}.b"], padding=1)
+
+    time = ops.reshape(code @ p["time.w"] + p["time.b"], shape=(len(x), 1, 1, -1))
+    h = conv(norm(conv(norm(x, "norm1"), "conv1") + time, "norm2"), "conv2")
+    h = h + (ops.linear(x, p["skip.w"], p["skip.b"]) if "skip.w" in p else x)
+    return block.attention(h) if block.attention else h
+
+
+@FEWER
+@given(SEEDS, st.booleans())
+def test_the_network_is_its_diagram(seed, labelled):
+    """Two levels spelled out: which block sees which map, what is put beside what, how time and label come in."""
+    rng = default_rng(seed)
+    model = tiny(rng, in_channels=2, num_classes=3 if labelled else None)
+    x, t, labels = Tensor(images(rng, 2, c=2)), np.array([3, 500]), np.array([3, 1]) if labelled else None
+
+    code = model.time2(silu(model.time1(Tensor(time_code(t, 8, "float64")))))
+    code = silu(code + model.label.w.data[asarray(labels)] if labelled else code)
+    h0 = model.conv_in(x)
+    h1 = block_by_hand(model.down[0], h0, code)
+    h2 = ops.conv2d(h1, model.down[1].w, model.down[1].b, stride=2, padding=1)
+    h3 = block_by_hand(model.down[2], h2, code)
+    h = block_by_hand(model.middle[0], h3, code)
+    assert model.middle[0].attention and not model.middle[1].attention
+    h = block_by_hand(model.middle[1], h, code)
+    h = block_by_hand(model.up[0], ops.concat(h, h3), code)
+    h = block_by_hand(model.up[1], ops.concat(h, h2), code)
+    h = ops.conv2d(ops.upsample_nearest(h), model.up[2].conv.w, model.up[2].conv.b, padding=1)
+    h = block_by_hand(model.up[3], ops.concat(h, h1), code)
+    h = block_by_hand(model.up[4], ops.concat(h, h0), code)
+    h = silu(ops.group_norm(h, model.norm_out.gamma, model.norm_out.beta, num_groups=4))
+    assert_close(run(model, x, t, labels), to_numpy(model.conv_out(h)))
 
 
 # What the output depends on.
