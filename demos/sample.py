@@ -1,13 +1,12 @@
 """Draw images from a trained checkpoint.
 
     python demos/sample.py runs/mnist/checkpoint.npz --num 100
-    python demos/sample.py runs/mnist/checkpoint.npz --labels 3,7 --scale 1 --sampler ddpm --steps 1000
+    python demos/sample.py runs/mnist/checkpoint.npz --labels 3,7 --scale 1 --sampler ddim --steps 20
 
 Labels are dealt out in turn until --num images have one, and the picture is sorted by label.  --save-npz also writes
 the arrays: images (N, 28, 28, 1) float32 in [-1, 1] and labels (N,).
 """
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +15,10 @@ from tqdm import tqdm
 from tinydiff import cli, plots
 from tinydiff.backend import use_backend
 from tinydiff.checkpoint import atomic_write
-from tinydiff.diffusion import ddim_step, ddpm_step
-from tinydiff.generate import Recipe, generate, load_trained
+from tinydiff.generate import DDIM, DDPM, Recipe, generate, load_trained
 from tinydiff.parallel import available_cores
 
-STEPS = {"ddim": partial(ddim_step, clip=True), "ddpm": partial(ddpm_step, clip=True)}
+STEPS = {"ddpm": DDPM, "ddim": DDIM}
 
 
 def main(
@@ -30,7 +28,7 @@ def main(
     num=100,
     labels=tuple(range(10)),
     scale=Recipe.scale,
-    sampler="ddim",
+    sampler="ddpm",
     steps=Recipe.num_steps,
     seed=0,
     out="samples.png",
@@ -65,7 +63,7 @@ if __name__ == "__main__":
     parser.add_argument("--num", type=cli.positive_int, help="images to draw")
     parser.add_argument("--labels", type=cli.labels, help="digits to draw, such as 0-9 or 3,7")
     parser.add_argument("--scale", type=cli.non_negative_float, help="guidance: 0 ignores the label, 1 follows it")
-    parser.add_argument("--sampler", choices=STEPS, help="ddim: no noise on the way; ddpm: ancestral sampling")
+    parser.add_argument("--sampler", choices=STEPS, help="ddpm: ancestral sampling; ddim: no noise on the way")
     parser.add_argument("--steps", type=cli.positive_int, help="reverse steps, at most the schedule's T")
     parser.add_argument("--seed", type=cli.non_negative_int, help="of the noise")
     parser.add_argument("--out", help="the picture, a .png")

@@ -222,6 +222,6 @@ if __name__ == "__main__":
     parser.add_argument("--workers", type=cli.positive_int, help="processes to split a batch over (default: all cores)")
     parser.add_argument("--save-every", type=cli.positive_int, help="steps between checkpoints")
     parser.add_argument("--sample-every", type=cli.positive_int, help="steps between sample grids")
-    parser.add_argument("--sample-steps", type=cli.positive_int, help="DDIM steps of each picture")
+    parser.add_argument("--sample-steps", type=cli.positive_int, help="reverse steps of each picture")
     parser.add_argument("--scale", type=cli.non_negative_float, help="guidance of the pictures: 1 follows the label")
     cli.run(main, parser)

@@ -11,7 +11,7 @@ from tinydiff import checkpoint
 from tinydiff.backend import backend_name, default_rng, standard_normal, to_numpy
 from tinydiff.checkpoint import CheckpointError
 from tinydiff.data import Dataset
-from tinydiff.diffusion import Schedule, classifier_free, ddim_step, sample, timestep_pairs
+from tinydiff.diffusion import Schedule, classifier_free, ddpm_step, sample, timestep_pairs
 from tinydiff.generate import SLICE, Recipe, build_unet, frame_times, generate, load_trained
 from tinydiff.parallel import Workers
 from tinydiff.train import TrainConfig, Training
@@ -37,7 +37,7 @@ def test_a_slice_is_the_samplers_walk(workers):
     labels = [0, 1, 2, 3]
     rng = default_rng("slice", 9, 0)
     x_T = standard_normal(rng, (4, 8, 8, 1))
-    step = partial(ddim_step, RECIPE.schedule, clip=True)
+    step = partial(ddpm_step, RECIPE.schedule, clip=True)
     walk = sample(step, classifier_free(workers.model, labels, 1.5), timestep_pairs(50, 4), x_T, rng)
     *_, (t, x_0, _) = walk
     drawn = images(workers, RECIPE, labels, seed=9)

@@ -17,11 +17,12 @@ from tinydiff import checkpoint
 from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, default_rng, standard_normal, to_numpy
 from tinydiff.checkpoint import CheckpointError
-from tinydiff.diffusion import Schedule, classifier_free, ddim_step, sample, timestep_pairs, unconditional
+from tinydiff.diffusion import Schedule, classifier_free, ddim_step, ddpm_step, sample, timestep_pairs, unconditional
 from tinydiff.nn import UNet
 from tinydiff.parallel import Workers
 
-DDIM = partial(ddim_step, clip=True)  # the sampler unless another is asked for: x_0_hat kept in [-1, 1], no noise
+DDPM = partial(ddpm_step, clip=True)  # images lie in [-1, 1]
+DDIM = partial(ddim_step, clip=True)
 SLICE = 20  # images; with guidance the network sees twice as many at once
 
 
@@ -36,7 +37,7 @@ class Recipe:
 
     schedule: Schedule
     image_shape: tuple[int, int, int]
-    step: Callable = DDIM
+    step: Callable = DDPM  # in few steps its noise wipes out what the steps before got wrong; DDIM keeps it
     num_steps: int = 50
     scale: float = 2.0
     keep: int = 1

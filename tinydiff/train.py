@@ -50,7 +50,7 @@ class TrainConfig:
     num_steps: int = 2000
     minutes: float | None = 8.0
     batch_size: int = 64
-    peak_lr: float = 1e-3
+    peak_lr: float = 2e-3
     warmup: int = 100  # steps
     weight_decay: float = 0.0
     clip_norm: float = 1.0
