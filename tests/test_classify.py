@@ -166,7 +166,7 @@ def test_another_network_is_not_taken_for_a_classifier(tmp_path, rng):
     """A checkpoint of another kind, or one whose parameters do not fit its settings, is refused by name."""
     path = tmp_path / "checkpoint.npz"
     checkpoint.save(path, {}, {"kind": "diffusion"})
-    with pytest.raises(CheckpointError, match=r"checkpoint\.npz holds a 'diffusion' network, not a classifier"):
+    with pytest.raises(CheckpointError, match=r"checkpoint\.npz holds a network of kind 'diffusion', not 'classifier'"):
         load_classifier(path, 1)
     checkpoint.save(path, {"weights/out.b": np.zeros(3)}, {"kind": "classifier", "model": SMALL})
     with pytest.raises(CheckpointError, match=r"checkpoint\.npz: parameter .* is missing"):

@@ -114,7 +114,7 @@ def test_a_checkpoint_draws_with_its_averaged_weights(tmp_path):
 def test_other_checkpoints_are_refused(tmp_path):
     """A classifier's checkpoint, and one whose weights do not fit its own configuration, are named and refused."""
     checkpoint.save(tmp_path / "a.npz", {"x": np.zeros(3)}, {"kind": "classifier"})
-    with pytest.raises(CheckpointError, match=r"a\.npz holds a 'classifier' network, not a diffusion model"):
+    with pytest.raises(CheckpointError, match=r"a\.npz holds a network of kind 'classifier', not 'diffusion'"):
         load_trained(tmp_path / "a.npz", 1)
     checkpoint.save(tmp_path / "b.npz", {"ema/x": np.zeros(3)}, {"kind": "diffusion", "model": NETWORK})
     with pytest.raises(CheckpointError, match=r"b\.npz: parameter"):

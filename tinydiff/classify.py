@@ -13,7 +13,6 @@ its label or draws no digit at all.  Read next: ../demos/train_classifier.py and
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ import numpy as np
 from tinydiff import checkpoint, ops
 from tinydiff.autograd import Tensor, no_grad
 from tinydiff.backend import default_rng, to_numpy
-from tinydiff.checkpoint import CheckpointError
 from tinydiff.data import Dataset, epoch_indices
+from tinydiff.generate import load_network
 from tinydiff.nn import Module
 from tinydiff.nn.classifier import Classifier, cross_entropy
 from tinydiff.optim import Adam, clip_grad_norm, learning_rate
@@ -142,15 +141,7 @@ def load_classifier(path: Path, num_workers: int) -> tuple[Workers, dict[str, An
 
     Raises CheckpointError if the file is not a whole checkpoint of a classifier.
     """
-    arrays, meta = checkpoint.load(path)
-    if meta.get("kind") != "classifier":
-        raise CheckpointError(f"{path} holds a {meta.get('kind')!r} network, not a classifier")
-    workers = Workers(partial(build_classifier, meta["model"], 0), num_workers)
-    try:
-        workers.model.load_state_dict({name.removeprefix("weights/"): a for name, a in arrays.items()})
-    except ValueError as error:
-        workers.close()
-        raise CheckpointError(f"{path}: {error}") from None
+    workers, _, meta = load_network(path, "classifier", "weights/", build_classifier, num_workers)
     return workers, meta
 
 

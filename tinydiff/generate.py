@@ -18,7 +18,7 @@ from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, default_rng, standard_normal, to_numpy
 from tinydiff.checkpoint import CheckpointError
 from tinydiff.diffusion import Schedule, classifier_free, ddim_step, ddpm_step, sample, timestep_pairs, unconditional
-from tinydiff.nn import UNet
+from tinydiff.nn import Module, UNet
 from tinydiff.parallel import Workers
 
 DDPM = partial(ddpm_step, clip=True)  # images lie in [-1, 1]
@@ -73,18 +73,27 @@ def load_trained(path: Path, num_workers: int) -> tuple[Workers, Schedule, dict[
 
     Raises CheckpointError if the file is not a whole checkpoint of a diffusion model.
     """
+    workers, arrays, meta = load_network(path, "diffusion", "ema/", build_unet, num_workers)
+    return workers, Schedule(arrays["schedule/beta"]), meta
+
+
+def load_network(
+    path: Path, kind: str, prefix: str, build: Callable[[dict, int], Module], num_workers: int
+) -> tuple[Workers, dict[str, np.ndarray], dict[str, Any]]:
+    """Workers that hold the network of a checkpoint of this kind, with the weights whose names start with prefix.
+
+    Returns them with all arrays and settings of the file.  Raises CheckpointError if it is not such a checkpoint.
+    """
     arrays, meta = checkpoint.load(path)
-    if meta.get("kind") != "diffusion":
-        raise CheckpointError(f"{path} holds a {meta.get('kind')!r} network, not a diffusion model")
-    workers = Workers(partial(build_unet, meta["model"], 0), num_workers)
+    if meta.get("kind") != kind:
+        raise CheckpointError(f"{path} holds a network of kind {meta.get('kind')!r}, not {kind!r}")
+    workers = Workers(partial(build, meta["model"], 0), num_workers)
     try:
-        prefix = "ema/"
-        state = {name[len(prefix) :]: a for name, a in arrays.items() if name.startswith(prefix)}
-        workers.model.load_state_dict(state)
+        workers.model.load_state_dict({n[len(prefix) :]: a for n, a in arrays.items() if n.startswith(prefix)})
     except ValueError as error:
         workers.close()
         raise CheckpointError(f"{path}: {error}") from None
-    return workers, Schedule(arrays["schedule/beta"]), meta
+    return workers, arrays, meta
 
 
 def _kept(recipe: Recipe) -> list[int]:

@@ -129,7 +129,7 @@ def test_a_checkpoint_of_another_kind_ends_with_code_2(tmp_path, monkeypatch, ca
     np.savez(tmp_path / "samples.npz", **GOOD)
     checkpoint.save(tmp_path / "unet.npz", {}, {"kind": "diffusion"})
     assert end_of(monkeypatch, tmp_path / "samples.npz", tmp_path / "unet.npz") == 2
-    assert "'diffusion' network" in capsys.readouterr().err.replace("\n", " ")
+    assert "'diffusion', not 'classifier'" in capsys.readouterr().err.replace("\n", " ")
 
 
 def end_of(monkeypatch, samples, classifier):

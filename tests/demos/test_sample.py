@@ -80,7 +80,7 @@ def test_a_bad_checkpoint_is_one_message_and_exit_code_2(tmp_path):
         ("missing.npz", "does not exist"),
         ("text.npz", "not an .npz file"),
         ("other.npz", "other software"),
-        ("kind.npz", "'classifier' network"),
+        ("kind.npz", "'classifier', not 'diffusion'"),
     ):
         command = [sys.executable, DEMOS / "sample.py", tmp_path / name, f"--out={tmp_path / 'x.png'}"]
         environment = {"PYTHONPATH": str(DEMOS.parent), "COLUMNS": "500"}
