@@ -4,7 +4,9 @@ Skipped where torch is not installed.  Torch keeps channels first: maps are tran
 (KH, KW, C, O) become (O, C, KH, KW), and a linear layer's (in, out) becomes (out, in).
 """
 
+import importlib.util
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from tinydiff.backend import asarray, default_rng, to_numpy
 from tinydiff.nn import UNet
 
 torch: Any = pytest.importorskip("torch")
-nn, F = torch.nn, torch.nn.functional
+F = torch.nn.functional
 torch.set_num_threads(1)  # its threads wait for each other on a busy machine: five times slower
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -110,107 +112,12 @@ def test_other_ops_are_torchs(name, seed, scale):
     compare(*ONE_INPUT[name], [scale * rng.standard_normal((2, 4, 6, 3))], rng)
 
 
-# The reference network, a second time.
+# The reference network, a second time: demos/torch_peer.py.
 
-
-class Block(nn.Module):
-    def __init__(self, c_in, c_out, attention):
-        super().__init__()
-        self.norm1, self.norm2 = nn.GroupNorm(8, c_in), nn.GroupNorm(8, c_out)
-        self.conv1, self.conv2 = nn.Conv2d(c_in, c_out, 3, padding=1), nn.Conv2d(c_out, c_out, 3, padding=1)
-        self.time = nn.Linear(128, c_out)
-        self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
-        self.attention = SelfAttention(c_out) if attention else nn.Identity()
-
-    def forward(self, x, code):
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = h + self.time(F.silu(code))[:, :, None, None]
-        h = self.conv2(F.silu(self.norm2(h)))
-        return self.attention(h + self.skip(x))
-
-
-class SelfAttention(nn.Module):
-    def __init__(self, c):
-        super().__init__()
-        self.norm, self.qkv, self.out = nn.GroupNorm(8, c), nn.Conv2d(c, 3 * c, 1), nn.Conv2d(c, c, 1)
-
-    def forward(self, x):
-        n, c, h, w = x.shape
-        heads = self.qkv(self.norm(x)).view(n, 3, 4, c // 4, h * w).transpose(-1, -2)  # (n, qkv, heads, pixels, D)
-        mixed = F.scaled_dot_product_attention(heads[:, 0], heads[:, 1], heads[:, 2])
-        return x + self.out(mixed.transpose(-1, -2).reshape(n, c, h, w))
-
-
-class Up(nn.Module):
-    def __init__(self, c):
-        super().__init__()
-        self.conv = nn.Conv2d(c, c, 3, padding=1)
-
-    def forward(self, x):
-        return self.conv(x.repeat_interleave(2, 2).repeat_interleave(2, 3))
-
-
-class Reference(nn.Module):
-    """The reference configuration, spelled out: its parts have our names, so that weights can be copied by name."""
-
-    def __init__(self):
-        super().__init__()
-        self.time1, self.time2 = nn.Linear(32, 128), nn.Linear(128, 128)
-        self.conv_in = nn.Conv2d(1, 32, 3, padding=1)
-        self.down = nn.ModuleList(
-            [
-                Block(32, 32, False),
-                nn.Conv2d(32, 32, 3, stride=2, padding=1),
-                Block(32, 64, False),
-                nn.Conv2d(64, 64, 3, stride=2, padding=1),
-                Block(64, 64, False),
-            ]
-        )
-        self.middle = nn.ModuleList([Block(64, 64, True), Block(64, 64, False)])
-        self.up = nn.ModuleList(
-            [
-                Block(64 + 64, 64, False),  # beside the last block's map
-                Block(64 + 64, 64, False),  # beside the second downsampling's
-                Up(64),
-                Block(64 + 64, 64, False),
-                Block(64 + 32, 64, False),
-                Up(64),
-                Block(64 + 32, 32, False),
-                Block(32 + 32, 32, False),  # beside conv_in's
-            ]
-        )
-        self.norm_out, self.conv_out = nn.GroupNorm(8, 32), nn.Conv2d(32, 1, 3, padding=1)
-
-    def forward(self, x, t):
-        frequencies = torch.exp(torch.arange(16, dtype=torch.float64) * (-math.log(10_000) / 16))
-        angles = t[:, None] * frequencies
-        code = torch.cat([angles.sin(), angles.cos()], 1).to(x.dtype)
-        code = self.time2(F.silu(self.time1(code)))
-        h = self.conv_in(x)
-        maps = [h]
-        for part in self.down:
-            h = part(h, code) if isinstance(part, Block) else part(h)
-            maps.append(h)
-        for part in self.middle:
-            h = part(h, code)
-        for part in self.up:
-            h = part(torch.cat([h, maps.pop()], 1), code) if isinstance(part, Block) else part(h)
-        assert not maps
-        return self.conv_out(F.silu(self.norm_out(h)))
-
-
-TORCH_NAMES = {"w": "weight", "b": "bias", "gamma": "weight", "beta": "bias"}
-
-
-def in_torch(name, p, like):
-    """Our parameter's (name, array) as torch's; like: the shapes by torch's names."""
-    path, _, own = name.rpartition(".")
-    name = f"{path}.{TORCH_NAMES[own]}"
-    if p.ndim == 4:
-        p = p.transpose(3, 2, 0, 1)
-    elif p.ndim == 2:
-        p = p.T
-    return name, p.reshape(like[name].shape)  # a linear layer on maps is a 1x1 convolution there
+spec = importlib.util.spec_from_file_location("torch_peer", Path(__file__).parents[2] / "demos" / "torch_peer.py")
+assert spec is not None and spec.loader is not None
+torch_peer: Any = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(torch_peer)
 
 
 # Float32: Winograd is off by 1e-5 of a map's largest value, and norms pass errors on.  Float64: the same, 5e8 smaller.
@@ -222,9 +129,9 @@ def test_the_reference_network_is_torchs(dtype, tolerance, rng):
         fan_in = p.size / p.shape[-1]
         start = rng.standard_normal(p.shape) / math.sqrt(fan_in) if p.ndim > 1 else rng.normal(0.5, 0.3, p.shape)
         p.data = asarray(start, dtype)
-    twin = Reference().to(getattr(torch, dtype))
-    like = dict(twin.named_parameters())
-    state = dict(in_torch(name, to_numpy(p), like) for name, p in model.named_parameters())
+    twin = torch_peer.Reference().to(getattr(torch, dtype))
+    shapes = {name: p.shape for name, p in twin.named_parameters()}
+    state = dict(torch_peer.in_torch(name, to_numpy(p), shapes) for name, p in model.named_parameters())
     twin.load_state_dict({name: torch.tensor(a.copy()) for name, a in state.items()})
 
     x, g = rng.standard_normal((2, 4, 28, 28, 1)).astype(dtype)
@@ -235,9 +142,9 @@ def test_the_reference_network_is_torchs(dtype, tolerance, rng):
     z.backward(first(torch.tensor(g)))
 
     found = {"output": to_numpy(y)} | dict(
-        in_torch(name, to_numpy(p.grad), like) for name, p in model.named_parameters()
+        torch_peer.in_torch(name, to_numpy(p.grad), shapes) for name, p in model.named_parameters()
     )
     expected = {"output": last(z.detach()).numpy()} | {name: p.grad.numpy() for name, p in twin.named_parameters()}
-    assert found.keys() == expected.keys() and len(found) == 1 + len(like)
+    assert found.keys() == expected.keys() and len(found) == 1 + len(shapes)
     off = {name: abs(found[name] - a).max() / abs(a).max() for name, a in expected.items()}
     assert max(off.values()) < tolerance, max(off, key=off.__getitem__)
