@@ -298,7 +298,6 @@ def test_a_decay_out_of_range_is_refused(decay, rng):
         EMA(tensors(rng, [(2,)]), decay)
 
 
-@pytest.mark.xfail(strict=True, reason="a second Flat takes the parameters away from the first without a word")
 @pytest.mark.parametrize("build", [EMA, Adam])
 def test_an_optimizer_whose_parameters_were_taken_says_so_or_still_trains(build, rng):
     """Adam on a list, then another user of the same list: a step moves the parameters, or is refused."""

@@ -1,7 +1,6 @@
 """Workers: splitting a batch over processes changes nothing but the speed, and no process outlives its use."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -10,47 +9,13 @@ from functools import partial
 import numpy as np
 import pytest
 
-from tinydiff import ops
-from tinydiff.backend import backend_name, default_rng
-from tinydiff.nn import Linear, Module
+from tinydiff.backend import backend_name
 from tinydiff.parallel import WorkerError, Workers, available_cores
 
+sys.path.insert(0, os.path.dirname(__file__))  # which a spawned worker gets too
+from parallel_jobs import build, die, fail, noisy_error, squared_error, weights_and_pid
+
 pytestmark = pytest.mark.skipif(backend_name() != "numpy", reason="worker processes share host memory")
-
-
-class Net(Module):
-    def __init__(self, rng):
-        self.a, self.b = Linear(3, 5, rng=rng), Linear(5, 2, rng=rng)
-
-    def forward(self, x):
-        return self.b(ops.tanh(self.a(x)))
-
-
-def build(seed):
-    return Net(default_rng(seed))
-
-
-def squared_error(model, batch, rng):
-    d = model(batch["x"]) - batch["y"]
-    return ops.mean(d * d, axis=1)
-
-
-def noisy_error(model, batch, rng):
-    return squared_error(
-        model, {**batch, "x": batch["x"] + rng.standard_normal(batch["x"].shape, dtype="float32")}, rng
-    )
-
-
-def fail(model, batch, rng):
-    raise ZeroDivisionError("planted")
-
-
-def die(model, job):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def weights_and_pid(model, job):
-    return job, model.a.w.data.copy(), os.getpid()
 
 
 def make_batch(rng, n):

@@ -78,20 +78,22 @@ class Tensor:
                 raise ValueError(f"backward: g may be left out for a single number only, not for shape {self.shape}")
             g = xp.ones_like(self.data)
         g = g.data if isinstance(g, Tensor) else g
+        if not isinstance(g, xp.ndarray):
+            raise ValueError(f"backward: g must be an array, got {type(g).__name__}")
         _check("backward", "g", g, self.data)
         grads = {id(self): g}
         for node in _outputs_first(self):
             g = grads.pop(id(node))
             if node._vjp is None:
                 if node.grad is None:
-                    node.grad = g.copy()  # g may be shared with another input of the same op
+                    node.grad = xp.array(g)  # a copy: g may be shared with another input of the same op
                 else:
                     node.grad += g  # in place: .grad may be a view of a flat buffer
                 continue
             for i, (x, dx) in enumerate(zip(node._inputs, node._vjp(g))):
                 if x is None:
                     continue
-                dx = dx() if callable(dx) else dx
+                dx = xp.asarray(dx() if callable(dx) else dx)  # NumPy turns an array of no axes into a scalar
                 _check(node._op, f"gradient {i}", dx, x.data)
                 grads[id(x)] = grads[id(x)] + dx if id(x) in grads else dx
 
@@ -164,7 +166,7 @@ def op(f: Callable) -> Callable[..., Tensor]:
         dtypes = {a.dtype for a in arrays if isinstance(a, xp.ndarray)}
         if len(dtypes) > 1:
             raise TypeError(f"{f.__name__}: inputs of different dtypes {sorted(map(str, dtypes))}; cast one of them")
-        y, vjp = f(*arrays, **static)
+        y, vjp = f(*arrays, **{name: _weak(value) for name, value in static.items()})
         if y.dtype not in dtypes:
             raise TypeError(f"{f.__name__}: {y.dtype} came out of {sorted(map(str, dtypes))}")
         out = Tensor(y)
@@ -203,9 +205,11 @@ def unbroadcast(g: Any, shape: tuple[int, ...]) -> Any:
 
 
 def _raw(x: Any) -> Any:
-    if isinstance(x, Tensor):
-        return x.data
-    # float(x): np.float64 is a Python float by inheritance, but NumPy would promote a float32 array to it.
+    return x.data if isinstance(x, Tensor) else _weak(x)
+
+
+def _weak(x: Any) -> Any:
+    """A float made plain: np.float64 is one by inheritance, but NumPy would promote a float32 array to it."""
     return float(x) if isinstance(x, float) else x
 
 

@@ -6,24 +6,32 @@ Read next: train.py.
 """
 
 import math
+import weakref
 from typing import Any
 
 from tinydiff.autograd import Tensor
 from tinydiff.backend import xp
 
+_flat_of: "weakref.WeakValueDictionary[int, Flat]" = weakref.WeakValueDictionary()  # by the id of each parameter
 PIECE = 1 << 15  # numbers updated at a time: a few arrays of this length stay in a core's cache
 
 
 class Flat:
     """Parameters and their gradients as views of two flat arrays, `data` and `grad`, in the order of the parameters.
 
-    Raises ValueError if there are no parameters or if they have several dtypes.
+    Raises ValueError if there are no parameters, if they have several dtypes, or if some belong to another Flat.
     """
 
     def __init__(self, parameters: list[Tensor]):
         if not parameters or len({p.dtype for p in parameters}) > 1:
             raise ValueError(f"parameters must be some tensors of one dtype, got {len(parameters)} of them")
-        self.parameters = parameters
+        if any(_owner(p) is not None for p in parameters):
+            raise ValueError(
+                "parameters: some belong to another optimizer's buffer; use the same list, or pass its Flat"
+            )
+        self.parameters = list(parameters)
+        for p in self.parameters:
+            _flat_of[id(p)] = self
         values = xp.concatenate([p.data.reshape(-1) for p in parameters])
         self.move(values, xp.zeros_like(values))
 
@@ -45,6 +53,21 @@ class Flat:
         return views
 
 
+def flat(parameters: "Flat | list[Tensor]") -> Flat:
+    """The Flat of these parameters: itself, the one that already holds this very list, or a new one."""
+    if isinstance(parameters, Flat):
+        return parameters
+    owner = _owner(parameters[0]) if parameters else None
+    if owner is not None and list(map(id, owner.parameters)) == list(map(id, parameters)):
+        return owner
+    return Flat(parameters)
+
+
+def _owner(p: Tensor) -> Flat | None:
+    owner = _flat_of.get(id(p))
+    return owner if owner is not None and any(q is p for q in owner.parameters) else None  # an id can be used again
+
+
 class Adam:
     """Adam (Kingma & Ba 2015, algorithm 1) with decoupled weight decay (Loshchilov & Hutter 2019).
 
@@ -63,7 +86,7 @@ class Adam:
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ):
-        self.flat = parameters if isinstance(parameters, Flat) else Flat(parameters)
+        self.flat = flat(parameters)
         self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
         self.num_steps = 0
         self.m, self.v = xp.zeros_like(self.flat.data), xp.zeros_like(self.flat.data)
@@ -104,7 +127,7 @@ class EMA:
     def __init__(self, parameters: Flat | list[Tensor], decay: float = 0.999):
         if not 0 <= decay < 1:
             raise ValueError(f"decay must lie in 0 <= decay < 1, got {decay}")
-        self.flat = parameters if isinstance(parameters, Flat) else Flat(parameters)
+        self.flat = flat(parameters)
         self.decay = decay
         self.num_updates = 0
         self.data = self.flat.data.copy()

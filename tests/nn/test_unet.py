@@ -1,6 +1,7 @@
 """The U-Net: its size, what its output depends on, what it refuses, and the gradient of the whole of it."""
 
 import gc
+import inspect
 import json
 import math
 import re
@@ -108,8 +109,11 @@ def test_any_configuration_maps_images_to_images_and_trains_all_of_itself(drawn,
 @FEWER
 @given(configs(), SEEDS)
 def test_a_configuration_makes_the_same_network_again(drawn, seed):
-    """UNet(**config) of the same generator has the same bits, also when config has been through JSON."""
-    first = UNet(**drawn[0], rng=default_rng(seed))
+    """config holds every argument, and makes the same bits from the same generator, also after a way through JSON."""
+    arguments, _ = drawn
+    first = UNet(**arguments, rng=default_rng(seed))
+    assert first.config == {name: list(a) if isinstance(a, tuple) else a for name, a in arguments.items()}
+    assert {*first.config, "rng"} == set(inspect.signature(UNet).parameters)
     again = UNet(**json.loads(json.dumps(first.config)), rng=default_rng(seed))
     assert again.config == first.config
     state, other = first.state_dict(), again.state_dict()

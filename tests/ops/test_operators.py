@@ -102,7 +102,6 @@ def test_matmul_and_getitem_refuse_what_they_do_not_do():
             x[index]
 
 
-@pytest.mark.xfail(strict=True, reason="a static np.float64 is a Python float by inheritance, and NumPy promotes to it")
 def test_a_numpy_number_as_exponent_does_not_promote():
     """x ** np.float64(2) is x ** 2.0, as x * np.float64(2) is x * 2.0."""
     (x,) = leaves(0, (3,), dtype="float32")

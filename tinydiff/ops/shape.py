@@ -15,7 +15,10 @@ def reshape(x, *, shape):
 @op
 def transpose(x, *, axes=None):
     """Permute the axes: axis i of the result is axis axes[i] of x; None reverses them."""
-    axes = tuple(reversed(range(x.ndim))) if axes is None else tuple(a % x.ndim for a in axes)
+    axes = tuple(reversed(range(x.ndim))) if axes is None else tuple(axes)
+    if sorted(a + x.ndim if a < 0 else a for a in axes) != list(range(x.ndim)):
+        raise ValueError(f"transpose: axes must name each of {x.ndim} axes once, got {axes}")
+    axes = tuple(a % x.ndim for a in axes)
     back = tuple(sorted(range(x.ndim), key=axes.__getitem__))
     return x.transpose(axes), lambda g: (g.transpose(back),)
 
@@ -44,7 +47,9 @@ def split(x: Tensor, sections: int, *, axis: int = -1) -> list[Tensor]:
 
 @op
 def pad(x, *, widths):
-    """Surround x with zeros: widths is one (before, after) pair an axis."""
+    """Surround x with zeros: widths is one (before, after) pair an axis, else ValueError."""
+    if len(widths) != x.ndim:
+        raise ValueError(f"pad: widths must be one pair for each of {x.ndim} axes, got {widths}")
     inside = tuple(slice(before, before + size) for (before, _), size in zip(widths, x.shape))
     return xp.pad(x, widths), lambda g: (g[inside],)
 

@@ -1,0 +1,43 @@
+"""What test_parallel.py sends to its workers: a spawned process imports it by this name."""
+
+import os
+import signal
+
+from tinydiff import ops
+from tinydiff.backend import default_rng
+from tinydiff.nn import Linear, Module
+
+
+class Net(Module):
+    def __init__(self, rng):
+        self.a, self.b = Linear(3, 5, rng=rng), Linear(5, 2, rng=rng)
+
+    def forward(self, x):
+        return self.b(ops.tanh(self.a(x)))
+
+
+def build(seed):
+    return Net(default_rng(seed))
+
+
+def squared_error(model, batch, rng):
+    d = model(batch["x"]) - batch["y"]
+    return ops.mean(d * d, axis=1)
+
+
+def noisy_error(model, batch, rng):
+    return squared_error(
+        model, {**batch, "x": batch["x"] + rng.standard_normal(batch["x"].shape, dtype="float32")}, rng
+    )
+
+
+def fail(model, batch, rng):
+    raise ZeroDivisionError("planted")
+
+
+def die(model, job):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def weights_and_pid(model, job):
+    return job, model.a.w.data.copy(), os.getpid()
