@@ -298,18 +298,41 @@ def test_a_decay_out_of_range_is_refused(decay, rng):
         EMA(tensors(rng, [(2,)]), decay)
 
 
+# Several users of the same parameters.
+
+
 @pytest.mark.parametrize("build", [EMA, Adam])
-def test_an_optimizer_whose_parameters_were_taken_says_so_or_still_trains(build, rng):
-    """Adam on a list, then another user of the same list: a step moves the parameters, or is refused."""
+def test_users_of_the_same_parameters_share_one_buffer(build, rng):
+    """Adam and another user, each given a list of the same tensors or the Flat, look at the same numbers."""
     parameters = tensors(rng, [(3,), (2,)])
     optimizer, before = Adam(parameters), numbers(parameters)
-    try:
-        build(parameters)
-        give_gradients(parameters, rng)
-        optimizer.step()
-    except (ValueError, RuntimeError):
-        return
+    other, third = build(list(parameters)), build(optimizer.flat)
+    assert other.flat is optimizer.flat is third.flat
+    give_gradients(parameters, rng)
+    optimizer.step()
     assert (numbers(parameters) != before).all()
+    np.testing.assert_array_equal(to_numpy(other.flat.data), numbers(parameters))
+
+
+@pytest.mark.parametrize("build", [EMA, Adam, Flat])
+@pytest.mark.parametrize("choose", [lambda p: p[:1], lambda p: p[::-1], lambda p: [*p, Tensor(xp.zeros(2), True)]])
+def test_parameters_are_not_taken_from_another_user(build, choose, rng):
+    """Fewer, more or reordered parameters of a buffer in use are refused, and its user still trains them."""
+    parameters = tensors(rng, [(3,), (2,)])
+    optimizer, before = Adam(parameters), numbers(parameters)
+    with pytest.raises(ValueError, match="belong to another optimizer's buffer"):
+        build(choose(parameters))
+    give_gradients(parameters, rng)
+    optimizer.step()
+    assert (numbers(parameters) != before).all()
+
+
+def test_parameters_are_free_when_their_buffers_users_are_gone(rng):
+    """Once nobody holds the old buffer, a new one may be made of any of its parameters, with their values."""
+    parameters = tensors(rng, [(3,), (2,)])
+    optimizer, before = Adam(parameters), numbers(parameters)
+    del optimizer
+    np.testing.assert_array_equal(to_numpy(Flat(parameters[::-1]).data), np.concatenate([before[3:], before[:3]]))
 
 
 # Clipping.
