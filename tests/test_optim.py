@@ -101,10 +101,12 @@ def test_a_buffer_of_another_length_is_refused(data, grad, rng):
     assert (numbers(parameters) == 5).all() and (gradients(parameters) == 6).all()
 
 
-def test_a_buffer_that_is_too_long_is_named(rng):
+@pytest.mark.parametrize("size", [0, 6, 8])
+def test_a_buffer_that_does_not_fit_is_named(rng, size):
     """The error says how many numbers there are and how many the parameters have."""
-    with pytest.raises(ValueError, match="flat buffer has 8 numbers, the parameters have 7"):
-        Flat(tensors(rng, [(2, 3), ()])).move(xp.zeros(8), xp.zeros(7))
+    for sizes in ((size, 7), (7, size)):
+        with pytest.raises(ValueError, match=f"flat buffer has {size} numbers, the parameters have 7"):
+            Flat(tensors(rng, [(2, 3), ()])).move(*map(xp.zeros, sizes))
 
 
 def test_parameters_of_two_dtypes_or_none_are_refused(rng):

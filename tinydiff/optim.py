@@ -44,12 +44,13 @@ class Flat:
 
     def split(self, flat: Any) -> list[Any]:
         """The pieces of a flat array that belong to each parameter, as views in the parameters' shapes."""
+        size = sum(p.size for p in self.parameters)
+        if len(flat) != size:
+            raise ValueError(f"flat buffer has {len(flat)} numbers, the parameters have {size}")
         views, start = [], 0
         for p in self.parameters:
             views.append(flat[start : start + p.size].reshape(p.shape))
             start += p.size
-        if len(flat) != start:
-            raise ValueError(f"flat buffer has {len(flat)} numbers, the parameters have {start}")
         return views
 
 

@@ -1,8 +1,8 @@
 """The layers of the U-Net: an op together with its parameters.
 
 Weights start uniform with variance 1 / mean(fan_in, fan_out) (Glorot & Bengio 2010, as in Ho et al. 2020), biases at 0.
-`zero=True` starts the weights at 0 as well, so that a residual branch begins as the identity.  Parameters are float32
-unless `dtype` says otherwise.  Read next: unet.py.
+`zero=True` starts the weights at 0 as well, so that a residual branch begins as the identity.  Parameters are float32.
+Read next: unet.py.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import Any
 
 from tinydiff import ops
 from tinydiff.autograd import Tensor
-from tinydiff.backend import asarray, host_integers, xp
+from tinydiff.backend import asarray, xp
 from tinydiff.nn.module import Module
 
 
@@ -74,7 +74,7 @@ class Embedding(Module):
         self.w = Tensor(asarray(rng.standard_normal((num_embeddings, features), dtype="float32")), requires_grad=True)
 
     def forward(self, indices: Any) -> Tensor:
-        return ops.take(self.w, indices=host_integers("indices", indices, 0, len(self.w) - 1))
+        return ops.take(self.w, indices=indices)
 
 
 class Attention(Module):

@@ -1,8 +1,8 @@
 """Module: a tree of layers that knows its parameters by name.
 
 A parameter is a Tensor that requires a gradient; a child is a Module, or a list of Modules.  Both are found by looking
-at the object's attributes in the order in which __init__ set them, so the order of parameters is the order in which the
-source makes them.  Read next: layers.py.
+at the object's attributes in the order in which __init__ set them: a module's own parameters, then its children's.
+Read next: layers.py.
 """
 
 from collections.abc import Iterator
@@ -61,11 +61,12 @@ class Module:
         own = dict(self.named_parameters())
         for name in own.keys() ^ state.keys():
             raise ValueError(f"parameter {name!r} is {'missing' if name in own else 'not one of this network'}")
+        values = {name: asarray(state[name], p.dtype) for name, p in own.items()}
         for name, p in own.items():
-            if p.shape != state[name].shape:
-                raise ValueError(f"parameter {name!r} has shape {state[name].shape}, this network's has {p.shape}")
+            if p.shape != values[name].shape:
+                raise ValueError(f"parameter {name!r} has shape {values[name].shape}, this network's has {p.shape}")
         for name, p in own.items():
-            p.data[...] = asarray(state[name], p.dtype)  # in place: data may be a view of a flat buffer
+            p.data[...] = values[name]  # in place: data may be a view of a flat buffer
 
     def summary(self) -> str:
         """A table of the layers: name, kind, the shapes of their parameters and how many numbers they hold."""
