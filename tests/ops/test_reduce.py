@@ -102,6 +102,15 @@ def test_equal_largest_values_share_the_gradient_of_max(case, seed, keepdims):
     np.testing.assert_allclose(dx, expected, rtol=1e-15)
 
 
+@pytest.mark.parametrize("op", [ops.sum, ops.mean, ops.max, ops.softmax, ops.logsumexp])
+def test_an_empty_batch_is_reduced_to_an_empty_batch(op):
+    """Over the other axes of no images: no number, no gradient, no warning and no division by zero."""
+    leaf = Tensor(asarray(np.zeros((0, 3, 2))), requires_grad=True)
+    y = op(leaf, axis=(1, 2))
+    y.backward(asarray(np.zeros(y.shape)))
+    assert y.shape[0] == 0 and leaf.grad.shape == (0, 3, 2)
+
+
 def test_softmax_holds_at_ten_thousand():
     """In float32, with entries of -1e4 and 1e4: the largest share everything, the rest get exactly 0."""
     y = to_numpy(ops.softmax(asarray(BIG)))

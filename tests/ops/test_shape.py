@@ -1,5 +1,7 @@
 """Moving elements: exactly what NumPy does, and split as the inverse of concat."""
 
+from itertools import permutations
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -31,6 +33,16 @@ def test_reshape_and_transpose_are_numpys(x, data):
     np.testing.assert_array_equal(to_numpy(ops.transpose(asarray(x))), x.T)
     shape = data.draw(st.sampled_from([(-1,), x.shape[::-1], (1, *x.shape), (x.shape[0], -1)]))
     np.testing.assert_array_equal(to_numpy(ops.reshape(asarray(x), shape=shape)), x.reshape(shape), strict=True)
+
+
+def test_the_gradient_of_a_transposition_is_the_inverse_transposition(rng):
+    """For all 24 orders of four axes, most of which are not their own inverse."""
+    for axes in permutations(range(4)):
+        leaf = Tensor(asarray(rng.standard_normal((2, 3, 4, 5))), requires_grad=True)
+        y = ops.transpose(leaf, axes=axes)
+        g = rng.standard_normal(y.shape)
+        y.backward(asarray(g))
+        np.testing.assert_array_equal(to_numpy(leaf.grad), g.transpose(np.argsort(axes)))
 
 
 @given(ARRAYS, st.data(), st.integers(1, 4))
