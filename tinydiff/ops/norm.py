@@ -51,7 +51,7 @@ class _GroupNorm:
         group = xp.arange(c) // size
         # (C, C): a product with it replaces each channel's sum over pixels by the mean over its group.
         self.group_mean = (group[:, None] == group).astype(x.dtype) * (1 / (pixels * size))
-        self.parts = chunks(len(x), 4 * pixels * c * x.itemsize)
+        self.parts = chunks(len(x), pixels * c * x.itemsize)
         self.mean, self.rstd = xp.empty((2, len(x), c), x.dtype)
 
     def forward(self, activation):
