@@ -36,6 +36,8 @@ def main(
     workers=None,
 ):
     use_backend(backend)
+    for path in filter(None, (out, save_npz)):  # find out before the work, not after it
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
     pool, schedule, meta = load_trained(Path(checkpoint), workers or (available_cores() if backend == "numpy" else 1))
     with pool:
         recipe = Recipe(schedule, tuple(meta["data"]["image_shape"]), STEPS[sampler], steps, scale)

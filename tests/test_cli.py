@@ -147,6 +147,26 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
         assert found.value is error
 
 
+def test_a_file_that_cannot_be_made_is_named_without_traceback(monkeypatch, capsys, tmp_path):
+    """An OSError about a path is one line and exit code 2; one about no path is a bug like any other."""
+    (tmp_path / "file").write_text("in the way")
+
+    def make_folder():
+        (tmp_path / "file" / "folder").mkdir()
+
+    monkeypatch.setattr(sys, "argv", ["demo"])
+    with pytest.raises(SystemExit) as end:
+        cli.run(make_folder, cli.parser(None, make_folder))
+    assert end.value.code == 2
+    assert str(tmp_path / "file" / "folder") in capsys.readouterr().err
+
+    def fail():
+        raise OSError("no path here")
+
+    with pytest.raises(OSError, match="no path here"):
+        cli.run(fail, cli.parser(None, fail))
+
+
 def test_ctrl_c_ends_with_130_and_one_line(monkeypatch, capsys):
     """KeyboardInterrupt: no traceback, one line, exit code 128 + 2."""
     with pytest.raises(SystemExit, match="130"):

@@ -58,8 +58,9 @@ def add_backend(to: argparse.ArgumentParser) -> None:
 def run(main: Callable[..., Any], using: argparse.ArgumentParser) -> None:
     """Call main(**options) and end the program as a user expects.
 
-    A TinydiffError is printed without traceback, exit code 2; Ctrl-C gives 130; a reader of the output that has gone
-    (`| head`) gives 141 in silence.  Any other exception is a bug and keeps its traceback.
+    A TinydiffError, or a file that cannot be opened or made, is printed without traceback, exit code 2; Ctrl-C gives
+    130; a reader of the output who has gone away (`| head`) gives 141 in silence.  Any other exception is a bug and
+    keeps its traceback.
     """
     options = vars(using.parse_args())
     try:
@@ -76,6 +77,11 @@ def run(main: Callable[..., Any], using: argparse.ArgumentParser) -> None:
     except BrokenPipeError:
         _end_if_nobody_reads()
         raise
+    except OSError as error:
+        if error.filename is None:  # not about a file that the user named
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
 
 
 def positive_int(text: str) -> int:

@@ -77,6 +77,23 @@ def test_conv2d_is_its_definition_for_every_kernel_stride_and_padding(kh, stride
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "kh, kw, stride, padding",
+    [(3, 3, 1, 1), (3, 3, 1, 0), (3, 3, 1, 2), (3, 3, 2, 1), (5, 5, 1, 2), (3, 1, 1, 1), (1, 3, 1, 1), (5, 3, 1, 1)],
+)
+@pytest.mark.parametrize("c, o", [(16, 16), (16, 3), (3, 16)])
+def test_wide_convolutions_are_their_definition_whichever_way_they_go(kh, kw, c, o, stride, padding):
+    """On both sides of the border between the two methods, in kernel, stride, padding and channels."""
+    static = {"stride": stride, "padding": padding}
+    x, w, b = normal(0, (1, 5, 6, c), (kh, kw, c, o), (1, o))
+    y = conv2d(x, w, b, **static)
+    (g,) = normal(1, y.shape)
+    # 1e-12: 400 products of numbers about 1, each rounded to 1e-16; Winograd's transforms reach 100 before they cancel.
+    np.testing.assert_allclose(y, conv2d_loops(x, w, b, **static), rtol=0, atol=1e-12)
+    for found, expected in zip(gradients(x, w, b, g, **static), gradients_loops(x, w, b, g, **static)):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
 @given(st.data(), SEEDS, st.booleans())
 def test_conv2d_is_its_definition_for_every_size(data, seed, wide):
     """Random sizes down to one pixel and channel, wide ones through winograd.py: values and all three gradients."""
