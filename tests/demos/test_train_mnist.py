@@ -53,7 +53,8 @@ def wait_for_step(out, step):
 
 def test_a_run_leaves_pictures_metrics_and_a_checkpoint(demo, tmp_path, capsys):
     """Everything promised is there: pictures with something on them, one line of metrics a step, a checkpoint."""
-    demo("train_mnist").main(backend=backend_name(), out=tmp_path, steps=3, sample_every=2, save_every=2, **SMALL)
+    options = {**SMALL, "steps": 3, "sample_every": 2, "save_every": 2, "sample_steps": 3}
+    demo("train_mnist").main(backend=backend_name(), out=tmp_path, **options)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "checkpoint.npz", "denoising.gif", "denoising.png", "loss.png", "metrics.csv", "progress", "samples.png",
     ]  # fmt: skip
@@ -62,7 +63,7 @@ def test_a_run_leaves_pictures_metrics_and_a_checkpoint(demo, tmp_path, capsys):
         pixels = np.asarray(Image.open(picture).convert("L"), float)
         assert min(pixels.shape) > 100 and pixels.std() > 10
     with Image.open(tmp_path / "denoising.gif") as film:
-        assert film.n_frames == 1
+        assert film.n_frames == 2
     rows = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
     assert [row["step"] for row in rows] == ["1", "2", "3"] and all(0 < float(row["loss"]) < 5 for row in rows)
     _, meta = checkpoint.load(tmp_path / "checkpoint.npz")
