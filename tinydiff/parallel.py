@@ -14,6 +14,7 @@ With one worker everything happens in this process.  Functions and jobs travel t
 picklable; the arrays of a step do not.  Read next: train.py.
 """
 
+import atexit
 import ctypes
 import multiprocessing
 import os
@@ -70,6 +71,7 @@ class Workers:
         try:
             self._start(build, self._shared)
         except BaseException:
+            self._shared.memory.unlink()
             self.close()
             raise
 
@@ -88,8 +90,10 @@ class Workers:
             if self._batch is not None:
                 self._batch.close()
             self._batch = _SharedArrays(layout)
-            self._ask("attach", [(self._batch.memory.name, layout)] * self.num_workers)
-            self._batch.memory.unlink()
+            try:
+                self._ask("attach", [(self._batch.memory.name, layout)] * self.num_workers)
+            finally:
+                self._batch.memory.unlink()
         for name, a in batch.items():
             self._batch.arrays[name][...] = a
         cuts = [n * w // self.num_workers for w in range(self.num_workers + 1)]
@@ -143,8 +147,9 @@ class Workers:
         for process in self._processes:
             process.join(timeout=2)
             if process.is_alive():  # in the middle of a long computation
-                process.terminate()
+                process.kill()
                 process.join()
+        atexit.unregister(self.close)
         self._processes, self._pipes = [], []
         if self._batch is not None:
             self._batch.close()
@@ -160,6 +165,7 @@ class Workers:
         self.close()
 
     def _start(self, build: Callable[[], Module], shared: "_SharedArrays") -> None:
+        atexit.register(self.close)  # before multiprocessing waits for its children, which wait for us
         context = multiprocessing.get_context(
             "spawn"
         )  # the one start method that works everywhere and inherits nothing
@@ -285,7 +291,8 @@ def _losses_and_gradient(
 
 def _serve(pipe: Any, build: Callable[[], Module], index: int, name: str, layout: dict[str, tuple]) -> None:
     """A worker's life: answer commands until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the terminal; the parent decides
+    for number in (signal.SIGINT, signal.SIGTERM):  # they may reach the whole group, but the parent decides
+        signal.signal(number, signal.SIG_IGN)
     _keep_heap()
     try:
         shared = _SharedArrays(layout, name)

@@ -32,7 +32,7 @@ def train(out, *options, **kwargs):
 
 
 def finish(process):
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     return process.returncode, out, err
 
 
@@ -43,12 +43,12 @@ def weights(out):
 
 def wait_for_step(out, step):
     """Until the checkpoint in `out` has reached `step`."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if (out / "checkpoint.npz").exists() and checkpoint.load(out / "checkpoint.npz")[1]["step"] >= step:
             return
         time.sleep(0.02)
-    raise AssertionError(f"no checkpoint of step {step} within a minute")
+    raise AssertionError(f"no checkpoint of step {step} within two minutes")
 
 
 def test_a_run_leaves_pictures_metrics_and_a_checkpoint(demo, tmp_path, capsys):
@@ -130,10 +130,10 @@ def test_resume_without_a_checkpoint_starts_from_the_beginning(demo, tmp_path, c
 @pytest.mark.skipif(backend_name() != "numpy", reason="the process started here uses the numpy backend")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_ends_cleanly(tmp_path, number):
-    """Ctrl-C and SIGTERM: the step is finished and saved, the exit code is 0, and --resume has where to go on."""
-    process = train(tmp_path, "--steps=100000", "--save-every=5", "--workers=2")
+    """Ctrl-C and SIGTERM, sent to the workers too: the step is finished and saved, and the exit code is 0."""
+    process = train(tmp_path, "--steps=100000", "--save-every=5", "--workers=2", start_new_session=True)
     wait_for_step(tmp_path, 5)
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # as a terminal and as systemd do
     code, out, err = finish(process)
     assert code == 0 and "Traceback" not in err and f"{number.name}: saved at step" in out
     step = weights(tmp_path)[1]["step"]
@@ -146,7 +146,7 @@ def test_a_signal_saves_and_ends_cleanly(tmp_path, number):
 def test_kill_9_at_random_moments_loses_nothing_but_time(tmp_path, kills):
     """Killed with signal 9 again and again and resumed each time, a run ends in the bits of an uninterrupted one."""
     steps = 40 * kills
-    settings = [f"--steps={steps}", "--save-every=2", "--sample-every=25", "--seed=1"]
+    settings = [f"--steps={steps}", "--save-every=2", "--sample-every=100", "--seed=1"]
     code, _, err = finish(train(tmp_path / "whole", *settings))
     assert code == 0, err
     cut, done, moments = tmp_path / "cut", 0, random.Random(4)
