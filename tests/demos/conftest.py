@@ -8,9 +8,9 @@ import pytest
 DEMOS = Path(__file__).parents[2] / "demos"
 
 
-@pytest.fixture
-def demo():
-    """demo("sample") is the module of demos/sample.py."""
+@pytest.fixture(scope="session")
+def load_demo():
+    """load_demo("sample") is the module of demos/sample.py."""
 
     def load(name):
         spec = importlib.util.spec_from_file_location(name, DEMOS / f"{name}.py")

@@ -6,9 +6,9 @@ from tinydiff.backend import backend_name
 
 
 @pytest.mark.skipif(backend_name() != "numpy", reason="it sets the backend to numpy")
-def test_the_table_has_a_line_for_each_contestant(demo, capsys, monkeypatch):
+def test_the_table_has_a_line_for_each_contestant(load_demo, capsys, monkeypatch):
     """Alone (without torch): positive times for every round of both kinds, and a warning about a crippled BLAS."""
-    module = demo("benchmark")
+    module = load_demo("benchmark")
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
     seconds = module.main(batch_size=4, channels=8, rounds=2, workers=1)

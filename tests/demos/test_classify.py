@@ -1,6 +1,5 @@
 """The reading demo: its count is the classifier's, its interval is Wilson's, and bad files are refused by name."""
 
-import importlib.util
 import runpy
 from functools import partial
 from pathlib import Path
@@ -20,11 +19,8 @@ PATH = Path(__file__).parents[2] / "demos" / "classify.py"
 
 
 @pytest.fixture(scope="module")
-def demo():
-    spec = importlib.util.spec_from_file_location("classify", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def demo(load_demo):
+    return load_demo("classify")
 
 
 @pytest.fixture(scope="module")

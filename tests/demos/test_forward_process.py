@@ -1,6 +1,5 @@
 """The forward-process demo in its smallest form: four pictures, and the two figures that it prints."""
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -17,11 +16,8 @@ PICTURES = ["chain_and_closed_form.png", "chain_statistics.png", "noising.png", 
 
 
 @pytest.fixture(scope="module")
-def demo():
-    spec = importlib.util.spec_from_file_location("forward_process", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def demo(load_demo):
+    return load_demo("forward_process")
 
 
 def test_the_demo_writes_its_four_pictures(demo, tmp_path, capsys):

@@ -31,17 +31,17 @@ def trained(tmp_path_factory):
     return path
 
 
-def run(demo, trained, tmp_path, **options):
+def run(load_demo, trained, tmp_path, **options):
     npz = tmp_path / "s.npz"
     options = {"workers": 1, "steps": 3, **options}
-    demo("sample").main(trained, backend=backend_name(), out=tmp_path / "s.png", save_npz=npz, **options)
+    load_demo("sample").main(trained, backend=backend_name(), out=tmp_path / "s.png", save_npz=npz, **options)
     with np.load(npz) as file:
         return file["images"], file["labels"]
 
 
-def test_arrays_hold_images_and_the_labels_asked_for(demo, trained, tmp_path):
+def test_arrays_hold_images_and_the_labels_asked_for(load_demo, trained, tmp_path):
     """images (N, 28, 28, 1) float32 in [-1, 1]; labels dealt out in turn and sorted; the picture shows all of them."""
-    images, labels = run(demo, trained, tmp_path, num=23, labels=(3, 7))
+    images, labels = run(load_demo, trained, tmp_path, num=23, labels=(3, 7))
     assert images.shape == (23, 28, 28, 1) and images.dtype == np.float32
     assert -1 <= images.min() < images.max() <= 1
     assert labels.tolist() == [3] * 12 + [7] * 11
@@ -50,24 +50,24 @@ def test_arrays_hold_images_and_the_labels_asked_for(demo, trained, tmp_path):
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
-def test_the_seed_decides_everything(demo, trained, tmp_path, sampler):
+def test_the_seed_decides_everything(load_demo, trained, tmp_path, sampler):
     """The same seed gives the same bits, another seed another image, for either sampler."""
-    first, _ = run(demo, trained, tmp_path, num=2, sampler=sampler)
-    again, _ = run(demo, trained, tmp_path, num=2, sampler=sampler)
-    other, _ = run(demo, trained, tmp_path, num=2, sampler=sampler, seed=1)
+    first, _ = run(load_demo, trained, tmp_path, num=2, sampler=sampler)
+    again, _ = run(load_demo, trained, tmp_path, num=2, sampler=sampler)
+    other, _ = run(load_demo, trained, tmp_path, num=2, sampler=sampler, seed=1)
     assert (first == again).all() and (first != other).any()
 
 
-def test_the_two_samplers_differ(demo, trained, tmp_path):
+def test_the_two_samplers_differ(load_demo, trained, tmp_path):
     """ddpm adds noise on the way, ddim does not: from one x_T they end apart."""
-    images = [run(demo, trained, tmp_path, num=2, sampler=sampler)[0] for sampler in ("ddim", "ddpm")]
+    images = [run(load_demo, trained, tmp_path, num=2, sampler=sampler)[0] for sampler in ("ddim", "ddpm")]
     assert (images[0] != images[1]).any()
 
 
-def test_more_steps_than_the_schedule_has_are_refused(demo, trained, tmp_path):
+def test_more_steps_than_the_schedule_has_are_refused(load_demo, trained, tmp_path):
     """--steps above T names both numbers, and nothing is written."""
     with pytest.raises(TinydiffError, match="num_steps=101: the schedule has T = 100 steps"):
-        run(demo, trained, tmp_path, num=1, steps=101)
+        run(load_demo, trained, tmp_path, num=1, steps=101)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,6 +1,5 @@
 """The classifier demo in its smallest form: a few steps on a few glyphs, a checkpoint that reads as it says."""
 
-import importlib.util
 import re
 import runpy
 from pathlib import Path
@@ -18,11 +17,8 @@ SMALLEST = {"data": "glyphs", "num_train": 40, "num_test": 30, "steps": 3, "batc
 
 
 @pytest.fixture(scope="module")
-def demo():
-    spec = importlib.util.spec_from_file_location("train_classifier", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def demo(load_demo):
+    return load_demo("train_classifier")
 
 
 def test_the_saved_network_misreads_as_many_test_digits_as_the_demo_says(demo, tmp_path, capsys):

@@ -51,10 +51,10 @@ def wait_for_step(out, step):
     raise AssertionError(f"no checkpoint of step {step} within two minutes")
 
 
-def test_a_run_leaves_pictures_metrics_and_a_checkpoint(demo, tmp_path, capsys):
+def test_a_run_leaves_pictures_metrics_and_a_checkpoint(load_demo, tmp_path, capsys):
     """Everything promised is there: pictures with something on them, one line of metrics a step, a checkpoint."""
     options = {**SMALL, "steps": 3, "sample_every": 2, "save_every": 2, "sample_steps": 3}
-    demo("train_mnist").main(backend=backend_name(), out=tmp_path, **options)
+    load_demo("train_mnist").main(backend=backend_name(), out=tmp_path, **options)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "checkpoint.npz", "denoising.gif", "denoising.png", "loss.png", "metrics.csv", "progress", "samples.png",
     ]  # fmt: skip
@@ -72,13 +72,13 @@ def test_a_run_leaves_pictures_metrics_and_a_checkpoint(demo, tmp_path, capsys):
     assert "parameters" in printed and meta["data"]["source"] in printed
 
 
-def test_resume_continues_bit_for_bit_with_the_checkpoints_settings(demo, tmp_path):
+def test_resume_continues_bit_for_bit_with_the_checkpoints_settings(load_demo, tmp_path):
     """Stopped after 2 of 4 steps and resumed without repeating any option, the run ends in the same bits."""
-    main = demo("train_mnist").main
+    main = load_demo("train_mnist").main
     options = {**SMALL, "backend": backend_name(), "steps": 4, "seed": 3, "save_every": 1}
     main(out=tmp_path / "whole", **options)
 
-    module = demo("train_mnist")
+    module = load_demo("train_mnist")
     save, saved = module._save, []
 
     def save_then_stop(state, dataset, out):
@@ -96,9 +96,9 @@ def test_resume_continues_bit_for_bit_with_the_checkpoints_settings(demo, tmp_pa
     assert (tmp_path / "cut/metrics.csv").read_bytes() == (tmp_path / "whole/metrics.csv").read_bytes()
 
 
-def test_resume_refuses_other_settings(demo, tmp_path):
+def test_resume_refuses_other_settings(load_demo, tmp_path):
     """An option that contradicts the checkpoint is named with both values, and the checkpoint stays as it was."""
-    main = demo("train_mnist").main
+    main = load_demo("train_mnist").main
     main(backend=backend_name(), out=tmp_path, steps=1, **SMALL)
     before = (tmp_path / "checkpoint.npz").read_bytes()
     for option, message in (
@@ -112,18 +112,18 @@ def test_resume_refuses_other_settings(demo, tmp_path):
     assert (tmp_path / "checkpoint.npz").read_bytes() == before
 
 
-def test_a_new_run_keeps_the_older_checkpoint(demo, tmp_path):
+def test_a_new_run_keeps_the_older_checkpoint(load_demo, tmp_path):
     """Without --resume an existing checkpoint is set aside, not overwritten."""
-    main = demo("train_mnist").main
+    main = load_demo("train_mnist").main
     main(backend=backend_name(), out=tmp_path, steps=1, **SMALL)
     before = (tmp_path / "checkpoint.npz").read_bytes()
     main(backend=backend_name(), out=tmp_path, steps=1, seed=9, **SMALL)
     assert (tmp_path / "checkpoint.previous.npz").read_bytes() == before != (tmp_path / "checkpoint.npz").read_bytes()
 
 
-def test_resume_without_a_checkpoint_starts_from_the_beginning(demo, tmp_path, capsys):
+def test_resume_without_a_checkpoint_starts_from_the_beginning(load_demo, tmp_path, capsys):
     """A run that was killed before its first save is simply run."""
-    demo("train_mnist").main(backend=backend_name(), out=tmp_path, steps=1, resume=True, **SMALL)
+    load_demo("train_mnist").main(backend=backend_name(), out=tmp_path, steps=1, resume=True, **SMALL)
     assert "no checkpoint" in capsys.readouterr().out and weights(tmp_path)[1]["step"] == 1
 
 
