@@ -133,7 +133,7 @@ def _final_pictures(state: Training, dataset: Dataset, recipe: Recipe, out: Path
     title = f"{dataset.name}, {state.step:,} steps, guidance {recipe.scale:g}"
     _save_by_class(out / "samples.png", film[-1], dataset, title)
     times = frame_times(recipe)
-    columns = [round((len(film) - 1) * (1 - (1 - i / 11) ** 2)) for i in range(12)]  # closer together towards the end
+    columns = [round((len(film) - 1) * (1 - (1 - i / 11) ** 1.5)) for i in range(12)]  # closer together towards the end
     one_each = film[:, :: len(labels) // len(dataset.classes)]
     plots.save_filmstrip(out / "denoising.png", one_each[columns], [times[i] for i in columns], f"denoising: {title}")
     plots.save_gif(out / "denoising.gif", film[::-2, ::2][::-1], columns=10)  # half of the frames and of the digits
