@@ -86,14 +86,15 @@ class Tensor:
             g = grads.pop(id(node))
             if node._vjp is None:
                 if node.grad is None:
-                    node.grad = xp.array(g)  # a copy: g may be shared with another input of the same op
+                    # A copy, since g may be shared with another input of the op; and an array, even without axes.
+                    node.grad = xp.array(g)
                 else:
                     node.grad += g  # in place: .grad may be a view of a flat buffer
                 continue
             for i, (x, dx) in enumerate(zip(node._inputs, node._vjp(g))):
                 if x is None:
                     continue
-                dx = xp.asarray(dx() if callable(dx) else dx)  # NumPy turns an array of no axes into a scalar
+                dx = dx() if callable(dx) else dx
                 _check(node._op, f"gradient {i}", dx, x.data)
                 grads[id(x)] = grads[id(x)] + dx if id(x) in grads else dx
 
