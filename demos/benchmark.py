@@ -24,7 +24,7 @@ from tinydiff.autograd import no_grad
 from tinydiff.backend import asarray, default_rng, to_numpy, use_backend
 from tinydiff.generate import build_unet
 from tinydiff.optim import EMA, Adam, clip_grad_norm
-from tinydiff.parallel import Workers, available_cores
+from tinydiff.parallel import Workers, available_cores, default_workers
 from tinydiff.train import noise_prediction_losses
 
 IMAGE = (28, 28, 1)
@@ -33,17 +33,17 @@ IMAGE = (28, 28, 1)
 def main(*, backend="numpy", batch_size=64, channels=32, rounds=15, workers=None):
     """Print one table; returns {what: seconds of every round} for each contestant."""
     use_backend(backend)
-    workers = workers or (available_cores() if backend == "numpy" else 1)
+    workers = workers or default_workers()
     print(f"{_cpu()}; Python {platform.python_version()}, NumPy {np.__version__}, {_blas()}")
     for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
         if name in os.environ:
             print(f"warning: {name}={os.environ[name]} is set, which can halve NumPy's speed; figures are not a user's")
     contestants = {f"tinydiff, {workers} worker(s)": Ours(batch_size, channels, workers)}
-    if importlib.util.find_spec("torch"):
+    if backend == "numpy" and importlib.util.find_spec("torch"):
         for layout in ("contiguous_format", "channels_last"):
             contestants[f"PyTorch, {layout}"] = Peer(batch_size, channels, workers, layout)
     else:
-        print("PyTorch is not installed: ours alone")
+        print("PyTorch is not installed, or not on this backend: ours alone")
 
     seconds = {name: {"train": [], "forward": []} for name in contestants}
     for i in trange(-2, rounds, leave=False):  # two rounds to warm up

@@ -15,13 +15,13 @@ from tinydiff import cli, plots
 from tinydiff.backend import use_backend
 from tinydiff.classify import load_classifier, misread_rows, read
 from tinydiff.data import DataError
-from tinydiff.parallel import available_cores
+from tinydiff.parallel import default_workers
 
 
 def main(samples, checkpoint="runs/classifier/checkpoint.npz", out=None, backend="numpy", workers=None):
     """Print the shares and, with out, save a picture of the misread; returns (right, N)."""
     use_backend(backend)
-    workers = workers or (available_cores() if backend == "numpy" else 1)
+    workers = workers or default_workers()
     pool, meta = load_classifier(Path(checkpoint), workers)
     with pool:
         classes = meta["data"]["classes"]

@@ -16,7 +16,7 @@ from tinydiff import cli, plots
 from tinydiff.backend import use_backend
 from tinydiff.checkpoint import atomic_write
 from tinydiff.generate import DDIM, DDPM, Recipe, generate, load_trained
-from tinydiff.parallel import available_cores
+from tinydiff.parallel import default_workers
 
 STEPS = {"ddpm": DDPM, "ddim": DDIM}
 
@@ -38,7 +38,7 @@ def main(
     use_backend(backend)
     for path in filter(None, (out, save_npz)):  # find out before the work, not after it
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-    pool, schedule, meta = load_trained(Path(checkpoint), workers or (available_cores() if backend == "numpy" else 1))
+    pool, schedule, meta = load_trained(Path(checkpoint), workers or default_workers())
     with pool:
         recipe = Recipe(schedule, tuple(meta["data"]["image_shape"]), STEPS[sampler], steps, scale)
         asked = sorted(labels[i % len(labels)] for i in range(num))
@@ -48,14 +48,14 @@ def main(
                 parts.append(frames[-1])
                 bar.update(len(frames[-1]))
     images = np.clip(np.concatenate(parts), -1, 1)
-    columns = max(1, min(20, -(-num // len(labels))))
-    title = f"{meta['data']['name']}, {meta['step']:,} steps, {sampler} {steps}, guidance {scale:g}"
-    plots.save_grid(out, images, columns=columns, title=title)
-    print(f"{num} images: {out}")
     if save_npz:
         with atomic_write(save_npz) as file:
             np.savez(file, images=images, labels=np.array(asked))
         print(f"arrays: {save_npz}")
+    columns = max(1, min(20, -(-num // len(labels))))
+    title = f"{meta['data']['name']}, {meta['step']:,} steps, {sampler} {steps}, guidance {scale:g}"
+    plots.save_grid(out, images, columns=columns, title=title)
+    print(f"{num} images: {out}")
 
 
 if __name__ == "__main__":

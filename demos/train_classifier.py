@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from tinydiff import cli, plots
+from tinydiff import checkpoint, cli, plots
 from tinydiff.backend import use_backend
 from tinydiff.classify import (
     ClassifierConfig,
@@ -22,7 +22,7 @@ from tinydiff.classify import (
     train_classifier,
 )
 from tinydiff.data import NAMES, load
-from tinydiff.parallel import Workers, available_cores
+from tinydiff.parallel import Workers, default_workers
 
 
 def main(
@@ -39,7 +39,7 @@ def main(
 ):
     """num_train, num_test: the first so many images of a split, None for all.  Returns how many of test are misread."""
     use_backend(backend)
-    workers = workers or (available_cores() if backend == "numpy" else 1)
+    workers = workers or default_workers()
     out = Path(out)
     config = ClassifierConfig(num_steps=steps, batch_size=batch_size, seed=seed)
     dataset = load(data, "train", data_dir, seed, num_train)
@@ -58,6 +58,7 @@ def main(
         probabilities = np.concatenate(list(read(pool, images)))
         errors = int((probabilities.argmax(1) != labels).sum())
         out.mkdir(parents=True, exist_ok=True)
+        checkpoint.set_aside(out / "checkpoint.npz")
         save_classifier(out / "checkpoint.npz", pool, config, dataset, test, errors)
     print(f"{test.source}: {errors} of {len(test):,} misread, {1 - errors / len(test):.2%} right")
     pictures, captions = misread_rows(images, labels, probabilities, test.classes)

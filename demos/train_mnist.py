@@ -10,7 +10,6 @@ the end samples.png, denoising.png, denoising.gif and loss.png.  Ctrl-C and SIGT
 
 import csv
 import io
-import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,14 +18,15 @@ import numpy as np
 from tqdm import tqdm
 
 from tinydiff import checkpoint, cli, plots
-from tinydiff.backend import use_backend
+from tinydiff.backend import TinydiffError, use_backend
 from tinydiff.data import NAMES, Dataset, load
 from tinydiff.diffusion import Schedule
 from tinydiff.generate import Recipe, build_unet, frame_times, generate
-from tinydiff.parallel import Workers, available_cores
+from tinydiff.parallel import Workers, default_workers
 from tinydiff.train import METRICS, NUM_BUCKETS, TrainConfig, Training, train
 
 UNLIMITED = 10**9  # steps, where the minutes decide
+NUM_GROUPS = 8  # of UNet
 PICTURE_SEED = 1  # of every grid, so that grids can be compared
 
 
@@ -51,43 +51,43 @@ def main(
 ):
     """Options that are None take the default of TrainConfig, or with resume the checkpoint's value."""
     use_backend(backend)
-    workers = workers or (available_cores() if backend == "numpy" else 1)
     out = Path(out)
     path = out / "checkpoint.npz"
     wanted = {"batch_size": batch_size, "seed": seed, "num_steps": steps, "minutes": minutes}
     wanted = {key: value for key, value in wanted.items() if value is not None}
-    if minutes is not None:
-        wanted["num_steps"] = UNLIMITED
-    elif steps is not None:
+    if steps is not None:
         wanted["minutes"] = None
 
     saved = _load_if_there(path) if resume else None
     if saved is None:
-        config = replace(TrainConfig(), **wanted)
-        dataset = load(data, data_dir=data_dir, seed=config.seed, num=num_images)
+        config = replace(TrainConfig(num_steps=UNLIMITED) if minutes else TrainConfig(), **wanted)
+        dataset = _load_data(data, data_dir, config.seed, num_images)
         model_config = {"base_channels": channels or 32, "num_classes": len(dataset.classes)}
         schedule = Schedule.linear()
+        workers = workers or default_workers(config.batch_size)
     else:
         arrays, meta = saved
         checkpoint.check_same(meta["train"], wanted, wanted)
-        if channels is not None:
-            checkpoint.check_same(meta["model"], {"base_channels": channels}, ["base_channels"])
-        if data != "auto":
-            checkpoint.check_same(meta["data"], {"name": data}, ["name"])
+        asked = {"base_channels": channels, "num": num_images, "name": None if data == "auto" else data}
+        asked = {key: value for key, value in asked.items() if value is not None}
+        checkpoint.check_same(meta["model"] | meta["data"], asked, asked)
         config = TrainConfig(**meta["train"])
-        dataset = load(meta["data"]["name"], data_dir=data_dir, seed=config.seed, num=num_images)
+        dataset = _load_data(meta["data"]["name"], data_dir, config.seed, meta["data"]["num"])
         model_config, schedule = meta["model"], Schedule(arrays["schedule/beta"])
+        workers = workers or (meta["num_workers"] if backend == "numpy" else 1)
         if meta["num_workers"] != workers:
-            print(f"note: {meta['num_workers']} workers before, {workers} now: the sums round differently")
+            print(f"note: {meta['num_workers']} worker(s) before, {workers} now: the sums round differently")
 
+    if model_config["base_channels"] % NUM_GROUPS:
+        raise TinydiffError(f"--channels {channels}: must be a multiple of {NUM_GROUPS}, the groups of each group norm")
     recipe = Recipe(schedule, (*dataset.images.shape[1:3], 1), num_steps=sample_steps, scale=scale)
     out.mkdir(parents=True, exist_ok=True)
-    if saved is None:
-        _set_aside(path)
     with Workers(partial(build_unet, model_config, config.seed), workers) as pool:
         state = Training(pool, schedule, config)
         if saved is not None:
             state.restore(path, arrays, meta)
+        else:
+            checkpoint.set_aside(path)
         print(f"data: {dataset.source}")
         print(f"network: {pool.model.num_parameters():,} parameters; {workers} worker(s); results in {out}/")
         if _run(state, dataset, recipe, out, save_every, sample_every):
@@ -191,15 +191,16 @@ def _load_if_there(path: Path):
     if not path.exists():
         print(f"no checkpoint at {path} yet: starting from the beginning")
         return None
-    return checkpoint.load(path)
+    arrays, meta = checkpoint.load(path)
+    checkpoint.check_same(meta, {"kind": "diffusion"}, ["kind"])
+    return arrays, meta
 
 
-def _set_aside(path: Path) -> None:
-    """A new run does not overwrite the checkpoint of an older one: that one gets another name."""
-    if path.exists():
-        aside = path.with_name("checkpoint.previous.npz")
-        os.replace(path, aside)
-        print(f"the checkpoint of an earlier run is now {aside}")
+def _load_data(name: str, data_dir, seed: int, num: int | None) -> Dataset:
+    try:
+        return load(name, data_dir=data_dir, seed=seed, num=num)
+    except ValueError as error:  # more images than there are
+        raise TinydiffError(f"--num-images: {error}") from None
 
 
 if __name__ == "__main__":

@@ -39,5 +39,9 @@ def die(model, job):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def blas_threads(model, job):
+    return os.environ["OPENBLAS_NUM_THREADS"]
+
+
 def weights_and_pid(model, job):
     return job, model.a.w.data.copy(), os.getpid()

@@ -108,7 +108,12 @@ def test_a_checkpoint_draws_with_its_averaged_weights(tmp_path):
     assert (loaded.flat.data == state.ema.data).all()
     assert (loaded.flat.data != state.workers.flat.data).any()
     assert (schedule.beta == Schedule.linear(60).beta).all()
-    assert meta["step"] == 3 and meta["data"] == {"name": "blank", "source": "blank", "image_shape": [8, 8, 1]}
+    assert meta["step"] == 3 and meta["data"] == {
+        "name": "blank",
+        "source": "blank",
+        "num": 4,
+        "image_shape": [8, 8, 1],
+    }
 
 
 def test_other_checkpoints_are_refused(tmp_path):

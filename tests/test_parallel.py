@@ -13,7 +13,7 @@ from tinydiff.backend import backend_name
 from tinydiff.parallel import WorkerError, Workers, available_cores
 
 sys.path.insert(0, os.path.dirname(__file__))  # which a spawned worker gets too
-from parallel_jobs import build, die, fail, noisy_error, squared_error, weights_and_pid
+from parallel_jobs import blas_threads, build, die, fail, noisy_error, squared_error, weights_and_pid
 
 pytestmark = pytest.mark.skipif(backend_name() != "numpy", reason="worker processes share host memory")
 
@@ -31,16 +31,22 @@ def two():
         yield workers
 
 
+@pytest.fixture(scope="module")
+def three():
+    with Workers(partial(build, 0), 3) as workers:
+        yield workers
+
+
 @pytest.mark.parametrize("n", [1, 2, 7, 64])
-def test_split_batch_gives_the_loss_and_gradient_of_the_whole(two, rng, n):
+def test_split_batch_gives_the_loss_and_gradient_of_the_whole(two, three, rng, n):
     """Losses are those of one process, in order; the gradient differs by float32 rounding only, also for odd sizes."""
     batch = make_batch(rng, n)
     with Workers(partial(build, 0), 1) as one:
         losses = one.gradients(squared_error, batch, (0,))
-        losses_2 = two.gradients(squared_error, batch, (0,))
         assert losses.shape == (n,)
-        np.testing.assert_allclose(losses_2, losses, rtol=1e-5)  # BLAS sums products of other shapes in another order
-        np.testing.assert_allclose(two.flat.grad, one.flat.grad, rtol=1e-4, atol=1e-6)
+        for many in (two, three):  # BLAS sums products of other shapes in another order
+            np.testing.assert_allclose(many.gradients(squared_error, batch, (0,)), losses, rtol=1e-5)
+            np.testing.assert_allclose(many.flat.grad, one.flat.grad, rtol=1e-4, atol=1e-6)
         assert np.abs(one.flat.grad).max() > 0.01
 
 
@@ -107,6 +113,59 @@ def test_parameters_outlive_the_workers():
     expected = workers.flat.data.copy()
     workers.close()
     assert (np.concatenate([p.data.reshape(-1) for p in workers.model.parameters()]) == expected).all()
+
+
+def test_a_view_outlives_the_workers():
+    """Whoever still holds a view of the shared parameters can read it after close."""
+    with Workers(partial(build, 0), 2) as workers:
+        view, expected = workers.model.a.w.data, workers.model.a.w.data.copy()
+    assert (view == expected).all()
+
+
+def test_one_conversation_at_a_time(two, rng):
+    """A call in the middle of an unfinished map is refused: it would read the map's answers."""
+    unfinished = two.map(weights_and_pid, range(4))
+    next(unfinished)
+    for call in (lambda: two.gradients(squared_error, make_batch(rng, 4), (0,)), lambda: next(two.map(die, [0]))):
+        with pytest.raises(RuntimeError, match="in the middle of another map"):
+            call()
+    assert [job for job, _, _ in unfinished] == [1, 2, 3]
+
+
+def test_a_conversation_that_is_broken_off_ends_the_workers(rng, monkeypatch):
+    """Ctrl-C in the middle of a step leaves answers behind, so these workers are closed and say so."""
+    batch = make_batch(rng, 4)
+    with Workers(partial(build, 0), 2) as workers:
+        workers.gradients(squared_error, batch, (0,))
+
+        def interrupt(pipe):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(workers, "_receive", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            workers.gradients(squared_error, batch, (0,))
+        for call in (lambda: workers.gradients(squared_error, batch, (0,)), lambda: next(workers.map(die, [0]))):
+            with pytest.raises(RuntimeError, match="closed"):
+                call()
+
+
+def test_each_worker_computes_on_one_thread(monkeypatch):
+    """BLAS is told to use one thread in a worker, the workers being the parallelism; here its setting stays."""
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "7")
+    with Workers(partial(build, 0), 2) as workers:
+        assert list(workers.map(blas_threads, range(4))) == ["1"] * 4
+    assert os.environ["OPENBLAS_NUM_THREADS"] == "7"
+
+
+def test_too_little_shared_memory_is_said_before_it_kills(monkeypatch):
+    """Where the system has no room for the shared arrays, Workers says what to do; nothing is left behind."""
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(WorkerError, match=r"no room for .* bytes of shared memory .*fewer workers"):
+        Workers(partial(build, 0), 2)
 
 
 def test_bad_number_of_workers():

@@ -90,6 +90,19 @@ def check_same(found: dict[str, Any], wanted: dict[str, Any], keys: Iterable[str
         raise CheckpointError(f"the checkpoint fits another configuration: {'; '.join(differing)}")
 
 
+def set_aside(path: str | os.PathLike) -> Path | None:
+    """Give a file that a new run would overwrite another name, PATH's stem and the first free number: that, or None."""
+    path = Path(path)
+    if not path.exists():
+        return None
+    number = 1
+    while (aside := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+        number += 1
+    path.rename(aside)
+    print(f"{path} of an earlier run is now {aside}")
+    return aside
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path` for writing bytes; when the block ends well, it takes the place of `path`.

@@ -10,7 +10,7 @@ import weakref
 from typing import Any
 
 from tinydiff.autograd import Tensor
-from tinydiff.backend import xp
+from tinydiff.backend import backend_name, xp
 
 _flat_of: "weakref.WeakValueDictionary[int, Flat]" = weakref.WeakValueDictionary()  # by the id of each parameter
 PIECE = 1 << 15  # numbers updated at a time: a few arrays of this length stay in a core's cache
@@ -64,6 +64,12 @@ def flat(parameters: "Flat | list[Tensor]") -> Flat:
     return Flat(parameters)
 
 
+def _pieces(n: int) -> list[slice]:
+    """Slices of a flat array whose pass stays in a core's cache; on a GPU all of it at once."""
+    step = PIECE if backend_name() == "numpy" else n
+    return [slice(start, start + step) for start in range(0, n, step)]
+
+
 def _owner(p: Tensor) -> Flat | None:
     owner = _flat_of.get(id(p))
     return owner if owner is not None and any(q is p for q in owner.parameters) else None  # an id can be used again
@@ -105,8 +111,7 @@ class Adam:
             lr * root / (1 - beta1**self.num_steps),
             self.eps * root,
         )  # both corrections, folded into two numbers
-        for start in range(0, len(self.m), PIECE):
-            piece = slice(start, start + PIECE)
+        for piece in _pieces(len(self.m)):
             theta, g, m, v = self.flat.data[piece], self.flat.grad[piece], self.m[piece], self.v[piece]
             m *= beta1
             m += (1 - beta1) * g
@@ -136,9 +141,9 @@ class EMA:
     def update(self) -> None:
         d = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         self.num_updates += 1
-        for start in range(0, len(self.data), PIECE):
-            average = self.data[start : start + PIECE]
-            average += (1 - d) * (self.flat.data[start : start + PIECE] - average)
+        for piece in _pieces(len(self.data)):
+            average = self.data[piece]
+            average += (1 - d) * (self.flat.data[piece] - average)
 
 
 def clip_grad_norm(parameters: Flat | list[Tensor], max_norm: float) -> float:

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from tinydiff.backend import TinydiffError, default_rng, to_numpy, xp
+from tinydiff.backend import BackendError, TinydiffError, backend_name, default_rng, to_numpy, xp
 from tinydiff.nn import Module
 from tinydiff.optim import Flat
 
@@ -55,8 +55,11 @@ class Workers:
     def __init__(self, build: Callable[[], Module], num_workers: int = 1):
         if num_workers < 1:
             raise ValueError(f"num_workers must be 1 or more, got {num_workers}")
+        if num_workers > 1 and backend_name() != "numpy":
+            raise BackendError(f"num_workers={num_workers}: worker processes need the numpy backend")
         self.num_workers = num_workers
         self.model = build()
+        self._busy = False
         self._processes: list[Any] = []
         self._pipes: list[Any] = []
         self._shared: _SharedArrays | None = None
@@ -82,9 +85,14 @@ class Workers:
         by `seed` and the worker's number.
         """
         n = len(next(iter(batch.values())))
-        if self._shared is None:
+        if self.num_workers == 1:
             self.flat.grad[...] = 0
             return _losses_and_gradient(self.model, losses_of, batch, slice(0, n), n, default_rng("worker", *seed, 0))
+        with self._conversation():
+            return self._shared_gradients(losses_of, batch, n, seed)
+
+    def _shared_gradients(self, losses_of: Losses, batch: Batch, n: int, seed: Sequence[int]) -> np.ndarray:
+        assert self._shared is not None
         layout = {name: (a.shape, str(a.dtype)) for name, a in batch.items()}
         if self._batch is None or self._batch.layout != layout:
             if self._batch is not None:
@@ -107,9 +115,13 @@ class Workers:
 
     def map(self, f: Callable[[Module, Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
         """Yield f(model, job) for each job, in order, as each is there; a worker gets its next job when it is free."""
-        if not self._processes:
+        if self.num_workers == 1:
             yield from (f(self.model, job) for job in jobs)
             return
+        with self._conversation():
+            yield from self._shared_map(f, jobs)
+
+    def _shared_map(self, f: Callable[[Module, Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
         done: dict[int, Any] = {}
         running: dict[Any, int] = {}
         waiting, next_out = list(enumerate(jobs))[::-1], 0
@@ -127,8 +139,30 @@ class Workers:
                 while next_out in done:
                     yield done.pop(next_out)
                     next_out += 1
+        except (GeneratorExit, WorkerError):  # the caller stopped early, or a job failed: leave no answer in a pipe
+            self._receive_all(list(running))
+            raise
+
+    @contextmanager
+    def _conversation(self) -> Iterator[None]:
+        """One exchange with the workers at a time; one that is broken off in the middle ends them.
+
+        Otherwise the next exchange would read the answers of this one.
+        """
+        if self._busy or not self._pipes:
+            state = "in the middle of another map" if self._busy else "closed"
+            raise RuntimeError(f"these workers are {state}")
+        self._busy = True
+        try:
+            yield
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            if not isinstance(error, WorkerError) or not all(process.is_alive() for process in self._processes):
+                self.close()
+            raise
         finally:
-            self._receive_all(list(running))  # the caller stopped early, or a job failed
+            self._busy = False
 
     @contextmanager
     def weights(self, theta: Any) -> Iterator[None]:
@@ -206,7 +240,10 @@ class Workers:
             raise self._died(pipe) from None
 
     def _receive(self, pipe: Any) -> Any:
+        sentinel = self._processes[self._pipes.index(pipe)].sentinel
         try:
+            if pipe not in wait([pipe, sentinel]):
+                raise EOFError
             error, result = pipe.recv()
         except (EOFError, OSError):
             raise self._died(pipe) from None
@@ -221,8 +258,13 @@ class Workers:
         return WorkerError(f"worker {index} (process {process.pid}) died with exit code {process.exitcode}")
 
 
+def default_workers(most: int = 64) -> int:
+    """The workers to use where nobody says: one a core, at most `most`; 1 on a GPU, which one process keeps busy."""
+    return min(available_cores(), most) if backend_name() == "numpy" else 1
+
+
 def available_cores() -> int:
-    """Physical cores that this process may use: hyperthreads of one core count once, a container's quota counts."""
+    """Cores that this process may use; on Linux hyperthreads of one core count once, and a cgroup v2 quota counts."""
     logical = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     siblings = set()
     for cpu in logical:
@@ -247,13 +289,21 @@ class _SharedArrays:
             offsets[key] = end
             end += -(-int(np.prod(shape)) * np.dtype(dtype).itemsize // 64) * 64  # whole cache lines
         self.memory = SharedMemory(name, create=name is None, size=max(end, 1))
+        if name is None and hasattr(os, "posix_fallocate"):
+            _reserve(self.memory)
+        buffer = self.memory.buf
+        assert buffer is not None
         self.arrays = {
-            key: np.ndarray(shape, dtype, self.memory.buf, offsets[key]) for key, (shape, dtype) in layout.items()
+            key: np.frombuffer(buffer, dtype, int(np.prod(shape)), offsets[key]).reshape(shape)
+            for key, (shape, dtype) in layout.items()
         }
 
     def close(self) -> None:
         self.arrays = {}
-        self.memory.close()
+        try:
+            self.memory.close()
+        except BufferError:  # somebody holds a view still: the memory goes when that goes
+            self.memory.close = lambda: None  # type: ignore[method-assign]
 
 
 class _Replica:
@@ -294,10 +344,13 @@ def _serve(pipe: Any, build: Callable[[], Module], index: int, name: str, layout
     for number in (signal.SIGINT, signal.SIGTERM):  # they may reach the whole group, but the parent decides
         signal.signal(number, signal.SIG_IGN)
     _keep_heap()
+    answer: tuple[str | None, Any] = (None, None)
     try:
         shared = _SharedArrays(layout, name)
         replica = _Replica(build(), shared.arrays["theta"], shared.arrays["grad"][index])
-        answer: tuple[str | None, Any] = (None, None)
+    except Exception:
+        answer = (traceback.format_exc(), None)
+    try:
         while True:
             pipe.send(answer)
             command, args = pipe.recv()
@@ -308,6 +361,18 @@ def _serve(pipe: Any, build: Callable[[], Module], index: int, name: str, layout
     except (EOFError, OSError):
         pass  # the parent is gone
     os._exit(0)  # views of the shared memory are still alive here; the system unmaps it
+
+
+def _reserve(memory: SharedMemory) -> None:
+    """Take the pages now: where they are missing, the first write to one would kill the process (SIGBUS)."""
+    try:
+        os.posix_fallocate(memory._fd, 0, memory.size)  # type: ignore[attr-defined]
+    except OSError as error:
+        memory.unlink()
+        raise WorkerError(
+            f"no room for {memory.size:,} bytes of shared memory ({error.strerror}): use fewer workers, "
+            "or give the machine's /dev/shm more room (docker run --shm-size)"
+        ) from None
 
 
 def _keep_heap() -> None:

@@ -98,7 +98,7 @@ class Training:
         self.metrics: list[tuple[float, ...]] = []
 
     def advance(self, dataset: Dataset) -> None:
-        """One step.  Raises TrainingError, before anything is changed, if loss or gradient is nan or infinite."""
+        """One step.  Raises TrainingError, before the update, if loss or gradient is nan or infinite."""
         config = self.config
         if self._clock is None:
             self._clock = time.monotonic(), self.step
@@ -108,15 +108,15 @@ class Training:
         loss = float(losses.mean())
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise TrainingError(
-                f"step {self.step + 1}: loss is {loss}, gradient norm {norm}; stopped before the update. "
-                f"A smaller learning rate than {config.peak_lr} usually helps."
+                f"step {self.step + 1}: loss is {loss}, gradient norm {norm}; stopped before the update, "
+                "the last checkpoint is good"
             )
         rate = learning_rate(self.step, self.num_steps, peak=config.peak_lr, warmup=config.warmup)
         self.adam.step(rate)
         self.ema.update()
         self.step += 1
         self.metrics.append((loss, norm, rate, *_bucket_means(losses, batch["t"], self.schedule.T)))
-        if config.minutes is not None and self.step == config.warmup:
+        if config.minutes is not None and self.step == max(1, config.warmup):
             self.num_steps = min(self.num_steps, self._steps_that_fit(config.minutes))
 
     def save(self, path: Path, dataset: Dataset) -> None:
@@ -135,6 +135,7 @@ class Training:
             "data": {
                 "name": dataset.name,
                 "source": dataset.source,
+                "num": len(dataset),
                 "image_shape": list(dataset.images.shape[1:3]) + [1],
             },
         }
@@ -143,13 +144,18 @@ class Training:
     def restore(self, path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
         """Continue from what `save` wrote: CheckpointError if it was written for another network."""
         names = [name for name, _ in self.workers.model.named_parameters()]
-        for kind, flat in self._buffers().items():
-            for name, view in zip(names, self.workers.flat.split(flat)):
-                saved = arrays.get(f"{kind}/{name}")
-                if saved is None or saved.shape != view.shape:
-                    found = "missing" if saved is None else f"of shape {saved.shape}"
-                    raise CheckpointError(f"{path}: {kind}/{name} is {found}, this network's has shape {view.shape}")
-                view[...] = asarray(saved)
+        views = {
+            f"{kind}/{name}": view
+            for kind, flat in self._buffers().items()
+            for name, view in zip(names, self.workers.flat.split(flat))
+        }
+        for name, view in views.items():
+            saved = arrays.get(name)
+            if saved is None or saved.shape != view.shape:
+                found = "missing" if saved is None else f"of shape {saved.shape}"
+                raise CheckpointError(f"{path}: {name} is {found}, this network's has shape {view.shape}")
+        for name, view in views.items():
+            view[...] = asarray(arrays[name])
         self.step, self.num_steps = meta["step"], meta["num_steps"]
         self.adam.num_steps = self.ema.num_updates = self.step
         self.metrics = [tuple(row) for row in arrays["metrics"].tolist()]

@@ -72,10 +72,11 @@ def test_a_run_leaves_pictures_metrics_and_a_checkpoint(load_demo, tmp_path, cap
     assert "parameters" in printed and meta["data"]["source"] in printed
 
 
-def test_resume_continues_bit_for_bit_with_the_checkpoints_settings(load_demo, tmp_path):
-    """Stopped after 2 of 4 steps and resumed without repeating any option, the run ends in the same bits."""
+@pytest.mark.parametrize("workers", [1, 2] if backend_name() == "numpy" else [1])
+def test_resume_continues_bit_for_bit_with_the_checkpoints_settings(load_demo, tmp_path, workers):
+    """Stopped after 2 of 4 steps and resumed without repeating a setting, the run ends in the same bits."""
     main = load_demo("train_mnist").main
-    options = {**SMALL, "backend": backend_name(), "steps": 4, "seed": 3, "save_every": 1}
+    options = {**SMALL, "backend": backend_name(), "steps": 4, "seed": 3, "save_every": 1, "workers": workers}
     main(out=tmp_path / "whole", **options)
 
     module = load_demo("train_mnist")
@@ -91,7 +92,7 @@ def test_resume_continues_bit_for_bit_with_the_checkpoints_settings(load_demo, t
     with pytest.raises(KeyboardInterrupt):
         module.main(out=tmp_path / "cut", **options)
     assert saved == [0, 1, 2]
-    main(backend=backend_name(), out=tmp_path / "cut", resume=True, workers=1, num_images=20, sample_steps=2)
+    main(backend=backend_name(), out=tmp_path / "cut", resume=True, sample_steps=2)
     assert (tmp_path / "cut/checkpoint.npz").read_bytes() == (tmp_path / "whole/checkpoint.npz").read_bytes()
     assert (tmp_path / "cut/metrics.csv").read_bytes() == (tmp_path / "whole/metrics.csv").read_bytes()
 
@@ -104,6 +105,7 @@ def test_resume_refuses_other_settings(load_demo, tmp_path):
     for option, message in (
         ({"batch_size": 8}, "batch_size is 4 in the checkpoint, 8 is wanted"),
         ({"steps": 9}, "num_steps is 1 in the checkpoint, 9 is wanted"),
+        ({"num_images": 30}, "num is 20 in the checkpoint, 30 is wanted"),
         ({"channels": 16}, "base_channels is 8 in the checkpoint, 16 is wanted"),
         ({"data": "mnist"}, "name is 'glyphs' in the checkpoint, 'mnist' is wanted"),
     ):
@@ -118,7 +120,7 @@ def test_a_new_run_keeps_the_older_checkpoint(load_demo, tmp_path):
     main(backend=backend_name(), out=tmp_path, steps=1, **SMALL)
     before = (tmp_path / "checkpoint.npz").read_bytes()
     main(backend=backend_name(), out=tmp_path, steps=1, seed=9, **SMALL)
-    assert (tmp_path / "checkpoint.previous.npz").read_bytes() == before != (tmp_path / "checkpoint.npz").read_bytes()
+    assert (tmp_path / "checkpoint.1.npz").read_bytes() == before != (tmp_path / "checkpoint.npz").read_bytes()
 
 
 def test_resume_without_a_checkpoint_starts_from_the_beginning(load_demo, tmp_path, capsys):
@@ -172,6 +174,8 @@ def test_kill_9_at_random_moments_loses_nothing_but_time(tmp_path, kills):
         (["--steps=0"], "at least 1"),
         (["--steps=2", "--minutes=1"], "not allowed with"),
         (["--sample-steps=2000", "--steps=1"], "T = 1000 steps"),
+        (["--channels=12", "--steps=1"], "--channels 12: must be a multiple of 8"),
+        (["--out=/proc/nowhere", "--steps=1"], "/proc/nowhere"),
     ],
 )
 def test_bad_options_exit_2_without_a_traceback(tmp_path, options, message):
