@@ -9,8 +9,8 @@ from functools import partial
 import numpy as np
 import pytest
 
-from tinydiff.backend import backend_name
-from tinydiff.parallel import WorkerError, Workers, available_cores
+from tinydiff.backend import BackendError, backend_name
+from tinydiff.parallel import WorkerError, Workers, available_cores, default_workers
 
 sys.path.insert(0, os.path.dirname(__file__))  # which a spawned worker gets too
 from parallel_jobs import blas_threads, build, die, fail, noisy_error, squared_error, weights_and_pid
@@ -172,6 +172,14 @@ def test_bad_number_of_workers():
     """num_workers below 1 is refused by name."""
     with pytest.raises(ValueError, match="num_workers must be 1 or more, got 0"):
         Workers(partial(build, 0), 0)
+
+
+def test_a_gpu_has_no_worker_processes(monkeypatch):
+    """Shared host memory is no place for a GPU's arrays: refused by name."""
+    monkeypatch.setattr("tinydiff.parallel.backend_name", lambda: "cupy")
+    with pytest.raises(BackendError, match="num_workers=2: worker processes need the numpy backend"):
+        Workers(partial(build, 0), 2)
+    assert default_workers() == 1
 
 
 def test_available_cores_is_a_possible_number():

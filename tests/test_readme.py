@@ -27,6 +27,18 @@ def test_the_map_names_every_file_with_its_size():
     assert {file for file in missing if not file.startswith(folders)} == set()
 
 
+def test_each_file_imports_only_from_rows_above_its_own():
+    """The map is in reading order: nothing is used before it was read."""
+    rows = re.findall(r"^\| `tinydiff/([\w/.]+)` \|", README, re.MULTILINE)
+    for place, name in enumerate(rows):
+        for path in [ROOT / "tinydiff" / name] if name.endswith(".py") else (ROOT / "tinydiff" / name).glob("*.py"):
+            for module in re.findall(r"^from tinydiff\.([\w.]+) import", path.read_text(), re.MULTILINE):
+                file = module.replace(".", "/")
+                above = [row for row in rows[:place] if row in (f"{file}.py", f"{file}/") or row.startswith(f"{file}/")]
+                own = name[-1] == "/" and file.startswith(name[:-1])
+                assert above or own, f"{path.name} imports {module}, which stands below it"
+
+
 def test_the_glossarys_names_exist():
     """Each function that the glossary gives for a symbol is one of diffusion/, of Schedule, or of train.py."""
     glossary = README.split("## Glossary")[1].split("\n## ")[0]
