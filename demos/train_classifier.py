@@ -1,4 +1,4 @@
-"""Train the classifier that reads generated digits, with the engine that draws them: over 99% of MNIST in 3 minutes.
+"""Train the classifier that reads generated digits, with the engine that draws them: 99.5% of MNIST in some minutes.
 
     python demos/train_classifier.py                 then:  python demos/classify.py SAMPLES.npz
 
