@@ -35,6 +35,11 @@ def fail(model, batch, rng):
     raise ZeroDivisionError("planted")
 
 
+def fail_at_two(model, job):
+    if job == 2:
+        raise ZeroDivisionError("planted")
+
+
 def die(model, job):
     os.kill(os.getpid(), signal.SIGKILL)
 

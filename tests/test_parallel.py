@@ -13,7 +13,7 @@ from tinydiff.backend import BackendError, backend_name
 from tinydiff.parallel import WorkerError, Workers, available_cores, default_workers
 
 sys.path.insert(0, os.path.dirname(__file__))  # which a spawned worker gets too
-from parallel_jobs import blas_threads, build, die, fail, noisy_error, squared_error, weights_and_pid
+from parallel_jobs import blas_threads, build, die, fail, fail_at_two, noisy_error, squared_error, weights_and_pid
 
 pytestmark = pytest.mark.skipif(backend_name() != "numpy", reason="worker processes share host memory")
 
@@ -120,6 +120,13 @@ def test_a_view_outlives_the_workers():
     with Workers(partial(build, 0), 2) as workers:
         view, expected = workers.model.a.w.data, workers.model.a.w.data.copy()
     assert (view == expected).all()
+
+
+def test_a_job_that_fails_ends_the_map_and_nothing_else(two):
+    """An exception in one job is raised here once the others have answered, and the workers go on."""
+    with pytest.raises(WorkerError, match="ZeroDivisionError: planted"):
+        list(two.map(fail_at_two, range(5)))
+    assert [job for job, _, _ in two.map(weights_and_pid, range(3))] == [0, 1, 2]
 
 
 def test_one_conversation_at_a_time(two, rng):

@@ -134,7 +134,8 @@ class Workers:
                     self._send(pipe, "call", (f, job))
                     running[pipe] = index
                 for pipe in wait(list(running)):
-                    done[running.pop(pipe)] = self._receive(pipe)
+                    index = running.pop(pipe)  # first: a failed answer has been read too
+                    done[index] = self._receive(pipe)
                     idle.append(pipe)
                 while next_out in done:
                     yield done.pop(next_out)
@@ -200,9 +201,7 @@ class Workers:
 
     def _start(self, build: Callable[[], Module], shared: "_SharedArrays") -> None:
         atexit.register(self.close)  # before multiprocessing waits for its children, which wait for us
-        context = multiprocessing.get_context(
-            "spawn"
-        )  # the one start method that works everywhere and inherits nothing
+        context = multiprocessing.get_context("spawn")  # it works everywhere and inherits nothing
         with _environment(_ONE_THREAD):  # one BLAS thread a worker: the workers are the parallelism
             for index in range(self.num_workers):
                 here, there = context.Pipe()
