@@ -18,6 +18,8 @@ from tinydiff import ops
 from tinydiff.autograd import OPS, Tensor, no_grad, op, pointwise, unbroadcast
 from tinydiff.backend import asarray, default_rng, to_numpy, xp
 
+pytestmark = pytest.mark.engine
+
 SEEDS = st.integers(0, 2**32 - 1)
 BINARY = [operator.add, operator.sub, operator.mul, operator.truediv]
 binary = pytest.mark.parametrize("f", BINARY, ids=lambda f: f.__name__)

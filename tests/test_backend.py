@@ -24,6 +24,8 @@ from tinydiff.backend import (
     xp,
 )
 
+pytestmark = pytest.mark.engine
+
 INTEGER_TYPES = ["int8", "int32", "int64", "uint8", "uint32"]
 SHAPES = st.lists(st.integers(1, 4), max_size=3).map(tuple)
 SEEDS = st.integers(0, 2**32 - 1)

@@ -22,6 +22,8 @@ from hypothesis.extra import numpy as hnp
 from tinydiff import checkpoint
 from tinydiff.checkpoint import CheckpointError, atomic_write, check_same, load, save
 
+pytestmark = pytest.mark.program
+
 ARRAYS = {"down.0.w": np.arange(6, dtype=np.float32).reshape(2, 3), "adam/step": np.array(7)}
 _MARK = "tinydiff checkpoint.npy"
 META = {"step": 12, "channel_mults": [1, 2, 2], "name": "größe"}

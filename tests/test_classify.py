@@ -29,6 +29,8 @@ from tinydiff.data import Dataset, epoch_indices
 from tinydiff.parallel import Workers
 from tinydiff.train import TrainingError
 
+pytestmark = pytest.mark.training
+
 SMALL = {"channels": [4, 8], "num_classes": 3, "num_groups": 2}
 CLASSES = ("up", "down", "flat")
 

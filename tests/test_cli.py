@@ -16,6 +16,8 @@ from tinydiff import cli
 from tinydiff.backend import TinydiffError
 from tinydiff.cli import stop_signals
 
+pytestmark = pytest.mark.program
+
 ROOT = str(Path(cli.__file__).parents[1])
 
 

@@ -16,6 +16,8 @@ from tinydiff.generate import SLICE, Recipe, build_unet, frame_times, generate, 
 from tinydiff.parallel import Workers
 from tinydiff.train import TrainConfig, Training
 
+pytestmark = pytest.mark.sampler
+
 NETWORK = {"base_channels": 8, "channel_mults": [1, 2], "num_heads": 2, "num_groups": 4, "num_classes": 3}
 RECIPE = Recipe(Schedule.linear(50), (8, 8, 1), num_steps=4, scale=1.5)
 

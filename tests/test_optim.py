@@ -14,6 +14,8 @@ from tinydiff.backend import asarray, default_rng, to_numpy, xp
 from tinydiff.nn import Linear, Module
 from tinydiff.optim import EMA, Adam, Flat, clip_grad_norm, learning_rate
 
+pytestmark = pytest.mark.training
+
 SEEDS = st.integers(0, 2**32 - 1)
 SHAPES = st.lists(st.lists(st.integers(1, 4), max_size=3).map(tuple), min_size=1, max_size=4)
 

@@ -18,6 +18,8 @@ import tinydiff
 from tinydiff import ops
 from tinydiff.autograd import OPS
 
+pytestmark = pytest.mark.program
+
 PACKAGE = Path(tinydiff.__file__).parent
 DEMOS = PACKAGE.parent / "demos"
 

@@ -8,14 +8,15 @@ from functools import partial
 
 import numpy as np
 import pytest
+from parallel_jobs import blas_threads, build, die, fail, fail_at_two, noisy_error, squared_error, weights_and_pid
 
 from tinydiff.backend import BackendError, backend_name
 from tinydiff.parallel import WorkerError, Workers, available_cores, default_workers
 
-sys.path.insert(0, os.path.dirname(__file__))  # which a spawned worker gets too
-from parallel_jobs import blas_threads, build, die, fail, fail_at_two, noisy_error, squared_error, weights_and_pid
-
-pytestmark = pytest.mark.skipif(backend_name() != "numpy", reason="worker processes share host memory")
+pytestmark = [
+    pytest.mark.training,
+    pytest.mark.skipif(backend_name() != "numpy", reason="worker processes share host memory"),
+]
 
 
 def make_batch(rng, n):

@@ -18,6 +18,8 @@ from tinydiff.backend import default_rng
 from tinydiff.checkpoint import CheckpointError
 from tinydiff.plots import save_filmstrip, save_gif, save_grid, save_loss, tile
 
+pytestmark = pytest.mark.program
+
 MARGIN = 12  # white pixels around a picture
 
 

@@ -9,6 +9,8 @@ import pytest
 from tinydiff import diffusion, train
 from tinydiff.backend import backend_name
 
+pytestmark = pytest.mark.program
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

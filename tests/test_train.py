@@ -17,6 +17,8 @@ from tinydiff.generate import build_unet
 from tinydiff.parallel import Workers
 from tinydiff.train import TrainConfig, Training, TrainingError, draw_batch, noise_prediction_losses
 
+pytestmark = pytest.mark.training
+
 NETWORK = {"base_channels": 8, "channel_mults": [1, 2], "num_heads": 2, "num_groups": 4, "num_classes": 10}
 CONFIG = TrainConfig(num_steps=6, minutes=None, batch_size=8, warmup=2, seed=5)
 

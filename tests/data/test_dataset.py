@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from tinydiff.backend import TinydiffError, default_rng
 from tinydiff.data.dataset import DIGITS, DataError, Dataset
 
+pytestmark = pytest.mark.data
+
 ALL_GREYS = Dataset(
     "mnist",
     np.arange(4 * 784).astype(np.uint8).reshape(4, 28, 28),

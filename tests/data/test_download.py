@@ -12,6 +12,8 @@ from tinydiff.data import download as module
 from tinydiff.data.dataset import DataError
 from tinydiff.data.download import download
 
+pytestmark = pytest.mark.data
+
 DATA = default_rng(7).bytes(200_000)  # several blocks
 
 

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from tinydiff.data.epochs import epoch_indices
 
+pytestmark = pytest.mark.data
+
 NUM, BATCH, SEED = st.integers(1, 50), st.integers(1, 70), st.integers(0, 2**40)
 
 

@@ -13,6 +13,8 @@ from tinydiff.data import glyphs
 from tinydiff.data.dataset import DataError
 from tinydiff.data.glyphs import FACES, load_glyphs
 
+pytestmark = pytest.mark.data
+
 AXIS = (np.arange(glyphs._GRID) - (glyphs._GRID - 1) / 2) * glyphs._STEP
 
 

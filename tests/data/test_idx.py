@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from tinydiff.backend import default_rng
 from tinydiff.data.idx import parse_idx
 
+pytestmark = pytest.mark.data
+
 KEEP_FIXTURE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 

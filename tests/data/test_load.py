@@ -8,6 +8,8 @@ import pytest
 from tinydiff import data
 from tinydiff.data.mnist import FILES
 
+pytestmark = pytest.mark.data
+
 
 @pytest.mark.parametrize("name", ["mnist", "auto"])
 def test_auto_is_mnist_where_it_is_found(sets, folders, put, name):

@@ -15,6 +15,8 @@ from tinydiff.data import mnist
 from tinydiff.data.dataset import DataError
 from tinydiff.data.mnist import FILES, RELEASES, DataMissing, cache_dir, checked_content, load_mnist
 
+pytestmark = pytest.mark.data
+
 NAMES = ("mnist", "fashion")
 REAL = os.environ.get("TINYDIFF_DATA", "")
 REAL_CACHE_DIR = cache_dir

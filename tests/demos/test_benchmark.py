@@ -4,6 +4,8 @@ import pytest
 
 from tinydiff.backend import backend_name
 
+pytestmark = pytest.mark.program
+
 
 @pytest.mark.skipif(backend_name() != "numpy", reason="it sets the backend to numpy")
 def test_the_table_has_a_line_for_each_contestant(load_demo, capsys, monkeypatch):

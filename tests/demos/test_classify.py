@@ -15,6 +15,8 @@ from tinydiff.classify import ClassifierConfig, build_classifier, read, save_cla
 from tinydiff.data import DataError, load
 from tinydiff.parallel import Workers
 
+pytestmark = pytest.mark.program
+
 PATH = Path(__file__).parents[2] / "demos" / "classify.py"
 
 

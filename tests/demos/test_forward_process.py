@@ -11,6 +11,8 @@ from matplotlib.image import imread
 from tinydiff.backend import asarray, backend_name
 from tinydiff.diffusion import Schedule
 
+pytestmark = pytest.mark.program
+
 PATH = Path(__file__).parents[2] / "demos" / "forward_process.py"
 PICTURES = ["chain_and_closed_form.png", "chain_statistics.png", "noising.png", "schedules.png"]
 

@@ -16,6 +16,8 @@ from tinydiff.generate import build_unet
 from tinydiff.parallel import Workers
 from tinydiff.train import TrainConfig, Training
 
+pytestmark = pytest.mark.program
+
 DEMOS = Path(__file__).parents[2] / "demos"
 
 

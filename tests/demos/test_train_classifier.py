@@ -12,6 +12,8 @@ from tinydiff.backend import backend_name
 from tinydiff.classify import load_classifier, read
 from tinydiff.data import load
 
+pytestmark = pytest.mark.program
+
 PATH = Path(__file__).parents[2] / "demos" / "train_classifier.py"
 SMALLEST = {"data": "glyphs", "num_train": 40, "num_test": 30, "steps": 3, "batch_size": 8, "workers": 1}
 

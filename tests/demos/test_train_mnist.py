@@ -17,6 +17,8 @@ from tinydiff import checkpoint
 from tinydiff.backend import backend_name
 from tinydiff.checkpoint import CheckpointError
 
+pytestmark = pytest.mark.program
+
 DEMOS = Path(__file__).parents[2] / "demos"
 SMALL = {"data": "glyphs", "num_images": 20, "channels": 8, "batch_size": 4, "workers": 1, "sample_steps": 2}
 OPTIONS = [f"--{key.replace('_', '-')}={value}" for key, value in SMALL.items()]

@@ -15,6 +15,8 @@ from tinydiff.diffusion import (
     x_0_from_eps,
 )
 
+pytestmark = pytest.mark.process
+
 any_schedule = st.from_type(Schedule)
 shapes = st.sampled_from([(1,), (3,), (2, 5), (2, 3, 4, 1)])
 

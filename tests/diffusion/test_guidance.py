@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from tinydiff.backend import default_rng, standard_normal, to_numpy, xp
 from tinydiff.diffusion import classifier_free, ddim_step, sample, timestep_pairs, unconditional
 
+pytestmark = pytest.mark.sampler
+
 NO_LABEL = 10
 
 

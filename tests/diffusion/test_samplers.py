@@ -21,6 +21,8 @@ from tinydiff.diffusion import (
     x_0_from_eps,
 )
 
+pytestmark = pytest.mark.sampler
+
 any_schedule = st.from_type(Schedule)
 shapes = st.sampled_from([(1,), (3,), (2, 5), (2, 3, 4, 1)])
 seeds = st.integers(0, 99)

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from tinydiff.diffusion import Schedule, ScheduleWarning
 
+pytestmark = pytest.mark.process
+
 NAMED = [Schedule.linear, Schedule.cosine, Schedule.quadratic, Schedule.sigmoid, Schedule.constant]
 any_schedule = st.from_type(Schedule)
 

@@ -14,6 +14,8 @@ from tinydiff.data import load
 from tinydiff.nn.classifier import Classifier, cross_entropy
 from tinydiff.optim import Adam
 
+pytestmark = pytest.mark.network
+
 SMALL = {"channels": (4, 8), "num_classes": 3, "num_groups": 2}
 seeds = st.integers(0, 2**32)
 

@@ -12,6 +12,8 @@ from tinydiff.autograd import Tensor
 from tinydiff.backend import asarray, default_rng, to_numpy, xp
 from tinydiff.nn import Attention, Conv2d, Embedding, GroupNorm, Linear, Module, layers
 
+pytestmark = pytest.mark.network
+
 SEEDS = st.integers(0, 2**32 - 1)
 SIZES = st.integers(1, 4)
 

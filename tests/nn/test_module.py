@@ -12,6 +12,8 @@ from tinydiff.autograd import Tensor
 from tinydiff.backend import asarray, default_rng, to_numpy, xp
 from tinydiff.nn import Module, UNet
 
+pytestmark = pytest.mark.network
+
 SEEDS = st.integers(0, 2**32 - 1)
 SHAPES = st.lists(st.integers(1, 3), min_size=1, max_size=3).map(tuple)
 

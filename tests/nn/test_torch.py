@@ -19,6 +19,8 @@ from tinydiff.autograd import Tensor
 from tinydiff.backend import asarray, default_rng, to_numpy
 from tinydiff.nn import UNet
 
+pytestmark = pytest.mark.network
+
 torch: Any = pytest.importorskip("torch")
 F = torch.nn.functional
 torch.set_num_threads(1)  # its threads wait for each other on a busy machine: five times slower

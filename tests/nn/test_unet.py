@@ -18,6 +18,8 @@ from tinydiff.backend import asarray, default_rng, to_numpy, xp
 from tinydiff.nn import Attention, Module, UNet
 from tinydiff.nn.unet import ResBlock, time_code
 
+pytestmark = pytest.mark.network
+
 SEEDS = st.integers(0, 2**32 - 1)
 FEWER = settings(max_examples=max(1, settings().max_examples // 3))
 

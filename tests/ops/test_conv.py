@@ -12,6 +12,8 @@ from tinydiff.autograd import Tensor
 from tinydiff.backend import asarray, default_rng, to_numpy
 from tinydiff.ops import winograd
 
+pytestmark = pytest.mark.conv
+
 SEEDS = st.integers(0, 2**32 - 1)
 SIZES = st.integers(1, 3)
 # 3x3, stride 1, padding 1 with 16 channels or more goes another way (winograd.py); the rest are for im2col.

@@ -24,6 +24,8 @@ import tinydiff.ops
 from tinydiff.autograd import OPS, Tensor
 from tinydiff.backend import asarray, default_rng, to_numpy, xp
 
+pytestmark = pytest.mark.engine
+
 SEEDS = st.integers(0, 2**32 - 1)
 SIZES = st.integers(1, 3)
 FEWER = settings(max_examples=max(1, settings().max_examples // 3))

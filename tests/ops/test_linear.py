@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from tinydiff import ops
 from tinydiff.backend import asarray, default_rng, to_numpy
 
+pytestmark = pytest.mark.engine
+
 SEEDS = st.integers(0, 2**32 - 1)
 SIZES = st.integers(1, 4)
 

@@ -11,6 +11,8 @@ from tinydiff import ops
 from tinydiff.autograd import Tensor
 from tinydiff.backend import asarray, default_rng, to_numpy
 
+pytestmark = pytest.mark.engine
+
 SEEDS = st.integers(0, 2**32 - 1)
 SIZES = st.integers(1, 3)
 EITHER = pytest.mark.parametrize("op", [ops.group_norm, ops.group_norm_silu])

@@ -11,6 +11,8 @@ from hypothesis.extra import numpy as hnp
 from tinydiff.autograd import Tensor
 from tinydiff.backend import asarray, default_rng, to_numpy, xp
 
+pytestmark = pytest.mark.engine
+
 SEEDS = st.integers(0, 2**32 - 1)
 binary = pytest.mark.parametrize(
     "f", [operator.add, operator.sub, operator.mul, operator.truediv], ids=lambda f: f.__name__

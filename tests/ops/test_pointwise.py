@@ -10,6 +10,8 @@ from tinydiff import ops
 from tinydiff.autograd import Tensor
 from tinydiff.backend import asarray, default_rng, to_numpy
 
+pytestmark = pytest.mark.engine
+
 SEEDS = st.integers(0, 2**32 - 1)
 ARRAYS = hnp.arrays("float64", hnp.array_shapes(min_dims=0), elements=st.floats(-50, 50, width=32))
 POSITIVE = hnp.arrays("float64", hnp.array_shapes(min_dims=0), elements=st.floats(2**-10, 2**10, width=32))

@@ -10,6 +10,8 @@ from tinydiff import ops
 from tinydiff.autograd import Tensor
 from tinydiff.backend import asarray, default_rng, to_numpy
 
+pytestmark = pytest.mark.engine
+
 SEEDS = st.integers(0, 2**32 - 1)
 BIG = np.array([[1e4, -1e4, 1e4, 0], [-1e4, -1e4, -1e4, -1e4]], "float32")
 

@@ -12,6 +12,8 @@ from tinydiff import ops
 from tinydiff.autograd import Tensor
 from tinydiff.backend import asarray, default_rng, to_numpy
 
+pytestmark = pytest.mark.engine
+
 SEEDS = st.integers(0, 2**32 - 1)
 ARRAYS = st.builds(
     lambda shape, seed: default_rng(seed).standard_normal(shape), hnp.array_shapes(max_dims=4, max_side=3), SEEDS
