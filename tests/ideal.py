@@ -1,0 +1,103 @@
+"""Exact denoisers: data whose ideal eps_hat is known in closed form, to run a sampler or a training against.
+
+    q(x_t) is the data's density, shrunk by sqrt(alpha_bar_t) and blurred by N(0, (1 - alpha_bar_t) I), and
+    E[eps | x_t] = -sqrt(1 - alpha_bar_t) grad log q(x_t)                      Ho et al. 2020, eq. 4; Tweedie's formula
+
+For a Gaussian it is affine in x_t, for a mixture a softmax over the components, and a finite set of points is a mixture
+of components without width.  Beside them, what a test of samples needs: draws, counts and a chi-square p-value.
+
+Nothing here comes from tinydiff/diffusion but the table schedule.alpha_bar.  Proven in test_ideal.py; read next:
+diffusion/test_samplers.py.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tinydiff.backend import asarray, to_numpy, xp
+from tinydiff.diffusion import Schedule
+
+EpsFn = Callable[[Any, Any], Any]
+
+
+def gaussian_eps_fn(schedule: Schedule, mean: Any, cov: Any) -> EpsFn:
+    """E[eps | x_t] for data N(mean, cov).
+
+        eps = sqrt(1 - alpha_bar_t) S_t^-1 (x_t - sqrt(alpha_bar_t) mean),   S_t = alpha_bar_t cov + (1 - alpha_bar_t) I
+
+    mean: (D,).  cov: (D, D), symmetric.  Returns eps_fn(x_t, t): x_t (N, D), t in 1..T, one or (N,); float64 within,
+    x_t's dtype outside.
+    """
+    eigenvalues, axes = np.linalg.eigh(np.asarray(cov, "float64"))  # S_t is diagonal along the axes of cov at every t
+    mean, eigenvalues, axes = (asarray(a, "float64") for a in (mean, eigenvalues, axes))
+
+    def eps_fn(x_t: Any, t: Any) -> Any:
+        a = _alpha_bar(schedule, t)
+        along = (x_t - a**0.5 * mean) @ axes
+        return ((1 - a) ** 0.5 * (along / (a * eigenvalues + 1 - a)) @ axes.T).astype(x_t.dtype)
+
+    return eps_fn
+
+
+def mixture_eps_fn(schedule: Schedule, weights: Any, means: Any, var: float) -> EpsFn:
+    """E[eps | x_t] for data that are N(means[k], var I) with probability weights[k].
+
+        r_k proportional to weights_k exp(-|x_t - sqrt(alpha_bar_t) means_k|^2 / (2 S_t)),   sum_k r_k = 1
+        eps = sqrt(1 - alpha_bar_t)/S_t (x_t - sqrt(alpha_bar_t) sum_k r_k means_k)
+        S_t = alpha_bar_t var + 1 - alpha_bar_t
+
+    weights: (K,), positive.  means: (K, D).  var = 0 is a finite set of points.  Returns eps_fn as gaussian_eps_fn.
+    """
+    log_weights, means = xp.log(asarray(weights, "float64")), asarray(means, "float64")
+
+    def eps_fn(x_t: Any, t: Any) -> Any:
+        a = _alpha_bar(schedule, t)
+        S = a * var + 1 - a
+        logits = log_weights - _square_distances(x_t, a[..., None] ** 0.5 * means) / (2 * S)
+        r = xp.exp(logits - logits.max(1, keepdims=True))  # the largest is exp(0): no underflow to 0/0 far out
+        r /= r.sum(1, keepdims=True)
+        return ((1 - a) ** 0.5 / S * (x_t - a**0.5 * (r @ means))).astype(x_t.dtype)
+
+    return eps_fn
+
+
+def draw_mixture(rng: np.random.Generator, n: int, weights: Any, means: Any, var: float) -> Any:
+    """n independent draws of the mixture, (n, D) float64."""
+    means = np.asarray(means, "float64")
+    centres = means[rng.choice(len(means), n, p=weights)]
+    return asarray(centres + var**0.5 * rng.standard_normal(centres.shape))
+
+
+def nearest(x: Any, means: Any) -> np.ndarray:
+    """How many rows of x (N, D) lie nearest to each of means (K, D): host counts, (K,), that sum to N."""
+    which = _square_distances(x, asarray(means, "float64")).argmin(1)
+    return np.bincount(to_numpy(which), minlength=len(means))
+
+
+def chi_square_p_value(counts: Any, expected: Any) -> float:
+    """Probability that counts as expected would stray from it as far as these: Pearson's test, K odd, else ValueError.
+
+        x = sum_k (counts_k - expected_k)^2 / expected_k,   p = exp(-x/2) sum_{j < (K-1)/2} (x/2)^j / j!
+
+    The sum is the exact tail of chi-square with an even number K - 1 of degrees of freedom, hence K odd.  That x has
+    this distribution holds for many counts: let each of expected, which sums to what counts sum to, be 100 or more.
+    """
+    counts, expected = np.asarray(counts, "float64"), np.asarray(expected, "float64")
+    if counts.shape != expected.shape or counts.ndim != 1 or counts.size % 2 == 0:
+        raise ValueError(f"counts and expected must both be (K,), K odd, got {counts.shape} and {expected.shape}")
+    if not math.isclose(counts.sum(), expected.sum(), rel_tol=1e-9):
+        raise ValueError(f"expected must sum to the {counts.sum()} that were counted, got {expected.sum()}")
+    half = float(((counts - expected) ** 2 / expected).sum()) / 2
+    return math.exp(-half) * sum(half**j / math.factorial(j) for j in range(counts.size // 2))
+
+
+def _alpha_bar(schedule: Schedule, t: Any) -> Any:
+    """alpha_bar_t as (1,) or (N, 1), to stand beside rows."""
+    return asarray(schedule.alpha_bar[t])[..., None]
+
+
+def _square_distances(x: Any, centres: Any) -> Any:
+    """|x_i - centres_k|^2, (N, K), of x (N, D) and centres (K, D), or (N, K, D) where each row has its own."""
+    return ((x[:, None, :] - centres) ** 2).sum(-1)
