@@ -51,11 +51,12 @@ def mixture_eps_fn(schedule: Schedule, weights: Any, means: Any, var: float) -> 
     weights: (K,), positive.  means: (K, D).  var = 0 is a finite set of points.  Returns eps_fn as gaussian_eps_fn.
     """
     log_weights, means = xp.log(asarray(weights, "float64")), asarray(means, "float64")
+    half_squares = (means**2).sum(1) / 2
 
     def eps_fn(x_t: Any, t: Any) -> Any:
         a = _alpha_bar(schedule, t)
         S = a * var + 1 - a
-        logits = log_weights - _square_distances(x_t, a[..., None] ** 0.5 * means) / (2 * S)
+        logits = log_weights + (a**0.5 * (x_t @ means.T) - a * half_squares) / S  # without |x_t|^2, which all k share
         r = xp.exp(logits - logits.max(1, keepdims=True))  # the largest is exp(0): no underflow to 0/0 far out
         r /= r.sum(1, keepdims=True)
         return ((1 - a) ** 0.5 / S * (x_t - a**0.5 * (r @ means))).astype(x_t.dtype)
@@ -72,7 +73,7 @@ def draw_mixture(rng: np.random.Generator, n: int, weights: Any, means: Any, var
 
 def nearest(x: Any, means: Any) -> np.ndarray:
     """How many rows of x (N, D) lie nearest to each of means (K, D): host counts, (K,), that sum to N."""
-    which = _square_distances(x, asarray(means, "float64")).argmin(1)
+    which = ((x[:, None, :] - asarray(means, "float64")) ** 2).sum(2).argmin(1)
     return np.bincount(to_numpy(which), minlength=len(means))
 
 
@@ -96,8 +97,3 @@ def chi_square_p_value(counts: Any, expected: Any) -> float:
 def _alpha_bar(schedule: Schedule, t: Any) -> Any:
     """alpha_bar_t as (1,) or (N, 1), to stand beside rows."""
     return asarray(schedule.alpha_bar[t])[..., None]
-
-
-def _square_distances(x: Any, centres: Any) -> Any:
-    """|x_i - centres_k|^2, (N, K), of x (N, D) and centres (K, D), or (N, K, D) where each row has its own."""
-    return ((x[:, None, :] - centres) ** 2).sum(-1)
