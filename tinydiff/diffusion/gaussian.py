@@ -3,7 +3,8 @@
     q(x_t | x_0)        the noised data, drawn in one step                     Ho et al. 2020, eq. 4
     q(x_t | x_s)        a forward jump, s < t; the Markov step is s = t - 1    eq. 2 and its composition
     q(x_s | x_t, x_0)   the posterior, the ideal reverse step, s < t           eq. 6 and 7
-    x_0 <-> eps         two names for one estimate, given x_t                  eq. 4 solved for either
+    x_0 <-> eps <-> v   three names for one estimate, given x_t                eq. 4 solved for either; v as below
+    v                   the direction from x_0 to eps, as seen from x_t        Salimans & Ho 2022, appendix D
 
 No networks and no randomness here: noise is an argument, a distribution is a pair (mean, var).  Each coefficient is
 formed in float64 on the host and cast to the dtype of the array that it multiplies, last.
@@ -75,8 +76,7 @@ def x_0_from_eps(schedule: Schedule, x_t: Any, t: Any, eps: Any) -> Any:
     check_alike("eps", eps, "x_t", x_t)
     t = _check_time(schedule, "t", t, x_t)
     signal_std = schedule.alpha_bar[t] ** 0.5
-    if (signal_std < float(xp.finfo(x_t.dtype).tiny)).any():
-        raise ValueError(f"x_0 cannot be told from x_t: sqrt(alpha_bar_t) underflows {x_t.dtype} at t = {t.max()}")
+    _check_divisor("x_0", "sqrt(alpha_bar_t)", signal_std, t, x_t)
     noise_std = schedule.one_minus_alpha_bar[t] ** 0.5
     return (x_t - per_row(noise_std, x_t) * eps) / per_row(signal_std, x_t)
 
@@ -86,13 +86,50 @@ def eps_from_x_0(schedule: Schedule, x_t: Any, t: Any, x_0: Any) -> Any:
 
         eps = (x_t - sqrt(alpha_bar_t) x_0) / sqrt(1 - alpha_bar_t)
 
-    x_t, x_0: (N, ...) of one dtype.  t in 1..T, else ValueError: at t = 0 there is no noise to find.
+    x_t, x_0: (N, ...) of one dtype.  t in 1..T, else ValueError: at t = 0 there is no noise to find; ValueError too
+    where 1 - alpha_bar_t is so small that this dtype has no number for 1/sqrt(1 - alpha_bar_t).
     """
     check_alike("x_0", x_0, "x_t", x_t)
     t = _check_time(schedule, "t", t, x_t, first=1)
     signal_std = schedule.alpha_bar[t] ** 0.5
     noise_std = schedule.one_minus_alpha_bar[t] ** 0.5
+    _check_divisor("eps", "sqrt(1 - alpha_bar_t)", noise_std, t, x_t)
     return (x_t - per_row(signal_std, x_t) * x_0) / per_row(noise_std, x_t)
+
+
+def v_from_x_0_eps(schedule: Schedule, x_0: Any, t: Any, eps: Any) -> Any:
+    """The velocity v: the way that x_t moves as it turns from x_0 into eps (Salimans & Ho 2022, appendix D).
+
+        v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0
+
+    With alpha_bar_t = cos(phi)^2, v is d x_t/d phi: (x_t, v) is (x_0, eps) turned by the angle phi, so that v is eps at
+    t = 0 and -x_0 in pure noise.  x_0, eps: (N, ...) of one dtype.  t in 0..T, else ValueError.
+    """
+    check_alike("eps", eps, "x_0", x_0)
+    return q_sample(schedule, eps, t, -x_0)
+
+
+def x_0_from_v(schedule: Schedule, x_t: Any, t: Any, v: Any) -> Any:
+    """The x_0 that has this v at x_t: the rotation undone (Salimans & Ho 2022, section 4).
+
+        x_0 = sqrt(alpha_bar_t) x_t - sqrt(1 - alpha_bar_t) v
+
+    x_t, v: (N, ...) of one dtype.  t in 0..T, else ValueError.  Nothing is divided, so unlike x_0_from_eps it is as
+    exact in pure noise as anywhere.
+    """
+    check_alike("v", v, "x_t", x_t)
+    return q_sample(schedule, x_t, t, -v)
+
+
+def eps_from_v(schedule: Schedule, x_t: Any, t: Any, v: Any) -> Any:
+    """The noise that has this v at x_t: the rotation undone (Salimans & Ho 2022, appendix D).
+
+        eps = sqrt(1 - alpha_bar_t) x_t + sqrt(alpha_bar_t) v
+
+    Arguments as in x_0_from_v.
+    """
+    check_alike("v", v, "x_t", x_t)
+    return q_sample(schedule, v, t, x_t)
 
 
 def per_row(coef: Any, x: Any) -> Any:
@@ -111,6 +148,13 @@ def check_alike(name: str, y: Any, x_name: str, x: Any) -> None:
     check_float(x_name, x)
     if y.shape != x.shape or y.dtype != x.dtype:
         raise ValueError(f"{name} must be {x.dtype} {x.shape} like {x_name}, got {y.dtype} {y.shape}")
+
+
+def _check_divisor(name: str, formula: str, std: Any, t: Any, x: Any) -> None:
+    """ValueError naming t where std, formula's value, has no reciprocal in the dtype of x."""
+    lost = std < float(xp.finfo(x.dtype).tiny)
+    if lost.any():
+        raise ValueError(f"{name} cannot be told from x_t: {formula} underflows {x.dtype} at t = {t[lost][0]}")
 
 
 def _check_time(schedule: Schedule, name: str, t: Any, x: Any, first: int = 0) -> Any:
