@@ -10,6 +10,7 @@ import weakref
 
 import numpy as np
 import pytest
+from draws import SEEDS, leaves, normal, same
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -20,22 +21,8 @@ from tinydiff.backend import asarray, default_rng, to_numpy, xp
 
 pytestmark = pytest.mark.engine
 
-SEEDS = st.integers(0, 2**32 - 1)
 BINARY = [operator.add, operator.sub, operator.mul, operator.truediv]
 binary = pytest.mark.parametrize("f", BINARY, ids=lambda f: f.__name__)
-
-
-def normal(seed, *shapes, dtype="float64"):
-    rng = default_rng(seed)
-    return [asarray(rng.standard_normal(shape), dtype) for shape in shapes]
-
-
-def leaves(seed, *shapes, dtype="float64"):
-    return [Tensor(a, requires_grad=True) for a in normal(seed, *shapes, dtype=dtype)]
-
-
-def same(a, b):
-    np.testing.assert_array_equal(to_numpy(a), to_numpy(b))
 
 
 @pytest.fixture
@@ -69,7 +56,7 @@ class Dual:
         self.value, self.rate = value, rate
 
     def __add__(self, y):
-        y = y if isinstance(y, Dual) else Dual(y, 0)
+        y = y if isinstance(y, Dual) else Dual(y, np.zeros_like(y))
         return Dual(self.value + y.value, self.rate + y.rate)
 
     def __neg__(self):
@@ -82,7 +69,7 @@ class Dual:
         return -self + x
 
     def __mul__(self, y):
-        y = y if isinstance(y, Dual) else Dual(y, 0)
+        y = y if isinstance(y, Dual) else Dual(y, np.zeros_like(y))
         return Dual(self.value * y.value, self.rate * y.value + self.value * y.rate)
 
     def __rtruediv__(self, x):
@@ -91,14 +78,30 @@ class Dual:
     def __truediv__(self, y):
         return self * (1 / y)
 
-    def tanh(self):
-        return Dual(np.tanh(self.value), self.rate / np.cosh(self.value) ** 2)
+    def __matmul__(self, y):
+        return Dual(self.value @ y.value, self.rate @ y.value + self.value @ y.rate)
+
+    def __getitem__(self, index):
+        return Dual(self.value[index], self.rate[index])
 
     __radd__, __rmul__ = __add__, __mul__
 
 
 def tanh(x):
-    return x.tanh() if isinstance(x, Dual) else ops.tanh(x)
+    if not isinstance(x, Dual):
+        return ops.tanh(x)
+    return Dual(np.tanh(x.value), x.rate / np.cosh(x.value) ** 2)
+
+
+def square(x):
+    """x, of any shape that broadcasts to (3, 3), as a full 3x3 matrix."""
+    return x + (SQUARE if isinstance(x, Dual) else asarray(SQUARE))
+
+
+def row_means(x):
+    if not isinstance(x, Dual):
+        return ops.mean(x, axis=-1, keepdims=True)
+    return Dual(x.value.mean(-1, keepdims=True), x.rate.mean(-1, keepdims=True))
 
 
 STEPS = [
@@ -108,8 +111,12 @@ STEPS = [
     lambda x, y: x / (y * y + 2.0),
     lambda x, y: 0.5 - tanh(x) * y,
     lambda x, y: 3 / (x * x + 1) - -y,
+    lambda x, y: tanh(square(x) @ square(y)),
+    lambda x, y: x - row_means(square(y)),
+    lambda x, y: tanh(square(x)[::-1, None, 1] * y),
 ]
-DAG_SHAPES = [(), (3,), (2, 1), (1, 3), (2, 3)]
+SQUARE = np.linspace(-1, 1, 9).reshape(3, 3)
+DAG_SHAPES = [(), (3,), (3, 1), (1, 3), (3, 3)]
 
 
 @given(SEEDS, st.integers(1, 4), st.integers(1, 12))

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from draws import SEEDS, host_normal
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,13 +13,7 @@ from tinydiff.backend import asarray, default_rng, to_numpy
 
 pytestmark = pytest.mark.engine
 
-SEEDS = st.integers(0, 2**32 - 1)
 SIZES = st.integers(1, 4)
-
-
-def normal(seed, *shapes):
-    rng = default_rng(seed)
-    return [rng.standard_normal(shape) for shape in shapes]
 
 
 def attention(*arrays):
@@ -42,7 +37,7 @@ def attention_loops(q, k, v):
 @given(SEEDS, st.lists(SIZES, max_size=2), SIZES, SIZES, SIZES, SIZES)
 def test_attention_is_its_definition(seed, lead, l, m, d, e):
     """For any number of leading axes, queries, keys, and features of either."""
-    q, k, v = normal(seed, (*lead, l, d), (*lead, m, d), (*lead, m, e))
+    q, k, v = host_normal(seed, (*lead, l, d), (*lead, m, d), (*lead, m, e))
     # 1e-14: a dozen roundings of numbers about 1; exp doubles none of them much.
     np.testing.assert_allclose(attention(q, k, v), attention_loops(q, k, v), rtol=0, atol=1e-13)
 
@@ -50,7 +45,7 @@ def test_attention_is_its_definition(seed, lead, l, m, d, e):
 @given(SEEDS, SIZES, SIZES, SIZES)
 def test_the_order_of_the_keys_does_not_matter(seed, l, m, d):
     """Keys and values in another, common order give the same means."""
-    q, k, v = normal(seed, (2, l, d), (2, m, d), (2, m, d))
+    q, k, v = host_normal(seed, (2, l, d), (2, m, d), (2, m, d))
     order = default_rng(seed).permutation(m)
     np.testing.assert_allclose(attention(q, k[:, order], v[:, order]), attention(q, k, v), rtol=0, atol=1e-13)
 
@@ -58,10 +53,10 @@ def test_the_order_of_the_keys_does_not_matter(seed, l, m, d):
 @given(SEEDS, SIZES, SIZES, st.floats(0.1, 1e4))
 def test_weights_are_a_partition_of_one(seed, l, m, c):
     """Equal values come out as they are, and a shift of all keys along one vector changes nothing."""
-    q, k, _ = normal(seed, (l, 3), (m, 3), (m, 1))
+    q, k, _ = host_normal(seed, (l, 3), (m, 3), (m, 1))
     y = attention(q, k, np.full((m, 2), c))
     np.testing.assert_allclose(y, np.full((l, 2), c), rtol=1e-14)
-    (v,) = normal(seed + 1, (m, 2))
+    (v,) = host_normal(seed + 1, (m, 2))
     np.testing.assert_allclose(attention(q, k + 1.5, v), attention(q, k, v), rtol=0, atol=1e-13)
 
 
@@ -80,6 +75,8 @@ def test_scores_of_ten_thousand_pick_one_value(rng):
         ((2, 3, 4), (2, 5, 4), (2, 6, 4)),  # positions of k and v
         ((2, 3, 4), (1, 5, 4), (1, 5, 4)),  # leading axes
         ((3, 4), (2, 5, 4), (2, 5, 4)),
+        ((2, 3, 4), (2, 0, 4), (2, 0, 4)),  # a mean of no values
+        ((2, 3, 0), (2, 5, 0), (2, 5, 4)),  # a score of no features
     ],
 )
 def test_attention_refuses_what_does_not_fit(q, k, v):

@@ -4,25 +4,20 @@ from itertools import product
 
 import numpy as np
 import pytest
+from draws import SEEDS, host_normal
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tinydiff import ops
 from tinydiff.autograd import Tensor
-from tinydiff.backend import asarray, default_rng, to_numpy
+from tinydiff.backend import asarray, to_numpy
 from tinydiff.ops import winograd
 
 pytestmark = pytest.mark.conv
 
-SEEDS = st.integers(0, 2**32 - 1)
 SIZES = st.integers(1, 3)
 # 3x3, stride 1, padding 1 with 16 channels or more goes another way (winograd.py); the rest are for im2col.
 GEOMETRIES = [(3, 3, 16, 18, 1, 1), (3, 3, 17, 16, 2, 1), (3, 3, 5, 20, 1, 1), (1, 1, 16, 16, 1, 0), (2, 4, 3, 4, 1, 2)]
-
-
-def normal(seed, *shapes, dtype="float64"):
-    rng = default_rng(seed)
-    return [rng.standard_normal(shape).astype(dtype) for shape in shapes]
 
 
 def conv2d(*arrays, **static):
@@ -70,9 +65,9 @@ def test_conv2d_is_its_definition_for_every_kernel_stride_and_padding(kh, stride
     """Kernels 1 to 5 high and another size wide, strides 1 to 3, paddings 0 to 3: values and all three gradients."""
     kw = (kh + stride) % 5 + 1
     static = {"stride": stride, "padding": padding}
-    x, w, b = normal(kh, (2, 5, 6, 2), (kh, kw, 2, 3), (2, 3) if padding % 2 else (3,))
+    x, w, b = host_normal(kh, (2, 5, 6, 2), (kh, kw, 2, 3), (2, 3) if padding % 2 else (3,))
     y = conv2d(x, w, b, **static)
-    (g,) = normal(1, y.shape)
+    (g,) = host_normal(1, y.shape)
     # 1e-12: sums of at most 200 products of numbers about 1, each rounded to 1e-16.
     np.testing.assert_allclose(y, conv2d_loops(x, w, b, **static), rtol=0, atol=1e-12)
     for found, expected in zip(gradients(x, w, b, g, **static), gradients_loops(x, w, b, g, **static)):
@@ -87,9 +82,9 @@ def test_conv2d_is_its_definition_for_every_kernel_stride_and_padding(kh, stride
 def test_wide_convolutions_are_their_definition_whichever_way_they_go(kh, kw, c, o, stride, padding):
     """On both sides of the border between the two methods, in kernel, stride, padding and channels."""
     static = {"stride": stride, "padding": padding}
-    x, w, b = normal(0, (1, 5, 6, c), (kh, kw, c, o), (1, o))
+    x, w, b = host_normal(0, (1, 5, 6, c), (kh, kw, c, o), (1, o))
     y = conv2d(x, w, b, **static)
-    (g,) = normal(1, y.shape)
+    (g,) = host_normal(1, y.shape)
     # 1e-12: 400 products of numbers about 1, each rounded to 1e-16; Winograd's transforms reach 100 before they cancel.
     np.testing.assert_allclose(y, conv2d_loops(x, w, b, **static), rtol=0, atol=1e-12)
     for found, expected in zip(gradients(x, w, b, g, **static), gradients_loops(x, w, b, g, **static)):
@@ -107,9 +102,9 @@ def test_conv2d_is_its_definition_for_every_size(data, seed, wide):
         height, width = (max(1, k - 2 * padding) for k in kernel)
     height, width = height + data.draw(st.integers(0, 8)), width + data.draw(st.integers(0, 5))
     static = {"stride": stride, "padding": padding}
-    x, w, b = normal(seed, (n, height, width, c), (*kernel, c, o), data.draw(st.sampled_from([(o,), (n, o)])))
+    x, w, b = host_normal(seed, (n, height, width, c), (*kernel, c, o), data.draw(st.sampled_from([(o,), (n, o)])))
     y = conv2d(x, w, b, **static)
-    (g,) = normal(seed + 1, y.shape)
+    (g,) = host_normal(seed + 1, y.shape)
     # 1e-12: 300 products of numbers about 1; in a Winograd tile their transforms reach 100 before they cancel.
     np.testing.assert_allclose(y, conv2d_loops(x, w, b, **static), rtol=0, atol=1e-12)
     for found, expected in zip(gradients(x, w, b, g, **static), gradients_loops(x, w, b, g, **static)):
@@ -120,10 +115,10 @@ def test_conv2d_is_its_definition_for_every_size(data, seed, wide):
 def test_a_batch_is_the_stack_of_its_images(kh, kw, c, o, stride, padding):
     """Whatever slices the batch is cut into: images do not meet, and their filter gradients add up."""
     n, size = 67, 16  # 2 to 20 MB of windows or tiles, while a slice holds 1: the batch goes in unequal slices
-    x, w, b = normal(0, (n, size, size, c), (kh, kw, c, o), (n, o))
+    x, w, b = host_normal(0, (n, size, size, c), (kh, kw, c, o), (n, o))
     static = {"stride": stride, "padding": padding}
     y = conv2d(x, w, b, **static)
-    (g,) = normal(1, y.shape)
+    (g,) = host_normal(1, y.shape)
     dx, dw, db = gradients(x, w, b, g, **static)
     sum_dw = 0
     for i in range(n):
@@ -142,12 +137,12 @@ def test_a_batch_is_the_stack_of_its_images(kh, kw, c, o, stride, padding):
 @pytest.mark.parametrize("kh, kw, c, o, stride, padding", GEOMETRIES)
 def test_conv2d_in_float32_is_the_one_in_float64_but_for_rounding(kh, kw, c, o, stride, padding, size):
     """Values and all three gradients, at the U-Net's resolutions, relative to the largest."""
-    x, w, b = normal(size, (5, size, size, c), (kh, kw, c, o), (5, o), dtype="float32")
+    x, w, b = host_normal(size, (5, size, size, c), (kh, kw, c, o), (5, o), dtype="float32")
     static = {"stride": stride, "padding": padding}
     # 6e-8 a rounding, some tens of times in sums of 4,000 products, and ten times that where Winograd's terms cancel.
     bound = 4e-5 if winograd.pays(x, w, stride, padding) else 4e-6
     y = conv2d(x, w, b, **static)
-    (g,) = normal(1, y.shape, dtype="float32")
+    (g,) = host_normal(1, y.shape, dtype="float32")
     wide = [a.astype("float64") for a in (x, w, b, g)]
     expected = [conv2d(*wide[:3], **static), *gradients(*wide, **static)]
     for a, a_64 in zip([y, *gradients(x, w, b, g, **static)], expected):
@@ -158,7 +153,7 @@ def test_conv2d_in_float32_is_the_one_in_float64_but_for_rounding(kh, kw, c, o, 
 @given(SEEDS, SIZES, SIZES, SIZES, SIZES)
 def test_upsample_nearest_repeats_each_pixel(seed, n, h, w, c):
     """y[2i + k, 2j + l] = x[i, j] for k and l in {0, 1}, exactly."""
-    (x,) = normal(seed, (n, h, w, c))
+    (x,) = host_normal(seed, (n, h, w, c))
     y = to_numpy(ops.upsample_nearest(asarray(x)))
     assert y.shape == (n, 2 * h, 2 * w, c)
     for image, i, j, channel in np.ndindex(y.shape):
@@ -168,7 +163,7 @@ def test_upsample_nearest_repeats_each_pixel(seed, n, h, w, c):
 @given(SEEDS, SIZES, SIZES, SIZES, SIZES)
 def test_avg_pool2d_takes_the_mean_of_each_block(seed, n, h, w, c):
     """y[i, j] = the mean of x[2i + k, 2j + l] over k and l in {0, 1}."""
-    (x,) = normal(seed, (n, 2 * h, 2 * w, c))
+    (x,) = host_normal(seed, (n, 2 * h, 2 * w, c))
     y = to_numpy(ops.avg_pool2d(asarray(x)))
     assert y.shape == (n, h, w, c)
     for image, i, j, channel in np.ndindex(y.shape):
@@ -179,7 +174,7 @@ def test_avg_pool2d_takes_the_mean_of_each_block(seed, n, h, w, c):
 @given(SEEDS, SIZES, SIZES, SIZES, SIZES)
 def test_pooling_undoes_upsampling(seed, n, h, w, c):
     """avg_pool2d(upsample_nearest(x)) = x exactly: sums of four equal numbers and a quarter of them round nothing."""
-    (x,) = normal(seed, (n, h, w, c))
+    (x,) = host_normal(seed, (n, h, w, c))
     np.testing.assert_array_equal(to_numpy(ops.avg_pool2d(ops.upsample_nearest(asarray(x)))), x)
 
 
@@ -191,6 +186,9 @@ def test_pooling_undoes_upsampling(seed, n, h, w, c):
         ((2, 5, 5, 3), (3, 3, 3), (6,), {}, r"w \(KH, KW, C, O\), got .* and \(3, 3, 3\)"),
         ((2, 5, 5, 3), (3, 3, 3, 6), (5,), {}, r"b must be .* O = 6, N = 2, got \(5,\)"),
         ((2, 5, 5, 3), (3, 3, 3, 6), (1, 6), {}, r"b must be .* O = 6, N = 2, got \(1, 6\)"),
+        ((2, 5, 5, 0), (3, 3, 0, 6), (6,), {}, r"w must have .*, got \(3, 3, 0, 6\)"),
+        ((2, 5, 5, 3), (3, 3, 3, 0), (0,), {}, r"w must have .*, got \(3, 3, 3, 0\)"),
+        ((2, 5, 5, 3), (3, 0, 3, 6), (6,), {}, r"w must have .*, got \(3, 0, 3, 6\)"),
         ((2, 5, 5, 3), (3, 3, 3, 6), (6,), {"stride": 0}, "stride must be 1 or more .* got 0"),
         ((2, 5, 5, 3), (3, 3, 3, 6), (6,), {"padding": -1}, "padding 0 or more, got 1 and -1"),
         ((2, 5, 2, 3), (3, 3, 3, 6), (6,), {}, r"kernel \(3, 3\) is larger than the padded image of x \(2, 5, 2, 3\)"),

@@ -2,27 +2,22 @@
 
 import numpy as np
 import pytest
+from draws import SEEDS, host_normal
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tinydiff import ops
-from tinydiff.backend import asarray, default_rng, to_numpy
+from tinydiff.backend import asarray, to_numpy
 
 pytestmark = pytest.mark.engine
 
-SEEDS = st.integers(0, 2**32 - 1)
 SIZES = st.integers(1, 4)
-
-
-def normal(seed, *shapes):
-    rng = default_rng(seed)
-    return [rng.standard_normal(shape) for shape in shapes]
 
 
 @given(SEEDS, st.lists(SIZES, max_size=3), SIZES, SIZES)
 def test_linear_is_x_w_plus_b_for_each_row(seed, lead, i, o):
     """y[..., p] = b[p] + sum_k x[..., k] w[k, p], whatever axes lead."""
-    x, w, b = normal(seed, (*lead, i), (i, o), (o,))
+    x, w, b = host_normal(seed, (*lead, i), (i, o), (o,))
     y = to_numpy(ops.linear(*map(asarray, (x, w, b))))
     assert y.shape == (*lead, o)
     for row in np.ndindex(*lead):
@@ -34,7 +29,7 @@ def test_linear_is_x_w_plus_b_for_each_row(seed, lead, i, o):
 @given(SEEDS, SIZES, SIZES, SIZES, SIZES)
 def test_linear_on_maps_is_the_1x1_convolution(seed, n, size, i, o):
     """linear(x, w, b) = conv2d(x, w as a 1x1 filter, b) on maps (N, H, W, C)."""
-    x, w, b = map(asarray, normal(seed, (n, size, size, i), (i, o), (o,)))
+    x, w, b = map(asarray, host_normal(seed, (n, size, size, i), (i, o), (o,)))
     a, c = to_numpy(ops.linear(x, w, b)), to_numpy(ops.conv2d(x, w.reshape(1, 1, i, o), b))
     np.testing.assert_allclose(a, c, rtol=0, atol=1e-14)
 

@@ -4,23 +4,18 @@ import math
 
 import numpy as np
 import pytest
+from draws import SEEDS, host_normal
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tinydiff import ops
 from tinydiff.autograd import Tensor
-from tinydiff.backend import asarray, default_rng, to_numpy
+from tinydiff.backend import asarray, to_numpy
 
 pytestmark = pytest.mark.engine
 
-SEEDS = st.integers(0, 2**32 - 1)
 SIZES = st.integers(1, 3)
 EITHER = pytest.mark.parametrize("op", [ops.group_norm, ops.group_norm_silu])
-
-
-def normal(seed, *shapes, dtype="float64"):
-    rng = default_rng(seed)
-    return [rng.standard_normal(shape).astype(dtype) for shape in shapes]
 
 
 def run(op, *arrays, **static):
@@ -56,7 +51,7 @@ def silu_loops(z):
 def test_group_norm_is_its_definition(seed, lead, num_groups, group_size, eps):
     """Each group of each image to mean 0 and variance 1 (biased, plus eps), then scaled and shifted; SiLU on top."""
     c = num_groups * group_size
-    x, gamma, beta = normal(seed, (*lead, c), (c,), (c,))
+    x, gamma, beta = host_normal(seed, (*lead, c), (c,), (c,))
     expected = group_norm_loops(x, gamma, beta, num_groups, eps)
     z = run(ops.group_norm, x, gamma, beta, num_groups=num_groups, eps=eps)
     y = run(ops.group_norm_silu, x, gamma, beta, num_groups=num_groups, eps=eps)
@@ -68,7 +63,7 @@ def test_group_norm_is_its_definition(seed, lead, num_groups, group_size, eps):
 @EITHER
 def test_eps_is_one_in_a_hundred_thousand(op):
     """The eps that is used when none is given is the papers' 1e-5."""
-    x, gamma, beta = normal(0, (2, 3, 4), (4,), (4,))
+    x, gamma, beta = host_normal(0, (2, 3, 4), (4,), (4,))
     x *= 1e-3  # a variance of 1e-6, where eps tells
     given_eps = run(op, x, gamma, beta, num_groups=2, eps=1e-5)
     np.testing.assert_array_equal(run(op, x, gamma, beta, num_groups=2), given_eps)
@@ -78,7 +73,7 @@ def test_eps_is_one_in_a_hundred_thousand(op):
 def test_group_norm_forgets_each_groups_level_and_scale(seed, num_groups, n, level, scale):
     """group_norm(scale x + level) = group_norm(x) as eps -> 0, and the gradient is orthogonal to both changes."""
     c = 2 * num_groups
-    x, gamma, beta, g = normal(seed, (n, 4, 3, c), (c,), (c,), (n, 4, 3, c))
+    x, gamma, beta, g = host_normal(seed, (n, 4, 3, c), (c,), (c,), (n, 4, 3, c))
     before = run(ops.group_norm, x, gamma, beta, num_groups=num_groups, eps=1e-15)
     after = run(ops.group_norm, scale * x + level, gamma, beta, num_groups=num_groups, eps=1e-15)
     np.testing.assert_allclose(after, before, rtol=0, atol=1e-10)  # eps / scale^2 = 1e-13, times x_hat up to 5
@@ -93,7 +88,7 @@ def test_group_norm_forgets_each_groups_level_and_scale(seed, num_groups, n, lev
 def test_a_batch_is_the_stack_of_its_images(op, dtype, bound):
     """Whatever slices the batch is cut into: images do not meet, and gradients of gamma and beta add up."""
     n, c = 67, 24  # 3 to 13 MB of scratch, while a slice holds 1: the batch goes in unequal slices
-    x, gamma, beta, g = normal(0, (n, 16, 17, c), (c,), (c,), (n, 16, 17, c), dtype=dtype)
+    x, gamma, beta, g = host_normal(0, (n, 16, 17, c), (c,), (c,), (n, 16, 17, c), dtype=dtype)
     y = run(op, x, gamma, beta, num_groups=8)
     dx, *sums = gradients(op, x, gamma, beta, g, num_groups=8)
     totals = [0, 0]
@@ -111,7 +106,7 @@ def test_a_batch_is_the_stack_of_its_images(op, dtype, bound):
 @pytest.mark.parametrize("offset", [0, 1e3, -1e3])
 def test_float32_survives_a_mean_of_a_thousand_deviations(op, offset):
     """Values and gradients are float64's to 1e-3; E[x^2] - mean^2 would be off by mean^2 2^-24 = 6% of the variance."""
-    x, gamma, beta, g = normal(1, (3, 14, 14, 16), (16,), (16,), (3, 14, 14, 16), dtype="float32")
+    x, gamma, beta, g = host_normal(1, (3, 14, 14, 16), (16,), (16,), (3, 14, 14, 16), dtype="float32")
     x += np.float32(offset)
     wide = [a.astype("float64") for a in (x, gamma, beta, g)]
     found = [run(op, x, gamma, beta, num_groups=4), *gradients(op, x, gamma, beta, g, num_groups=4)]
@@ -125,7 +120,7 @@ def test_float32_survives_a_mean_of_a_thousand_deviations(op, offset):
 @EITHER
 def test_a_constant_group_becomes_its_shift(op):
     """Where the variance is 0 the result is beta (or its SiLU), and everything stays finite."""
-    x, (gamma, beta, g) = np.full((2, 3, 3, 4), 7.25), normal(2, (4,), (4,), (2, 3, 3, 4))
+    x, (gamma, beta, g) = np.full((2, 3, 3, 4), 7.25), host_normal(2, (4,), (4,), (2, 3, 3, 4))
     z = np.broadcast_to(beta, x.shape)
     expected = z if op is ops.group_norm else silu_loops(z)
     np.testing.assert_allclose(run(op, x, gamma, beta, num_groups=2), expected, rtol=0, atol=1e-10)
@@ -138,6 +133,17 @@ def test_group_norm_refuses_groups_that_do_not_divide_the_channels(op, num_group
     """num_groups must be one or more and divide C, else ValueError with both."""
     with pytest.raises(ValueError, match=f"num_groups={num_groups} does not divide 6 channels"):
         run(op, np.zeros((2, 3, 3, 6)), np.zeros(6), np.zeros(6), num_groups=num_groups)
+
+
+@EITHER
+@pytest.mark.parametrize("shape", [(4,), (2, 0), (2, 0, 4), (2, 3, 0, 4)])
+def test_group_norm_refuses_a_mean_of_no_values(op, shape):
+    """x without a pixel, a channel or a batch axis is a ValueError with its shape; a batch without images is none."""
+    c = shape[-1]
+    with pytest.raises(ValueError) as error:
+        run(op, np.zeros(shape), np.zeros(c), np.zeros(c), num_groups=1)
+    assert str(error.value) == f"group_norm: x must be (N, ..., C) with pixels and channels, got {shape}"
+    assert run(op, np.zeros((0, 3, 3, 4)), np.zeros(4), np.zeros(4), num_groups=2).shape == (0, 3, 3, 4)
 
 
 @EITHER

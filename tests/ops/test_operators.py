@@ -4,32 +4,19 @@ import operator
 
 import numpy as np
 import pytest
+from draws import SEEDS, leaves, normal, same
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tinydiff.autograd import Tensor
-from tinydiff.backend import asarray, default_rng, to_numpy, xp
+from tinydiff.backend import to_numpy, xp
 
 pytestmark = pytest.mark.engine
 
-SEEDS = st.integers(0, 2**32 - 1)
 binary = pytest.mark.parametrize(
     "f", [operator.add, operator.sub, operator.mul, operator.truediv], ids=lambda f: f.__name__
 )
-
-
-def normal(seed, *shapes, dtype="float64"):
-    rng = default_rng(seed)
-    return [asarray(rng.standard_normal(shape), dtype) for shape in shapes]
-
-
-def leaves(seed, *shapes, dtype="float64"):
-    return [Tensor(a, requires_grad=True) for a in normal(seed, *shapes, dtype=dtype)]
-
-
-def same(a, b):
-    np.testing.assert_array_equal(to_numpy(a), to_numpy(b))
 
 
 @binary

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from draws import SEEDS
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -12,7 +13,6 @@ from tinydiff.backend import asarray, default_rng, to_numpy
 
 pytestmark = pytest.mark.engine
 
-SEEDS = st.integers(0, 2**32 - 1)
 BIG = np.array([[1e4, -1e4, 1e4, 0], [-1e4, -1e4, -1e4, -1e4]], "float32")
 
 
@@ -113,6 +113,40 @@ def test_an_empty_batch_is_reduced_to_an_empty_batch(op):
     assert y.shape[0] == 0 and leaf.grad.shape == (0, 3, 2)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@given(SEEDS)
+def test_softmax_and_logsumexp_are_right_from_the_smallest_number_to_the_largest(dtype, seed):
+    """Entries of 10^k for k over the range of floats, in both signs, tied, and -inf: values and gradients."""
+    rng, kind = default_rng(seed), np.finfo(dtype)
+    largest_power = rng.uniform(-3, np.log10(kind.max) - 1, (40, 1))
+    far = rng.choice([-1, 1], (40, 6)) * 10 ** rng.uniform(-3, largest_power, (40, 6))
+    x = np.where(rng.random((40, 6)) < 0.3, far[:, :1], far).astype(dtype)  # some equal to the first
+    x[:, 1:][rng.random((40, 5)) < 0.1] = -np.inf  # what has no share
+    g, g_row = rng.standard_normal((40, 6)).astype(dtype), rng.standard_normal(40).astype(dtype)
+    exact = x.astype("longdouble")
+    top = exact.max(-1, keepdims=True)
+    e = np.exp(exact - top)
+    p, log_sum = e / e.sum(-1, keepdims=True), (top + np.log(e.sum(-1, keepdims=True)))[:, 0]
+    # x - top is rounded once, relative to itself: 800 in float64 and 100 in float32 before exp of it is 0.
+    rounding = kind.eps / 2
+    close = {"rtol": 1000 * rounding, "atol": 4 * kind.tiny}
+    np.testing.assert_allclose(to_numpy(ops.softmax(asarray(x))), p, **close)
+    np.testing.assert_allclose(gradient(ops.logsumexp, x, g_row), g_row[:, None] * p, **close)
+    dx = p * (g - (g * p).sum(-1, keepdims=True))
+    np.testing.assert_allclose(gradient(ops.softmax, x, g), dx, rtol=0, atol=1e4 * rounding)
+    np.testing.assert_allclose(to_numpy(ops.logsumexp(asarray(x))), log_sum, rtol=4 * rounding, atol=16 * rounding)
+
+
+@pytest.mark.parametrize("op", [ops.max, ops.softmax, ops.logsumexp])
+@pytest.mark.parametrize("axis", [0, -2, (0, 1), None])
+def test_nothing_has_no_largest_value(op, axis):
+    """Over an empty axis max, softmax and logsumexp are a ValueError, as in NumPy; the sum is 0."""
+    nothing = asarray(np.zeros((0, 3)))
+    with pytest.raises(ValueError, match="zero-size array"):
+        op(nothing, axis=axis)
+    assert not to_numpy(ops.sum(nothing, axis=axis)).any()
+
+
 def test_softmax_holds_at_ten_thousand():
     """In float32, with entries of -1e4 and 1e4: the largest share everything, the rest get exactly 0."""
     y = to_numpy(ops.softmax(asarray(BIG)))
@@ -128,5 +162,5 @@ def test_logsumexp_holds_at_ten_thousand():
     np.testing.assert_allclose(
         gradient(ops.logsumexp, BIG, np.array([2, -4], "float32")),
         [[1, 0, 1, 0], [-1, -1, -1, -1]],
-        rtol=1e-3,  # y is known to 2^-24 of 1e4 = 6e-4, and exp(x - y) to as much
+        rtol=1e-6,  # not exp(x - y): y is known to 2^-24 of 1e4 = 6e-4, and exp of it to as much
     )

@@ -16,9 +16,9 @@ from tinydiff.ops.reduce import softmax_array
 def attention(q, k, v):
     """Each query's mean of the values, weighted by the softmax of its scaled products with the keys.
 
-    q (..., L, D), k (..., M, D), v (..., M, E) with equal leading axes -> (..., L, E), else ValueError.
+    q (..., L, D), k (..., M, D), v (..., M, E) with equal leading axes -> (..., L, E); M, D >= 1; else ValueError.
     """
-    if q.shape[:-2] != k.shape[:-2] or k.shape[:-1] != v.shape[:-1] or q.shape[-1] != k.shape[-1]:
+    if q.shape[:-2] != k.shape[:-2] or k.shape[:-1] != v.shape[:-1] or q.shape[-1] != k.shape[-1] or 0 in k.shape[-2:]:
         raise ValueError(f"attention: q {q.shape}, k {k.shape} and v {v.shape} do not fit")
     scale = 1 / math.sqrt(q.shape[-1])
     p = softmax_array(xp.matmul(q * scale, k.swapaxes(-1, -2)), -1)

@@ -22,7 +22,7 @@ def conv2d(x, w, b, *, stride=1, padding=0):
         OH = (H + 2 padding - KH) // stride + 1,  OW likewise
 
     b: (O,), or (N, O) for a bias of each image's own, which is how the time enters a residual block.
-    Raises ValueError where channels do not agree or the padded image is smaller than the kernel.
+    Raises ValueError where channels do not agree, w is empty or the padded image is smaller than the kernel.
     """
     _check(x, w, b, stride, padding)
     if winograd.pays(x, w, stride, padding):
@@ -74,7 +74,8 @@ def _filter_gradient(x, w, g, stride, padding):
 
 def _bias_gradient(g, b):
     """Sum a map's gradient over what its bias was broadcast over: the pixels, and the images if b is (O,)."""
-    db = sum_rows(g.reshape(len(g), -1, g.shape[-1]))
+    n, oh, ow, o = g.shape
+    db = sum_rows(g.reshape(n, oh * ow, o))
     return db if b.ndim == 2 else sum_rows(db)
 
 
@@ -108,6 +109,8 @@ def _sum_2x2(x):
 def _check(x, w, b, stride, padding):
     if x.ndim != 4 or w.ndim != 4 or x.shape[3] != w.shape[2]:
         raise ValueError(f"conv2d: x must be (N, H, W, C) and w (KH, KW, C, O), got {x.shape} and {w.shape}")
+    if 0 in w.shape:
+        raise ValueError(f"conv2d: w must have a tap and channels on either side, got {w.shape}")
     if b.shape not in ((w.shape[3],), (len(x), w.shape[3])):
         raise ValueError(f"conv2d: b must be (O,) or (N, O) with O = {w.shape[3]}, N = {len(x)}, got {b.shape}")
     if stride < 1 or padding < 0:

@@ -1,5 +1,7 @@
 """The affine map on the last axis, as one matrix product over all the others.  Read next: conv.py."""
 
+import math
+
 from tinydiff.autograd import op
 from tinydiff.backend import xp
 
@@ -10,12 +12,12 @@ def linear(x, w, b):
     i, o = w.shape
     if x.shape[-1] != i or b.shape != (o,):
         raise ValueError(f"linear: x {x.shape} and b {b.shape} do not fit w {w.shape}")
-    rows = x.reshape(-1, i)
+    rows = x.reshape(math.prod(x.shape[:-1]), i)  # not -1, which cannot be found where an axis is empty
     y = xp.matmul(rows, w)
     y += b
 
     def vjp(g):
-        g = g.reshape(-1, o)
+        g = g.reshape(len(rows), o)
         return (
             lambda: xp.matmul(g, w.T).reshape(x.shape),
             lambda: xp.matmul(rows.T, g),

@@ -11,6 +11,8 @@ backward pass needs of a map is computed again rather than kept.  Sums over pixe
 products.  Axes: N batch, P pixels, C channels, G groups.  Read next: attention.py.
 """
 
+import math
+
 from tinydiff.autograd import op
 from tinydiff.backend import chunks, xp
 from tinydiff.ops.linear import image_row, sum_rows
@@ -22,7 +24,7 @@ def group_norm(x, gamma, beta, *, num_groups, eps=1e-5):
     """z = gamma (x - mean) / sqrt(var + eps) + beta: x (N, ..., C), gamma and beta (C,).
 
     Mean and variance are taken over each image's pixels and over the channels of a group, all in x's dtype.
-    Raises ValueError unless num_groups divides C.
+    Raises ValueError unless num_groups divides C and there is a pixel.
     """
     norm = _GroupNorm(x, gamma, beta, num_groups, eps)
     return norm.forward(None), lambda g: norm.backward(g, None)
@@ -40,14 +42,16 @@ class _GroupNorm:
 
     def __init__(self, x, gamma, beta, num_groups, eps):
         c = x.shape[-1]
+        if x.ndim < 2 or 0 in x.shape[1:]:
+            raise ValueError(f"group_norm: x must be (N, ..., C) with pixels and channels, got {x.shape}")
         if num_groups < 1 or c % num_groups:
             raise ValueError(f"group_norm: num_groups={num_groups} does not divide {c} channels")
         if gamma.shape != (c,) or beta.shape != (c,):
             raise ValueError(f"group_norm: gamma {gamma.shape} and beta {beta.shape} must be ({c},)")
         self.x, self.gamma, self.beta, self.eps = x, gamma, beta, eps
-        self.maps = x.reshape(len(x), -1, c)  # (N, P, C)
         self.width = x.shape[-2] if x.ndim > 2 else 1
-        pixels, size = self.maps.shape[1], c // num_groups
+        pixels, size = math.prod(x.shape[1:-1]), c // num_groups
+        self.maps = x.reshape(-1, pixels, c)  # (N, P, C)
         group = xp.arange(c) // size
         # (C, C): a product with it replaces each channel's sum over pixels by the mean over its group.
         self.group_mean = (group[:, None] == group).astype(x.dtype) * (1 / (pixels * size))
@@ -100,11 +104,12 @@ class _GroupNorm:
 
     def _rows(self, maps):
         """Image rows of W C numbers: NumPy broadcasts over them three times faster than over C."""
-        return maps.reshape(len(maps), -1, self.width * self.x.shape[-1])
+        _, pixels, c = self.maps.shape
+        return maps.reshape(-1, pixels // self.width, self.width * c)
 
     def _sum_pixels(self, rows):
         """(n, H, W C) -> (n, C)."""
-        return sum_rows(rows.reshape(len(rows), -1, self.x.shape[-1]))
+        return sum_rows(rows.reshape(-1, *self.maps.shape[1:]))
 
     def _tile(self, v):
         return image_row(v, self.width)

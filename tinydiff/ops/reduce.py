@@ -50,7 +50,7 @@ def logsumexp(x, *, axis=-1, keepdims=False):
     y = top + xp.log(xp.exp(x - top).sum(axis, keepdims=True))
 
     def vjp(g):
-        return (_spread(g, x, axis, keepdims) * xp.exp(x - y),)
+        return (_spread(g, x, axis, keepdims) * softmax_array(x, axis),)  # exp(x - y) would round y first
 
     return (y if keepdims else y.squeeze(axis)), vjp
 

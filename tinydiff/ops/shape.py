@@ -69,9 +69,8 @@ def take(x, *, indices, axis=0):
         one_hot = (xp.arange(size)[:, None] == asarray(indices.reshape(-1))).astype(g.dtype)  # (size, picks)
         inner = tuple(range(axis, axis + indices.ndim))
         rest = tuple(i for i in range(g.ndim) if i not in inner)
-        flat = g.transpose(inner + rest).reshape(indices.size, -1)
-        dx = xp.matmul(one_hot, flat).reshape(size, *(g.shape[i] for i in rest))
-        return (xp.moveaxis(dx, 0, axis),)
+        picked = g.transpose(inner + rest).reshape(indices.size, *(g.shape[i] for i in rest))
+        return (xp.moveaxis(xp.tensordot(one_hot, picked, 1), 0, axis),)
 
     return xp.take(x, asarray(indices), axis), vjp
 
