@@ -4,7 +4,8 @@
     E[eps | x_t] = -sqrt(1 - alpha_bar_t) grad log q(x_t)                      Ho et al. 2020, eq. 4; Tweedie's formula
 
 For a Gaussian it is affine in x_t, for a mixture a softmax over the components, and a finite set of points is a mixture
-of components without width.  Beside them, what a test of samples needs: draws, counts and a chi-square p-value.
+of components without width.  Beside them, what a test of samples needs: the sampler's output where it is Gaussian, and
+draws, counts and a chi-square p-value where it is not.
 
 Nothing here comes from tinydiff/diffusion but the table schedule.alpha_bar.  Proven in test_ideal.py; read next:
 diffusion/test_samplers.py.
@@ -62,6 +63,23 @@ def mixture_eps_fn(schedule: Schedule, weights: Any, means: Any, var: float) -> 
         return ((1 - a) ** 0.5 / S * (x_t - a**0.5 * (r @ means))).astype(x_t.dtype)
 
     return eps_fn
+
+
+def push_gaussian(step: Callable[..., Any], eps_fn: EpsFn, pairs: Any, mean: Any, cov: Any) -> tuple[Any, Any]:
+    """Mean (D,) and covariance (D, D) of what a sampler makes of x_T ~ N(mean, cov), where eps_fn is affine: no draws.
+
+        x_s = A x_t + B noise + b   read off one call with 2D + 1 rows;   mean' = A mean + b,   cov' = A cov A^T + B B^T
+
+    step(x_t, eps_hat, t, s, noise) -> (x_s, x_0_hat) as sample() takes it.  Host float64 in and out.
+    """
+    D = len(mean)
+    origin, axes, none = np.zeros((1, D)), np.eye(D), np.zeros((D, D))
+    x_t, noise = asarray(np.concatenate([origin, axes, none])), asarray(np.concatenate([origin, none, axes]))
+    for t, s in pairs:
+        b, *rows = to_numpy(step(x_t, eps_fn(x_t, t), t, s, noise)[0])
+        A, B = (rows[:D] - b).T, (rows[D:] - b).T
+        mean, cov = A @ mean + b, A @ cov @ A.T + B @ B.T
+    return mean, cov
 
 
 def draw_mixture(rng: np.random.Generator, n: int, weights: Any, means: Any, var: float) -> Any:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ideal import chi_square_p_value, draw_mixture, gaussian_eps_fn, mixture_eps_fn, nearest
+from ideal import chi_square_p_value, draw_mixture, gaussian_eps_fn, mixture_eps_fn, nearest, push_gaussian
 
 from tinydiff.backend import asarray, default_rng, to_numpy
 from tinydiff.diffusion import Schedule
@@ -112,6 +112,31 @@ def test_far_from_every_point_the_nearest_one_decides():
     a = float(SCHEDULE.alpha_bar[1])
     eps_hat = to_numpy(mixture_eps_fn(SCHEDULE, [0.5, 0.5], means, 0.0)(x, 1))
     assert_close((to_numpy(x) - (1 - a) ** 0.5 * eps_hat) / a**0.5, means, rtol=0, atol=1e-9)
+
+
+@given(st.integers(1, 3), st.lists(times, max_size=4), seeds)
+def test_a_gaussian_is_pushed_through_affine_steps_as_a_matrix_product(D, pairs, seed):
+    """Any affine step: the mean and covariance of A_n (... (A_1 x + B_1 z_1 + b_1) ...) + B_n z_n + b_n."""
+    rng = default_rng(seed)
+    maps = {t: rng.normal(size=(3, D, D)) for t in pairs}  # A's two terms, in x_t and in eps_hat, and B
+    mean, root = rng.normal(size=D), rng.normal(size=(D, D))
+
+    def eps_fn(x_t, t):
+        return 2 * x_t + t
+
+    def step(x_t, eps_hat, t, s, noise):
+        of_x, of_eps, of_noise = (asarray(m.T) for m in maps[t])
+        return x_t @ of_x + eps_hat @ of_eps + noise @ of_noise + s, None
+
+    total, expected = [root], mean  # x - E[x] = sum of total @ z over independent z
+    for t in pairs:
+        of_x, of_eps, of_noise = maps[t]
+        A = of_x + 2 * of_eps
+        total = [A @ m for m in total] + [of_noise]
+        expected = A @ expected + of_eps @ np.full(D, t) + t // 2
+    mean_out, cov_out = push_gaussian(step, eps_fn, [(t, t // 2) for t in pairs], mean, root @ root.T)
+    assert_close(mean_out, expected, rtol=1e-9, atol=1e-9 * np.abs(expected).max())
+    assert_close(cov_out, sum(m @ m.T for m in total), rtol=1e-9, atol=1e-9 * np.abs(cov_out).max())
 
 
 def test_draws_are_counted_where_they_were_drawn():
