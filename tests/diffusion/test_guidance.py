@@ -50,7 +50,10 @@ some_labels = st.lists(st.integers(0, NO_LABEL), min_size=1, max_size=5)
 
 @given(some_labels, st.floats(-3, 10), st.integers(1, 1000), st.integers(0, 99))
 def test_guidance_is_affine_in_scale(labels, scale, t, seed):
-    """eps_hat = eps_u + scale (eps_c - eps_u), each half being the model's own answer for that label alone."""
+    """eps_hat = eps_u + scale (eps_c - eps_u), each half being the model's own answer for that label alone.
+
+    (Ho & Salimans 2022, eq. 6, where scale is 1 + w.)
+    """
     x_t, model = normal(seed, len(labels), 3, 2, 1), Model()
     eps_u = model(x_t, t, [NO_LABEL] * len(labels))
     eps_c = model(x_t, t, labels)

@@ -1,4 +1,4 @@
-"""Reverse steps and the loop: exact with oracle noise, exact on Gaussian data, the same at any stride."""
+"""Reverse steps and the loop: exact with oracle noise, exact on Gaussian data, true to mixtures and finite sets."""
 
 import math
 from functools import cache, partial
@@ -55,7 +55,10 @@ def draw_pair(data, schedule, lowest_s=0):
 
 @given(any_schedule, st.data(), shapes, seeds)
 def test_ddim_with_oracle_noise_walks_the_closed_form(schedule, data, shape, seed):
-    """Told the true eps, DDIM passes through q_sample(x_0, s, eps) at any stride, sees x_0 always, and ends on it."""
+    """Told the true eps, DDIM passes through q_sample(x_0, s, eps) at any stride, sees x_0 always, and ends on it.
+
+    (Song et al. 2021, DDIM, eq. 12 with sigma = 0.)
+    """
     t, s = draw_pair(data, schedule)
     x_0, eps = normal(seed, 2, *shape)
     stops = sorted({t, s, 0, *data.draw(st.lists(st.integers(0, t), max_size=4))}, reverse=True)
@@ -74,7 +77,7 @@ def test_ddim_with_oracle_noise_walks_the_closed_form(schedule, data, shape, see
 
 @given(any_schedule, st.data(), shapes, seeds)
 def test_ddpm_with_the_true_noise_is_the_posterior(schedule, data, shape, seed):
-    """x_s = mean + sqrt(var) noise of q(x_s | x_t, x_0) when eps_hat is the noise that is in x_t."""
+    """x_s = mean + sqrt(var) noise of q(x_s | x_t, x_0) if eps_hat is the true noise (Ho et al. 2020, eq. 6 and 7)."""
     t, s = draw_pair(data, schedule)
     x_0, eps, noise = normal(seed, 3, *shape)
     x_t = q_sample(schedule, x_0, t, eps)
@@ -87,7 +90,10 @@ def test_ddpm_with_the_true_noise_is_the_posterior(schedule, data, shape, seed):
 
 @given(any_schedule, st.data(), shapes, seeds)
 def test_ddpm_is_the_ancestral_step_of_the_paper(schedule, data, shape, seed):
-    """One step of stride one is x_{t-1} = (x_t - beta_t/sqrt(1 - alpha_bar_t) eps)/sqrt(alpha_t) + sigma_t z."""
+    """One step of stride one is x_{t-1} = (x_t - beta_t/sqrt(1 - alpha_bar_t) eps)/sqrt(alpha_t) + sigma_t z.
+
+    (Ho et al. 2020, eq. 11 and algorithm 2, which has no z at t = 1.)
+    """
     t, _ = draw_pair(data, schedule)
     x_t, eps_hat, noise = normal(seed, 3, *shape)
     beta, alpha = float(schedule.beta[t]), float(schedule.alpha[t])
@@ -102,7 +108,7 @@ def test_ddpm_is_the_ancestral_step_of_the_paper(schedule, data, shape, seed):
 
 @given(any_schedule, st.data(), shapes, seeds, st.booleans())
 def test_ddim_at_eta_1_is_ddpm(schedule, data, shape, seed, clip):
-    """At any s < t, clipped or not, ddim_step(eta=1) is ddpm_step with beta_tilde."""
+    """At any s < t, clipped or not, ddim_step(eta=1) is ddpm_step with beta_tilde (Song et al. 2021, section 4.1)."""
     t, s = draw_pair(data, schedule)
     x_t, eps_hat, noise = normal(seed, 3, *shape)
     ddim, ddim_x_0_hat = ddim_step(schedule, x_t, eps_hat, t, s, noise, eta=1.0, clip=clip)
@@ -124,7 +130,10 @@ def test_eta_1_never_takes_the_root_of_a_rounding_error():
 
 @given(any_schedule, st.data(), st.floats(0, 1), seeds)
 def test_every_eta_keeps_the_marginal(schedule, data, eta, seed):
-    """With oracle noise x_s has the mean and variance of q(x_s | x_0) for every eta: eps^2 + var = 1 - alpha_bar_s."""
+    """With oracle noise x_s has the mean and variance of q(x_s | x_0) for every eta: eps^2 + var = 1 - alpha_bar_s.
+
+    (Song et al. 2021, eq. 7 and lemma 1, with the var of eq. 16.)
+    """
     t, s = draw_pair(data, schedule, lowest_s=1)
     zero = normal(seed, 3) * 0
     one = zero + 1
@@ -172,7 +181,7 @@ def test_eta_0_draws_nothing(schedule, data, shape, seed):
 @pytest.mark.parametrize("variance", [Schedule.beta_tilde, Schedule.beta_t_given_s, lambda schedule, t, s: 0.25])
 @given(schedule=any_schedule, data=st.data(), seed=seeds)
 def test_noise_enters_with_the_standard_deviation_of_the_variance(variance, schedule, data, seed):
-    """x_s(noise) - x_s(0) = sqrt(variance(schedule, t, s)) noise, for either choice of Ho et al. and for one's own."""
+    """x_s(noise) - x_s(0) = sqrt(variance) noise, for both choices of Ho et al. 2020, section 3.2, and one's own."""
     t, s = draw_pair(data, schedule, lowest_s=1)
     x_t, noise = normal(seed, 2, 3)
     with_noise, _ = ddpm_step(schedule, 0 * x_t, 0 * x_t, t, s, noise, variance=variance)
@@ -222,7 +231,7 @@ def test_pairs_lead_from_T_to_0_evenly(T, data):
 
 @given(st.integers(1, 3000), st.data())
 def test_each_time_is_the_last_that_is_not_past_its_even_place(T, data):
-    """t_i <= i T/n < t_i + 1: no time lies a whole step from T, 2T, ..., nT divided by n, and none lies beyond it."""
+    """t_i <= i T/n < t_i + 1: no time lies beyond its even place, or a step before it (Song et al. 2021, D.2)."""
     n = data.draw(st.integers(1, T))
     for i, (t, _) in enumerate(reversed(timestep_pairs(T, n)), start=1):
         assert t * n <= i * T < (t + 1) * n
