@@ -1,0 +1,158 @@
+"""The evaluation demo: its figures are the bound's of the averaged weights, and its references those of the data."""
+
+import math
+import re
+import runpy
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from tinydiff import checkpoint
+from tinydiff.autograd import no_grad
+from tinydiff.backend import TinydiffError, asarray, backend_name, default_rng, to_numpy
+from tinydiff.data import Dataset, load
+from tinydiff.diffusion import Schedule, bound_term, discretized_log_prob, prior_kl, sampled_bound, unconditional
+from tinydiff.generate import build_unet, load_trained
+from tinydiff.parallel import Workers
+from tinydiff.train import TrainConfig, Training
+
+pytestmark = pytest.mark.likelihood
+
+PATH = Path(__file__).parents[2] / "demos" / "evaluate.py"
+LINE = re.compile(r"^  (L_T|sum of L_\{t-1\}|L_0|total) +(\S+) \+- (\S+)$", re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A checkpoint after two steps of a tiny network: its averaged weights are not its last ones."""
+    path = tmp_path_factory.mktemp("trained") / "checkpoint.npz"
+    data = load("glyphs", num=10)
+    with Workers(lambda: build_unet({"base_channels": 8, "num_classes": 10}, 0)) as pool:
+        state = Training(pool, Schedule.linear(100), TrainConfig(num_steps=2, minutes=None, batch_size=2, warmup=1))
+        for _ in range(2):
+            state.advance(data)
+        state.save(path, data)
+    return path
+
+
+@pytest.fixture(scope="module")
+def test_set():
+    return load("glyphs", "test", num=60)
+
+
+@pytest.fixture
+def demo(load_demo, monkeypatch, test_set):
+    demo = load_demo("evaluate")
+    monkeypatch.setattr(demo, "load", lambda *_: test_set)  # 10,000 glyphs take seconds to draw
+    return demo
+
+
+def run(demo, trained, **options):
+    options = {"workers": 1, "num": 7, "draws": 3, **options}
+    return demo.main(trained, backend=backend_name(), **options)
+
+
+@pytest.mark.parametrize("variance", ["beta_tilde", "beta"])
+def test_the_figures_are_the_bound_of_p_of_x(demo, trained, test_set, monkeypatch, capsys, variance):
+    """Mean over the images, slice by slice from its own stream, of the sampled terms without a label, in bits."""
+    monkeypatch.setattr(demo, "SLICE", 4)
+    mean, error = run(demo, trained, variance=variance, seed=9)
+    x_0, _ = test_set.batch(np.array([0, 8, 17, 25, 34, 42, 51]))  # 7 of 60, evenly spread
+    pool, schedule, _ = load_trained(trained, 1)
+    variances = {"beta_tilde": Schedule.beta_tilde, "beta": Schedule.beta_t_given_s}
+    term = partial(bound_term, variance=variances[variance], clip=True)
+    parts = []
+    for i, slice_ in enumerate((x_0[:4], x_0[4:])):
+        rng = default_rng("likelihood", 9, i)
+        with no_grad():
+            nats, _ = sampled_bound(schedule, unconditional(pool.model), asarray(slice_), 100, 3, rng, term)
+        parts.append(to_numpy(nats) / math.log(2))
+    bits = np.concatenate(parts, 1)
+    expected = {"L_T": bits[0], "sum of L_{t-1}": bits[1:-1].sum(0), "L_0": bits[-1], "total": bits.sum(0)}
+    assert (mean, error) == pytest.approx((bits.sum(0).mean(), bits.sum(0).std(ddof=1) / 7**0.5), rel=1e-9)
+    printed = capsys.readouterr().out
+    found = {name: (float(a), float(b)) for name, a, b in LINE.findall(printed)}
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        assert found[name][0] == pytest.approx(values.mean(), rel=1e-3)  # four digits are printed, and two
+        assert found[name][1] == pytest.approx(values.std(ddof=1) / 7**0.5, rel=0.06)
+    assert "7 of 60 images" in printed and f"reverse variance {variance}" in printed
+
+
+def test_the_seed_decides_everything(demo, trained):
+    """The same seed gives the same bits, another seed other times and noise; the images stay the same."""
+    small = partial(run, demo, trained, num=2, draws=1)
+    assert small() == small() != small(seed=1)
+
+
+def test_the_references_are_the_datas_own(demo):
+    """gzip of noise is 8 bits/dim and of one grey next to 0; L_T and L_0 are those of every pixel of every image."""
+    noise = default_rng(0).integers(0, 256, (50, 28, 28), dtype=np.uint8)
+    for images, low, high in ((noise, 8.0, 8.01), (np.full_like(noise, 37), 0.0, 0.02)):
+        data = Dataset("x", images, np.zeros(50, np.uint8), "x", ("x",))
+        x_0, _ = data.batch(np.arange(50))
+        gzip, L_T, L_0 = [bits for _, bits, _ in demo.references(data, x_0, 3e-4)]
+        x_0 = asarray(x_0, "float64")
+        assert low < gzip < high
+        assert math.isclose(L_T, to_numpy(prior_kl(Schedule.linear(), x_0)).mean() / math.log(2), rel_tol=1e-6)
+        perfect = -discretized_log_prob(x_0, x_0, asarray(3e-4))
+        assert math.isclose(L_0, to_numpy(perfect).mean() / math.log(2), rel_tol=1e-4)  # x_0 is rounded to float32
+
+
+def test_the_picture_holds_all_bits(demo, trained, tmp_path):
+    """--out draws the terms by t: what the curve has spent at its lowest t is L_T and every L_{t-1}."""
+    out = tmp_path / "new" / "bits.png"
+    run(demo, trained, out=out, num=2, draws=1)
+    picture = imread(out)[..., :3]
+    assert min(picture.shape[:2]) > 300 and 0.05 < picture.std() < 0.6  # neither blank nor tiny
+    rng = default_rng(0)
+    terms, times = rng.random((5, 6)), rng.integers(2, 101, (3, 6))
+    left, right = demo.spent(Schedule.linear(100), terms, times, "title").axes
+    (line,) = right.lines
+    assert line.get_ydata()[0] == pytest.approx(terms[:-1].sum(0).mean())
+    (bar,) = right.patches
+    assert bar.get_y() + bar.get_height() == pytest.approx(terms.sum(0).mean())
+    (stairs,) = left.patches
+    values, edges, _ = stairs.get_data()
+    assert edges[0] == 2 and edges[-1] == 101
+    assert (values * np.diff(edges)).sum() == pytest.approx(terms[1:-1].sum(0).mean())
+
+
+@pytest.mark.parametrize("num", [1, 61])
+def test_more_images_than_there_are_are_refused(demo, trained, num):
+    """A standard error takes two images; the message names the option and the set's size."""
+    with pytest.raises(TinydiffError, match=rf"--num {num}: must lie in 2\.\.60"):
+        run(demo, trained, num=num)
+
+
+def from_command_line(monkeypatch, *options):
+    monkeypatch.setattr("sys.argv", [str(PATH), *map(str, options), "--backend", backend_name()])
+    runpy.run_path(str(PATH), run_name="__main__")
+
+
+@pytest.mark.skipif(backend_name() != "numpy", reason="worker processes share host memory")
+def test_two_workers_find_the_same_figures(demo, trained, test_set, monkeypatch, capsys):
+    """From the command line, every option taken, on two processes: what one finds."""
+    monkeypatch.setattr("tinydiff.data.load", lambda *_: test_set)
+    options = {"num": 53, "draws": 1, "variance": "beta", "seed": 3}  # two slices
+    from_command_line(
+        monkeypatch, trained, "--workers", 2, *(word for k, v in options.items() for word in (f"--{k}", v))
+    )
+    two = LINE.findall(capsys.readouterr().out)
+    run(demo, trained, **options)
+    one = LINE.findall(capsys.readouterr().out)
+    assert len(one) == 4
+    for (name, a, _), (other, b, _) in zip(one, two):  # BLAS may round a product of another thread count apart
+        assert name == other and float(a) == pytest.approx(float(b), rel=1e-3)
+
+
+def test_a_bad_checkpoint_is_one_message_and_exit_code_2(tmp_path, monkeypatch, capsys):
+    """Missing, or of another kind: told on one line, without a traceback."""
+    checkpoint.save(tmp_path / "kind.npz", {}, {"kind": "classifier"})
+    for name, message in (("missing.npz", "does not exist"), ("kind.npz", "'classifier', not 'diffusion'")):
+        with pytest.raises(SystemExit) as end:
+            from_command_line(monkeypatch, tmp_path / name, "--workers", 1)
+        assert end.value.code == 2 and message in capsys.readouterr().err.replace("\n", " ")
