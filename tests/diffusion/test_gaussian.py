@@ -121,7 +121,9 @@ def test_a_jump_is_two_jumps(schedule, data, shape, seed):
     mean, var = q_x_t_given_x_s(schedule, x_r, r, s)
     mean, last_var = q_x_t_given_x_s(schedule, mean, s, t)
     error = 10 * log_error(schedule, t)
-    assert_close(mean, direct_mean, rtol=error, atol=1e-300)
+    assert_close(
+        mean, direct_mean, rtol=error, atol=1e-150
+    )  # below 1e-308 alpha_{t|s} loses digits, its root at 1e-154
     assert_close((1 - schedule.beta_t_given_s(t, s)) * to_numpy(var) + to_numpy(last_var), direct_var, rtol=error)
 
 
@@ -274,8 +276,8 @@ def test_where_the_data_are_lost_x_0_is_refused():
     schedule = Schedule([0.5] * 600)  # sqrt(alpha_bar_t) = 2^(-t/2)
     one = ones((2, 3), "float32")
     assert_close(x_0_from_eps(schedule, one, 252, 0 * one), 2.0**126 * one)
-    for t in (253, 600, [5, 253], [253, 252]):
-        with pytest.raises(ValueError, match=r"x_0 cannot be told from x_t: .* float32 at t = (253|600)$"):
+    for t, first in ((253, 253), (600, 600), ([5, 253], 253), ([253, 252], 253), ([600, 253], 600)):
+        with pytest.raises(ValueError, match=rf"x_0 cannot be told from x_t: .* float32 at t = {first}$"):
             x_0_from_eps(schedule, one, t, one)
     one = ones((2, 3))
     assert_close(x_0_from_eps(schedule, one, 600, 0 * one), 2.0**300 * one)

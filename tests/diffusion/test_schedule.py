@@ -146,8 +146,8 @@ def log_product(t, first, last, T):
     return t * math.log(step) + math.lgamma(low + t) - math.lgamma(low)
 
 
-# log alpha_bar_t without a sum over steps: evenly spaced are 1 - beta_t under linear and, under quadratic, sqrt(beta_t),
-# so that 1 - beta_t is a number of one such row, 1 - sqrt(beta_t), times one of another.
+# log alpha_bar_t without a sum over steps.  Evenly spaced are 1 - beta_t under linear and sqrt(beta_t) under quadratic,
+# whose 1 - beta_t = (1 - sqrt(beta_t))(1 + sqrt(beta_t)) is a number of one such row times one of another.
 CLOSED_LOG_ALPHA_BAR = {
     "linear": lambda t, T: log_product(t, 1 - 0.1 / T, 1 - 20 / T, T),
     "quadratic": lambda t, T: (
