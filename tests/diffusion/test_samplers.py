@@ -259,6 +259,14 @@ def test_a_number_of_steps_that_does_not_fit_is_refused(num_steps):
         timestep_pairs(1000, num_steps)
 
 
+@pytest.mark.parametrize("T", [0, -1, 1_000_001, 10.0])
+def test_a_T_that_no_schedule_has_is_refused(T):
+    """T is an integer in 1..1,000,000, the limit included, as for a Schedule."""
+    assert timestep_pairs(1_000_000, 1) == [(1_000_000, 0)]
+    with pytest.raises(ValueError, match="T must"):
+        timestep_pairs(T, 1)
+
+
 # ---------------------------------------------------------------------------------------------------- Gaussian data
 # For data N(mean, cov) the ideal eps_hat is affine in x_t, so a sampler maps x_T ~ N(0, I) to a Gaussian whose mean and
 # covariance are numbers.  With S_t = alpha_bar_t cov + (1 - alpha_bar_t) I, the covariance of x_t,
@@ -501,6 +509,16 @@ def test_a_step_takes_a_time_for_each_row(linear, step):
         assert_same(x_s[row], alone)
         assert_same(x_0_hat[row], alone_hat)
     assert x_s.dtype == "float32"
+
+
+@pytest.mark.parametrize("step", [ddpm_step, ddim_step])
+def test_arguments_may_be_named_and_options_must_be(linear, step):
+    """A step takes its six arguments in order or by name, and variance, eta and clip by name only."""
+    x = normal(0, 2, 3)
+    named = step(schedule=linear, x_t=x, eps_hat=x, t=5, s=4, noise=x)
+    assert_same(named[0], step(linear, x, x, 5, 4, x)[0])
+    with pytest.raises(TypeError, match="positional"):
+        step(linear, x, x, 5, 4, x, Schedule.beta_tilde if step is ddpm_step else 0.0)
 
 
 @pytest.mark.parametrize("step", STEPS[:-1])
