@@ -9,6 +9,7 @@ What the values themselves should be is tested beside each op (test_conv.py, tes
 
 import gc
 import importlib
+import inspect
 import re
 import weakref
 from collections.abc import Callable
@@ -31,6 +32,7 @@ pytestmark = pytest.mark.engine
 SIZES = st.integers(1, 3)
 MAYBE_EMPTY = st.sampled_from([1, 2, 3] * 3 + [0])  # an axis of length 0 now and then, or little would be left to test
 FEWER = settings(max_examples=max(1, settings().max_examples // 3))
+FIRST = settings(max_examples=2000, phases=[Phase.generate], derandomize=True, database=None)
 
 
 class Row(NamedTuple):
@@ -368,11 +370,20 @@ def test_every_op_has_a_row():
 
 
 @each_op
+def test_what_is_differentiable_is_positional_and_what_is_not_has_a_name(name):
+    """An op's arrays are its positional parameters, its static arguments are keyword-only."""
+    case = find(ROWS[name].arguments, lambda case: True, settings=FIRST)
+    parameters = inspect.signature(OPS[name]).parameters.values()
+    named = {p.name for p in parameters if p.kind == p.KEYWORD_ONLY}
+    assert set(case[1]) <= named
+    assert len(parameters) - len(named) == len(case[0]) or name == "concat"  # of any number of arrays
+
+
+@each_op
 @pytest.mark.parametrize("size", [0, 1, 3])
 def test_each_row_draws_an_empty_axis_one_of_one_and_a_longer_one(name, size):
     """What the laws below say of an op they say of an axis of length 0, of length 1 and of a longer one."""
-    first = settings(max_examples=2000, phases=[Phase.generate], derandomize=True, database=None)
-    find(ROWS[name].arguments, lambda case: any(size in a.shape for a in case[0]), settings=first)  # else NoSuchExample
+    find(ROWS[name].arguments, lambda case: any(size in a.shape for a in case[0]), settings=FIRST)  # else NoSuchExample
 
 
 @each_op
