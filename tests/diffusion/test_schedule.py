@@ -223,12 +223,12 @@ def test_a_million_steps_are_a_schedule():
 
 @given(any_schedule, st.data(), st.sampled_from([1.0, 1.5, -0.25, float("nan"), float("inf")]))
 def test_a_beta_outside_0_1_is_refused_by_time_and_value(schedule, data, bad):
-    """The message names t, counted from 1, and the value."""
-    t = data.draw(st.integers(1, schedule.T))
-    beta = schedule.beta[1:].copy()
-    beta[t - 1] = bad
-    with pytest.raises(ValueError, match=rf"got {bad:.6g} at t = {t} of T = {schedule.T}"):
-        Schedule(beta)
+    """The message names t, counted from 1, and the value, at the first step and the last as well."""
+    for t in (1, data.draw(st.integers(1, schedule.T)), schedule.T):
+        beta = schedule.beta[1:].copy()
+        beta[t - 1] = bad
+        with pytest.raises(ValueError, match=rf"got {bad:.6g} at t = {t} of T = {schedule.T}"):
+            Schedule(beta)
 
 
 def test_a_zero_beta_is_refused_but_in_front():
@@ -264,6 +264,18 @@ def test_a_schedule_warns_exactly_when_x_T_still_shows_the_data(schedule):
         Schedule(schedule.beta)
     assert [w.category for w in caught] == [ScheduleWarning] * (math.exp(schedule.log_alpha_bar[-1] / 2) > 0.1)
     assert {w.filename for w in caught} <= {__file__}
+
+
+def test_a_tenth_of_the_data_is_noise_enough():
+    """sqrt(alpha_bar_T) = 0.1 to the last bit gives no warning, and the next smaller beta gives one."""
+    step = (
+        2.0**-53
+    )  # between numbers in 1/2..1; alpha_1 near 1/3 and alpha_2 near 0.03 meet 0.1 for a few i, k below 20
+    tables = ((2 / 3 + i * step, 0.97 + k * step) for i in range(20) for k in range(20))
+    beta_1, beta_2 = next((a, b) for a, b in tables if ((1 - a) * (1 - b)) ** 0.5 == 0.1)
+    Schedule([beta_1, beta_2])
+    with pytest.warns(ScheduleWarning, match=r"= 0\.100 of x_0"):
+        Schedule([beta_1 - step, beta_2])
 
 
 def test_a_linear_schedule_cut_short_without_scaling_warns():
