@@ -28,6 +28,9 @@ from tinydiff.diffusion.gaussian import (
 from tinydiff.diffusion.samplers import timestep_pairs
 from tinydiff.diffusion.schedule import Schedule
 
+EpsFn = Callable[[Any, Any], Any]  # (x_t, t) -> eps_hat, t being one integer or (N,) host integers
+Term = Callable[..., Any]  # bound_term, or a partial of it with its options filled in
+
 _FAR = -25.0  # from here down log Phi is its asymptotic series, right to 1e-9 nats of more than 300
 
 
@@ -115,17 +118,11 @@ def bound_term(
 
 
 def variational_bound(
-    schedule: Schedule,
-    eps_fn: Callable[[Any, Any], Any],
-    x_0: Any,
-    num_steps: int,
-    rng: Any,
-    term: Callable[..., Any] = bound_term,
+    schedule: Schedule, eps_fn: EpsFn, x_0: Any, num_steps: int, rng: Any, term: Term = bound_term
 ) -> Any:
     """Every term of the bound, each at an x_t of its own: their sum is the bound (Ho et al. 2020, eq. 5).
 
-    eps_fn(x_t, t) -> eps_hat.  x_0: (N, ...).  num_steps: of timestep_pairs; T is the full chain.  rng: a host
-    generator.  term: bound_term, or a partial of it with its options.
+    x_0: (N, ...); eps_fn sees its dtype.  num_steps: of timestep_pairs; T is the full chain.  rng: a host generator.
     Returns (num_steps + 1, N) float64: L_T, then L_{t-1} from t = T down, the last L_0; sum(0) is the bound.
     """
     rows = [prior_kl(schedule, x_0)]
@@ -134,13 +131,7 @@ def variational_bound(
 
 
 def sampled_bound(
-    schedule: Schedule,
-    eps_fn: Callable[[Any, Any], Any],
-    x_0: Any,
-    num_steps: int,
-    num_draws: int,
-    rng: Any,
-    term: Callable[..., Any] = bound_term,
+    schedule: Schedule, eps_fn: EpsFn, x_0: Any, num_steps: int, num_draws: int, rng: Any, term: Term = bound_term
 ) -> tuple[Any, Any]:
     """An unbiased estimate of the same sum from num_draws + 1 calls of eps_fn instead of num_steps.
 
@@ -152,7 +143,7 @@ def sampled_bound(
     of each image; and the times t drawn, (num_draws, N) on the host.
     """
     *pairs, to_data = timestep_pairs(schedule.T, int(host_integers("num_steps", num_steps, 2, schedule.T)))
-    t, s = (host_integers("t", times, 1, schedule.T) for times in zip(*pairs))
+    t, s = schedule.check_times(*zip(*pairs))
     fall = schedule.log_snr[s] - schedule.log_snr[t]
     p = fall / fall.sum()
     edges = p.cumsum()[:-1]
@@ -160,14 +151,12 @@ def sampled_bound(
     for part in range(int(host_integers("num_draws", num_draws, 1, 1_000_000))):
         i = edges.searchsorted((part + rng.random(len(x_0))) / num_draws, side="right")
         rows.append(_draw_term(schedule, eps_fn, x_0, t[i], s[i], rng, term) / asarray(num_draws * p[i]))
-        drawn.append(t[i])
+        drawn.append(i)
     rows.append(_draw_term(schedule, eps_fn, x_0, *to_data, rng, term))
-    return xp.stack(rows), host_integers("t", drawn, 1, schedule.T)
+    return xp.stack(rows), t[drawn]
 
 
-def _draw_term(
-    schedule: Schedule, eps_fn: Callable[[Any, Any], Any], x_0: Any, t: Any, s: Any, rng: Any, term: Callable[..., Any]
-) -> Any:
+def _draw_term(schedule: Schedule, eps_fn: EpsFn, x_0: Any, t: Any, s: Any, rng: Any, term: Term) -> Any:
     x_t = q_sample(schedule, x_0, t, standard_normal(rng, x_0.shape, x_0.dtype))
     return term(schedule, x_0, x_t, eps_fn(x_t, t), t, s)
 
