@@ -412,6 +412,9 @@ def test_float32_coefficients_are_float64_coefficients_rounded_once(linear):
 
 def test_arrays_that_do_not_match_are_refused_by_name(linear):
     """A second array of another shape or dtype would broadcast or promote: ValueError naming it."""
+    narrow = normal(0, 2, 3, dtype="float32")
+    with pytest.raises(ValueError, match=r"eps must be float32 \(2, 3\) like x_0, got float64 \(2, 3\)"):
+        q_sample(linear, narrow, 3, normal(0, 2, 3))
     x = normal(0, 2, 3)
     for bad in (normal(0, 2, 3, dtype="float32"), normal(0, 3), normal(0, 2, 1), normal(0, 2, 3, 1)):
         with pytest.raises(ValueError, match="eps must be float64"):
@@ -429,9 +432,10 @@ def test_arrays_that_do_not_match_are_refused_by_name(linear):
                 name(linear, x, 3, bad)
 
 
-def test_integer_images_are_refused(linear):
-    """Coefficients cast to uint8 would all be 0: ValueError naming the array."""
-    x = asarray(np.full((2, 3), 200, dtype=np.uint8))
+@pytest.mark.parametrize("dtype", ["uint8", "int64", "bool", "complex64"])
+def test_images_of_whole_numbers_are_refused(linear, dtype):
+    """Coefficients cast to uint8 would all be 0: ValueError naming the array, for all that is no real floating type."""
+    x = asarray(np.ones((2, 3), dtype))
     for name, call in [
         ("x_0", lambda: q_sample(linear, x, 3, x)),
         ("x_s", lambda: q_x_t_given_x_s(linear, x, 1, 3)),
@@ -442,7 +446,7 @@ def test_integer_images_are_refused(linear):
         ("x_t", lambda: x_0_from_v(linear, x, 3, x)),
         ("x_t", lambda: eps_from_v(linear, x, 3, x)),
     ]:
-        with pytest.raises(ValueError, match=f"{name} must be a floating array, got uint8"):
+        with pytest.raises(ValueError, match=f"{name} must be a floating array, got {dtype}"):
             call()
 
 

@@ -305,6 +305,7 @@ def test_a_schedule_keeps_its_own_copy_of_beta():
         (0, 0, r"t must lie in 1\.\.1000, got 0"),
         (2.5, 1, "t must be integers"),
         ([5, 4], [1, 2, 3], "one shape"),
+        ([5, 4, 6], [1, 2], "one shape"),
     ],
 )
 def test_a_pair_of_times_that_is_no_reverse_step_is_refused(linear, t, s, message):

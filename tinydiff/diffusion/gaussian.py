@@ -134,7 +134,7 @@ def eps_from_v(schedule: Schedule, x_t: Any, t: Any, v: Any) -> Any:
 
 def per_row(coef: Any, x: Any) -> Any:
     """Host float64 coefficients, () or (N,), as an array of x.dtype, () or (N, 1, ..., 1), to scale the rows of x."""
-    return asarray(coef, x.dtype).reshape(coef.shape + (1,) * (x.ndim - 1 if coef.ndim else 0))
+    return asarray(coef, x.dtype).reshape(coef.shape + (1,) * (coef.ndim * (x.ndim - 1)))
 
 
 def check_float(name: str, x: Any) -> None:
