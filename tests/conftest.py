@@ -6,7 +6,7 @@ import os
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from tinydiff.backend import BackendError, default_rng, use_backend
 
@@ -14,6 +14,9 @@ settings.register_profile("dev", max_examples=15, deadline=None)
 settings.register_profile("ci", max_examples=25, deadline=None, derandomize=True)
 slow = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile("thorough", max_examples=300, deadline=None, suppress_health_check=slow)
+# For tests/mutation.py: that a wrong line fails is enough, and the smallest example of it costs seconds.
+no_shrinking = [Phase.explicit, Phase.generate]
+settings.register_profile("mutation", parent=settings.get_profile("ci"), phases=no_shrinking)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
 

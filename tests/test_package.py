@@ -5,6 +5,7 @@ import graphlib
 import importlib
 import io
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from tinydiff.autograd import OPS
 pytestmark = pytest.mark.program
 
 PACKAGE = Path(tinydiff.__file__).parent
-DEMOS = PACKAGE.parent / "demos"
+DEMOS, TESTS = PACKAGE.parent / "demos", PACKAGE.parent / "tests"
 
 # What stands on what (DESIGN.md, section 2): the first name under tinydiff -> its layer.
 LAYERS = {
@@ -260,3 +261,15 @@ def test_the_names_that_others_rely_on_are_there(name):
     """The README, the demos and outside checks import these (DESIGN.md, section 10)."""
     module = importlib.import_module(name)
     assert [word for word in OFFERED[name].split() if not callable(getattr(module, word, None))] == []
+
+
+def test_every_file_of_tests_is_a_chapter(pytestconfig):
+    """It has a docstring, and the marker of its chapter: `pytest -m process -v` is the list of the process's laws."""
+    chapters = {line.partition(":")[0] for line in pytestconfig.getini("markers")} - {"slow"}
+    files = list(TESTS.rglob("test_*.py"))
+    assert len(files) > 30
+    for path in files:
+        source = path.read_text("utf-8")
+        assert ast.get_docstring(ast.parse(source)), path.name
+        named = [word for word in re.findall(r"pytest\.mark\.(\w+)", source) if word in chapters]
+        assert len(named) == 1, f"{path.name} is marked {named}"

@@ -1,5 +1,6 @@
 """The README keeps its word: its map, its glossary, its example and its pictures are those of the source."""
 
+import pkgutil
 import re
 import runpy
 from pathlib import Path
@@ -73,3 +74,40 @@ def test_files_and_demos_that_it_names_are_there():
         assert (ROOT / name).is_file(), name
     demos = {path.name for path in (ROOT / "demos").glob("*.py")} - {"torch_peer.py"}  # benchmark.py's
     assert {name for name in demos if f"demos/{name}" not in README} == set()
+
+
+# ------------------------------------------------------------------------------------------------- the equation index
+
+
+def equation_index():
+    """(equation, functions, tests) of each row of the index, a test as (file, name)."""
+    section = README.split("## Equation index")[1].split("\n## ")[0]
+    rows = [row.strip("| ").split(" | ") for row in section.splitlines() if row.startswith("| ")]
+    rows = [[cell.strip() for cell in row] for row in rows if row[0] != "eq."]
+    assert {len(row) for row in rows} == {4}
+    return [(row[0], re.findall(r"`([\w.]+)`", row[2]), re.findall(r"`(\w+)::(\w+)`", row[3])) for row in rows]
+
+
+def test_every_function_and_test_of_the_equation_index_exists():
+    """A row names functions of the package and tests that hold them to their equation; none of them is gone."""
+    tests = {}
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        names = re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+        tests.setdefault(path.stem, set()).update(names)
+    index = equation_index()
+    assert len(index) > 20
+    for equation, functions, named in index:
+        assert functions and named, f"eq. {equation} without a function or a test"
+        for function in functions:
+            pkgutil.resolve_name(f"tinydiff.{function}")  # raises where it does not exist
+        for file, test in named:
+            assert test in tests.get(file, set()), f"eq. {equation} names {file}::{test}"
+
+
+def test_every_public_function_of_the_process_is_in_the_equation_index():
+    """No formula of diffusion/ stands without its equation and its test, Schedule's own included."""
+    listed = {name for _, functions, _ in equation_index() for name in functions}
+    classes = {name for name in diffusion.__all__ if isinstance(getattr(diffusion, name), type)}
+    methods = {f"Schedule.{name}" for name, f in vars(diffusion.Schedule).items() if name[0] != "_"}
+    public = {f"diffusion.{name}" for name in {*diffusion.__all__, *methods} - classes - {"Schedule.check_times"}}
+    assert public - listed == set()

@@ -1,0 +1,70 @@
+"""Mutation testing: the command that cosmic-ray runs for each wrong line, and the score at the end.
+
+    git clone . ../mutants && cd ../mutants                   wrong lines are written into the source
+    cosmic-ray init .cosmic-ray.toml session.sqlite           every one-token change of the mathematics
+    cosmic-ray exec .cosmic-ray.toml session.sqlite           each against the tests: hours on one core
+    python tests/mutation.py session.sqlite                   the score, and each survivor without an excuse
+
+Without an argument this file is the test command: git says which file is changed, its own tests run first, then those
+of the layers around it.  equivalent_mutants.py names the changes that change nothing, with the reason for each.
+"""
+
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+from equivalent_mutants import EQUIVALENT
+
+ROOT = Path(__file__).parents[1]
+# The tests that speak about a part of the package, those of its own file apart.
+AROUND = {
+    "tinydiff/diffusion/": ["tests/diffusion", "tests/test_ideal.py"],
+    "tinydiff/ops/": ["tests/ops", "tests/nn", "tests/test_autograd.py"],
+    "tinydiff/autograd.py": ["tests/ops", "tests/nn"],
+    "tinydiff/optim.py": ["tests/test_train.py", "tests/test_learning.py"],
+    "tinydiff/train.py": ["tests/test_learning.py", "tests/demos/test_train_mnist.py"],
+}
+
+
+def run_tests() -> int:
+    """pytest's exit status for the one file of the package that differs from git's: 0 if no test noticed."""
+    command = ["git", "diff", "--name-only", "--", "tinydiff"]
+    changed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    (name,) = changed or [""]
+    path = Path(name)
+    own = path.with_name(f"test_{path.name}").as_posix().replace("tinydiff", "tests", 1)
+    around = next(tests for part, tests in AROUND.items() if name.startswith(part))
+    # No shrinking: that a test fails is enough.
+    environment = {**os.environ, "HYPOTHESIS_PROFILE": "mutation"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", own, *around]
+    return subprocess.call(command, cwd=ROOT, env=environment)
+
+
+def report(session: str) -> int:
+    """Print how many mutants of each file were killed; 1 if one survived that is not known to change nothing."""
+    rows = sqlite3.connect(session).execute(
+        "select module_path, start_pos_row, operator_name, test_outcome, diff from mutation_specs"
+        " join work_results using (job_id) order by module_path, start_pos_row"
+    )
+    count = Counter()
+    for path, row, operator, outcome, diff in rows:
+        before, after = (re.findall(rf"^{sign} *(.*)", diff, re.MULTILINE)[-1:] or [""] for sign in ("-", r"\+"))
+        excused = any(
+            path == f"tinydiff/{file}" and line in before[0] and re.search(mutant, after[0])
+            for file, line, mutant, _ in EQUIVALENT
+        )
+        kind = "killed" if outcome != "SURVIVED" else "equivalent" if excused else "survived"
+        count[path, kind] += 1
+        if kind == "survived":
+            print(f"{path}:{row} {operator}\n  - {before[0]}\n  + {after[0]}")
+    for path in sorted({path for path, _ in count}):
+        print(f"{path:34}", *(f"{count[path, kind]:6} {kind}" for kind in ("killed", "equivalent", "survived")))
+    return int(any(count[path, "survived"] for path, _ in count))
+
+
+if __name__ == "__main__":
+    sys.exit(report(sys.argv[1]) if len(sys.argv) > 1 else run_tests())
