@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from ideal import chi_square_p_value, gaussian_eps_fn, mixture_eps_fn, nearest, push_gaussian
 
@@ -439,18 +439,19 @@ def fake_eps_fn(x_t, t):
 
 
 @pytest.mark.parametrize("step", STEPS)
-@given(seed=seeds, num_steps=st.integers(1, 12))
-def test_sample_is_the_step_repeated(linear, step, seed, num_steps):
+@given(seed=seeds, num_steps=st.integers(1, 24))
+@example(seed=0, num_steps=24)  # the full chain: s is each of 23..0
+def test_sample_is_the_step_repeated(step, seed, num_steps):
     """sample yields (s, x_s, x_0_hat) of each pair in turn, with fresh noise from rng for each step with s > 0."""
-    x_T = normal(seed, 2, 3, 1, dtype="float32")
-    pairs = timestep_pairs(1000, num_steps)
+    schedule, x_T = Schedule.linear(24), normal(seed, 2, 3, 1, dtype="float32")
+    pairs = timestep_pairs(24, num_steps)
     given_rng = default_rng(seed)
-    walk = list(sample(partial(step, linear), fake_eps_fn, pairs, x_T, given_rng))
+    walk = list(sample(partial(step, schedule), fake_eps_fn, pairs, x_T, given_rng))
     assert [t for t, _, _ in walk] == [s for _, s in pairs]
     rng, x = default_rng(seed), x_T
     for (t, s), (_, x_s, x_0_hat) in zip(pairs, walk):
         noise = standard_normal(rng, x.shape, "float32") if s > 0 else None
-        x, expected_x_0_hat = step(linear, x, fake_eps_fn(x, t), t, s, noise)
+        x, expected_x_0_hat = step(schedule, x, fake_eps_fn(x, t), t, s, noise)
         assert_same(x_s, x)
         assert_same(x_0_hat, expected_x_0_hat)
         assert x_s.dtype == x_0_hat.dtype == "float32" and x_s.shape == x_0_hat.shape == x_T.shape
