@@ -157,7 +157,7 @@ def test_the_decoder_takes_float32s_levels_and_nothing_else():
     assert_close(found, level_log_probs(0.3, 0.2), rtol=0, atol=0)  # the bin is that of the level, not of its rounding
     for bad in (-1 - 2 / 255, 1 + 2 / 255, 1 / 255 + 1 / 255 / 2, math.nan, math.inf, 200.0):
         with pytest.raises(ValueError, match="x_0 must hold the 8-bit values"), np.errstate(invalid="ignore"):
-            discretized_log_prob(asarray([0.2 - 1, bad]), mean, var)
+            discretized_log_prob(asarray([LEVELS[25], bad]), mean, var)
 
 
 # -------------------------------------------------------------------------------------------------------- the terms

@@ -108,7 +108,7 @@ def bound_term(
     if clip:
         x_0_hat = xp.clip(x_0_hat, -1, 1)
     p_mean, _ = q_x_s_given_x_t_x_0(schedule, x_t, x_0_hat, t, s)
-    to_data = host_integers("s", s, 0, schedule.T) == 0
+    to_data = schedule.check_times(t, s)[1] == 0
     if to_data.all():
         return -_per_image(decoder(x_0, p_mean, per_row(schedule.beta_t_given_s(t, s), x_t)))
     if to_data.any():
@@ -162,7 +162,7 @@ def _draw_term(schedule: Schedule, eps_fn: EpsFn, x_0: Any, t: Any, s: Any, rng:
 
 
 def _per_image(a: Any) -> Any:
-    return a.reshape(len(a), -1).mean(1)
+    return a.mean(tuple(range(1, a.ndim)))
 
 
 def _log_normal_cdf(z: Any) -> Any:
