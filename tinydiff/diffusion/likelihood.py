@@ -63,8 +63,8 @@ def discretized_log_prob(x_0: Any, mean: Any, var: Any) -> Any:
     std = xp.sqrt(var)
     low = xp.where(level > 0, ((2 * level - 1) / 255 - 1 - mean) / std, -math.inf)
     high = xp.where(level < 255, ((2 * level + 1) / 255 - 1 - mean) / std, math.inf)
-    # The mirrored bin has the same probability: of the two take the left one, where Phi is small and keeps its digits.
-    flip = low + high > 0
+    # A bin right of the mean is mirrored to its left, where Phi is small and keeps its digits.
+    flip = low > 0
     low, high = xp.where(flip, -high, low), xp.where(flip, -low, high)
     log_low, log_high = _log_normal_cdf(low), _log_normal_cdf(high)
     return log_high + xp.log(-xp.expm1(log_low - log_high))
