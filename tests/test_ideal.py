@@ -191,7 +191,9 @@ def test_p_values_of_true_multinomial_counts_are_uniform():
         assert abs((p < share).mean() - share) < 5 * (0.09 / 4000) ** 0.5
 
 
-@pytest.mark.parametrize("counts, expected", [([1, 2], [2, 1]), ([1, 2, 3], [6]), ([[1, 2, 3]], [[1, 2, 3]])])
+@pytest.mark.parametrize(
+    "counts, expected", [([1, 2], [2, 1]), ([1, 2, 3, 4], [4, 3, 2, 1]), ([1, 2, 3], [6]), ([[1, 2, 3]], [[1, 2, 3]])]
+)
 def test_only_an_odd_number_of_cells_has_an_exact_tail(counts, expected):
     """K even, two shapes or a table is refused."""
     with pytest.raises(ValueError, match="K odd"):
