@@ -90,6 +90,18 @@ def test_wide_convolutions_are_their_definition_whichever_way_they_go(kh, kw, c,
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
 
+def test_winograd_is_for_wide_3x3_convolutions_that_keep_the_size_on_a_cpu(monkeypatch):
+    """It pays for kernel 3x3, stride 1, padding 1 and enough channels on both sides, and there only; not on a GPU."""
+    enough = winograd._MIN_CHANNELS
+    for name in ("numpy", "cupy"):
+        monkeypatch.setattr(winograd, "backend_name", lambda name=name: name)
+        for kh, kw, c, o in product((2, 3, 4), (2, 3, 4), (enough - 1, enough, 99), (enough - 1, enough, 99)):
+            for stride, padding in product((1, 2), (0, 1, 2)):
+                pays = winograd.pays(np.zeros((1, 5, 5, c)), np.zeros((kh, kw, c, o)), stride, padding)
+                right_shape = kh == kw == 3 and stride == 1 and padding == 1
+                assert pays == (right_shape and c >= enough and o >= enough and name == "numpy")
+
+
 @given(st.data(), SEEDS, st.booleans())
 def test_conv2d_is_its_definition_for_every_size(data, seed, wide):
     """Random sizes down to one pixel and channel, wide ones through winograd.py: values and all three gradients."""
