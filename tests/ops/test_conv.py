@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tinydiff import ops
 from tinydiff.autograd import Tensor
 from tinydiff.backend import asarray, to_numpy
-from tinydiff.ops import winograd
+from tinydiff.ops import conv, winograd
 
 pytestmark = pytest.mark.conv
 
@@ -100,6 +100,25 @@ def test_winograd_is_for_wide_3x3_convolutions_that_keep_the_size_on_a_cpu(monke
                 pays = winograd.pays(np.zeros((1, 5, 5, c)), np.zeros((kh, kw, c, o)), stride, padding)
                 right_shape = kh == kw == 3 and stride == 1 and padding == 1
                 assert pays == (right_shape and c >= enough and o >= enough and name == "numpy")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_slices_of_the_batch_are_cut_by_what_one_image_needs(monkeypatch, dtype):
+    """Bytes an image: KH KW C numbers for each output pixel; in Winograd's way 36 for each 4x4 tile and channel."""
+    asked = []
+    for module in (conv, winograd):
+        monkeypatch.setattr(module, "chunks", lambda n, bytes_each: asked.append((n, bytes_each)) or [slice(0, n)])
+    of_windows = (9 + 4 - 2) // 2 + 1, (14 + 4 - 5) // 2 + 1
+    for c, o, kernel, stride, padding, numbers in [
+        (3, 7, (2, 5), 2, 2, of_windows[0] * of_windows[1] * 2 * 5 * 3),
+        (17, 20, (3, 3), 1, 1, 36 * 3 * 4 * 20),
+        (20, 17, (3, 3), 1, 1, 36 * 3 * 4 * 20),
+    ]:
+        x, w, b, g = host_normal(0, (2, 9, 14, c), (*kernel, c, o), (o,), (2, 9, 14, o), dtype=dtype)
+        g = g if stride == 1 else g[:, : of_windows[0], : of_windows[1]]
+        gradients(x, w, b, g, stride=stride, padding=padding)
+        assert asked == [(2, numbers * x.itemsize)] * 3  # forward, and the gradients of x and w
+        asked.clear()
 
 
 @given(st.data(), SEEDS, st.booleans())

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tinydiff import ops
 from tinydiff.autograd import Tensor
 from tinydiff.backend import asarray, to_numpy
+from tinydiff.ops import norm
 
 pytestmark = pytest.mark.engine
 
@@ -100,6 +101,18 @@ def test_a_batch_is_the_stack_of_its_images(op, dtype, bound):
         totals = [total + part for total, part in zip(totals, parts)]
     for total, whole in zip(totals, sums):
         np.testing.assert_allclose(total, whole, rtol=0, atol=200 * bound)  # 67 * 272 products of numbers about 1
+
+
+@EITHER
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_slices_of_the_batch_are_cut_by_one_map(op, dtype, monkeypatch):
+    """Bytes an image: those of its map, whatever axes it has."""
+    asked = []
+    monkeypatch.setattr(norm, "chunks", lambda n, bytes_each: asked.append((n, bytes_each)) or [slice(0, n)])
+    for lead in [(), (5,), (3, 5)]:
+        (x,) = host_normal(0, (2, *lead, 6), dtype=dtype)
+        run(op, x, np.ones(6, dtype), np.zeros(6, dtype), num_groups=3)
+        assert asked.pop() == (2, x[0].nbytes) and not asked
 
 
 @EITHER
