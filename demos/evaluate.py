@@ -74,10 +74,10 @@ def main(
         ("total", terms.sum(0)),
     ):
         mean, error = mean_and_error(bits)
-        print(f"  {name:15}{mean:9.4g} +- {error:.2g}")
+        print(f"  {name:15}{mean:#9.4g} +- {error:#.2g}")
     print("to compare with, whatever the network")
     for name, bits, what in references(dataset, x_0, schedule.beta[1]):
-        print(f"  {name:15}{bits:9.4g}    {what}")
+        print(f"  {name:15}{bits:#9.4g}    {what}")
     if out is not None:
         with atomic_write(out) as file:
             spent(schedule, terms, times, kind).savefig(file, format="png")
