@@ -86,7 +86,7 @@ def _filter_tiles(w):
 def _input_tiles(x):
     """V = B^T x B for the 6x6 tile behind each 4x4 tile of the output: (n, H, W, C) -> (36, n I J, C)."""
     n, h, w, c = x.shape
-    i, j = -(-h // 4), -(-w // 4)
+    i, j = _tile_counts(h, w)
     padded = xp.zeros((n, 4 * i + 2, 4 * j + 2, c), x.dtype)
     padded[:, 1 : h + 1, 1 : w + 1] = x
     return _tiles(padded, 6, _matrix("BT", x.dtype))
@@ -95,7 +95,7 @@ def _input_tiles(x):
 def _gradient_tiles(g):
     """A g A^T, the adjoint of _output: (n, H, W, O) -> (36, n I J, O)."""
     n, h, w, o = g.shape
-    i, j = -(-h // 4), -(-w // 4)
+    i, j = _tile_counts(h, w)
     if (h, w) == (4 * i, 4 * j):
         g = xp.ascontiguousarray(g)
     else:
@@ -124,7 +124,7 @@ def _tiles(x, size, matrix):
 def _output(m, y):
     """A^T m A put in its place: m (36, n I J, O) with the places as (l, k) -> y (n, H, W, O), written."""
     n, h, w, o = y.shape
-    i, j = -(-h // 4), -(-w // 4)
+    i, j = _tile_counts(h, w)
     at = _matrix("AT", m.dtype)
     tiles = _both_ways(at, m.reshape(6, 6, -1)).reshape(4, 4, n, i, j, o)
     tiles = tiles.transpose(2, 3, 1, 4, 0, 5)  # (l, k, n, I, J, O) -> (n, I, k, J, l, O)
@@ -143,7 +143,13 @@ def _both_ways(matrix, x):
 
 def _parts(x, channels):
     n, h, w, _ = x.shape
-    return chunks(n, 36 * -(-h // 4) * -(-w // 4) * channels * x.itemsize)
+    i, j = _tile_counts(h, w)
+    return chunks(n, 36 * i * j * channels * x.itemsize)
+
+
+def _tile_counts(h, w):
+    """How many 4x4 tiles cover a map, down and across."""
+    return -(-h // 4), -(-w // 4)
 
 
 @lru_cache
