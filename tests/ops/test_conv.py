@@ -102,6 +102,20 @@ def test_winograd_is_for_wide_3x3_convolutions_that_keep_the_size_on_a_cpu(monke
                 assert pays == (right_shape and c >= enough and o >= enough and name == "numpy")
 
 
+def test_winograds_way_is_the_plain_way_on_every_map_up_to_9_by_9():
+    """Tiles of 4 that fit or are cut, in either direction: values, and the gradients of x and w."""
+    w, b = map(asarray, host_normal(0, (3, 3, 2, 3), (3,)))
+    for height, width in product(range(1, 10), repeat=2):
+        x, g = map(asarray, host_normal(height, (2, height, width, 2), (2, height, width, 3)))
+        for found, expected in [
+            (winograd.correlate(x, w, b), conv._correlate(x, w, b, 1, 1)),
+            (winograd.correlate(g, winograd.flipped(w)), conv._input_gradient(x, w, g, 1, 1)),
+            (winograd.filter_gradient(x, g), conv._filter_gradient(x, w, g, 1, 1)),
+        ]:
+            # 1e-12: 162 products of numbers about 1, each rounded to 1e-16, transformed to 100 before they cancel.
+            np.testing.assert_allclose(to_numpy(found), to_numpy(expected), rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_slices_of_the_batch_are_cut_by_what_one_image_needs(monkeypatch, dtype):
     """Bytes an image: KH KW C numbers for each output pixel; in Winograd's way 36 for each 4x4 tile and channel."""
