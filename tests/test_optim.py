@@ -189,6 +189,17 @@ def test_the_first_step_has_length_lr(seed, lr, beta1, beta2):
     np.testing.assert_allclose(numbers(parameters), start - lr * np.sign(g), rtol=1e-14, atol=3e-8 * lr)
 
 
+@given(SEEDS, st.lists(RATES, min_size=1, max_size=30), st.floats(0, 0.99), st.floats(0, 0.999))
+def test_a_constant_gradient_moves_by_the_rates_alone(seed, lrs, beta1, beta2):
+    """For one g at every step m_hat = g and v_hat = g^2 exactly, so theta = theta_0 - sum(lrs) g / (|g| + eps)."""
+    rng = default_rng(seed)
+    parameters, eps = tensors(rng, [(7,)]), 0.5
+    start, g = numbers(parameters), rng.uniform(0.1, 10, 7) * rng.choice([-1, 1], 7)
+    run_adam(Adam(parameters, betas=(beta1, beta2), eps=eps), [g] * len(lrs), lrs)
+    # 1e-11: 1 - beta2^k loses 3 of 16 digits where beta2 = 0.999.
+    np.testing.assert_allclose(numbers(parameters), start - sum(lrs) * g / (abs(g) + eps), rtol=1e-11, atol=1e-11)
+
+
 @given(SEEDS, st.floats(1e-3, 0.5), st.floats(1e-3, 0.5))
 def test_decay_does_not_pass_through_the_gradient(seed, lr, weight_decay):
     """Without a gradient the decay alone shrinks theta, by 1 - lr weight_decay a step: it is not divided by sqrt(v)."""
@@ -395,7 +406,7 @@ def test_parameters_without_a_gradient_do_not_count(rng):
 
 # The learning rate.
 
-RUNS = st.integers(0, 50).flatmap(lambda warmup: st.tuples(st.just(warmup), st.integers(warmup + 2, warmup + 200)))
+RUNS = st.integers(0, 50).flatmap(lambda warmup: st.tuples(st.just(warmup), st.integers(warmup + 1, warmup + 200)))
 
 
 @given(RUNS, st.floats(1e-5, 1.0))
@@ -420,6 +431,25 @@ def test_the_fall_is_symmetric_about_its_middle(run, peak, data):
     assert math.isclose(early + late, peak, rel_tol=1e-14)  # roundings of 1e-16
     difference = peak * math.cos(math.pi * k / (n - warmup))
     assert math.isclose(early - late, difference, rel_tol=1e-12, abs_tol=1e-14 * peak)
+
+
+@given(RUNS, st.floats(1e-5, 1.0))
+def test_the_end_points_of_the_rate(run, peak):
+    """Step 0 has peak / warmup, or peak without warm-up, and the last step peak sin^2(pi / (2 (n - warmup)))."""
+    warmup, n = run
+    first, last = (learning_rate(step, n, peak=peak, warmup=warmup) for step in (0, n - 1))
+    assert math.isclose(first, peak / max(1, warmup), rel_tol=1e-15)
+    # (1 + cos(pi - u)) / 2 = sin^2(u / 2), where cos has lost its digits below 1e-16.
+    assert math.isclose(last, peak * math.sin(math.pi / (2 * (n - warmup))) ** 2, rel_tol=1e-12, abs_tol=1e-15 * peak)
+
+
+@given(st.integers(0, 50), st.data())
+def test_a_run_that_ends_in_its_warm_up_has_no_fall(warmup, data):
+    """num_steps <= warmup: the rates rise as in any run, the step after the warm-up has the peak, later ones 0."""
+    n = data.draw(st.integers(0, warmup))
+    rates = [learning_rate(step, n, peak=0.5, warmup=warmup) for step in range(warmup + 3)]
+    np.testing.assert_allclose(rates[:warmup], 0.5 * np.arange(1, warmup + 1) / max(1, warmup), rtol=1e-15)
+    assert rates[warmup:] == [0.5, 0, 0]
 
 
 @given(st.integers(1, 50), st.integers(1, 1000), st.integers(1, 1000), st.data())
