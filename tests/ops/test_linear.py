@@ -35,7 +35,14 @@ def test_linear_on_maps_is_the_1x1_convolution(seed, n, size, i, o):
 
 
 @pytest.mark.parametrize(
-    "x, w, b", [((2, 3), (4, 5), (5,)), ((2, 4), (4, 5), (4,)), ((2, 4), (4, 5), (1, 5)), ((2, 4), (4, 5), ())]
+    "x, w, b",
+    [
+        ((2, 3), (4, 5), (5,)),
+        ((2, 8), (4, 5), (5,)),
+        ((2, 4), (4, 5), (4,)),
+        ((2, 4), (4, 5), (1, 5)),
+        ((2, 4), (4, 5), ()),
+    ],
 )
 def test_linear_refuses_what_does_not_fit(x, w, b):
     """Shapes that make no affine map are a ValueError naming all three."""
