@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 
 import numpy as np
@@ -273,6 +273,40 @@ def test_minutes_lower_the_number_of_steps(dataset, make, monkeypatch):
         for _ in range(3):
             state.advance(dataset)
         assert state.num_steps == expected
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 3])
+def test_minutes_count_once_at_the_end_of_the_warm_up(dataset, make, monkeypatch, warmup):
+    """num_steps stands until step max(1, warmup) is done, changes there, and then stands; one step more always fits."""
+    monkeypatch.setattr(train.time, "monotonic", iter(range(100)).__next__)  # 1 second from the start to the first look
+    state, first = make(replace(CONFIG, num_steps=40, minutes=0.0, warmup=warmup)), max(1, warmup)
+    seen = []
+    for _ in train.train(state, dataset):
+        seen.append(state.num_steps)
+    assert seen == [40] * (first - 1) + [first + 1] * 2
+
+
+def test_a_resumed_run_counts_its_own_steps_only(dataset, make, monkeypatch):
+    """Speed is that of the steps of this process: the ones before a restart took none of its time."""
+    clock = iter([100.0, 102.0])  # 2 seconds for steps 2 and 3
+    monkeypatch.setattr(train.time, "monotonic", lambda: next(clock))
+    state = make(replace(CONFIG, num_steps=40, minutes=0.25, warmup=3))
+    state.step = 1
+    state.advance(dataset)
+    state.advance(dataset)
+    assert state.num_steps == 15  # a quarter of a minute at a second a step
+
+
+def test_a_checkpoint_says_what_it_was_trained_on(dataset, make, tmp_path):
+    """Its description holds the run's and the data's own words and numbers; the shape is that of one x_0."""
+    wide = replace(dataset, images=dataset.images[:, :4])
+    state = make()
+    state.save(tmp_path / "a.npz", wide)
+    _, meta = checkpoint.load(tmp_path / "a.npz")
+    x_0, _ = wide.batch(np.array([0]))
+    assert meta["data"] == {"name": "noise", "source": "random pixels", "num": 50, "image_shape": [*x_0.shape[1:]]}
+    assert meta["train"] == asdict(CONFIG) and meta["model"] == state.workers.model.config
+    assert (meta["kind"], meta["step"], meta["num_steps"], meta["num_workers"]) == ("diffusion", 0, 6, 1)
 
 
 def test_bucket_means_against_a_loop(rng):

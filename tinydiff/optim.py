@@ -71,8 +71,7 @@ def _pieces(n: int) -> list[slice]:
 
 
 def _owner(p: Tensor) -> Flat | None:
-    owner = _flat_of.get(id(p))
-    return owner if owner is not None and any(q is p for q in owner.parameters) else None  # an id can be used again
+    return _flat_of.get(id(p))  # a Flat keeps its parameters alive: no id in here can be another tensor's
 
 
 class Adam:
