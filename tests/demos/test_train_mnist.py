@@ -135,7 +135,15 @@ def test_resume_without_a_checkpoint_starts_from_the_beginning(load_demo, tmp_pa
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_ends_cleanly(tmp_path, number):
     """Ctrl-C and SIGTERM, sent to the workers too: the step is finished and saved, and the exit code is 0."""
-    process = train(tmp_path, "--steps=100000", "--save-every=5", "--workers=2", start_new_session=True)
+    # A shell's background job is born with SIGINT ignored, and the demo would rightly keep it so.
+    process = train(
+        tmp_path,
+        "--steps=100000",
+        "--save-every=5",
+        "--workers=2",
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     wait_for_step(tmp_path, 5)
     os.killpg(process.pid, number)  # as a terminal and as systemd do
     code, out, err = finish(process)
