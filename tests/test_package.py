@@ -273,3 +273,11 @@ def test_every_file_of_tests_is_a_chapter(pytestconfig):
         assert ast.get_docstring(ast.parse(source)), path.name
         named = [word for word in re.findall(r"pytest\.mark\.(\w+)", source) if word in chapters]
         assert len(named) == 1, f"{path.name} is marked {named}"
+
+
+def test_every_argument_may_be_given_by_name():
+    """No argument of the package is positional only: names are what callers may rely on, and what a reader sees."""
+    for name, source in SOURCES.items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.args.posonlyargs == [], f"{name}: {node.name}"
