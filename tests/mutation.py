@@ -40,7 +40,8 @@ def run_tests() -> int:
     around = next(tests for part, tests in AROUND.items() if name.startswith(part))
     # No shrinking: that a test fails is enough.
     environment = {**os.environ, "HYPOTHESIS_PROFILE": "mutation"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", own, *around, "tests/test_package.py"]
+    tests = [own, *around, "tests/test_package.py"]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
     return subprocess.call(command, cwd=ROOT, env=environment)
 
 

@@ -17,7 +17,7 @@ def sum(x, *, axis=None, keepdims=False):
 def mean(x, *, axis=None, keepdims=False):
     """Mean over `axis`."""
     y = x.mean(axis, keepdims=keepdims)
-    return y, lambda g: (_spread(g, x, axis, keepdims) * (y.size / max(x.size, 1)),)
+    return y, lambda g: (_spread(g, x, axis, keepdims) * (y.size / (x.size or 1)),)
 
 
 @op
