@@ -290,11 +290,11 @@ def test_a_resumed_run_counts_its_own_steps_only(dataset, make, monkeypatch):
     """Speed is that of the steps of this process: the ones before a restart took none of its time."""
     clock = iter([100.0, 102.0])  # 2 seconds for steps 2 and 3
     monkeypatch.setattr(train.time, "monotonic", lambda: next(clock))
-    state = make(replace(CONFIG, num_steps=40, minutes=0.25, warmup=3))
+    state = make(replace(CONFIG, num_steps=400, minutes=2.0, warmup=3))
     state.step = 1
     state.advance(dataset)
     state.advance(dataset)
-    assert state.num_steps == 15  # a quarter of a minute at a second a step
+    assert state.num_steps == 120  # two minutes at a second a step
 
 
 def test_a_checkpoint_says_what_it_was_trained_on(dataset, make, tmp_path):
