@@ -17,7 +17,7 @@ EQUIVALENT: list[tuple[str, str, str, str]] = [
     ("diffusion/likelihood.py", "if not ((abs(", r"\* \(level|<= 1e-3", "Booleans; no value lies 1e-3 off its level"),
     ("diffusion/likelihood.py", "schedule.check_times(t, s)[1]", r"<= 0", "s is in 0..T"),
     ("diffusion/likelihood.py", "(level ", r"level != ", "level is in 0..255"),
-    ("diffusion/likelihood.py", "flip = ", "", "a bin has the probability of its mirror image, only digits can be lost"),
+    ("diffusion/likelihood.py", "flip = ", "", "a bin and its mirror image have one probability"),
     ("diffusion/likelihood.py", "_FAR", "", "near the limit both formulas are right, to 1e-9"),
     ("ops/reduce.py", "is_top = ", r">= top", "nothing is larger than the largest"),
     ("ops/reduce.py", "(x.size or 1)", r"or 2", "of an empty array the gradient is empty"),

@@ -34,13 +34,17 @@ def run_tests() -> int:
     """pytest's exit status for the one file of the package that differs from git's: 0 if no test noticed."""
     command = ["git", "diff", "--name-only", "--", "tinydiff"]
     changed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    (name,) = changed or [""]
-    path = Path(name)
-    own = path.with_name(f"test_{path.name}").as_posix().replace("tinydiff", "tests", 1)
-    around = next(tests for part, tests in AROUND.items() if name.startswith(part))
+    tests = ["tests"]  # nothing changed: the baseline
+    if changed:
+        (name,) = changed
+        own = Path(name).with_name(f"test_{Path(name).name}").as_posix().replace("tinydiff", "tests", 1)
+        tests = [
+            own,
+            *next(around for part, around in AROUND.items() if name.startswith(part)),
+            "tests/test_package.py",
+        ]
     # No shrinking: that a test fails is enough.
     environment = {**os.environ, "HYPOTHESIS_PROFILE": "mutation"}
-    tests = [own, *around, "tests/test_package.py"]
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
     return subprocess.call(command, cwd=ROOT, env=environment)
 
@@ -55,8 +59,7 @@ def report(session: str) -> int:
     for path, row, operator, outcome, diff in rows:
         before, after = (re.findall(rf"^{sign} *(.*)", diff, re.MULTILINE)[-1:] or [""] for sign in ("-", r"\+"))
         excused = any(
-            file in path and line in before[0] and re.search(mutant, after[0])
-            for file, line, mutant, _ in EQUIVALENT
+            file in path and line in before[0] and re.search(mutant, after[0]) for file, line, mutant, _ in EQUIVALENT
         )
         kind = "killed" if outcome != "SURVIVED" else "equivalent" if excused else "survived"
         count[path, kind] += 1
