@@ -160,7 +160,9 @@ def test_group_norm_refuses_a_mean_of_no_values(op, shape):
 
 
 @EITHER
-@pytest.mark.parametrize("gamma, beta", [((5,), (6,)), ((6,), (1,)), ((2, 6), (6,)), ((6,), ())])
+@pytest.mark.parametrize(
+    "gamma, beta", [((5,), (6,)), ((7,), (6,)), ((6,), (1,)), ((6,), (7,)), ((2, 6), (6,)), ((6,), ())]
+)
 def test_group_norm_refuses_scales_of_another_shape(op, gamma, beta):
     """gamma and beta hold one number a channel, else ValueError with their shapes."""
     with pytest.raises(ValueError) as error:

@@ -188,6 +188,24 @@ def test_dropout_zeroes_or_scales_and_its_gradient_wears_the_same_mask(p, seed):
     assert p or kept.all()
 
 
+class Given:
+    """A generator whose numbers are known: these, in turn."""
+
+    def __init__(self, numbers):
+        self.numbers = numbers
+
+    def random(self, shape, dtype):
+        return np.array(self.numbers, dtype).reshape(shape)
+
+
+def test_dropout_zeroes_where_the_number_drawn_is_below_p():
+    """Exact: u uniform in [0, 1) zeroes its element iff u < p, so with probability p; at p = 0 never, u = 0 included."""
+    x = asarray(np.array([3.0, 5.0, 7.0]))
+    zeroed = to_numpy(ops.dropout(x, p=0.25, rng=Given([0.0, 0.25, 0.5])))
+    np.testing.assert_allclose(zeroed, np.array([0, 5, 7]) / 0.75, rtol=1e-15)
+    np.testing.assert_array_equal(to_numpy(ops.dropout(x, p=0, rng=Given([0.0, 0.0, 0.9]))), to_numpy(x))
+
+
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 def test_dropout_zeroes_the_share_p(p):
     """Of 100,000 elements a share p is zeroed, within 5 standard deviations of the binomial."""
