@@ -199,7 +199,7 @@ class Given:
 
 
 def test_dropout_zeroes_where_the_number_drawn_is_below_p():
-    """Exact: u uniform in [0, 1) zeroes its element iff u < p, so with probability p; at p = 0 never, u = 0 included."""
+    """Exact: u uniform in [0, 1) zeroes its element iff u < p, with probability p; at p = 0 never, even at u = 0."""
     x = asarray(np.array([3.0, 5.0, 7.0]))
     zeroed = to_numpy(ops.dropout(x, p=0.25, rng=Given([0.0, 0.25, 0.5])))
     np.testing.assert_allclose(zeroed, np.array([0, 5, 7]) / 0.75, rtol=1e-15)
