@@ -72,7 +72,9 @@ def test_scores_of_ten_thousand_pick_one_value(rng):
     "q, k, v",
     [
         ((2, 3, 4), (2, 5, 3), (2, 5, 4)),  # features of q and k
+        ((2, 3, 3), (2, 5, 4), (2, 5, 4)),
         ((2, 3, 4), (2, 5, 4), (2, 6, 4)),  # positions of k and v
+        ((2, 3, 4), (2, 6, 4), (2, 5, 4)),
         ((2, 3, 4), (1, 5, 4), (1, 5, 4)),  # leading axes
         ((3, 4), (2, 5, 4), (2, 5, 4)),
         ((2, 3, 4), (2, 0, 4), (2, 0, 4)),  # a mean of no values
