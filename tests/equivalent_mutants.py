@@ -45,5 +45,9 @@ EQUIVALENT: list[tuple[str, str, str, str]] = [
     ("optim.py", "owner = _owner(parameters[0])", r"-1\]", "the list is the owner's own only if both ends are"),
     ("optim.py", "step = PIECE if", "", "the same: in pieces for the cache, or at once"),
     ("optim.py", "max_norm < norm < math.inf", r"!= math.inf|<= norm", "inf is the largest; clipping to itself is 1"),
+    ("ops/winograd.py", "backend_name() ==", r">= ", "of two names, numpy is the later"),
+    ("ops/winograd.py", "@lru_cache", "", "keeps the small matrices instead of making them again"),
+    ("autograd.py", "if g.shape == shape", r" is shape", "a short cut"),
+    ("autograd.py", "stretched = ", r"g.shape\[i\] >= 1", "the sum over an axis of length 1 is the number itself"),
     ("optim.py", "len({p.dtype", r"!= 1", "no parameters at all were refused before"),
 ]

@@ -39,8 +39,8 @@ def registry():
 
 @given(st.data())
 def test_unbroadcast_is_the_adjoint_of_broadcasting(data):
-    """<g, broadcast(x)> = <unbroadcast(g), x>, exactly on integers, for every pair of shapes that broadcast."""
-    shape, other = data.draw(hnp.mutually_broadcastable_shapes(num_shapes=2, max_dims=4)).input_shapes
+    """<g, broadcast(x)> = <unbroadcast(g), x>, exactly on integers, for every pair of shapes that broadcast, empty ones too."""
+    shape, other = data.draw(hnp.mutually_broadcastable_shapes(num_shapes=2, min_side=0, max_dims=4)).input_shapes
     wide = np.broadcast_shapes(shape, other)
     rng = default_rng(data.draw(SEEDS))
     x, g = asarray(rng.integers(-9, 10, shape)), asarray(rng.integers(-9, 10, wide))
@@ -432,6 +432,8 @@ def test_a_missing_or_ill_shaped_cotangent_is_refused():
     y = x * 2
     with pytest.raises(ValueError, match=r"g may be left out for a single number only, not for shape \(2, 3\)"):
         y.backward()
+    with pytest.raises(ValueError, match=r"single number only, not for shape \(0, 3\)"):
+        y[:0].backward()
     for g, words in [(xp.ones((3,)), r"float64 \(3,\)"), (xp.ones((2, 3), "float32"), r"float32 \(2, 3\)")]:
         with pytest.raises(ValueError, match=rf"backward: g is {words}, its tensor is float64 \(2, 3\)"):
             y.backward(g)
