@@ -39,7 +39,7 @@ def registry():
 
 @given(st.data())
 def test_unbroadcast_is_the_adjoint_of_broadcasting(data):
-    """<g, broadcast(x)> = <unbroadcast(g), x>, exactly on integers, for every pair of shapes that broadcast, empty ones too."""
+    """<g, broadcast(x)> = <unbroadcast(g), x>, exactly on integers, for all shapes that broadcast, empty ones too."""
     shape, other = data.draw(hnp.mutually_broadcastable_shapes(num_shapes=2, min_side=0, max_dims=4)).input_shapes
     wide = np.broadcast_shapes(shape, other)
     rng = default_rng(data.draw(SEEDS))
