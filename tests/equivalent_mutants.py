@@ -40,7 +40,12 @@ EQUIVALENT: list[tuple[str, str, str, str]] = [
         "no tile reads the row or column of zeros too many",
     ),
     ("ops/winograd.py", "stride == padding == 1", r"stride <= |padding <= 1", "a stride below 1 was refused before"),
-    ("ops/winograd.py", "if (h, w) == (4 * i, 4 * j)", "", "saves a copy where tiles fill the map: the same numbers"),
+    (
+        "ops/winograd.py",
+        "if (h, w) == (4 * i, 4 * j)",
+        r"5 \*|4 \S+ [ij]\b|[<>]|is|!=",
+        "saves a copy where tiles fill the map: the same numbers",
+    ),
     ("optim.py", "PIECE = 1 << 15", "", "how much is updated at a time decides about speed alone"),
     ("optim.py", "owner = _owner(parameters[0])", r"-1\]", "the list is the owner's own only if both ends are"),
     ("optim.py", "step = PIECE if", "", "the same: in pieces for the cache, or at once"),
