@@ -205,9 +205,12 @@ def test_a_reader_that_goes_away_is_no_error(unbuffered, lines):
 
 @pytest.fixture
 def handlers():
-    """The two handlers put back after the test."""
+    """Python's own handlers during the test, whatever pytest was born with: a background job ignores SIGINT."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield before
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    for number, handler in usual.items():
+        signal.signal(number, handler)
+    yield usual
     for number, handler in before.items():
         signal.signal(number, handler)
 
