@@ -22,6 +22,11 @@ from tinydiff.diffusion import Schedule
 
 EpsFn = Callable[[Any, Any], Any]
 
+# The mixture that exact denoiser and trained network are both tested on: five places on a circle, of unequal weights.
+WEIGHTS = np.array([0.1, 0.15, 0.2, 0.25, 0.3])
+_CIRCLE = np.exp(2j * np.pi * np.arange(5) / 5)
+PLACES = np.stack([_CIRCLE.real, _CIRCLE.imag], 1)
+
 
 def gaussian_eps_fn(schedule: Schedule, mean: Any, cov: Any) -> EpsFn:
     """E[eps | x_t] for data N(mean, cov).

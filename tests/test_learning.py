@@ -14,7 +14,7 @@ from functools import cache, partial
 
 import numpy as np
 import pytest
-from ideal import chi_square_p_value, draw_mixture, mixture_eps_fn, nearest
+from ideal import PLACES, WEIGHTS, chi_square_p_value, draw_mixture, mixture_eps_fn, nearest
 
 from tinydiff import ops
 from tinydiff.autograd import Tensor, no_grad
@@ -29,9 +29,6 @@ from tinydiff.train import TrainConfig, Training, draw_batch, noise_prediction_l
 
 pytestmark = pytest.mark.training
 
-WEIGHTS = np.array([0.1, 0.15, 0.2, 0.25, 0.3])
-CIRCLE = np.exp(2j * np.pi * np.arange(5) / 5)
-PLACES = np.stack([CIRCLE.real, CIRCLE.imag], 1)
 STD = 0.15  # places are 1.18 apart: one point in 10,000 lies nearer to another place than to its own
 
 

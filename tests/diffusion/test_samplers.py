@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
-from ideal import chi_square_p_value, gaussian_eps_fn, mixture_eps_fn, nearest, push_gaussian
+from ideal import PLACES, WEIGHTS, chi_square_p_value, gaussian_eps_fn, mixture_eps_fn, nearest, push_gaussian
 
 from tinydiff.backend import asarray, default_rng, standard_normal, to_numpy
 from tinydiff.diffusion import (
@@ -393,10 +393,6 @@ def test_samples_of_the_ideal_denoiser_spread_as_predicted(linear, kind):
 # Five places on a circle, 1.18 apart, of unequal weights.  With so few steps a sampler's weights are a little off: on
 # 400,000 chains, 100 steps of DDPM erred by 0.003 at most, of DDIM by 0.0013.  The error falls as 1/steps; at 200 it
 # adds 0.06 to the chi-square of 3,000 chains, which is 4 on average, and is held to 23.5.
-
-WEIGHTS = np.array([0.1, 0.15, 0.2, 0.25, 0.3])
-CIRCLE = np.exp(2j * np.pi * np.arange(5) / 5)
-PLACES = np.stack([CIRCLE.real, CIRCLE.imag], 1)
 
 
 @cache
