@@ -5,8 +5,9 @@ An op is a function on raw arrays that returns its output and its vector-Jacobia
     y = f(x_1, ..., x_k)        vjp(g) = (g^T dy/dx_1, ..., g^T dy/dx_k)
 
 with forward and backward side by side.  What the gradient needs stays in the closure as local values, so there is no
-context object and no reference cycle: an intermediate is freed the moment nobody holds it.  `backward` walks the graph
-from the output with an explicit stack and writes `.grad` on leaves only.  There are no second derivatives: nothing in
+context object and no reference cycle.  The graph is made of nodes that hold no arrays of their own: an intermediate
+that no gradient needs is freed the moment nobody holds its Tensor.  `backward` walks the graph from the output with an
+explicit stack and writes `.grad` on leaves only.  There are no second derivatives: nothing in
 the training, sampling or guidance of a diffusion model needs them.
 
 The ops behind Python's operators stand at the end of this file.  Read next: ops/pointwise.py, ops/conv.py.
@@ -30,7 +31,7 @@ class Tensor:
     requires_grad: True for a leaf whose gradient is wanted (float data only, else TypeError).
     """
 
-    __slots__ = ("__weakref__", "_inputs", "_op", "_vjp", "data", "grad", "requires_grad")
+    __slots__ = ("__weakref__", "_node", "data", "grad", "requires_grad")
     __array_ufunc__ = None  # array + tensor goes to Tensor.__radd__, not element by element through NumPy
 
     def __init__(self, data: Any, requires_grad: bool = False):
@@ -39,9 +40,7 @@ class Tensor:
             raise TypeError(f"only a float tensor can require a gradient, got dtype {self.data.dtype}")
         self.requires_grad = requires_grad
         self.grad: Any = None
-        self._op = "leaf"
-        self._inputs: tuple[Tensor | None, ...] = ()
-        self._vjp: Callable | None = None
+        self._node: _Node | None = None  # how it was computed; None for a leaf, which is its own place in the graph
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -63,7 +62,8 @@ class Tensor:
         return len(self.data)
 
     def __repr__(self) -> str:
-        return f"Tensor({self._op}, shape={self.shape}, dtype={self.dtype}, requires_grad={self.requires_grad})"
+        name = "leaf" if self._node is None else self._node.op
+        return f"Tensor({name}, shape={self.shape}, dtype={self.dtype}, requires_grad={self.requires_grad})"
 
     def backward(self, g: Any = None) -> None:
         """Add d<g, self>/d(leaf) to the `.grad` of every leaf that requires a gradient.
@@ -81,22 +81,25 @@ class Tensor:
         if not isinstance(g, xp.ndarray):
             raise ValueError(f"backward: g must be an array, got {type(g).__name__}")
         _check("backward", "g", g, self.data)
-        grads = {id(self): g}
-        for node in _outputs_first(self):
-            g = grads.pop(id(node))
-            if node._vjp is None:
-                if node.grad is None:
-                    # A copy, since g may be shared with another input of the op; and an array, even without axes.
-                    node.grad = xp.array(g)
-                else:
-                    node.grad += g  # in place: .grad may be a view of a flat buffer
+        root = self if self._node is None else self._node
+        grads = {id(root): g}
+        for place in _outputs_first(root):
+            g = grads.pop(id(place))
+            if isinstance(place, Tensor):
+                place._add_grad(g)
                 continue
-            for i, (x, dx) in enumerate(zip(node._inputs, node._vjp(g))):
+            for i, (x, dx) in enumerate(zip(place.inputs, place.vjp(g))):
                 if x is None:
                     continue
                 dx = dx() if callable(dx) else dx
-                _check(node._op, f"gradient {i}", dx, x.data)
+                _check(place.op, f"gradient {i}", dx, x)
                 grads[id(x)] = grads[id(x)] + dx if id(x) in grads else dx
+
+    def _add_grad(self, g: Any) -> None:
+        if self.grad is None:
+            self.grad = xp.array(g)  # a copy, since g may be shared with another input; an array, even without axes
+        else:
+            self.grad += g  # in place: .grad may be a view of a flat buffer
 
     def __add__(self, y: Any) -> "Tensor":
         return add(self, y)
@@ -133,6 +136,16 @@ class Tensor:
 
     __radd__ = __add__
     __rmul__ = __mul__
+
+
+class _Node:
+    """One application of an op: its inputs' places in the graph (None where no gradient goes), and its vjp."""
+
+    __slots__ = ("__weakref__", "dtype", "inputs", "op", "shape", "vjp")
+
+    def __init__(self, op: str, inputs: "tuple[_Node | Tensor | None, ...]", vjp: Callable, y: Any):
+        self.op, self.inputs, self.vjp = op, inputs, vjp
+        self.shape, self.dtype = y.shape, y.dtype
 
 
 class _Mode(threading.local):
@@ -172,9 +185,9 @@ def op(f: Callable) -> Callable[..., Tensor]:
             raise TypeError(f"{f.__name__}: {y.dtype} came out of {sorted(map(str, dtypes))}")
         out = Tensor(y)
         if _mode.recording:
-            out._inputs = tuple(x if isinstance(x, Tensor) and x.requires_grad else None for x in inputs)
-            if any(x is not None for x in out._inputs):
-                out.requires_grad, out._vjp, out._op = True, vjp, f.__name__
+            places = tuple((x._node or x) if isinstance(x, Tensor) and x.requires_grad else None for x in inputs)
+            if any(place is not None for place in places):
+                out.requires_grad, out._node = True, _Node(f.__name__, places, vjp, y)
         return out
 
     OPS[f.__name__] = apply
@@ -187,9 +200,10 @@ def pointwise(f: Callable) -> Callable[..., Tensor]:
     @functools.wraps(f)
     def undo_broadcast(*arrays: Any, **static: Any) -> tuple[Any, Callable]:
         y, vjp = f(*arrays, **static)
+        shapes = [x.shape if isinstance(x, xp.ndarray) else None for x in arrays]  # not the arrays: they would stay
 
         def vjp_to_shape(g: Any) -> list:
-            return [unbroadcast(d, x.shape) if isinstance(x, xp.ndarray) else None for x, d in zip(arrays, vjp(g))]
+            return [None if shape is None else unbroadcast(d, shape) for shape, d in zip(shapes, vjp(g))]
 
         return y, vjp_to_shape
 
@@ -219,21 +233,25 @@ def _check(where: str, what: str, g: Any, x: Any) -> None:
         raise ValueError(f"{where}: {what} is {g.dtype} {g.shape}, its tensor is {x.dtype} {x.shape}")
 
 
-def _outputs_first(root: Tensor) -> list[Tensor]:
-    """Every tensor that root depends on and that wants a gradient, each before all of its inputs."""
-    order, seen, stack = [], {id(root)}, [(root, iter(root._inputs))]
+def _outputs_first(root: "_Node | Tensor") -> "list[_Node | Tensor]":
+    """Every place in the graph that root depends on and that wants a gradient, each before all of its inputs."""
+    order, seen, stack = [], {id(root)}, [(root, _inputs(root))]
     while stack:  # depth first, without recursion: 5,000 ops deep must work
-        node, inputs = stack[-1]
+        place, inputs = stack[-1]
         for x in inputs:
             if x is not None and id(x) not in seen:
                 seen.add(id(x))
-                stack.append((x, iter(x._inputs)))
+                stack.append((x, _inputs(x)))
                 break
         else:
             stack.pop()
-            order.append(node)
+            order.append(place)
     order.reverse()
     return order
+
+
+def _inputs(place: "_Node | Tensor") -> "Iterator[_Node | Tensor | None]":
+    return iter(() if isinstance(place, Tensor) else place.inputs)
 
 
 # The ops behind the operators.

@@ -74,7 +74,7 @@ def test_it_is_for_wide_3x3_convolutions_that_keep_the_size_on_a_cpu(monkeypatch
         monkeypatch.setattr(winograd, "backend_name", lambda name=name: name)
         for kh, kw, c, o in product((2, 3, 4), (2, 3, 4), (enough - 1, enough, 99), (enough - 1, enough, 99)):
             for stride, padding in product((1, 2), (0, 1, 2)):
-                pays = winograd.pays(np.zeros((1, 5, 5, c)), np.zeros((kh, kw, c, o)), stride, padding)
+                pays = winograd.pays(np.zeros((kh, kw, c, o)), stride, padding)
                 right_shape = kh == kw == 3 and stride == 1 and padding == 1
                 assert pays == (right_shape and c >= enough and o >= enough and name == "numpy")
 

@@ -6,18 +6,23 @@ the convolution of one tile is 36 products instead of 144:
     V = B^T x B,   U = G w G^T,   M = V U for each of the 36 places (a product over channels),   y = A^T M A
 
 The filter gradient runs the same way backwards; the input gradient is the convolution of g with the flipped filter.
-Every transform is separable: a small matrix times all image rows at once, then times all columns.  The batch goes
-through in slices whose transformed tiles stay in a core's cache.  In float32 the result is off by about 1e-5 of its
-largest value, ten times the direct sum's error: B and A have entries up to 8 whose products cancel.
+In float32 the result is off by about 1e-5 of its largest value, ten times the direct sum's error: B and A have entries
+up to 8 whose products cancel.
 
-Axes: N batch, H W rows and columns, C O channels, I J tiles down and across, k l places in a tile.
-`pays` says where conv2d uses this; conv.py holds the plain form that it equals.
+What makes it fast: every transform is a 6x6 matrix times long rows.  The maps of some images are laid out pixels first,
+(row, column, image, channel), with zeros around them: a frame.  There a pixel of all the images is one row in memory,
+a tile is a strided view, and the products write their result where the next one wants it; nothing is gathered.  The
+work goes through a frame some rows of tiles at a time, whose transforms stay in a core's cache.
+
+Axes: n images of a frame, P Q its rows and columns, C O channels, I J tiles down and across, k l places in a tile.
+`pays` says where conv2d uses this; conv.py holds the plain form that it equals.  NumPy only.
 """
 
 from functools import lru_cache
 
-from tinydiff.backend import asarray, backend_name, chunks, xp
-from tinydiff.ops.linear import add_bias
+import numpy as np
+
+from tinydiff.backend import backend_name, chunks
 
 # Interpolation at 0, 1, -1, 2, -2, infinity: A^T ((G f) * (B^T d)) correlates a row d of 6 with a filter f of 3.
 _BT = (
@@ -40,7 +45,7 @@ _AT = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 
 _MIN_CHANNELS = 16  # with fewer, the transforms cost more than the products save
 
 
-def pays(x, w, stride, padding) -> bool:
+def pays(w, stride, padding) -> bool:
     """Whether this is a 3x3 convolution of stride 1 that keeps the size, wide enough to gain, on a CPU."""
     same_size = w.shape[:2] == (3, 3) and stride == padding == 1
     return same_size and min(w.shape[2:]) >= _MIN_CHANNELS and backend_name() == "numpy"
@@ -51,107 +56,128 @@ def correlate(x, w, b=None):
 
     b: None, (O,) or (N, O).
     """
-    c, o = w.shape[2:]
-    u = _filter_tiles(w)
-    y = xp.empty((*x.shape[:3], o), x.dtype)
-    for part in _parts(x, max(c, o)):
-        _output(xp.matmul(_input_tiles(x[part]), u), y[part])
-        if b is not None:
-            add_bias(y, b, part)
+    u = filter_tiles(w)
+    y = np.empty((*x.shape[:3], w.shape[3]), x.dtype)
+    for part in parts(y.shape, max(w.shape[2:]), x.itemsize):
+        correlate_frame(framed(x[part]), u, y[part], b if b is None or b.ndim == 1 else b[part])
     return y
 
 
 def filter_gradient(x, g):
     """dw[k,l,c,o] = sum_{n,i,j} x_padded[n,i+k,j+l,c] g[n,i,j,o]: x (N, H, W, C), g (N, H, W, O) -> (3, 3, C, O)."""
     c, o = x.shape[3], g.shape[3]
-    du = xp.zeros((36, c, o), x.dtype)
-    for part in _parts(x, max(c, o)):
-        v, dm = _input_tiles(x[part]), _gradient_tiles(g[part])
-        du += xp.matmul(v.transpose(0, 2, 1), dm)
-    dw = _both_ways(_matrix("G", x.dtype).T, du.reshape(6, 6, c * o))  # places as (l, k)
-    return dw.reshape(3, 3, c, o).swapaxes(0, 1)
+    du = np.zeros((36, c, o), x.dtype)
+    for part in parts(g.shape, max(c, o), x.itemsize):
+        add_filter_gradient(framed(x[part]), framed(g[part]), du)
+    return from_filter_tiles(du)
 
 
 def flipped(w):
     """The filter of the input gradient: turned by 180 degrees, channels in and out exchanged."""
-    return xp.ascontiguousarray(w[::-1, ::-1].transpose(0, 1, 3, 2))
+    return np.ascontiguousarray(w[::-1, ::-1].transpose(0, 1, 3, 2))
 
 
-def _filter_tiles(w):
-    """U = G w G^T: (3, 3, C, O) -> (36, C, O), the places as (l, k)."""
-    c, o = w.shape[2:]
-    return _both_ways(_matrix("G", w.dtype), w.swapaxes(0, 1).reshape(3, 3, c * o)).reshape(36, c, o)
+# Steps of the above, for ops that fill or empty a frame in their own way (fused.py).
 
 
-def _input_tiles(x):
-    """V = B^T x B for the 6x6 tile behind each 4x4 tile of the output: (n, H, W, C) -> (36, n I J, C)."""
-    n, h, w, c = x.shape
-    i, j = _tile_counts(h, w)
-    padded = xp.zeros((n, 4 * i + 2, 4 * j + 2, c), x.dtype)
-    padded[:, 1 : h + 1, 1 : w + 1] = x
-    return _tiles(padded, 6, _matrix("BT", x.dtype))
+def parts(shape, channels, itemsize):
+    """Slices of a batch of maps: so many images that one row of their tiles, (N, H, W, .) with `channels`, fits."""
+    return chunks(shape[0], 36 * _count(shape[2]) * channels * itemsize)
 
 
-def _gradient_tiles(g):
-    """A g A^T, the adjoint of _output: (n, H, W, O) -> (36, n I J, O)."""
-    n, h, w, o = g.shape
-    i, j = _tile_counts(h, w)
-    if (h, w) == (4 * i, 4 * j):
-        g = xp.ascontiguousarray(g)
-    else:
-        padded = xp.zeros((n, 4 * i, 4 * j, o), g.dtype)
-        padded[:, :h, :w] = g
-        g = padded
-    return _tiles(g, 4, _matrix("AT", g.dtype).T)
+def frame(shape, dtype):
+    """Room for maps (n, H, W, C) with zeros around them, (P, Q, n, C), and the view (n, H, W, C) for the maps."""
+    n, h, w, c = shape
+    a = np.empty((4 * _count(h) + 2, 4 * _count(w) + 2, n, c), dtype)
+    a[0] = a[h + 1 :] = a[:, 0] = a[:, w + 1 :] = 0
+    return a, a[1 : h + 1, 1 : w + 1].transpose(2, 0, 1, 3)
 
 
-def _tiles(x, size, matrix):
-    """Cut contiguous x (n, P, Q, C) into tiles of `size` at steps of 4, and take each to matrix tile matrix^T.
+def framed(x):
+    """Maps (n, H, W, C) in a frame."""
+    a, inside = frame(x.shape, x.dtype)
+    inside[...] = x
+    return a
 
-    matrix: (6, size).  Returns (36, n I J, C), the places in a tile as (l, k).
+
+def correlate_frame(x, u, y, b=None):
+    """The convolution of a frame (P, Q, n, C) with the filter tiles u, plus b, written to y (n, H, W, O)."""
+    for band in _bands(x, max(u.shape[1:])):
+        m = np.matmul(_tiles(x, band, 6, _matrix("BT", x.dtype)), u)
+        _output(m, y[:, 4 * band.start : 4 * band.stop], b)
+
+
+def add_filter_gradient(x, g, du):
+    """Add to du (36, C, O), in the basis of the tiles, what the frames x and g of some images contribute."""
+    for band in _bands(x, max(du.shape[1:])):
+        v = _tiles(x, band, 6, _matrix("BT", x.dtype))
+        dm = _tiles(g, band, 4, _matrix("A", g.dtype))  # A g A^T, the adjoint of _output
+        du += np.matmul(v.transpose(0, 2, 1), dm)
+
+
+def filter_tiles(w):
+    """U = G w G^T: (3, 3, C, O) -> (36, C, O)."""
+    return _both_ways(_matrix("G", w.dtype), w).reshape(36, *w.shape[2:])
+
+
+def from_filter_tiles(du):
+    """G^T du G, the adjoint of filter_tiles: (36, C, O) -> (3, 3, C, O)."""
+    return _both_ways(_matrix("G", du.dtype).T, du.reshape(6, 6, *du.shape[1:]))
+
+
+def _bands(x, channels):
+    """Slices of a frame's rows of tiles whose transforms stay in cache."""
+    p, q, n, _ = x.shape
+    return chunks(p // 4, 36 * (q // 4) * n * channels * x.itemsize)
+
+
+def _tiles(x, band, size, matrix):
+    """matrix tile matrix^T for each tile of some rows of tiles of the frame x (P, Q, n, C): (36, I J n, C).
+
+    matrix: (6, size).  The tiles stand at steps of 4; those of size 4 are the middles of those of size 6.
     """
-    n, p, q, c = x.shape
-    i, j = (p - size) // 4 + 1, (q - size) // 4 + 1
-    strided = xp.lib.stride_tricks.as_strided
-    image, row, column, one = x.strides
-    bands = strided(x, (n, i, size, q * c), (image, 4 * row, row, one))
-    bands = xp.matmul(matrix, bands)  # (n, I, 6, Q C): down the columns, whole rows at a time
-    tiles = xp.empty((size, 6, n, i, j, c), x.dtype)
-    tiles[...] = strided(bands, tiles.shape, (column, row, 6 * i * row, 6 * row, 4 * column, one))
-    return xp.matmul(matrix, tiles.reshape(size, -1)).reshape(36, n * i * j, c)
+    _, q, n, c = x.shape
+    i, j, margin = band.stop - band.start, q // 4, (6 - size) // 2
+    row, column, _, one = x.strides
+    start = (4 * band.start + margin) * row + margin * column
+    down = np.ndarray((i, q - 2 * margin, size, n * c), x.dtype, x, start, (4 * row, column, row, one))
+    down = np.matmul(matrix, down)  # (I, Q, k, n C)
+    row, column, place, one = down.strides
+    across = np.ndarray((i, 6, j, size, n * c), x.dtype, down, 0, (row, place, 4 * column, column, one))
+    v = np.empty((6, 6, i, j, n * c), x.dtype)
+    np.matmul(matrix, across, out=v.transpose(2, 0, 3, 1, 4))  # (k, l, I, J, n C), written as (I, k, J, l, n C)
+    return v.reshape(36, i * j * n, c)
 
 
-def _output(m, y):
-    """A^T m A put in its place: m (36, n I J, O) with the places as (l, k) -> y (n, H, W, O), written."""
+def _output(m, y, b):
+    """A^T m A + b put in its place: m (36, I J n, O) -> y (n, up to 4 I rows, W, O), written."""
     n, h, w, o = y.shape
-    i, j = _tile_counts(h, w)
-    at = _matrix("AT", m.dtype)
-    tiles = _both_ways(at, m.reshape(6, 6, -1)).reshape(4, 4, n, i, j, o)
-    tiles = tiles.transpose(2, 3, 1, 4, 0, 5)  # (l, k, n, I, J, O) -> (n, I, k, J, l, O)
-    if (h, w) == (4 * i, 4 * j):
-        y.reshape(n, i, 4, j, 4, o)[...] = tiles
-    else:
-        y[...] = xp.ascontiguousarray(tiles).reshape(n, 4 * i, 4 * j, o)[:, :h, :w]
+    j = _count(w)
+    m = m.reshape(6, 6, -1, j, n * o).transpose(2, 3, 0, 1, 4)  # (I, J, k, l, n O)
+    i, at = len(m), _matrix("AT", m.dtype)
+    across = np.empty((i, j, 4, 6, n * o), m.dtype)
+    np.matmul(at, m, out=across.transpose(0, 1, 3, 2, 4))
+    maps = np.empty((i, 4, 4 * j, n * o), m.dtype)
+    np.matmul(at, across.reshape(i, 4 * j, 6, n * o), out=maps.transpose(0, 2, 1, 3))
+    maps = maps.reshape(4 * i, 4 * j, n * o)
+    if b is not None:
+        maps += np.broadcast_to(b, (n, o)).reshape(n * o)
+    y[...] = maps.reshape(4 * i, 4 * j, n, o)[:h, :w].transpose(2, 0, 1, 3)
 
 
 def _both_ways(matrix, x):
-    """matrix x_r matrix^T for each r of x (q, q, R) -> (p, p, R), matrix (p, q)."""
+    """matrix x matrix^T on the first two axes of x: (q, q, ...) -> (p, p, ...), matrix (p, q)."""
     p, q = matrix.shape
-    x = xp.matmul(matrix, x.reshape(q, -1)).reshape(p, q, -1)
-    return xp.matmul(matrix, x)
+    down = np.matmul(matrix, x.reshape(q, -1)).reshape(p, q, -1)
+    return np.matmul(matrix, down).reshape(p, p, *x.shape[2:])
 
 
-def _parts(x, channels):
-    n, h, w, _ = x.shape
-    i, j = _tile_counts(h, w)
-    return chunks(n, 36 * i * j * channels * x.itemsize)
-
-
-def _tile_counts(h, w):
-    """How many 4x4 tiles cover a map, down and across."""
-    return -(-h // 4), -(-w // 4)
+def _count(size):
+    """How many 4-wide tiles cover a side of a map."""
+    return -(-size // 4)
 
 
 @lru_cache
 def _matrix(name, dtype):
-    return asarray({"BT": _BT, "G": _G, "AT": _AT}[name], dtype)
+    tables = {"BT": _BT, "G": _G, "AT": _AT, "A": tuple(zip(*_AT))}
+    return np.array(tables[name], dtype)
