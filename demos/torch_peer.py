@@ -2,13 +2,19 @@
 
 Its parts have our names, so that weights can be copied by name (`in_torch`).  Torch keeps channels first: filters
 (KH, KW, C, O) become (O, C, KH, KW), and a linear layer's (in, out) becomes (out, in).
+
+`Peer` is what benchmark.py times beside ours, `largest_difference` what it checks first.
 """
 
+import itertools
 import math
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from tinydiff.backend import asarray, default_rng, to_numpy
 
 
 class Block(nn.Module):
@@ -102,6 +108,127 @@ def in_torch(name, a, shapes):
     elif a.ndim == 2:
         a = a.T
     return name, a.reshape(shapes[name])  # a linear layer on maps is a 1x1 convolution there
+
+
+def largest_difference(model, layout):
+    """How far our network and the reference are apart with the same weights: (name, difference) of the worst.
+
+    Compared are the output and every gradient, each by its largest difference over its largest value.  A gradient's
+    largest value counts as no less than a hundredth of that of all gradients: a bias that the next norm takes away
+    again has none but rounding errors.
+    model: our U-Net, whose weights are drawn anew: none is 0, which would hide what stands before it.
+    layout: name of torch's memory format.  Raises RuntimeError where the parameters are not the same in number.
+    """
+    rng = default_rng(0)
+    for p in model.parameters():
+        fan_in = p.size / p.shape[-1]
+        start = rng.standard_normal(p.shape) / math.sqrt(fan_in) if p.ndim > 1 else rng.normal(0.5, 0.3, p.shape)
+        p.data[...] = asarray(start, p.dtype)
+    layout = getattr(torch, layout)
+    twin = Reference(model.base_channels)
+    shapes = {name: p.shape for name, p in twin.named_parameters()}
+    count = sum(p.numel() for p in twin.parameters())
+    if count != model.num_parameters():
+        raise RuntimeError(f"not the same network: ours has {model.num_parameters():,} parameters, PyTorch's {count:,}")
+    weights = dict(in_torch(name, to_numpy(p), shapes) for name, p in model.named_parameters())
+    twin.load_state_dict({name: torch.tensor(a.copy()) for name, a in weights.items()})
+    twin = twin.to(memory_format=layout)
+
+    x, g = rng.standard_normal((2, 4, 28, 28, 1), dtype="float32")
+    t = np.array([1, 37, 500, 1000])
+    y = model(asarray(x), t)
+    y.backward(asarray(g))
+    x, g = (torch.tensor(a).permute(0, 3, 1, 2).to(memory_format=layout) for a in (x, g))
+    z = twin(x, torch.tensor(t))
+    z.backward(g)
+
+    found = dict(in_torch(name, to_numpy(p.grad), shapes) for name, p in model.named_parameters())
+    expected = {name: p.grad.numpy() for name, p in twin.named_parameters()}
+    least = 0.01 * max(abs(a).max() for a in expected.values())
+    off = {name: abs(found[name] - a).max() / max(abs(a).max(), least) for name, a in expected.items()}
+    z = z.detach().permute(0, 2, 3, 1).numpy()
+    off["output"] = abs(to_numpy(y) - z).max() / abs(z).max()
+    return max(off.items(), key=lambda item: (math.isnan(item[1]), item[1]))
+
+
+class Peer:
+    """PyTorch's side of benchmark.py, eager and float32, in one memory layout: the same methods as its `Ours`."""
+
+    def __init__(self, *, channels, batch_size, cores, layout):
+        torch.set_num_threads(cores)
+        self.channels, self.layout = channels, getattr(torch, layout)
+        self.model = Reference(channels).to(memory_format=self.layout)
+        self.update = _updater(self.model)
+        self.x, self.eps = self._maps(batch_size, 1, 28), self._maps(batch_size, 1, 28)
+        self.t = torch.randint(1, 1001, (batch_size,))
+
+    def train(self):
+        def step(_):
+            self.model.zero_grad()
+            F.mse_loss(self.model(self.x, self.t), self.eps).backward()
+            self.update(1.0)
+
+        return [step]
+
+    def forward(self):
+        def forward(_):
+            with torch.no_grad():
+                self.model(self.x, self.t)
+
+        return [forward]
+
+    def conv(self, n, size, c_in, c_out, stride, input_gradient):
+        x, w, b = (
+            self._maps(n, c_in, size),
+            torch.randn(c_out, c_in, 3, 3).to(memory_format=self.layout),
+            torch.randn(c_out),
+        )
+        leaves = [x, w, b] if input_gradient else [w, b]
+        return _forward_and_backward(lambda: F.conv2d(x, w, b, stride, padding=1), leaves)
+
+    def group_norm_silu(self, n, size, c, num_groups):
+        x, gamma, beta = self._maps(n, c, size), torch.randn(c), torch.randn(c)
+        return _forward_and_backward(lambda: F.silu(F.group_norm(x, num_groups, gamma, beta)), [x, gamma, beta])
+
+    def attention(self, n, heads, pixels, features):
+        q, k, v = (torch.randn(n, heads, pixels, features) for _ in range(3))
+        return _forward_and_backward(lambda: F.scaled_dot_product_attention(q, k, v), [q, k, v])
+
+    def optimizer(self):
+        model = Reference(self.channels).to(memory_format=self.layout)
+        for p in model.parameters():
+            p.grad = torch.randn_like(p)
+        update = _updater(model)
+        calls = itertools.count()
+        return [lambda _: update(0.999 ** next(calls))]
+
+    def close(self):
+        pass
+
+    def _maps(self, n, c, size):
+        return torch.randn(n, c, size, size).to(memory_format=self.layout)
+
+
+def _forward_and_backward(f, leaves):
+    for leaf in leaves:
+        leaf.requires_grad_()
+    g = torch.randn_like(f().detach())
+    return [lambda _: f(), lambda y: torch.autograd.grad(y, leaves, g)]
+
+
+def _updater(model):
+    """update(max_norm): clipping, Adam, and the average of the weights."""
+    parameters = list(model.parameters())
+    weights = [p.detach() for p in parameters]
+    averages = [p.clone() for p in weights]
+    adam = torch.optim.Adam(parameters, 1e-3, fused=True)
+
+    def update(max_norm):
+        nn.utils.clip_grad_norm_(parameters, max_norm)
+        adam.step()
+        torch._foreach_lerp_(averages, weights, 0.001)
+
+    return update
 
 
 def _down(c):

@@ -82,7 +82,7 @@ class Tensor:
             raise ValueError(f"backward: g must be an array, got {type(g).__name__}")
         _check("backward", "g", g, self.data)
         root = self if self._node is None else self._node
-        grads = {id(root): g}
+        grads, sums = {id(root): g}, set()
         for place in _outputs_first(root):
             g = grads.pop(id(place))
             if isinstance(place, Tensor):
@@ -93,7 +93,13 @@ class Tensor:
                     continue
                 dx = dx() if callable(dx) else dx
                 _check(place.op, f"gradient {i}", dx, x)
-                grads[id(x)] = grads[id(x)] + dx if id(x) in grads else dx
+                if id(x) not in grads:
+                    grads[id(x)] = dx
+                elif id(x) in sums:  # made below, and nobody else has seen it
+                    grads[id(x)] += dx
+                else:  # either may be shared with another input, or be what a closure keeps
+                    grads[id(x)] = grads[id(x)] + dx
+                    sums.add(id(x))
 
     def _add_grad(self, g: Any) -> None:
         if self.grad is None:
@@ -315,10 +321,11 @@ def getitem(x, *, index):
         if not (part is None or part is Ellipsis or isinstance(part, int | slice)):
             raise TypeError(f"getitem: index may hold integers, slices, None and ..., got {type(part).__name__}")
 
+    shape, y = x.shape, x[index]
+
     def vjp(g):
-        dx = xp.zeros_like(x)
+        dx = xp.zeros(shape, g.dtype)
         dx[index] = g
         return (dx,)
 
-    y = x[index]
     return (y if isinstance(y, xp.ndarray) else xp.asarray(y)), vjp

@@ -65,6 +65,7 @@ class Workers:
         self._shared: _SharedArrays | None = None
         self._batch: _SharedArrays | None = None
         self.flat = Flat(self.model.parameters())
+        _keep_heap()
         if num_workers == 1:
             return
         size = len(self.flat.data)

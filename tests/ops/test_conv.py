@@ -150,7 +150,7 @@ def test_conv2d_in_float32_is_the_one_in_float64_but_for_rounding(kh, kw, c, o, 
     x, w, b = host_normal(size, (5, size, size, c), (kh, kw, c, o), (5, o), dtype="float32")
     static = {"stride": stride, "padding": padding}
     # 6e-8 a rounding, some tens of times in sums of 4,000 products, and ten times that where Winograd's terms cancel.
-    bound = 4e-5 if winograd.pays(w, stride, padding) else 4e-6
+    bound = 4e-5 if winograd.pays(x, w, stride, padding) else 4e-6
     y = conv2d(x, w, b, **static)
     (g,) = host_normal(1, y.shape, dtype="float32")
     wide = [a.astype("float64") for a in (x, w, b, g)]

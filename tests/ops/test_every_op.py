@@ -206,6 +206,25 @@ def a_convolution(draw):
     return arrays, {"stride": stride, "padding": padding}
 
 
+def a_wide_convolution(draw, c):
+    """Map, filter and bias of a 3x3 convolution that keeps the size, wide enough for winograd.py."""
+    n, h, w, o = draw(MAYBE_EMPTY), draw(st.integers(1, 6)), draw(st.integers(1, 6)), 15 + draw(SIZES)
+    return [normal(draw, shape) for shape in [(n, h, w, c), (3, 3, c, o), draw(st.sampled_from([(o,), (n, o)]))]]
+
+
+@row("norm_silu_winograd", linear=(3, 4))
+def a_norm_and_a_convolution(draw):
+    num_groups = draw(st.sampled_from([1, 2, 4]))
+    c = 16 + num_groups * draw(st.integers(0, 1)) * 4
+    x, w, b = a_wide_convolution(draw, c)
+    return [x, normal(draw, (c,)), normal(draw, (c,)), w, b], {"num_groups": num_groups}
+
+
+@row("upsample_winograd", linear=(0, 1, 2))
+def a_small_map_and_a_convolution(draw):
+    return a_wide_convolution(draw, 15 + draw(SIZES)), {}
+
+
 @row("attention", linear=(2,))
 def queries_keys_and_values(draw):
     lead, l, m, d, e = draw(shapes(0, 2)), draw(MAYBE_EMPTY), draw(SIZES), draw(SIZES), draw(MAYBE_EMPTY)
@@ -473,6 +492,26 @@ def test_an_op_writes_to_nothing_it_was_given_and_its_gradients_are_its_own(name
         np.testing.assert_array_equal(to_numpy(now), to_numpy(then))
 
 
+BLIND = [
+    *["add", "sub", "neg", "sum", "mean", "where", "dropout"],
+    *["reshape", "transpose", "concat", "pad", "take", "getitem", "upsample_nearest", "avg_pool2d"],
+]
+
+
+@pytest.mark.parametrize("name", BLIND)
+@FEWER
+@given(st.data())
+def test_an_op_whose_gradient_needs_no_input_keeps_none(name, data):
+    """What is linear in all its inputs together lets go of them: a network's sums and skips hold no maps."""
+    f, inputs = draw_case(data, name)
+    tensors = [Tensor(x, requires_grad=True) * 1 for x in inputs]
+    arrays = [weakref.ref(x.data) for x in tensors]
+    node = f(*tensors)._node
+    del tensors
+    assert [array() for array in arrays if array() is not None] == []
+    assert node.shape is not None
+
+
 @each_op
 @FEWER
 @given(st.data())
@@ -483,9 +522,9 @@ def test_what_an_op_keeps_is_freed_at_once(name, data):
     gc.disable()
     try:
         y = f(*leaves)
-        gone = [weakref.ref(y), weakref.ref(y._vjp)]
+        gone = [weakref.ref(y), weakref.ref(y._node), weakref.ref(y._node.vjp)]
         y.backward(xp.ones_like(y.data))
         del y
-        assert [ref() for ref in gone] == [None, None]
+        assert [ref() for ref in gone] == [None] * 3
     finally:
         gc.enable()

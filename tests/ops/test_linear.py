@@ -1,5 +1,7 @@
 """The affine map on the last axis, and what it is equal to."""
 
+import sys
+
 import numpy as np
 import pytest
 from draws import SEEDS, host_normal
@@ -10,6 +12,7 @@ from tinydiff import ops
 from tinydiff.backend import asarray, to_numpy
 
 pytestmark = pytest.mark.engine
+linear = sys.modules["tinydiff.ops.linear"]  # the file; ops.linear is the op
 
 SIZES = st.integers(1, 4)
 
@@ -50,3 +53,19 @@ def test_linear_refuses_what_does_not_fit(x, w, b):
     with pytest.raises(ValueError) as error:
         ops.linear(*(asarray(np.zeros(shape)) for shape in (x, w, b)))
     assert str(error.value) == f"linear: x {x} and b {b} do not fit w {w}"
+
+
+@given(SEEDS, st.integers(0, 200), SIZES, SIZES, st.integers(1, 300))
+def test_a_product_in_pieces_is_the_product(seed, m, i, o, small):
+    """x w and x^T g for any number of rows, wherever the border between one product and many small ones lies."""
+    x, w, g = map(asarray, host_normal(seed, (m, i), (i, o), (m, o)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linear, "_SMALL", small)
+        linear._piece.cache_clear()
+        y, dw = to_numpy(linear.product(x, w)), to_numpy(linear.product_of_transposed(x, g))
+        pieces = {linear._piece(m, i * o)}
+    linear._piece.cache_clear()
+    # 1e-13: at most 200 products of numbers about 1, each rounded to 1e-16.
+    np.testing.assert_allclose(y, to_numpy(x) @ to_numpy(w), rtol=0, atol=1e-13)
+    np.testing.assert_allclose(dw, to_numpy(x).T @ to_numpy(g), rtol=0, atol=1e-13)
+    assert all(m % piece == 0 for piece in pieces)

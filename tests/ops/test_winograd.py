@@ -74,18 +74,31 @@ def test_it_is_for_wide_3x3_convolutions_that_keep_the_size_on_a_cpu(monkeypatch
         monkeypatch.setattr(winograd, "backend_name", lambda name=name: name)
         for kh, kw, c, o in product((2, 3, 4), (2, 3, 4), (enough - 1, enough, 99), (enough - 1, enough, 99)):
             for stride, padding in product((1, 2), (0, 1, 2)):
-                pays = winograd.pays(np.zeros((kh, kw, c, o)), stride, padding)
+                pays = winograd.pays(np.zeros((1, 5, 5, c)), np.zeros((kh, kw, c, o)), stride, padding)
                 right_shape = kh == kw == 3 and stride == 1 and padding == 1
                 assert pays == (right_shape and c >= enough and o >= enough and name == "numpy")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("c, o", [(17, 20), (20, 17)])
-def test_slices_of_the_batch_are_cut_by_the_tiles_of_one_image(monkeypatch, dtype, c, o):
-    """Bytes an image: 36 numbers for each 4x4 tile and each channel of the wider side."""
+def test_the_work_is_cut_so_that_the_tiles_stay_in_cache(monkeypatch, dtype, c, o):
+    """First by images, so that a row of their tiles fits; then by rows of tiles.
+
+    A row of one image's tiles holds 36 numbers for each 4x4 tile and each channel of the wider side.
+    """
     asked = []
     monkeypatch.setattr(winograd, "chunks", lambda n, each: asked.append((n, each)) or [slice(0, n)])
-    x, w, g = map(asarray, host_normal(0, (2, 8, 12, c), (3, 3, c, o), (2, 8, 12, o), dtype=dtype))
+    x, w, g = map(asarray, host_normal(0, (5, 9, 12, c), (3, 3, c, o), (5, 9, 12, o), dtype=dtype))
+    row = 36 * 3 * 20 * x.itemsize
     winograd.correlate(x, w)
     winograd.filter_gradient(x, g)
-    assert asked == [(2, 36 * (8 // 4) * (12 // 4) * 20 * x.itemsize)] * 2
+    assert asked == [(5, row), (3, 5 * row)] * 2
+
+
+def test_the_frame_around_the_maps_is_zero_and_their_places_are_theirs():
+    """frame() gives maps room for whole tiles and one pixel more all round, (row, column, image, channel)."""
+    for height, width in product(range(1, 10), repeat=2):
+        x = asarray(*host_normal(0, (2, height, width, 3)))
+        a = to_numpy(winograd.framed(x))
+        after = [(0, 0), (1, -height % 4 + 1), (1, -width % 4 + 1), (0, 0)]
+        np.testing.assert_array_equal(a, np.pad(to_numpy(x), after).transpose(1, 2, 0, 3))

@@ -46,10 +46,8 @@ class Conv2d(Module):
         self.w = _weights(rng, shape, area * in_channels, area * out_channels, zero)
         self.b = _filled(out_channels, 0)
 
-    def forward(self, x: Tensor, image_bias: Tensor | None = None) -> Tensor:
-        """image_bias: (N, out_channels), added to every pixel of its image beside the layer's own bias."""
-        b = self.b if image_bias is None else self.b + image_bias
-        return ops.conv2d(x, self.w, b, stride=self.stride, padding=self.padding)
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.conv2d(x, self.w, self.b, stride=self.stride, padding=self.padding)
 
 
 class GroupNorm(Module):
@@ -65,6 +63,15 @@ class GroupNorm(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.op(x, self.gamma, self.beta, num_groups=self.num_groups)
+
+
+def norm_silu_conv(norm: GroupNorm, conv: Conv2d, x: Tensor, image_bias: Tensor | None = None) -> Tensor:
+    """conv(silu(norm(x))) for a 3x3 convolution that keeps the size, in one pass where that is faster.
+
+    image_bias: (N, out_channels), added to every pixel of its image beside the convolution's own bias.
+    """
+    b = conv.b if image_bias is None else conv.b + image_bias
+    return ops.norm_silu_conv(x, norm.gamma, norm.beta, conv.w, b, num_groups=norm.num_groups)
 
 
 class Embedding(Module):

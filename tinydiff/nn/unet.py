@@ -18,7 +18,7 @@ from typing import Any
 from tinydiff import ops
 from tinydiff.autograd import Tensor
 from tinydiff.backend import asarray, host_integers
-from tinydiff.nn.layers import Attention, Conv2d, Embedding, GroupNorm, Linear
+from tinydiff.nn.layers import Attention, Conv2d, Embedding, GroupNorm, Linear, norm_silu_conv
 from tinydiff.nn.module import Module
 
 TIME_FEATURES = 128  # width of the time code that every block sees
@@ -58,11 +58,12 @@ class ResBlock(Module):
         )
 
     def forward(self, x: Tensor, code: Tensor, rng: Any) -> Tensor:
-        h = self.conv1(self.norm1(x), image_bias=self.time(code))
-        h = self.norm2(h)
+        h = norm_silu_conv(self.norm1, self.conv1, x, image_bias=self.time(code))
         if rng is not None and self.dropout > 0:
-            h = ops.dropout(h, p=self.dropout, rng=rng)
-        h = self.conv2(h) + (x if self.skip is None else self.skip(x))
+            h = self.conv2(ops.dropout(self.norm2(h), p=self.dropout, rng=rng))
+        else:
+            h = norm_silu_conv(self.norm2, self.conv2, h)
+        h = h + (x if self.skip is None else self.skip(x))
         return h if self.attention is None else self.attention(h)
 
 
@@ -80,7 +81,7 @@ class Upsample(Module):
         self.conv = Conv2d(channels, channels, rng=rng)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(ops.upsample_nearest(x))
+        return ops.upsample_conv(x, self.conv.w, self.conv.b)
 
 
 class UNet(Module):
@@ -172,7 +173,7 @@ class UNet(Module):
             h = layer(h, code, rng)
         for layer in self.up:
             h = layer(ops.concat(h, skips.pop()), code, rng) if isinstance(layer, ResBlock) else layer(h)
-        return self.conv_out(self.norm_out(h))
+        return norm_silu_conv(self.norm_out, self.conv_out, h)
 
     def _time_and_label(self, t: Any, labels: Any, n: int) -> Tensor:
         """(N, TIME_FEATURES): the time's sinusoids through two layers, plus the label's vector."""

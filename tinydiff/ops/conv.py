@@ -12,7 +12,7 @@ Axes: N batch, H W rows and columns, C channels in, O channels out, K kernel.  R
 from tinydiff.autograd import op
 from tinydiff.backend import chunks, xp
 from tinydiff.ops import winograd
-from tinydiff.ops.linear import add_bias, sum_rows
+from tinydiff.ops.linear import add_bias, product, product_of_transposed, sum_rows
 
 
 @op
@@ -24,55 +24,68 @@ def conv2d(x, w, b, *, stride=1, padding=0):
     b: (O,), or (N, O) for a bias of each image's own, which is how the time enters a residual block.
     Raises ValueError where channels do not agree, w is empty or the padded image is smaller than the kernel.
     """
-    _check(x, w, b, stride, padding)
-    if winograd.pays(w, stride, padding):
+    check_conv2d(x, w, b, stride, padding)
+    if winograd.pays(x, w, stride, padding):
         y = winograd.correlate(x, w, b)
 
         def vjp(g):
             return (
                 lambda: winograd.correlate(g, winograd.flipped(w)),
                 lambda: winograd.filter_gradient(x, g),
-                lambda: _bias_gradient(g, b),
+                lambda: bias_gradient(g, b),
             )
-    else:
-        y = _correlate(x, w, b, stride, padding)
+    elif stride == 1 and w.shape[0] == w.shape[1] > padding and w.shape[3] < w.shape[2]:
+        # Fewer channels out than in.  The convolution is the input gradient of the one with the flipped filter, and
+        # that way round the windows are taken of the map with few channels.
+        turned, inner = winograd.flipped(w), w.shape[0] - 1 - padding
+        y = _input_gradient(_output_shape(x, w, 1, padding), turned, x, 1, inner)
+        add_bias(y, b, slice(None))
 
         def vjp(g):
             return (
-                lambda: _input_gradient(x, w, g, stride, padding),
+                lambda: _correlate(g, turned, 1, inner),
+                lambda: winograd.flipped(_filter_gradient(g, turned, x, 1, inner)),
+                lambda: bias_gradient(g, b),
+            )
+    else:
+        y = _correlate(x, w, stride, padding, b)
+
+        def vjp(g):
+            return (
+                lambda: _input_gradient(x.shape, w, g, stride, padding),
                 lambda: _filter_gradient(x, w, g, stride, padding),
-                lambda: _bias_gradient(g, b),
+                lambda: bias_gradient(g, b),
             )
 
     return y, vjp
 
 
-def _correlate(x, w, b, stride, padding):
-    n, o = len(x), w.shape[3]
-    oh, ow = _output_size(x, w, stride, padding)
-    y = xp.empty((n, oh, ow, o), x.dtype)
-    for part in _parts(x, w, stride, padding):
-        xp.matmul(_columns(x[part], w, stride, padding), w.reshape(-1, o), out=y[part].reshape(-1, o))
-        add_bias(y, b, part)
+def _correlate(x, w, stride, padding, b=None):
+    y = xp.empty(_output_shape(x, w, stride, padding), x.dtype)
+    for part in _parts(y, w):
+        y[part] = product(_columns(x[part], w, stride, padding), w.reshape(-1, w.shape[3])).reshape(y[part].shape)
+        if b is not None:
+            add_bias(y, b, part)
     return y
 
 
-def _input_gradient(x, w, g, stride, padding):
-    dx = xp.empty(x.shape, x.dtype)
-    for part in _parts(x, w, stride, padding):
-        columns = xp.matmul(g[part].reshape(-1, w.shape[3]), w.reshape(-1, w.shape[3]).T)
-        dx[part] = _add_columns(columns, x[part].shape, w, stride, padding)
+def _input_gradient(shape, w, g, stride, padding):
+    o = w.shape[3]
+    dx, transposed = xp.empty(shape, g.dtype), xp.ascontiguousarray(w.reshape(-1, o).T)
+    for part in _parts(g, w):
+        columns = product(g[part].reshape(-1, o), transposed)
+        dx[part] = _add_columns(columns, dx[part].shape, w, stride, padding)
     return dx
 
 
 def _filter_gradient(x, w, g, stride, padding):
     dw = xp.zeros((w.size // w.shape[3], w.shape[3]), w.dtype)
-    for part in _parts(x, w, stride, padding):
-        dw += xp.matmul(_columns(x[part], w, stride, padding).T, g[part].reshape(-1, w.shape[3]))
+    for part in _parts(g, w):
+        dw += product_of_transposed(_columns(x[part], w, stride, padding), g[part].reshape(-1, w.shape[3]))
     return dw.reshape(w.shape)
 
 
-def _bias_gradient(g, b):
+def bias_gradient(g, b):
     """Sum a map's gradient over what its bias was broadcast over: the pixels, and the images if b is (O,)."""
     n, oh, ow, o = g.shape
     db = sum_rows(g.reshape(n, oh * ow, o))
@@ -85,7 +98,7 @@ def upsample_nearest(x):
     n, h, w, c = x.shape
     y = xp.empty((n, h, 2, w, 2, c), x.dtype)
     y[:] = x[:, :, None, :, None]
-    return y.reshape(n, 2 * h, 2 * w, c), lambda g: (_sum_2x2(g),)
+    return y.reshape(n, 2 * h, 2 * w, c), lambda g: (sum_2x2(g),)
 
 
 @op
@@ -96,17 +109,18 @@ def avg_pool2d(x):
         raise ValueError(f"avg_pool2d: height and width must be even, got {h} x {w}")
 
     def vjp(g):
-        return (xp.broadcast_to(g[:, :, None, :, None] * 0.25, (n, h // 2, 2, w // 2, 2, c)).reshape(x.shape),)
+        return (xp.broadcast_to(g[:, :, None, :, None] * 0.25, (n, h // 2, 2, w // 2, 2, c)).reshape(n, h, w, c),)
 
-    return _sum_2x2(x) * 0.25, vjp
+    return sum_2x2(x) * 0.25, vjp
 
 
-def _sum_2x2(x):
+def sum_2x2(x):
     """Sum each 2x2 block: four strided reads are faster than a sum over two short axes."""
     return x[:, ::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, ::2] + x[:, 1::2, 1::2]
 
 
-def _check(x, w, b, stride, padding):
+def check_conv2d(x, w, b, stride, padding):
+    """Raise conv2d's ValueErrors."""
     if x.ndim != 4 or w.ndim != 4 or x.shape[3] != w.shape[2]:
         raise ValueError(f"conv2d: x must be (N, H, W, C) and w (KH, KW, C, O), got {x.shape} and {w.shape}")
     if 0 in w.shape:
@@ -115,18 +129,19 @@ def _check(x, w, b, stride, padding):
         raise ValueError(f"conv2d: b must be (O,) or (N, O) with O = {w.shape[3]}, N = {len(x)}, got {b.shape}")
     if stride < 1 or padding < 0:
         raise ValueError(f"conv2d: stride must be 1 or more and padding 0 or more, got {stride} and {padding}")
-    if min(_output_size(x, w, stride, padding)) < 1:
+    if min(_output_shape(x, w, stride, padding)[1:3]) < 1:
         raise ValueError(f"conv2d: the kernel {w.shape[:2]} is larger than the padded image of x {x.shape}")
 
 
-def _output_size(x, w, stride, padding):
-    return [(x.shape[i + 1] + 2 * padding - w.shape[i]) // stride + 1 for i in (0, 1)]
+def _output_shape(x, w, stride, padding):
+    oh, ow = ((x.shape[i + 1] + 2 * padding - w.shape[i]) // stride + 1 for i in (0, 1))
+    return len(x), oh, ow, w.shape[3]
 
 
-def _parts(x, w, stride, padding):
-    """Slices of the batch whose windows stay in cache."""
-    oh, ow = _output_size(x, w, stride, padding)
-    return chunks(len(x), oh * ow * w.size // w.shape[3] * x.itemsize)
+def _parts(y, w):
+    """Slices of the batch whose windows stay in cache; y: the output, or its gradient."""
+    _, oh, ow, o = y.shape
+    return chunks(len(y), oh * ow * w.size // o * y.itemsize)
 
 
 def _columns(x, w, stride, padding):

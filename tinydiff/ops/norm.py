@@ -16,7 +16,9 @@ import math
 from tinydiff.autograd import op
 from tinydiff.backend import chunks, xp
 from tinydiff.ops.linear import image_row, sum_rows
-from tinydiff.ops.pointwise import silu_array, silu_derivative
+from tinydiff.ops.pointwise import silu_of_double, silu_of_double_and_slope
+
+_ROW = 8000  # numbers
 
 
 @op
@@ -26,21 +28,47 @@ def group_norm(x, gamma, beta, *, num_groups, eps=1e-5):
     Mean and variance are taken over each image's pixels and over the channels of a group, all in x's dtype.
     Raises ValueError unless num_groups divides C and there is a pixel.
     """
-    norm = _GroupNorm(x, gamma, beta, num_groups, eps)
-    return norm.forward(None), lambda g: norm.backward(g, None)
+    norm = GroupNorm(x, gamma, beta, num_groups, eps)
+    y = xp.empty(x.shape, x.dtype)
+    for part in norm.parts():
+        y[part] = norm.forward(part)
+
+    def vjp(g):
+        dx = xp.empty(x.shape, x.dtype)
+        for part in norm.parts():
+            norm.backward(part, g[part], dx[part])
+        return dx, *norm.parameter_gradients()
+
+    return y, vjp
 
 
 @op
 def group_norm_silu(x, gamma, beta, *, num_groups, eps=1e-5):
-    """silu(group_norm(x)) as one op: z is neither written to memory nor kept."""
-    norm = _GroupNorm(x, gamma, beta, num_groups, eps)
-    return norm.forward(silu_array), lambda g: norm.backward(g, silu_derivative)
+    """silu(group_norm(x)) as one op: z is neither written to memory nor kept.
+
+    The norm's result is taken to be z/2, which spares SiLU a pass: silu(z) = h (1 + tanh h), h = z/2.
+    """
+    norm = GroupNorm(x, gamma / 2, beta / 2, num_groups, eps)
+    y = xp.empty(x.shape, x.dtype)
+    for part in norm.parts():
+        silu_of_double(norm.forward(part), out=y[part])
+
+    def vjp(g):
+        dx = xp.empty(x.shape, x.dtype)
+        for part in norm.parts():
+            dh = silu_of_double_and_slope(norm.again(part))[1]
+            dh *= g[part]
+            norm.backward(part, dh, dx[part])
+        dgamma, dbeta = norm.parameter_gradients()
+        return dx, dgamma / 2, dbeta / 2
+
+    return y, vjp
 
 
-class _GroupNorm:
-    """The two passes over a map, in slices of the batch."""
+class GroupNorm:
+    """The passes over some images of a map x (N, ..., C); `parts` says how many images at a time."""
 
-    def __init__(self, x, gamma, beta, num_groups, eps):
+    def __init__(self, x, gamma, beta, num_groups, eps=1e-5):
         c = x.shape[-1]
         if x.ndim < 2 or 0 in x.shape[1:]:
             raise ValueError(f"group_norm: x must be (N, ..., C) with pixels and channels, got {x.shape}")
@@ -49,67 +77,59 @@ class _GroupNorm:
         if gamma.shape != (c,) or beta.shape != (c,):
             raise ValueError(f"group_norm: gamma {gamma.shape} and beta {beta.shape} must be ({c},)")
         self.x, self.gamma, self.beta, self.eps = x, gamma, beta, eps
-        self.width = x.shape[-2] if x.ndim > 2 else 1
-        pixels, size = math.prod(x.shape[1:-1]), c // num_groups
-        self.maps = x.reshape(-1, pixels, c)  # (N, P, C)
+        self.pixels, size = math.prod(x.shape[1:-1]), c // num_groups
+        widths = range(max(1, min(self.pixels, _ROW // c)), 0, -1)
+        self.width = next(width for width in widths if self.pixels % width == 0)  # pixels in a row: see _rows
         group = xp.arange(c) // size
         # (C, C): a product with it replaces each channel's sum over pixels by the mean over its group.
-        self.group_mean = (group[:, None] == group).astype(x.dtype) * (1 / (pixels * size))
-        self.parts = chunks(len(x), pixels * c * x.itemsize)
-        self.mean, self.rstd = xp.empty((2, len(x), c), x.dtype)
+        self.group_mean = (group[:, None] == group).astype(x.dtype) * (1 / (self.pixels * size))
+        self.mean, self.rstd, self.dgamma, self.dbeta = xp.empty((4, len(x), c), x.dtype)
 
-    def forward(self, activation):
-        y = xp.empty(self.maps.shape, self.x.dtype)
-        for part in self.parts:
-            maps = self.maps[part]
-            self.mean[part] = xp.matmul(sum_rows(maps), self.group_mean)
-            d = self._centred(part)
-            var = xp.matmul(self._sum_pixels(d * d), self.group_mean)
-            self.rstd[part] = 1 / xp.sqrt(var + self.eps)
-            if activation is None:
-                self._affine(d, part, y[part])
-            else:
-                activation(self._affine(d, part, d), out=self._rows(y[part]))
-        return y.reshape(self.x.shape)
+    def parts(self, images=None):
+        """Slices of the batch, or of a slice `images` of it, whose maps stay in cache."""
+        first, last, _ = (images or slice(None)).indices(len(self.x))
+        bytes_each = self.pixels * self.x.shape[-1] * self.x.itemsize
+        return [slice(first + part.start, first + part.stop) for part in chunks(last - first, bytes_each)]
 
-    def backward(self, g, derivative):
-        g = g.reshape(self.maps.shape)
-        dx = xp.empty(self.maps.shape, self.x.dtype)
-        dgamma, dbeta = xp.empty((2, *self.mean.shape), self.x.dtype)
-        for part in self.parts:
-            d, dz, rstd = self._centred(part), self._rows(g[part]), self.rstd[part]
-            if derivative is not None:
-                dz = derivative(self._affine(d, part, xp.empty_like(d))) * dz
-            dgamma[part] = self._sum_pixels(d * dz) * rstd
-            dbeta[part] = self._sum_pixels(dz)
-            # dx = rstd (gamma dz - mean(gamma dz) - x_hat mean(gamma dz x_hat)), means over the group
-            along = xp.matmul(dgamma[part] * self.gamma, self.group_mean) * rstd * rstd
-            level = xp.matmul(dbeta[part] * self.gamma, self.group_mean) * rstd
-            out = xp.multiply(dz, self._tile(rstd * self.gamma), out=self._rows(dx[part]))
-            d *= self._tile(along)
-            d += self._tile(level)
-            out -= d
-        return dx.reshape(self.x.shape), sum_rows(dgamma), sum_rows(dbeta)
+    def forward(self, part):
+        """gamma (x - mean) / sqrt(var + eps) + beta for x[part], as a new array."""
+        rows = self._rows(self.x[part])
+        mean = self.mean[part] = xp.matmul(self._sum_pixels(rows), self.group_mean)
+        centred = rows - image_row(mean, self.width)
+        centred *= centred
+        var = xp.matmul(self._sum_pixels(centred), self.group_mean)
+        self.rstd[part] = 1 / xp.sqrt(var + self.eps)
+        return self.again(part, out=centred)
 
-    def _centred(self, part):
-        """x - mean as whole image rows, (n, H, W C)."""
-        return self._rows(self.maps[part]) - self._tile(self.mean[part])
+    def again(self, part, out=None):
+        """What forward returned, from the mean and deviation that it found."""
+        scale = self.rstd[part] * self.gamma
+        z = xp.multiply(self._rows(self.x[part]), image_row(scale, self.width), out=out)
+        z += image_row(self.beta - self.mean[part] * scale, self.width)
+        return z.reshape(self.x[part].shape)
 
-    def _affine(self, d, part, out):
-        """gamma d rstd + beta, written to out."""
-        out = self._rows(out)
-        xp.multiply(d, self._tile(self.rstd[part] * self.gamma), out=out)
-        out += self._tile(self.beta[None])
-        return out
+    def backward(self, part, dz, dx):
+        """The gradient of x[part], written to dx, and those of gamma and beta."""
+        rows, dz, mean, rstd = self._rows(self.x[part]), self._rows(dz), self.mean[part], self.rstd[part]
+        product = rows * dz
+        dbeta = self.dbeta[part] = self._sum_pixels(dz)
+        dgamma = self.dgamma[part] = (self._sum_pixels(product) - mean * dbeta) * rstd
+        # dx = rstd (gamma dz - mean(gamma dz) - x_hat mean(gamma dz x_hat)), means over the group
+        along = xp.matmul(dgamma * self.gamma, self.group_mean) * rstd * rstd
+        level = xp.matmul(dbeta * self.gamma, self.group_mean) * rstd - mean * along
+        xp.multiply(rows, image_row(along, self.width), out=product)
+        product += image_row(level, self.width)
+        out = xp.multiply(dz, image_row(rstd * self.gamma, self.width), out=dx.reshape(rows.shape))
+        out -= product
+
+    def parameter_gradients(self):
+        """(dgamma, dbeta), once backward has seen the whole batch."""
+        return sum_rows(self.dgamma), sum_rows(self.dbeta)
 
     def _rows(self, maps):
-        """Image rows of W C numbers: NumPy broadcasts over them three times faster than over C."""
-        _, pixels, c = self.maps.shape
-        return maps.reshape(-1, pixels // self.width, self.width * c)
+        """Rows of some thousand numbers, (n, P / width, width C): NumPy broadcasts over C four times slower."""
+        return maps.reshape(len(maps), self.pixels // self.width, self.width * maps.shape[-1])
 
     def _sum_pixels(self, rows):
-        """(n, H, W C) -> (n, C)."""
-        return sum_rows(rows.reshape(-1, *self.maps.shape[1:]))
-
-    def _tile(self, v):
-        return image_row(v, self.width)
+        """(n, P / width, width C) -> (n, C)."""
+        return sum_rows(rows.reshape(len(rows), self.pixels, self.x.shape[-1]))

@@ -45,8 +45,7 @@ def sigmoid(x):
 @pointwise
 def silu(x):
     """x sigmoid(x), the activation of the U-Net (Hendrycks & Gimpel 2016)."""
-    y = silu_array(x)
-    return y, lambda g: (g * silu_derivative(x),)
+    return silu_of_double(0.5 * x), lambda g: (g * (0.5 * silu_of_double_and_slope(0.5 * x)[1]),)
 
 
 @pointwise
@@ -89,23 +88,20 @@ def dropout(x, *, p, rng):
     return x * keep, lambda g: (g * keep,)
 
 
-def silu_array(x, out=None):
-    """silu of an array, into `out` if given (which must not be x)."""
-    h = 0.5 * x
-    y = xp.tanh(h, out=out)
-    y += 1
-    y *= h
-    return y
-
-
-def silu_derivative(x):
-    """silu'(x) = t/2 (1 + h (2 - t)) with h = x/2 and t = 1 + tanh h, as a new array."""
-    h = 0.5 * x
+def silu_of_double(h, out=None):
+    """silu(2h) = h (1 + tanh h), as a new array or into out (which must not be h)."""
     t = xp.tanh(h)
     t += 1
-    d = 2 - t
-    d *= h
-    d += 1
-    d *= t
-    d *= 0.5
-    return d
+    return xp.multiply(h, t, out=out)
+
+
+def silu_of_double_and_slope(h, out=None):
+    """silu(2h), and its derivative by h, t (1 + h (2 - t)) with t = 1 + tanh h, which is written over h."""
+    t = xp.tanh(h)
+    t += 1
+    y = xp.multiply(h, t, out=out)
+    u = 2 - t
+    h *= u
+    h += 1
+    h *= t
+    return y, h

@@ -10,14 +10,16 @@ from tinydiff.backend import xp
 @op
 def sum(x, *, axis=None, keepdims=False):
     """Sum over `axis`."""
-    return x.sum(axis, keepdims=keepdims), lambda g: (_spread(g, x, axis, keepdims).copy(),)
+    shape = x.shape
+    return x.sum(axis, keepdims=keepdims), lambda g: (_spread(g, shape, axis, keepdims).copy(),)
 
 
 @op
 def mean(x, *, axis=None, keepdims=False):
     """Mean over `axis`."""
-    y = x.mean(axis, keepdims=keepdims)
-    return y, lambda g: (_spread(g, x, axis, keepdims) * (y.size / (x.size or 1)),)
+    y, shape = x.mean(axis, keepdims=keepdims), x.shape
+    weight = y.size / (x.size or 1)
+    return y, lambda g: (_spread(g, shape, axis, keepdims) * weight,)
 
 
 @op
@@ -27,7 +29,7 @@ def max(x, *, axis=None, keepdims=False):
 
     def vjp(g):
         is_top = (x == top).astype(g.dtype)
-        return (_spread(g, x, axis, keepdims) * (is_top / is_top.sum(axis, keepdims=True)),)
+        return (_spread(g, x.shape, axis, keepdims) * (is_top / is_top.sum(axis, keepdims=True)),)
 
     return x.max(axis, keepdims=keepdims), vjp
 
@@ -50,7 +52,7 @@ def logsumexp(x, *, axis=-1, keepdims=False):
     y = top + xp.log(xp.exp(x - top).sum(axis, keepdims=True))
 
     def vjp(g):
-        return (_spread(g, x, axis, keepdims) * softmax_array(x, axis),)  # exp(x - y) would round y first
+        return (_spread(g, x.shape, axis, keepdims) * softmax_array(x, axis),)  # exp(x - y) would round y first
 
     return (y if keepdims else y.squeeze(axis)), vjp
 
@@ -63,8 +65,8 @@ def softmax_array(x, axis):
     return y
 
 
-def _spread(g, x, axis, keepdims):
-    """Broadcast the gradient of a reduction back to x's shape: a read-only view."""
+def _spread(g, shape, axis, keepdims):
+    """Broadcast the gradient of a reduction back to its input's shape: a read-only view."""
     if axis is not None and not keepdims:
         g = xp.expand_dims(g, axis)
-    return xp.broadcast_to(g, x.shape)
+    return xp.broadcast_to(g, shape)

@@ -9,7 +9,8 @@ from tinydiff.backend import asarray, host_integers, xp
 
 @op
 def reshape(x, *, shape):
-    return x.reshape(shape), lambda g: (g.reshape(x.shape),)
+    before = x.shape
+    return x.reshape(shape), lambda g: (g.reshape(before),)
 
 
 @op
@@ -26,12 +27,13 @@ def transpose(x, *, axes=None):
 @op
 def concat(*xs, axis=-1):
     """Join arrays along `axis`, whose sizes may differ."""
+    sizes = [x.shape[axis] for x in xs]
 
     def vjp(g):
         out, start = [], 0
-        for x in xs:
-            out.append(g[_slice(g.ndim, axis, start, start + x.shape[axis])])
-            start += x.shape[axis]
+        for size in sizes:
+            out.append(g[_slice(g.ndim, axis, start, start + size)])
+            start += size
         return out
 
     return xp.concatenate(xs, axis), vjp
@@ -61,9 +63,8 @@ def take(x, *, indices, axis=0):
     indices: host integers of any shape in 0..size-1, else ValueError.  The gradient adds up what went to one index by a
     product with a one-hot matrix: the same order of summation every time, on either backend.
     """
-    size = x.shape[axis]
+    size, axis = x.shape[axis], axis % x.ndim
     indices = host_integers("indices", indices, 0, size - 1)
-    axis = axis % x.ndim
 
     def vjp(g):
         one_hot = (xp.arange(size)[:, None] == asarray(indices.reshape(-1))).astype(g.dtype)  # (size, picks)

@@ -20,9 +20,7 @@ Axes: n images of a frame, P Q its rows and columns, C O channels, I J tiles dow
 
 from functools import lru_cache
 
-import numpy as np
-
-from tinydiff.backend import backend_name, chunks
+from tinydiff.backend import asarray, backend_name, chunks, xp
 
 # Interpolation at 0, 1, -1, 2, -2, infinity: A^T ((G f) * (B^T d)) correlates a row d of 6 with a filter f of 3.
 _BT = (
@@ -45,9 +43,9 @@ _AT = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 
 _MIN_CHANNELS = 16  # with fewer, the transforms cost more than the products save
 
 
-def pays(w, stride, padding) -> bool:
+def pays(x, w, stride, padding) -> bool:
     """Whether this is a 3x3 convolution of stride 1 that keeps the size, wide enough to gain, on a CPU."""
-    same_size = w.shape[:2] == (3, 3) and stride == padding == 1
+    same_size = w.shape[:2] == (3, 3) and stride == padding == 1 and x.size > 0
     return same_size and min(w.shape[2:]) >= _MIN_CHANNELS and backend_name() == "numpy"
 
 
@@ -57,7 +55,7 @@ def correlate(x, w, b=None):
     b: None, (O,) or (N, O).
     """
     u = filter_tiles(w)
-    y = np.empty((*x.shape[:3], w.shape[3]), x.dtype)
+    y = xp.empty((*x.shape[:3], w.shape[3]), x.dtype)
     for part in parts(y.shape, max(w.shape[2:]), x.itemsize):
         correlate_frame(framed(x[part]), u, y[part], b if b is None or b.ndim == 1 else b[part])
     return y
@@ -66,7 +64,7 @@ def correlate(x, w, b=None):
 def filter_gradient(x, g):
     """dw[k,l,c,o] = sum_{n,i,j} x_padded[n,i+k,j+l,c] g[n,i,j,o]: x (N, H, W, C), g (N, H, W, O) -> (3, 3, C, O)."""
     c, o = x.shape[3], g.shape[3]
-    du = np.zeros((36, c, o), x.dtype)
+    du = xp.zeros((36, c, o), x.dtype)
     for part in parts(g.shape, max(c, o), x.itemsize):
         add_filter_gradient(framed(x[part]), framed(g[part]), du)
     return from_filter_tiles(du)
@@ -74,7 +72,7 @@ def filter_gradient(x, g):
 
 def flipped(w):
     """The filter of the input gradient: turned by 180 degrees, channels in and out exchanged."""
-    return np.ascontiguousarray(w[::-1, ::-1].transpose(0, 1, 3, 2))
+    return xp.ascontiguousarray(w[::-1, ::-1].transpose(0, 1, 3, 2))
 
 
 # Steps of the above, for ops that fill or empty a frame in their own way (fused.py).
@@ -88,7 +86,7 @@ def parts(shape, channels, itemsize):
 def frame(shape, dtype):
     """Room for maps (n, H, W, C) with zeros around them, (P, Q, n, C), and the view (n, H, W, C) for the maps."""
     n, h, w, c = shape
-    a = np.empty((4 * _count(h) + 2, 4 * _count(w) + 2, n, c), dtype)
+    a = xp.empty((4 * _count(h) + 2, 4 * _count(w) + 2, n, c), dtype)
     a[0] = a[h + 1 :] = a[:, 0] = a[:, w + 1 :] = 0
     return a, a[1 : h + 1, 1 : w + 1].transpose(2, 0, 1, 3)
 
@@ -103,7 +101,7 @@ def framed(x):
 def correlate_frame(x, u, y, b=None):
     """The convolution of a frame (P, Q, n, C) with the filter tiles u, plus b, written to y (n, H, W, O)."""
     for band in _bands(x, max(u.shape[1:])):
-        m = np.matmul(_tiles(x, band, 6, _matrix("BT", x.dtype)), u)
+        m = xp.matmul(_tiles(x, band, 6, _matrix("BT", x.dtype)), u)
         _output(m, y[:, 4 * band.start : 4 * band.stop], b)
 
 
@@ -112,7 +110,7 @@ def add_filter_gradient(x, g, du):
     for band in _bands(x, max(du.shape[1:])):
         v = _tiles(x, band, 6, _matrix("BT", x.dtype))
         dm = _tiles(g, band, 4, _matrix("A", g.dtype))  # A g A^T, the adjoint of _output
-        du += np.matmul(v.transpose(0, 2, 1), dm)
+        du += xp.matmul(v.transpose(0, 2, 1), dm)
 
 
 def filter_tiles(w):
@@ -140,36 +138,35 @@ def _tiles(x, band, size, matrix):
     i, j, margin = band.stop - band.start, q // 4, (6 - size) // 2
     row, column, _, one = x.strides
     start = (4 * band.start + margin) * row + margin * column
-    down = np.ndarray((i, q - 2 * margin, size, n * c), x.dtype, x, start, (4 * row, column, row, one))
-    down = np.matmul(matrix, down)  # (I, Q, k, n C)
+    down = xp.ndarray((i, q - 2 * margin, size, n * c), x.dtype, x, start, (4 * row, column, row, one))
+    down = xp.matmul(matrix, down)  # (I, Q, k, n C)
     row, column, place, one = down.strides
-    across = np.ndarray((i, 6, j, size, n * c), x.dtype, down, 0, (row, place, 4 * column, column, one))
-    v = np.empty((6, 6, i, j, n * c), x.dtype)
-    np.matmul(matrix, across, out=v.transpose(2, 0, 3, 1, 4))  # (k, l, I, J, n C), written as (I, k, J, l, n C)
+    across = xp.ndarray((i, 6, j, size, n * c), x.dtype, down, 0, (row, place, 4 * column, column, one))
+    v = xp.empty((6, 6, i, j, n * c), x.dtype)
+    xp.matmul(matrix, across, out=v.transpose(2, 0, 3, 1, 4))  # (k, l, I, J, n C), written as (I, k, J, l, n C)
     return v.reshape(36, i * j * n, c)
 
 
 def _output(m, y, b):
     """A^T m A + b put in its place: m (36, I J n, O) -> y (n, up to 4 I rows, W, O), written."""
     n, h, w, o = y.shape
-    j = _count(w)
-    m = m.reshape(6, 6, -1, j, n * o).transpose(2, 3, 0, 1, 4)  # (I, J, k, l, n O)
-    i, at = len(m), _matrix("AT", m.dtype)
-    across = np.empty((i, j, 4, 6, n * o), m.dtype)
-    np.matmul(at, m, out=across.transpose(0, 1, 3, 2, 4))
-    maps = np.empty((i, 4, 4 * j, n * o), m.dtype)
-    np.matmul(at, across.reshape(i, 4 * j, 6, n * o), out=maps.transpose(0, 2, 1, 3))
+    i, j, at = _count(h), _count(w), _matrix("AT", m.dtype)
+    m = m.reshape(6, 6, i, j, n * o).transpose(2, 3, 0, 1, 4)  # (I, J, k, l, n O)
+    across = xp.empty((i, j, 4, 6, n * o), m.dtype)
+    xp.matmul(at, m, out=across.transpose(0, 1, 3, 2, 4))
+    maps = xp.empty((i, 4, 4 * j, n * o), m.dtype)
+    xp.matmul(at, across.reshape(i, 4 * j, 6, n * o), out=maps.transpose(0, 2, 1, 3))
     maps = maps.reshape(4 * i, 4 * j, n * o)
     if b is not None:
-        maps += np.broadcast_to(b, (n, o)).reshape(n * o)
+        maps += xp.broadcast_to(b, (n, o)).reshape(n * o)
     y[...] = maps.reshape(4 * i, 4 * j, n, o)[:h, :w].transpose(2, 0, 1, 3)
 
 
 def _both_ways(matrix, x):
     """matrix x matrix^T on the first two axes of x: (q, q, ...) -> (p, p, ...), matrix (p, q)."""
     p, q = matrix.shape
-    down = np.matmul(matrix, x.reshape(q, -1)).reshape(p, q, -1)
-    return np.matmul(matrix, down).reshape(p, p, *x.shape[2:])
+    down = xp.matmul(matrix, x.reshape(q, -1)).reshape(p, q, -1)
+    return xp.matmul(matrix, down).reshape(p, p, *x.shape[2:])
 
 
 def _count(size):
@@ -180,4 +177,4 @@ def _count(size):
 @lru_cache
 def _matrix(name, dtype):
     tables = {"BT": _BT, "G": _G, "AT": _AT, "A": tuple(zip(*_AT))}
-    return np.array(tables[name], dtype)
+    return asarray(tables[name], dtype)

@@ -1,0 +1,104 @@
+"""Each fused op is its two ops in turn: values, every gradient, and whichever way the convolution goes."""
+
+import numpy as np
+import pytest
+from draws import SEEDS, host_normal
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinydiff import ops
+from tinydiff.autograd import Tensor
+from tinydiff.backend import asarray, to_numpy
+from tinydiff.ops import conv, fused, winograd
+
+pytestmark = pytest.mark.conv
+
+CHANNELS = st.sampled_from([4, 16, 20])  # 4 are too few for winograd.py, on either side
+BIASES = st.sampled_from(["(O,)", "(N, O)"])
+
+
+def norm_then_conv(x, gamma, beta, w, b):
+    return ops.conv2d(ops.group_norm_silu(x, gamma, beta, num_groups=4), w, b, padding=1)
+
+
+def norm_and_conv(x, gamma, beta, w, b):
+    return ops.norm_silu_conv(x, gamma, beta, w, b, num_groups=4)
+
+
+def upsample_then_conv(x, w, b):
+    return ops.conv2d(ops.upsample_nearest(x), w, b, padding=1)
+
+
+def run(f, arrays, g):
+    """[output, gradient of each input]."""
+    leaves = [Tensor(asarray(a), requires_grad=True) for a in arrays]
+    y = f(*leaves)
+    y.backward(asarray(g))
+    return [to_numpy(a) for a in (y, *(leaf.grad for leaf in leaves))]
+
+
+def same(found, expected, bound):
+    for a, b in zip(found, expected):
+        assert a.shape == b.shape
+        assert abs(a - b).max() <= bound * abs(b).max()
+
+
+@given(SEEDS, st.integers(1, 3), st.integers(1, 9), st.integers(1, 9), CHANNELS, CHANNELS, BIASES)
+def test_norm_silu_conv_is_group_norm_silu_and_conv2d(seed, n, h, w, c, o, bias):
+    """In float64, for maps of every size up to 9 x 9 (whole and cut tiles), on both sides of winograd.pays."""
+    shapes = (n, h, w, c), (c,), (c,), (3, 3, c, o), ((o,) if bias == "(O,)" else (n, o)), (n, h, w, o)
+    *arrays, g = host_normal(seed, *shapes)
+    # 1e-9: the norm of a map of few pixels may divide by a deviation near 0, which enlarges what was rounded to 1e-16.
+    same(run(norm_and_conv, arrays, g), run(norm_then_conv, arrays, g), 1e-9)
+
+
+@given(SEEDS, st.integers(1, 3), st.integers(1, 5), st.integers(1, 5), CHANNELS, CHANNELS, BIASES)
+def test_upsample_conv_is_upsample_nearest_and_conv2d(seed, n, h, w, c, o, bias):
+    """In float64, for maps of every size up to 5 x 5 (10 x 10 after doubling), on both sides of winograd.pays."""
+    shapes = (n, h, w, c), (3, 3, c, o), ((o,) if bias == "(O,)" else (n, o)), (n, 2 * h, 2 * w, o)
+    *arrays, g = host_normal(seed, *shapes)
+    same(run(ops.upsample_conv, arrays, g), run(upsample_then_conv, arrays, g), 1e-12)
+
+
+def test_a_batch_in_several_slices_of_several_slices():
+    """More images than one frame holds, and more than one slice of the norm in a frame."""
+    n, size, c, o = 70, 16, 32, 32
+    *arrays, g = host_normal(0, (n, size, size, c), (c,), (c,), (3, 3, c, o), (n, o), (n, size, size, o))
+    parts = winograd.parts(g.shape, c, 8)
+    assert len(parts) > 1 and len(fused.GroupNorm(arrays[0], arrays[1], arrays[2], 4).parts(parts[0])) > 1
+    same(run(norm_and_conv, arrays, g), run(norm_then_conv, arrays, g), 1e-10)
+    *arrays, g = host_normal(0, (n, size, size, c), (3, 3, c, o), (n, o), (n, 2 * size, 2 * size, o))
+    same(run(ops.upsample_conv, arrays, g), run(upsample_then_conv, arrays, g), 1e-10)
+
+
+@pytest.mark.parametrize("size", [7, 14, 28])
+def test_in_float32_they_are_the_plain_ops_in_float64_but_for_rounding(monkeypatch, size):
+    """Against norm, im2col and loops over taps in float64: nothing of the fast way is in the reference."""
+    x, gamma, beta, w, b, g = host_normal(
+        size, (5, size, size, 32), (32,), (32,), (3, 3, 32, 24), (5, 24), (5, size, size, 24), dtype="float32"
+    )
+    found = run(norm_and_conv, (x, gamma, beta, w, b), g)
+    half = x[:, : size // 2, : size // 2]
+    found_up = run(ops.upsample_conv, (half, w, b), g[:, : size // 2 * 2, : size // 2 * 2])
+    monkeypatch.setattr(conv.winograd, "pays", lambda *_: False)
+    wide = [a.astype("float64") for a in (x, gamma, beta, w, b, g)]
+    # 6e-8 a rounding, some tens of times in sums of thousands, ten times that in a Winograd tile, then the norm.
+    same(found, run(norm_then_conv, wide[:5], wide[5]), 1e-4)
+    expected_up = run(
+        upsample_then_conv, (half.astype("float64"), *wide[3:5]), wide[5][:, : size // 2 * 2, : size // 2 * 2]
+    )
+    same(found_up, expected_up, 4e-5)
+
+
+@pytest.mark.parametrize("c", [4, 16])
+def test_what_does_not_fit_is_refused_either_way(c):
+    """Channels, groups and biases that do not agree are the ValueErrors of the two ops."""
+    x, gamma, beta, w, b = (Tensor(asarray(np.ones(s))) for s in [(2, 4, 4, c), (c,), (c,), (3, 3, c, 16), (16,)])
+    with pytest.raises(ValueError, match="conv2d: b must be"):
+        norm_and_conv(x, gamma, beta, w, gamma[:3])
+    with pytest.raises(ValueError, match="conv2d: x must be"):
+        ops.upsample_conv(x[..., :3], w, b)
+    with pytest.raises(ValueError, match="num_groups=3 does not divide"):
+        ops.norm_silu_conv(x, gamma, beta, w, b, num_groups=3)
+    with pytest.raises(ValueError, match="group_norm: gamma"):
+        norm_and_conv(x, gamma[:3], beta, w, b)
