@@ -82,7 +82,7 @@ class Tensor:
             raise ValueError(f"backward: g must be an array, got {type(g).__name__}")
         _check("backward", "g", g, self.data)
         root = self if self._node is None else self._node
-        grads, sums = {id(root): g}, set()
+        grads, ours = {id(root): g}, set()  # ours: where the gradient so far is an array that nobody else reads
         for place in _outputs_first(root):
             g = grads.pop(id(place))
             if isinstance(place, Tensor):
@@ -91,15 +91,18 @@ class Tensor:
             for i, (x, dx) in enumerate(zip(place.inputs, place.vjp(g))):
                 if x is None:
                     continue
-                dx = dx() if callable(dx) else dx
+                new = callable(dx)
+                dx = dx() if new else dx
                 _check(place.op, f"gradient {i}", dx, x)
-                if id(x) not in grads:
-                    grads[id(x)] = dx
-                elif id(x) in sums:  # made below, and nobody else has seen it
+                if id(x) in ours:
                     grads[id(x)] += dx
-                else:  # either may be shared with another input, or be what a closure keeps
-                    grads[id(x)] = grads[id(x)] + dx
-                    sums.add(id(x))
+                elif id(x) in grads:
+                    grads[id(x)] = xp.add(grads[id(x)], dx, out=dx if new else None)
+                    ours.add(id(x))
+                else:
+                    grads[id(x)] = dx
+                    if new:
+                        ours.add(id(x))
 
     def _add_grad(self, g: Any) -> None:
         if self.grad is None:
@@ -177,7 +180,8 @@ def op(f: Callable) -> Callable[..., Tensor]:
     Positional arguments are differentiable, keyword-only ones are static.  A positional argument may also be a plain
     array or a Python number, which takes the tensors' dtype; float arrays of two dtypes are a TypeError, so float64
     cannot leak into a float32 graph.  vjp(g) returns one entry an input: an array with that input's shape and dtype, or
-    a function of no arguments that returns it, called only where the gradient is wanted.
+    a function of no arguments that returns a new one, called only where the gradient is wanted.  To what such a
+    function returned, backward adds in place; an array may be g itself, or a view of it.
     """
 
     @functools.wraps(f)

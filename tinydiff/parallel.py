@@ -71,7 +71,7 @@ class Workers:
         size = len(self.flat.data)
         self._shared = _SharedArrays({"theta": ((size,), "float32"), "grad": ((num_workers, size), "float32")})
         self._shared.arrays["theta"][:] = self.flat.data
-        self.flat.move(self._shared.arrays["theta"], self.flat.grad)
+        self.flat.move(self._shared.arrays["theta"], self._shared.arrays["grad"][0])  # where the others' are added
         try:
             self._start(build, self._shared)
         except BaseException:
@@ -108,9 +108,7 @@ class Workers:
         cuts = [n * w // self.num_workers for w in range(self.num_workers + 1)]
         parts = [(losses_of, slice(a, b), n, (*seed, w)) for w, (a, b) in enumerate(pairwise(cuts))]
         losses = self._ask("gradients", parts)
-        grads = self._shared.arrays["grad"]
-        np.add(grads[0], grads[1], out=self.flat.grad)
-        for g in grads[2:]:
+        for g in self._shared.arrays["grad"][1:]:
             self.flat.grad += g
         return np.concatenate(losses)
 
@@ -190,7 +188,7 @@ class Workers:
         if self._batch is not None:
             self._batch.close()
         if self._shared is not None:
-            self.flat.move(self.flat.data.copy(), self.flat.grad)  # the parameters outlive the shared memory
+            self.flat.move(self.flat.data.copy(), self.flat.grad.copy())  # they outlive the shared memory
             self._shared.close()
         self._batch = self._shared = None
 
@@ -378,7 +376,8 @@ def _reserve(memory: SharedMemory) -> None:
 def _keep_heap() -> None:
     """Have glibc keep freed arrays instead of giving them back to the system, which zeroes every page that returns.
 
-    Every step frees and asks for the same arrays again: without this a tenth of a worker's time goes into page faults.
+    Every step frees and asks for the same arrays again: without this a tenth of its time goes into page faults.  It
+    holds for the whole process and cannot be undone.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

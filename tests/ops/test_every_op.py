@@ -515,6 +515,21 @@ def test_an_op_whose_gradient_needs_no_input_keeps_none(name, data):
 @each_op
 @FEWER
 @given(st.data())
+def test_what_a_gradient_function_returns_is_new(name, data):
+    """backward adds to it in place: it is neither g nor an input nor the result, and another call returns another."""
+    f, inputs = draw_case(data, name)
+    y = f(*(Tensor(x, requires_grad=True) for x in inputs))
+    g = xp.ones_like(y.data)
+    first, second = ([d for d in y._node.vjp(g) if callable(d)] for _ in range(2))
+    known = [*inputs, g, y.data, *(d() for d in second)]
+    for dx in (d() for d in first):
+        assert isinstance(dx, xp.ndarray) and not any(np.shares_memory(to_numpy(dx), to_numpy(a)) for a in known)
+        known.append(dx)
+
+
+@each_op
+@FEWER
+@given(st.data())
 def test_what_an_op_keeps_is_freed_at_once(name, data):
     """When the last name of a result goes, its node and what its gradient kept go too, without the collector."""
     f, inputs = draw_case(data, name)

@@ -65,7 +65,7 @@ def norm_silu_winograd(x, gamma, beta, w, b, *, num_groups):
                 slope *= dy[here]
                 norm.backward(images, slope, dx[images])
         dgamma, dbeta = norm.parameter_gradients()
-        return dx, dgamma / 2, dbeta / 2, winograd.from_filter_tiles(du), bias_gradient(g, b)
+        return lambda: dx, dgamma / 2, dbeta / 2, winograd.from_filter_tiles(du), bias_gradient(g, b)
 
     return y, vjp
 
@@ -97,7 +97,7 @@ def upsample_winograd(x, w, b):
             dy = xp.empty((len(x[part]), *g.shape[1:3], c), x.dtype)
             winograd.correlate_frame(g_frame, u, dy)
             dx[part] = sum_2x2(dy)
-        return dx, winograd.from_filter_tiles(du), bias_gradient(g, b)
+        return lambda: dx, winograd.from_filter_tiles(du), bias_gradient(g, b)
 
     return y, vjp
 

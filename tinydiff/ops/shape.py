@@ -3,6 +3,8 @@
 Read next: linear.py.
 """
 
+from itertools import accumulate
+
 from tinydiff.autograd import Tensor, op
 from tinydiff.backend import asarray, host_integers, xp
 
@@ -26,15 +28,14 @@ def transpose(x, *, axes=None):
 
 @op
 def concat(*xs, axis=-1):
-    """Join arrays along `axis`, whose sizes may differ."""
+    """Join arrays along `axis`, whose sizes may differ.  Gradients are copies: a view would keep all of g in memory."""
     sizes = [x.shape[axis] for x in xs]
 
+    ends = list(accumulate(sizes))
+
     def vjp(g):
-        out, start = [], 0
-        for size in sizes:
-            out.append(g[_slice(g.ndim, axis, start, start + size)])
-            start += size
-        return out
+        parts = [_slice(g.ndim, axis, end - size, end) for size, end in zip(sizes, ends)]
+        return [lambda part=part: g[part].copy() for part in parts]
 
     return xp.concatenate(xs, axis), vjp
 
