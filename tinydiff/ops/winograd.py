@@ -102,7 +102,9 @@ def correlate_frame(x, u, y, b=None):
     """The convolution of a frame (P, Q, n, C) with the filter tiles u, plus b, written to y (n, H, W, O)."""
     for band in _bands(x, max(u.shape[1:])):
         m = xp.matmul(_tiles(x, band, 6, _matrix("BT", x.dtype)), u)
-        _output(m, y[:, 4 * band.start : 4 * band.stop], b)
+        if b is not None:  # at the place of the points (1, 1) a number becomes a whole tile of it: all powers of 1 are 1
+            m[7].reshape(-1, *y.shape[::3])[...] += b
+        _output(m, y[:, 4 * band.start : 4 * band.stop])
 
 
 def add_filter_gradient(x, g, du):
@@ -147,8 +149,8 @@ def _tiles(x, band, size, matrix):
     return v.reshape(36, i * j * n, c)
 
 
-def _output(m, y, b):
-    """A^T m A + b put in its place: m (36, I J n, O) -> y (n, up to 4 I rows, W, O), written."""
+def _output(m, y):
+    """A^T m A put in its place: m (36, I J n, O) -> y (n, up to 4 I rows, W, O), written."""
     n, h, w, o = y.shape
     i, j, at = _count(h), _count(w), _matrix("AT", m.dtype)
     m = m.reshape(6, 6, i, j, n * o).transpose(2, 3, 0, 1, 4)  # (I, J, k, l, n O)
@@ -157,8 +159,6 @@ def _output(m, y, b):
     maps = xp.empty((i, 4, 4 * j, n * o), m.dtype)
     xp.matmul(at, across.reshape(i, 4 * j, 6, n * o), out=maps.transpose(0, 2, 1, 3))
     maps = maps.reshape(4 * i, 4 * j, n * o)
-    if b is not None:
-        maps += xp.broadcast_to(b, (n, o)).reshape(n * o)
     y[...] = maps.reshape(4 * i, 4 * j, n, o)[:h, :w].transpose(2, 0, 1, 3)
 
 
