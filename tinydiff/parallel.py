@@ -65,8 +65,8 @@ class Workers:
         self._shared: _SharedArrays | None = None
         self._batch: _SharedArrays | None = None
         self.flat = Flat(self.model.parameters())
-        _keep_heap()
         if num_workers == 1:
+            _keep_heap()
             return
         size = len(self.flat.data)
         self._shared = _SharedArrays({"theta": ((size,), "float32"), "grad": ((num_workers, size), "float32")})

@@ -17,6 +17,7 @@ from tinydiff.autograd import Tensor, no_grad
 from tinydiff.backend import asarray, default_rng, to_numpy, xp
 from tinydiff.nn import Attention, Module, UNet
 from tinydiff.nn.unet import ResBlock, time_code
+from tinydiff.ops import winograd
 
 pytestmark = pytest.mark.network
 
@@ -428,6 +429,29 @@ def test_the_gradient_is_the_derivative_along_a_random_direction(seed, labelled,
     parts = [float((p.grad * d).sum()) for p, d in zip(inputs, directions)]
     # The quotient is off by h^4/30 = 3e-14 times the fifth derivative (up to 1e5 here) and by 1e-15 |y| / h.
     assert abs(sum(parts) - slope) < 1e-7 * sum(map(abs, parts))
+
+
+def test_the_fast_float32_gradient_is_the_plain_float64_one_but_for_rounding(rng, monkeypatch):
+    """The reference network: fused ops and Winograd in float32 against im2col and one op at a time in float64."""
+    model = UNet(rng=rng)
+    for p in model.parameters():
+        if not to_numpy(p.data).any():  # what starts at 0 would hide what lies behind it
+            p.data = asarray(0.05 * rng.standard_normal(p.shape), "float32")
+    x, g, t = images(rng, 2, 28, 28), images(rng, 2, 28, 28), rng.integers(1, 1001, 2)
+
+    def output_and_gradients(dtype):
+        for p in model.parameters():
+            p.data, p.grad = p.data.astype(dtype), None
+        y = model(x.astype(dtype), t)
+        y.backward(g.astype(dtype))
+        return [to_numpy(a) for a in (y.data, *(p.grad for p in model.parameters()))]
+
+    fast = output_and_gradients("float32")
+    monkeypatch.setattr(winograd, "pays", lambda *_: False)
+    plain = output_and_gradients("float64")
+    # A Winograd convolution is off by 1e-6 to 1e-5 of its largest value; some twenty follow each other, some cancel.
+    assert max(abs(a - b).max() / abs(b).max() for a, b in zip(fast, plain)) < 1e-4
+    assert {a.dtype.name for a in fast} == {"float32"} and {b.dtype.name for b in plain} == {"float64"}
 
 
 def test_float64_enters_nowhere(rng):

@@ -2,9 +2,10 @@
 
     y[n, i, j, o] = b[o] + sum_{k, l, c} x_padded[n, i stride + k, j stride + l, c] w[k, l, c, o]
 
-The window of each output pixel is laid out as one row of a matrix (im2col), so that forward, filter gradient and
-input gradient are each one product with w or its transpose.  The rows are KH KW times the map; they are made a few
-images at a time in a buffer that stays in the core's cache, and made again in the backward pass rather than kept.
+The plain way: the window of each output pixel is laid out as one row of a matrix (im2col), so that forward, filter
+gradient and input gradient are each one product with w or its transpose.  The rows are KH KW times the map; they are
+made a few images at a time in a buffer that stays in the core's cache, and made again in the backward pass rather than
+kept.  Where few channels come out, the same three functions change places; where winograd.py pays, it does the work.
 
 Axes: N batch, H W rows and columns, C channels in, O channels out, K kernel.  Read next: norm.py.
 """

@@ -8,7 +8,7 @@ each channel gets its own scale and shift:
 The variance is taken of the centred values: E[x^2] - mean^2 would lose its digits where |mean| is much larger than the
 deviation.  Work goes through the batch a few images at a time, so that the passes over a map run in cache, and what the
 backward pass needs of a map is computed again rather than kept.  Sums over pixels and means over groups are matrix
-products.  Axes: N batch, P pixels, C channels, G groups.  Read next: attention.py.
+products.  Axes: N batch, P pixels, C channels, G groups.  Read next: fused.py.
 """
 
 import math

@@ -102,7 +102,9 @@ def correlate_frame(x, u, y, b=None):
     """The convolution of a frame (P, Q, n, C) with the filter tiles u, plus b, written to y (n, H, W, O)."""
     for band in _bands(x, max(u.shape[1:])):
         m = xp.matmul(_tiles(x, band, 6, _matrix("BT", x.dtype)), u)
-        if b is not None:  # at the place of the points (1, 1) a number becomes a whole tile of it: all powers of 1 are 1
+        if (
+            b is not None
+        ):  # at the place of the points (1, 1) a number becomes a whole tile of it: all powers of 1 are 1
             m[7].reshape(-1, *y.shape[::3])[...] += b
         _output(m, y[:, 4 * band.start : 4 * band.stop])
 
