@@ -41,12 +41,12 @@ def norm_silu_winograd(x, gamma, beta, w, b, *, num_groups):
     norm = GroupNorm(x, gamma / 2, beta / 2, num_groups)  # of half the scale: see group_norm_silu
     (n, height, width, c), o = x.shape, w.shape[3]
     u, y = winograd.filter_tiles(w), xp.empty((n, height, width, o), x.dtype)
-    parts = winograd.parts(x.shape, max(c, o), x.itemsize)
+    parts, each_bias = winograd.parts(x.shape, max(c, o), x.itemsize), xp.broadcast_to(b, (n, o))
     for part in parts:
         frame, inside = winograd.frame(x[part].shape, x.dtype)
         for images, here in _within(norm, part):
             silu_of_double(norm.forward(images), out=inside[here])
-        winograd.correlate_frame(frame, u, y[part], b if b.ndim == 1 else b[part])
+        winograd.correlate_frame(frame, u, y[part], each_bias[part])
 
     def vjp(g):
         u, du = winograd.filter_tiles(winograd.flipped(w)), xp.zeros((36, c, o), x.dtype)
@@ -76,7 +76,7 @@ def upsample_winograd(x, w, b):
     check_conv2d(x, w, b, 1, 1)
     (n, height, width, c), o = x.shape, w.shape[3]
     u, y = winograd.filter_tiles(w), xp.empty((n, 2 * height, 2 * width, o), x.dtype)
-    parts = winograd.parts(y.shape, max(c, o), x.itemsize)
+    parts, each_bias = winograd.parts(y.shape, max(c, o), x.itemsize), xp.broadcast_to(b, (n, o))
 
     def doubled(x):
         frame, inside = winograd.frame((len(x), 2 * height, 2 * width, c), x.dtype)
@@ -86,7 +86,7 @@ def upsample_winograd(x, w, b):
         return frame
 
     for part in parts:
-        winograd.correlate_frame(doubled(x[part]), u, y[part], b if b.ndim == 1 else b[part])
+        winograd.correlate_frame(doubled(x[part]), u, y[part], each_bias[part])
 
     def vjp(g):
         u, du = winograd.filter_tiles(winograd.flipped(w)), xp.zeros((36, c, o), x.dtype)

@@ -56,8 +56,9 @@ def correlate(x, w, b=None):
     """
     u = filter_tiles(w)
     y = xp.empty((*x.shape[:3], w.shape[3]), x.dtype)
+    b = None if b is None else xp.broadcast_to(b, (len(x), w.shape[3]))
     for part in parts(y.shape, max(w.shape[2:]), x.itemsize):
-        correlate_frame(framed(x[part]), u, y[part], b if b is None or b.ndim == 1 else b[part])
+        correlate_frame(framed(x[part]), u, y[part], None if b is None else b[part])
     return y
 
 
@@ -99,12 +100,11 @@ def framed(x):
 
 
 def correlate_frame(x, u, y, b=None):
-    """The convolution of a frame (P, Q, n, C) with the filter tiles u, plus b, written to y (n, H, W, O)."""
+    """The convolution of a frame (P, Q, n, C) with the filter tiles u, plus b (n, O), written to y (n, H, W, O)."""
     for band in _bands(x, max(u.shape[1:])):
         m = xp.matmul(_tiles(x, band, 6, _matrix("BT", x.dtype)), u)
-        if (
-            b is not None
-        ):  # at the place of the points (1, 1) a number becomes a whole tile of it: all powers of 1 are 1
+        if b is not None:
+            # A^T takes a number at place (1, 1), where the points are 1 and 1, to a tile full of it.
             m[7].reshape(-1, *y.shape[::3])[...] += b
         _output(m, y[:, 4 * band.start : 4 * band.stop])
 
