@@ -105,7 +105,7 @@ def correlate_frame(x, u, y, b=None):
         m = xp.matmul(_tiles(x, band, 6, _matrix("BT", x.dtype)), u)
         if b is not None:
             # A^T takes a number at place (1, 1), where the points are 1 and 1, to a tile full of it.
-            m[7].reshape(-1, *y.shape[::3])[...] += b
+            m[7].reshape((band.stop - band.start) * (x.shape[1] // 4), *b.shape)[...] += b
         _output(m, y[:, 4 * band.start : 4 * band.stop])
 
 
