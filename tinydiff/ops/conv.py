@@ -146,21 +146,23 @@ def _parts(y, w):
 
 
 def _columns(x, w, stride, padding):
-    """The window of each output pixel as a row: (N OH OW, KH KW C)."""
+    """The window of each output pixel as a row: (N OH OW, KH KW C).
+
+    A copy runs along the memory of x as far as it can: over the channels of a window's row, or, where these are few,
+    over the pixels of one tap, whose column is then what lies together in the result.
+    """
     n, h, wd, c = x.shape
     kh, kw = w.shape[:2]
     padded = xp.zeros((n, h + 2 * padding, wd + 2 * padding, c), x.dtype)
     padded[:, padding : padding + h, padding : padding + wd] = x
-    windows = _windows(padded, kh, kw, stride)
-    return windows.reshape(-1, kh * kw * c)  # overlapping windows: this copies
-
-
-def _windows(padded, kh, kw, stride):
-    """(N, OH, OW, KH, KW, C) view of the windows of a padded map."""
-    n, ph, pw, c = padded.shape
-    oh, ow = (ph - kh) // stride + 1, (pw - kw) // stride + 1
-    sn, sh, sw, sc = padded.strides
-    return xp.lib.stride_tricks.as_strided(padded, (n, oh, ow, kh, kw, c), (sn, stride * sh, stride * sw, sh, sw, sc))
+    oh, ow = (padded.shape[1] - kh) // stride + 1, (padded.shape[2] - kw) // stride + 1
+    image, row, column, one = padded.strides
+    strides = image, stride * row, stride * column, row, column, one
+    windows = xp.lib.stride_tricks.as_strided(padded, (n, oh, ow, kh, kw, c), strides)
+    if kw * c < ow:
+        columns = xp.ascontiguousarray(windows.transpose(3, 4, 5, 0, 1, 2))
+        return columns.reshape(kh * kw * c, n * oh * ow).T
+    return windows.reshape(n * oh * ow, kh * kw * c)  # overlapping windows: this copies
 
 
 def _add_columns(columns, shape, w, stride, padding):

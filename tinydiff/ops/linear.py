@@ -7,6 +7,7 @@ from tinydiff.autograd import op
 from tinydiff.backend import backend_name, xp
 
 _SMALL = 1_000_000  # multiplications up to which OpenBLAS takes two matrices as they lie, a quarter faster
+_FEW = 64  # rows: pieces of fewer give more sums of x^T g to add up than they save
 
 
 @op
@@ -39,9 +40,10 @@ def product(x, w):
 
 
 def product_of_transposed(x, g):
-    """x^T g for many rows: (M, I) and (M, O) -> (I, O), in the same pieces."""
+    """x^T g for many rows: (M, I) and (M, O) -> (I, O), in such pieces too unless they would be a few rows each."""
     (m, i), o = x.shape, g.shape[1]
     size = _piece(m, i * o)
+    size = size if size >= _FEW else max(m, 1)
     x, g = x.reshape(m // size, size, i), g.reshape(m // size, size, o)
     return xp.matmul(x.transpose(0, 2, 1), g).sum(0)
 
