@@ -187,16 +187,53 @@ def test_five_thousand_ops_deep_is_no_recursion():
 
 
 def test_backward_adds_to_what_is_there(rng):
-    """Two backward passes, through one graph or two, add up; setting grad to None starts again."""
+    """Two backward passes, through graphs that share a part or not, add up; setting grad to None starts again."""
     (x,), (g, h) = leaves(0, (3, 2)), normal(1, (3, 2), (3, 2))
-    y = x * 4
-    y.backward(g)
-    y.backward(h)
+    y = ops.tanh(x * 4)
+    z = y * 2
+    (y + 1).backward(g)
+    z.backward(h)
     (x * 8).backward(g)
-    np.testing.assert_allclose(to_numpy(x.grad), to_numpy(4 * g + 4 * h + 8 * g), rtol=1e-14, atol=1e-14)
+    rate = 4 * (1 - y.data * y.data)
+    np.testing.assert_allclose(to_numpy(x.grad), to_numpy(rate * g + rate * 2 * h + 8 * g), rtol=1e-14, atol=1e-14)
     x.grad = None
-    y.backward(g)
+    (x * 4).backward(g)
     same(x.grad, 4 * g)
+
+
+def test_backward_takes_its_graph_down():
+    """What only the graph held is gone when it was used; the tensor depends on nothing then, and says so."""
+    (x,), (g,) = leaves(0, (3,)), normal(1, (3,))
+    alive = []
+
+    def watched(y):
+        """y, and at the time of its gradient the number of arrays in `alive` that still live."""
+        node, vjp = weakref.ref(y._node), y._node.vjp
+        y._node.vjp = lambda g: (alive.append(sum(ref() is not None for ref in kept)), vjp(g))[1]
+        return y, node
+
+    a, a_node = watched(ops.exp(x))
+    b, b_node = watched(ops.exp(a))
+    c, c_node = watched(ops.exp(b))
+    kept = [weakref.ref(t.data) for t in (a, b, c)]  # exp keeps its result, and nothing else does
+    loss = ops.sum(c)
+    del a, b, c
+    gc.disable()
+    try:
+        loss.backward()
+        assert alive == [3, 2, 1]
+        assert a_node() is b_node() is c_node() is None
+    finally:
+        gc.enable()
+    assert x.grad is not None and not loss.requires_grad
+    with pytest.raises(RuntimeError, match="or backward was called before"):
+        loss.backward()
+    with pytest.raises(ValueError, match="left out"):
+        (x * 2).backward()
+    y = x * 2
+    with pytest.raises(ValueError):
+        y.backward(g[:2])
+    y.backward(g)  # a cotangent that was refused has taken nothing down
 
 
 def test_only_leaves_that_require_one_get_a_gradient():
@@ -277,9 +314,8 @@ def test_intermediates_are_freed_at_once():
         del y, z
         assert inner() is None  # tanh keeps what came out, not what went in
         assert outer() is not None  # the product keeps its factors
-        w.backward(g)
         assert node() is not None
-        del w
+        w.backward(g)
         assert outer() is None and node() is None
         with no_grad():
             y = ops.tanh(x * 2)

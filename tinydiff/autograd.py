@@ -7,8 +7,8 @@ An op is a function on raw arrays that returns its output and its vector-Jacobia
 with forward and backward side by side.  What the gradient needs stays in the closure as local values, so there is no
 context object and no reference cycle.  The graph is made of nodes that hold no arrays of their own: an intermediate
 that no gradient needs is freed the moment nobody holds its Tensor.  `backward` walks the graph from the output with an
-explicit stack and writes `.grad` on leaves only.  There are no second derivatives: nothing in
-the training, sampling or guidance of a diffusion model needs them.
+explicit stack, takes it down on the way, and writes `.grad` on leaves only.  There are no second derivatives: nothing
+in the training, sampling or guidance of a diffusion model needs them.
 
 The ops behind Python's operators stand at the end of this file.  Read next: ops/pointwise.py, ops/conv.py.
 """
@@ -69,10 +69,12 @@ class Tensor:
         """Add d<g, self>/d(leaf) to the `.grad` of every leaf that requires a gradient.
 
         g: cotangent with self's shape and dtype; may be left out for a single number, where it is 1.
+        The graph is taken down on the way, so that what only it held is freed as soon as it was used: self depends on
+        nothing any more.  What other tensors depend on stays.
         Raises ValueError for a missing or ill-shaped g, RuntimeError if self does not depend on any such leaf.
         """
         if not self.requires_grad:
-            raise RuntimeError("backward: no input of this tensor requires a gradient")
+            raise RuntimeError("backward: no input of this tensor requires a gradient, or backward was called before")
         if g is None:
             if self.size != 1:
                 raise ValueError(f"backward: g may be left out for a single number only, not for shape {self.shape}")
@@ -81,10 +83,14 @@ class Tensor:
         if not isinstance(g, xp.ndarray):
             raise ValueError(f"backward: g must be an array, got {type(g).__name__}")
         _check("backward", "g", g, self.data)
-        root = self if self._node is None else self._node
-        grads, ours = {id(root): g}, set()  # ours: where the gradient so far is an array that nobody else reads
-        for place in _outputs_first(root):
+        places = _inputs_first(self._node or self)
+        if self._node is not None:
+            self._node, self.requires_grad = None, False
+        grads, ours = {id(places[-1]): g}, set()  # ours: where the gradient so far is an array that nobody else reads
+        while places:
+            place = places.pop()
             g = grads.pop(id(place))
+            ours.discard(id(place))  # another place may come to have this id
             if isinstance(place, Tensor):
                 place._add_grad(g)
                 continue
@@ -243,8 +249,8 @@ def _check(where: str, what: str, g: Any, x: Any) -> None:
         raise ValueError(f"{where}: {what} is {g.dtype} {g.shape}, its tensor is {x.dtype} {x.shape}")
 
 
-def _outputs_first(root: "_Node | Tensor") -> "list[_Node | Tensor]":
-    """Every place in the graph that root depends on and that wants a gradient, each before all of its inputs."""
+def _inputs_first(root: "_Node | Tensor") -> "list[_Node | Tensor]":
+    """Every place in the graph that root depends on and that wants a gradient, each after all of its inputs."""
     order, seen, stack = [], {id(root)}, [(root, _inputs(root))]
     while stack:  # depth first, without recursion: 5,000 ops deep must work
         place, inputs = stack[-1]
@@ -256,7 +262,6 @@ def _outputs_first(root: "_Node | Tensor") -> "list[_Node | Tensor]":
         else:
             stack.pop()
             order.append(place)
-    order.reverse()
     return order
 
 

@@ -466,18 +466,22 @@ def test_float64_enters_nowhere(rng):
     assert len(nodes) > 2 * len(model.parameters())  # the graph was there to be looked at
 
 
-def test_the_graph_is_freed_with_its_last_name(rng):
-    """After backward, every intermediate and what its gradient kept go when the output does: no garbage collector."""
+@pytest.mark.parametrize("backward", [True, False])
+def test_the_graph_is_freed_by_backward_or_with_its_last_name(rng, backward):
+    """Every node and what its gradient kept goes in backward, or without one when the output does: no collector."""
     model = tiny(rng, num_classes=3, attention_levels=(1,), dropout=0.1)
-    y = model(images(rng, 2), 7, 1, rng=rng)
-    y.backward(images(rng, 2))
+    y, g = model(images(rng, 2), 7, 1, rng=rng), images(rng, 2)
     inner = [place for place in graph(y) if not isinstance(place, Tensor)]
     watched = [weakref.ref(thing) for node in inner for thing in (node, node.vjp)]
     assert len(watched) > 100
     gc.collect()
     gc.disable()
     try:
-        del inner, y
+        del inner
+        if backward:
+            y.backward(g)
+        else:
+            del y
         assert [ref() for ref in watched if ref() is not None] == []
     finally:
         gc.enable()

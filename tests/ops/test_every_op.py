@@ -531,14 +531,17 @@ def test_what_a_gradient_function_returns_is_new(name, data):
 @FEWER
 @given(st.data())
 def test_what_an_op_keeps_is_freed_at_once(name, data):
-    """When the last name of a result goes, its node and what its gradient kept go too, without the collector."""
+    """In backward, or when the last name of a result goes: its node and what its gradient kept, with no collector."""
     f, inputs = draw_case(data, name)
     leaves = [Tensor(x, requires_grad=True) for x in inputs]
     gc.disable()
     try:
         y = f(*leaves)
-        gone = [weakref.ref(y), weakref.ref(y._node), weakref.ref(y._node.vjp)]
+        gone = [weakref.ref(y._node), weakref.ref(y._node.vjp)]
         y.backward(xp.ones_like(y.data))
+        assert [ref() for ref in gone] == [None] * 2
+        y = f(*leaves)
+        gone = [weakref.ref(y), weakref.ref(y._node), weakref.ref(y._node.vjp)]
         del y
         assert [ref() for ref in gone] == [None] * 3
     finally:
