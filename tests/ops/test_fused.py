@@ -102,3 +102,19 @@ def test_what_does_not_fit_is_refused_either_way(c):
         ops.norm_silu_conv(x, gamma, beta, w, b, num_groups=3)
     with pytest.raises(ValueError, match="group_norm: gamma"):
         norm_and_conv(x, gamma[:3], beta, w, b)
+    for op, arguments, static in [
+        (ops.norm_silu_winograd, (gamma, beta, w, b), {"num_groups": 1}),
+        (ops.upsample_winograd, (w, b), {}),
+    ]:
+        for empty in (x[:, :0], x[:, :, :0]):
+            with pytest.raises(ValueError, match="conv2d: the kernel .* is larger than the padded image"):
+                op(empty, *arguments, **static)
+
+
+@pytest.mark.parametrize("c, o", [(15, 16), (16, 15), (16, 16), (20, 99)])
+def test_they_are_one_op_where_winograds_way_pays_and_two_elsewhere(c, o):
+    """From 16 channels on, on either side."""
+    x, gamma, w, b = (Tensor(asarray(np.ones(s)), True) for s in [(1, 2, 2, c), (c,), (3, 3, c, o), (o,)])
+    made_by = [ops.norm_silu_conv(x, gamma, gamma, w, b, num_groups=1)._node.op, ops.upsample_conv(x, w, b)._node.op]
+    one_pass = min(c, o) >= winograd._MIN_CHANNELS
+    assert made_by == (["norm_silu_winograd", "upsample_winograd"] if one_pass else ["conv2d", "conv2d"])

@@ -1,6 +1,7 @@
 """The affine map on the last axis, and what it is equal to."""
 
 import sys
+from itertools import product
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinydiff import ops
-from tinydiff.backend import asarray, to_numpy
+from tinydiff.backend import asarray, to_numpy, xp
 
 pytestmark = pytest.mark.engine
 linear = sys.modules["tinydiff.ops.linear"]  # the file; ops.linear is the op
@@ -61,11 +62,37 @@ def test_a_product_in_pieces_is_the_product(seed, m, i, o, small):
     x, w, g = map(asarray, host_normal(seed, (m, i), (i, o), (m, o)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(linear, "_SMALL", small)
+        patch.setattr(linear, "_FEW", 3)
         linear._piece.cache_clear()
         y, dw = to_numpy(linear.product(x, w)), to_numpy(linear.product_of_transposed(x, g))
-        pieces = {linear._piece(m, i * o)}
+        piece = linear._piece(m, i * o)
     linear._piece.cache_clear()
     # 1e-13: at most 200 products of numbers about 1, each rounded to 1e-16.
     np.testing.assert_allclose(y, to_numpy(x) @ to_numpy(w), rtol=0, atol=1e-13)
     np.testing.assert_allclose(dw, to_numpy(x).T @ to_numpy(g), rtol=0, atol=1e-13)
-    assert all(m % piece == 0 for piece in pieces)
+    assert piece == m or (m % piece == 0 and piece * i * o <= small)
+
+
+def test_a_piece_is_the_largest_part_of_the_rows_that_is_small_but_not_too_small(monkeypatch):
+    """It divides their number and takes from a quarter of _SMALL multiplications to all; else, or on a GPU, all rows."""
+    for backend, small, work, m in product(("numpy", "cupy"), (1, 9, 100, 300), (0, 1, 2, 5, 200), range(50)):
+        monkeypatch.setattr(linear, "backend_name", lambda backend=backend: backend)
+        monkeypatch.setattr(linear, "_SMALL", small)
+        most = small // work if work else small
+        parts = [part for part in range(1, m + 1) if m % part == 0 and most // 4 < part <= most]
+        whole = m or 1  # even of no rows, since a piece is divided by
+        assert linear._piece.__wrapped__(m, work) == max(parts if backend == "numpy" else [], default=whole)
+
+
+def test_both_products_go_in_such_pieces_and_the_transposed_one_in_no_short_ones(monkeypatch):
+    """A row of either is I O multiplications; x^T g of pieces shorter than _FEW is taken at once."""
+    x, w, g = map(asarray, host_normal(0, (12, 5), (5, 7), (12, 7)))
+    asked, multiplied, matmul = [], [], xp.matmul
+    monkeypatch.setattr(xp, "matmul", lambda a, b: multiplied.append(a.shape) or matmul(a, b))
+    monkeypatch.setattr(linear, "_FEW", 4)
+    for piece, of_transposed in [(1, 12), (3, 12), (4, 4), (6, 6), (12, 12)]:
+        monkeypatch.setattr(linear, "_piece", lambda m, work, piece=piece: asked.append((m, work)) or piece)
+        linear.product(x, w)
+        linear.product_of_transposed(x, g)
+        assert multiplied[-2:] == [(12 // piece, piece, 5), (12 // of_transposed, 5, of_transposed)]
+    assert asked == [(12, 5 * 7)] * 10 and len(multiplied) == 10

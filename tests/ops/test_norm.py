@@ -1,6 +1,7 @@
 """Group normalisation against plain loops over its definition, alone and with SiLU."""
 
 import math
+from itertools import product
 
 import numpy as np
 import pytest
@@ -113,6 +114,15 @@ def test_slices_of_the_batch_are_cut_by_one_map(op, dtype, monkeypatch):
         (x,) = host_normal(0, (2, *lead, 6), dtype=dtype)
         run(op, x, np.ones(6, dtype), np.zeros(6, dtype), num_groups=3)
         assert asked.pop() == (2, x[0].nbytes) and not asked
+
+
+def test_a_row_is_the_most_pixels_that_divide_the_map_and_are_not_too_many(monkeypatch):
+    """At most _ROW numbers, unless one pixel has more."""
+    monkeypatch.setattr(norm, "_ROW", 24)
+    for pixels, c in product(range(1, 40), (1, 2, 3, 5, 24, 30)):
+        x, gamma = (asarray(np.zeros(shape)) for shape in [(2, pixels, c), (c,)])
+        widths = [width for width in range(1, pixels + 1) if pixels % width == 0 and (width * c <= 24 or width == 1)]
+        assert norm.GroupNorm(x, gamma, gamma, 1).width == max(widths)
 
 
 @EITHER

@@ -36,6 +36,8 @@ def linear(x, w, b):
 def product(x, w):
     """x w for many rows: (M, I) and (I, O) -> (M, O), in pieces of rows that the BLAS library multiplies fastest."""
     (m, i), size = x.shape, _piece(len(x), w.size)
+    if size == m:  # on a GPU one plain product: of a stack CuPy would copy what is transposed
+        return xp.matmul(x, w)
     return xp.matmul(x.reshape(m // size, size, i), w).reshape(m, w.shape[1])
 
 
@@ -43,7 +45,8 @@ def product_of_transposed(x, g):
     """x^T g for many rows: (M, I) and (M, O) -> (I, O), in such pieces too unless they would be a few rows each."""
     (m, i), o = x.shape, g.shape[1]
     size = _piece(m, i * o)
-    size = size if size >= _FEW else max(m, 1)
+    if size == m or size < _FEW:
+        return xp.matmul(x.T, g)
     x, g = x.reshape(m // size, size, i), g.reshape(m // size, size, o)
     return xp.matmul(x.transpose(0, 2, 1), g).sum(0)
 
@@ -51,9 +54,9 @@ def product_of_transposed(x, g):
 @lru_cache
 def _piece(m, work):
     """How many of m rows of `work` multiplications to take at once: a divisor of m, or all where none is suitable."""
+    if backend_name() != "numpy":
+        return m
     most = _SMALL // max(work, 1)
-    if m == 0 or backend_name() != "numpy":
-        return max(m, 1)
     return next((size for size in range(min(m, most), most // 4, -1) if m % size == 0), m)
 
 
