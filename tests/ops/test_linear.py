@@ -74,25 +74,25 @@ def test_a_product_in_pieces_is_the_product(seed, m, i, o, small):
 
 
 def test_a_piece_is_the_largest_part_of_the_rows_that_is_small_but_not_too_small(monkeypatch):
-    """It divides their number and takes from a quarter of _SMALL multiplications to all; else, or on a GPU, all rows."""
+    """It divides their number and takes at most _SMALL multiplications, over a quarter of that; else all rows."""
     for backend, small, work, m in product(("numpy", "cupy"), (1, 9, 100, 300), (0, 1, 2, 5, 200), range(50)):
         monkeypatch.setattr(linear, "backend_name", lambda backend=backend: backend)
         monkeypatch.setattr(linear, "_SMALL", small)
         most = small // work if work else small
         parts = [part for part in range(1, m + 1) if m % part == 0 and most // 4 < part <= most]
-        whole = m or 1  # even of no rows, since a piece is divided by
-        assert linear._piece.__wrapped__(m, work) == max(parts if backend == "numpy" else [], default=whole)
+        assert linear._piece.__wrapped__(m, work) == max(parts if backend == "numpy" else [], default=m)
 
 
 def test_both_products_go_in_such_pieces_and_the_transposed_one_in_no_short_ones(monkeypatch):
-    """A row of either is I O multiplications; x^T g of pieces shorter than _FEW is taken at once."""
+    """A row of either is I O multiplications; x^T g of pieces shorter than _FEW is one plain product, as all rows are."""
     x, w, g = map(asarray, host_normal(0, (12, 5), (5, 7), (12, 7)))
     asked, multiplied, matmul = [], [], xp.matmul
     monkeypatch.setattr(xp, "matmul", lambda a, b: multiplied.append(a.shape) or matmul(a, b))
     monkeypatch.setattr(linear, "_FEW", 4)
-    for piece, of_transposed in [(1, 12), (3, 12), (4, 4), (6, 6), (12, 12)]:
+    for piece in (1, 3, 4, 6, 12):
         monkeypatch.setattr(linear, "_piece", lambda m, work, piece=piece: asked.append((m, work)) or piece)
         linear.product(x, w)
         linear.product_of_transposed(x, g)
-        assert multiplied[-2:] == [(12 // piece, piece, 5), (12 // of_transposed, 5, of_transposed)]
-    assert asked == [(12, 5 * 7)] * 10 and len(multiplied) == 10
+        assert multiplied.pop() == ((5, 12) if piece in (1, 3, 12) else (12 // piece, 5, piece))
+        assert multiplied.pop() == ((12, 5) if piece == 12 else (12 // piece, piece, 5))
+    assert asked == [(12, 5 * 7)] * 10 and not multiplied
