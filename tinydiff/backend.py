@@ -103,6 +103,11 @@ def host_integers(name: str, value: Any, low: int, high: int, size: int | None =
     return a.astype(np.int64)
 
 
+def raw_module(source: str) -> Any:
+    """CUDA C++ text, compiled for the GPU when the first of its kernels is asked for."""
+    return xp.RawModule(code=source, options=("--std=c++17",))
+
+
 def chunks(n: int, bytes_each: int) -> list[slice]:
     """Cut n images that need bytes_each of scratch into nearly equal slices whose scratch stays in a core's cache.
 

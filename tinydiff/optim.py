@@ -9,8 +9,9 @@ import math
 import weakref
 from typing import Any
 
+from tinydiff import kernels
 from tinydiff.autograd import Tensor
-from tinydiff.backend import backend_name, xp
+from tinydiff.backend import xp
 
 _flat_of: "weakref.WeakValueDictionary[int, Flat]" = weakref.WeakValueDictionary()  # by the id of each parameter
 PIECE = 1 << 15  # numbers updated at a time: a few arrays of this length stay in a core's cache
@@ -65,9 +66,8 @@ def flat(parameters: "Flat | list[Tensor]") -> Flat:
 
 
 def _pieces(n: int) -> list[slice]:
-    """Slices of a flat array whose pass stays in a core's cache; on a GPU all of it at once."""
-    step = PIECE if backend_name() == "numpy" else n
-    return [slice(start, start + step) for start in range(0, n, step)]
+    """Slices of a flat array whose pass stays in a core's cache."""
+    return [slice(start, start + PIECE) for start in range(0, n, PIECE)]
 
 
 def _owner(p: Tensor) -> Flat | None:
@@ -110,6 +110,10 @@ class Adam:
             lr * root / (1 - beta1**self.num_steps),
             self.eps * root,
         )  # both corrections, folded into two numbers
+        if kernels.available():
+            decay = 1 - lr * self.weight_decay
+            kernels.adam(self.flat.data, self.flat.grad, self.m, self.v, self.betas, rate, eps, decay)
+            return
         for piece in _pieces(len(self.m)):
             theta, g, m, v = self.flat.data[piece], self.flat.grad[piece], self.m[piece], self.v[piece]
             m *= beta1
@@ -140,6 +144,9 @@ class EMA:
     def update(self) -> None:
         d = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         self.num_updates += 1
+        if kernels.available():
+            kernels.ema(self.data, self.flat.data, 1 - d)
+            return
         for piece in _pieces(len(self.data)):
             average = self.data[piece]
             average += (1 - d) * (self.flat.data[piece] - average)

@@ -9,7 +9,7 @@ import math
 
 from tinydiff.autograd import op
 from tinydiff.backend import xp
-from tinydiff.ops.reduce import softmax_array
+from tinydiff.ops.reduce import softmax_array, softmax_gradient
 
 
 @op
@@ -25,7 +25,7 @@ def attention(q, k, v):
 
     def vjp(g):
         dp = xp.matmul(g, v.swapaxes(-1, -2))
-        ds = p * (dp - (dp * p).sum(-1, keepdims=True))
+        ds = softmax_gradient(p, dp, -1)
         ds *= scale
         return xp.matmul(ds, k), xp.matmul(ds.swapaxes(-1, -2), q), xp.matmul(p.swapaxes(-1, -2), g)
 

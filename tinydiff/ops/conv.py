@@ -10,6 +10,7 @@ kept.  Where few channels come out, the same three functions change places; wher
 Axes: N batch, H W rows and columns, C channels in, O channels out, K kernel.  Read next: norm.py.
 """
 
+from tinydiff import kernels
 from tinydiff.autograd import op
 from tinydiff.backend import chunks, xp
 from tinydiff.ops import winograd
@@ -153,6 +154,8 @@ def _columns(x, w, stride, padding):
     """
     n, h, wd, c = x.shape
     kh, kw = w.shape[:2]
+    if kernels.available():
+        return kernels.im2col(x, kh, kw, *_output_shape(x, w, stride, padding)[1:3], stride, padding)
     padded = xp.zeros((n, h + 2 * padding, wd + 2 * padding, c), x.dtype)
     padded[:, padding : padding + h, padding : padding + wd] = x
     oh, ow = (padded.shape[1] - kh) // stride + 1, (padded.shape[2] - kw) // stride + 1
@@ -169,6 +172,9 @@ def _add_columns(columns, shape, w, stride, padding):
     """The adjoint of _columns: each entry of a row is added to the pixel that it was copied from."""
     n, h, wd, c = shape
     kh, kw = w.shape[:2]
+    if kernels.available():
+        oh, ow = ((size + 2 * padding - k) // stride + 1 for size, k in ((h, kh), (wd, kw)))
+        return kernels.col2im(columns, shape, kh, kw, oh, ow, stride, padding)
     padded = xp.zeros((n, h + 2 * padding, wd + 2 * padding, c), columns.dtype)
     oh, ow = (padded.shape[1] - kh) // stride + 1, (padded.shape[2] - kw) // stride + 1
     columns = columns.reshape(n, oh, ow, kh, kw, c)

@@ -13,7 +13,7 @@ from tinydiff.autograd import Tensor, op
 from tinydiff.backend import xp
 from tinydiff.ops import winograd
 from tinydiff.ops.conv import bias_gradient, check_conv2d, conv2d, sum_2x2, upsample_nearest
-from tinydiff.ops.norm import GroupNorm, group_norm_silu
+from tinydiff.ops.norm import GroupNorm, check_group_norm, group_norm_silu
 from tinydiff.ops.pointwise import silu_of_double, silu_of_double_and_slope
 
 
@@ -38,6 +38,7 @@ def upsample_conv(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
 def norm_silu_winograd(x, gamma, beta, w, b, *, num_groups):
     """norm_silu_conv where Winograd's way pays."""
     check_conv2d(x, w, b, 1, 1)
+    check_group_norm(x, gamma, beta, num_groups)
     norm = GroupNorm(x, gamma / 2, beta / 2, num_groups)  # of half the scale: see group_norm_silu
     (n, height, width, c), o = x.shape, w.shape[3]
     u, y = winograd.filter_tiles(w), xp.empty((n, height, width, o), x.dtype)

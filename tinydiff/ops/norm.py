@@ -13,6 +13,7 @@ products.  Axes: N batch, P pixels, C channels, G groups.  Read next: fused.py.
 
 import math
 
+from tinydiff import kernels
 from tinydiff.autograd import op
 from tinydiff.backend import chunks, xp
 from tinydiff.ops.linear import image_row, sum_rows
@@ -28,6 +29,10 @@ def group_norm(x, gamma, beta, *, num_groups, eps=1e-5):
     Mean and variance are taken over each image's pixels and over the channels of a group, all in x's dtype.
     Raises ValueError unless num_groups divides C and there is a pixel.
     """
+    check_group_norm(x, gamma, beta, num_groups)
+    if kernels.available():
+        on_gpu = kernels.GroupNorm(x, gamma, beta, num_groups, eps, silu=False)
+        return on_gpu.forward(), on_gpu.backward
     norm = GroupNorm(x, gamma, beta, num_groups, eps)
     y = xp.empty(x.shape, x.dtype)
     for part in norm.parts():
@@ -48,6 +53,10 @@ def group_norm_silu(x, gamma, beta, *, num_groups, eps=1e-5):
 
     The norm's result is taken to be z/2, which spares SiLU a pass: silu(z) = h (1 + tanh h), h = z/2.
     """
+    check_group_norm(x, gamma, beta, num_groups)
+    if kernels.available():
+        on_gpu = kernels.GroupNorm(x, gamma, beta, num_groups, eps, silu=True)
+        return on_gpu.forward(), on_gpu.backward
     norm = GroupNorm(x, gamma / 2, beta / 2, num_groups, eps)
     y = xp.empty(x.shape, x.dtype)
     for part in norm.parts():
@@ -65,17 +74,22 @@ def group_norm_silu(x, gamma, beta, *, num_groups, eps=1e-5):
     return y, vjp
 
 
+def check_group_norm(x, gamma, beta, num_groups):
+    """Raise group_norm's ValueErrors."""
+    c = x.shape[-1]
+    if x.ndim < 2 or 0 in x.shape[1:]:
+        raise ValueError(f"group_norm: x must be (N, ..., C) with pixels and channels, got {x.shape}")
+    if num_groups < 1 or c % num_groups:
+        raise ValueError(f"group_norm: num_groups={num_groups} does not divide {c} channels")
+    if gamma.shape != (c,) or beta.shape != (c,):
+        raise ValueError(f"group_norm: gamma {gamma.shape} and beta {beta.shape} must be ({c},)")
+
+
 class GroupNorm:
     """The passes over some images of a map x (N, ..., C); `parts` says how many images at a time."""
 
     def __init__(self, x, gamma, beta, num_groups, eps=1e-5):
         c = x.shape[-1]
-        if x.ndim < 2 or 0 in x.shape[1:]:
-            raise ValueError(f"group_norm: x must be (N, ..., C) with pixels and channels, got {x.shape}")
-        if num_groups < 1 or c % num_groups:
-            raise ValueError(f"group_norm: num_groups={num_groups} does not divide {c} channels")
-        if gamma.shape != (c,) or beta.shape != (c,):
-            raise ValueError(f"group_norm: gamma {gamma.shape} and beta {beta.shape} must be ({c},)")
         self.x, self.gamma, self.beta, self.eps = x, gamma, beta, eps
         self.pixels, size = math.prod(x.shape[1:-1]), c // num_groups
         widths = range(max(1, min(self.pixels, _ROW // c)), 0, -1)

@@ -1,0 +1,324 @@
+"""The GPU's own kernels: what takes NumPy's way many passes over a map takes a GPU one launch.
+
+A small network on a GPU waits for launches (some microseconds each), not for arithmetic.  So each op that would be a
+chain of array functions has its kernels here, as CUDA text beside the function that launches it.  Every kernel is one
+loop over independent results: no shared memory, no atomics, so sums have one order and the same bits every time.  A
+long sum goes in two launches: segments first, then the segments' sums.
+
+The text is plain C but for the first index and the step of its loops, so the tests compile it for the host and hold it
+to the NumPy way.  Axes as in ops/conv.py and ops/norm.py.  Read next: ops/linear.py.
+"""
+
+import math
+from functools import lru_cache
+from typing import Any
+
+from tinydiff.backend import backend_name, raw_module, xp
+
+SOURCE = r"""
+typedef long long I;
+#define EACH(i, size) for (I i = FIRST; i < (size); i += STEP)
+
+/* out[m, k, l, c] = the tap (k, l) of the window of output pixel m = (n, row, column); 0 outside the map */
+extern "C" __global__ void im2col(I size, const T *x, T *out, I h, I w, I c, I oh, I ow, I kh, I kw, I stride, I pad) {
+    EACH(i, size) {
+        I channel = i % c, l = i / c % kw, k = i / (c * kw) % kh, m = i / (c * kw * kh);
+        I row = m / ow % oh * stride + k - pad, column = m % ow * stride + l - pad, n = m / (ow * oh);
+        bool inside = row >= 0 && row < h && column >= 0 && column < w;
+        out[i] = inside ? x[((n * h + row) * w + column) * c + channel] : T(0);
+    }
+}
+
+/* The adjoint: each pixel of the map gathers what was copied from it. */
+extern "C" __global__ void col2im(I size, const T *in, T *x, I h, I w, I c, I oh, I ow, I kh, I kw, I stride, I pad) {
+    EACH(i, size) {
+        I channel = i % c, column = i / c % w, row = i / (c * w) % h, n = i / (c * w * h);
+        T sum = 0;
+        for (I k = 0; k < kh; ++k) {
+            I a = row + pad - k;
+            if (a < 0 || a % stride || a / stride >= oh) continue;
+            for (I l = 0; l < kw; ++l) {
+                I b = column + pad - l;
+                if (b < 0 || b % stride || b / stride >= ow) continue;
+                sum += in[((((n * oh + a / stride) * ow + b / stride) * kh + k) * kw + l) * c + channel];
+            }
+        }
+        x[i] = sum;
+    }
+}
+
+/* y[n, pixel, o] += b[n, o], or b[o] where each = 0 */
+extern "C" __global__ void add_bias(I size, T *y, const T *b, I pixels, I o, I each) {
+    EACH(i, size) y[i] += b[each * (i / (pixels * o)) * o + i % o];
+}
+
+/* out[b, s, o] = sum of x[b, m, o] over the segment s of 0..rows-1 */
+extern "C" __global__ void sum_segments(I size, const T *x, T *out, I rows, I segments, I o) {
+    EACH(i, size) {
+        I channel = i % o, s = i / o % segments, b = i / (o * segments);
+        T sum = 0;
+        for (I m = rows * s / segments; m < rows * (s + 1) / segments; ++m) sum += x[(b * rows + m) * o + channel];
+        out[i] = sum;
+    }
+}
+
+/* Mean, and sum of squared deviations from it, of each segment of each image's channel. */
+extern "C" __global__ void norm_segments(I size, const T *x, T *mean, T *square, I pixels, I segments, I c) {
+    EACH(i, size) {
+        I channel = i % c, s = i / c % segments, n = i / (c * segments);
+        I first = pixels * s / segments, last = pixels * (s + 1) / segments;
+        const T *p = x + n * pixels * c + channel;
+        T sum = 0, sum_square = 0;
+        for (I m = first; m < last; ++m) sum += p[m * c];
+        T level = sum / T(last - first);
+        for (I m = first; m < last; ++m) sum_square += (p[m * c] - level) * (p[m * c] - level);
+        mean[i] = level;
+        square[i] = sum_square;
+    }
+}
+
+/* Those of an image's group put together (Chan et al. 1979), for each of its channels. */
+extern "C" __global__ void norm_moments(I size, const T *part, const T *square, T *mean, T *rstd, I pixels, I segments,
+                                        I c, I groups, double eps) {
+    EACH(i, size) {
+        I width = c / groups, n = i / groups, first = i % groups * width;
+        T sum = 0, deviation = 0, count = T(pixels * width);
+        for (I s = 0; s < segments; ++s) {
+            T rows = T(pixels * (s + 1) / segments - pixels * s / segments);
+            for (I k = first; k < first + width; ++k) sum += rows * part[(n * segments + s) * c + k];
+        }
+        T level = sum / count;
+        for (I s = 0; s < segments; ++s) {
+            T rows = T(pixels * (s + 1) / segments - pixels * s / segments);
+            for (I k = first; k < first + width; ++k) {
+                I j = (n * segments + s) * c + k;
+                deviation += square[j] + rows * (part[j] - level) * (part[j] - level);
+            }
+        }
+        for (I k = first; k < first + width; ++k) {
+            mean[n * c + k] = level;
+            rstd[n * c + k] = T(1) / sqrt(deviation / count + T(eps));
+        }
+    }
+}
+
+/* z = gamma (x - mean) rstd + beta; silu(z) where silu = 1 */
+extern "C" __global__ void norm_apply(I size, const T *x, const T *mean, const T *rstd, const T *gamma, const T *beta,
+                                      T *y, I pixels, I c, I silu) {
+    EACH(i, size) {
+        I k = i % c, j = i / (pixels * c) * c + k;
+        T z = gamma[k] * ((x[i] - mean[j]) * rstd[j]) + beta[k];
+        y[i] = silu ? T(0.5) * z * (T(1) + tanh(T(0.5) * z)) : z;
+    }
+}
+
+/* The derivative of z's activation at pixel i, times g. */
+#define BEHIND(g, x_hat) \
+    T z = gamma[k] * (x_hat) + beta[k], t = T(1) + tanh(T(0.5) * z); \
+    T dz = silu ? (g) * T(0.5) * t * (T(1) + T(0.5) * z * (T(2) - t)) : (g)
+
+/* Sums of dz x_hat and of dz over each segment of each image's channel. */
+extern "C" __global__ void norm_backward_segments(I size, const T *x, const T *g, const T *mean, const T *rstd,
+        const T *gamma, const T *beta, T *by_scale, T *by_shift, I pixels, I segments, I c, I silu) {
+    EACH(i, size) {
+        I k = i % c, s = i / c % segments, n = i / (c * segments), j = n * c + k;
+        T scale = 0, shift = 0;
+        for (I m = pixels * s / segments; m < pixels * (s + 1) / segments; ++m) {
+            I at = (n * pixels + m) * c + k;
+            T x_hat = (x[at] - mean[j]) * rstd[j];
+            BEHIND(g[at], x_hat);
+            scale += dz * x_hat;
+            shift += dz;
+        }
+        by_scale[i] = scale;
+        by_shift[i] = shift;
+    }
+}
+
+/* Those of an image added up: for each channel, and times gamma, as means over the group. */
+extern "C" __global__ void norm_backward_sums(I size, const T *by_scale, const T *by_shift, const T *gamma, T *dgamma,
+        T *dbeta, T *along, T *level, I pixels, I segments, I c, I groups) {
+    EACH(i, size) {
+        I width = c / groups, n = i / groups, first = i % groups * width;
+        T sum_along = 0, sum_level = 0, count = T(pixels * width);
+        for (I k = first; k < first + width; ++k) {
+            T scale = 0, shift = 0;
+            for (I s = 0; s < segments; ++s) {
+                scale += by_scale[(n * segments + s) * c + k];
+                shift += by_shift[(n * segments + s) * c + k];
+            }
+            dgamma[n * c + k] = scale;
+            dbeta[n * c + k] = shift;
+            sum_along += gamma[k] * scale;
+            sum_level += gamma[k] * shift;
+        }
+        along[i] = sum_along / count;
+        level[i] = sum_level / count;
+    }
+}
+
+/* dx = rstd (gamma dz - mean(gamma dz) - x_hat mean(gamma dz x_hat)), means over the group */
+extern "C" __global__ void norm_backward_apply(I size, const T *x, const T *g, const T *mean, const T *rstd,
+        const T *gamma, const T *beta, const T *along, const T *level, T *dx, I pixels, I c, I groups, I silu) {
+    EACH(i, size) {
+        I k = i % c, n = i / (pixels * c), j = n * c + k, group = n * groups + k / (c / groups);
+        T x_hat = (x[i] - mean[j]) * rstd[j];
+        BEHIND(g[i], x_hat);
+        dx[i] = rstd[j] * (gamma[k] * dz - level[group] - x_hat * along[group]);
+    }
+}
+
+/* p = exp(x - max) / sum of them, for each row */
+extern "C" __global__ void softmax(I size, const T *x, T *p, I width) {
+    EACH(i, size) {
+        T top = x[i * width], sum = 0;
+        for (I k = 1; k < width; ++k) top = x[i * width + k] > top ? x[i * width + k] : top;
+        for (I k = 0; k < width; ++k) sum += p[i * width + k] = exp(x[i * width + k] - top);
+        for (I k = 0; k < width; ++k) p[i * width + k] /= sum;
+    }
+}
+
+/* dx = p (g - sum of p g), for each row */
+extern "C" __global__ void softmax_backward(I size, const T *p, const T *g, T *dx, I width) {
+    EACH(i, size) {
+        T sum = 0;
+        for (I k = 0; k < width; ++k) sum += p[i * width + k] * g[i * width + k];
+        for (I k = 0; k < width; ++k) dx[i * width + k] = p[i * width + k] * (g[i * width + k] - sum);
+    }
+}
+
+/* Adam with both bias corrections folded into rate and eps, see optim.py */
+extern "C" __global__ void adam(I size, T *theta, const T *g, T *m, T *v, double beta1, double beta2, double rate,
+                                double eps, double keep) {
+    EACH(i, size) {
+        m[i] = T(beta1) * m[i] + T(1 - beta1) * g[i];
+        v[i] = T(beta2) * v[i] + T(1 - beta2) * g[i] * g[i];
+        theta[i] = T(keep) * theta[i] - T(rate) * m[i] / (sqrt(v[i]) + T(eps));
+    }
+}
+
+/* average += (1 - d) (theta - average) */
+extern "C" __global__ void ema(I size, T *average, const T *theta, double rest) {
+    EACH(i, size) average[i] += T(rest) * (theta[i] - average[i]);
+}
+"""
+_THREADS = 256  # of a block
+
+
+def available() -> bool:
+    """Whether the arrays are on a GPU, so that these kernels are the way to go."""
+    return backend_name() == "cupy"
+
+
+def launch(name: str, size: int, *arguments: Any) -> None:
+    """Run a kernel over `size` results.  Arrays must be contiguous, numbers int or float, all arrays of one dtype."""
+    if size:
+        dtype = next(a.dtype for a in arguments if isinstance(a, xp.ndarray))
+        _kernel(name, dtype.name)((-(-size // _THREADS),), (_THREADS,), (size, *arguments))
+
+
+@lru_cache(None)
+def _kernel(name: str, dtype: str) -> Any:
+    return _module(dtype).get_function(name)
+
+
+@lru_cache(None)
+def _module(dtype: str) -> Any:
+    t = {"float32": "float", "float64": "double"}[dtype]
+    first, step = "(I(blockIdx.x) * blockDim.x + threadIdx.x)", "(I(gridDim.x) * blockDim.x)"
+    return raw_module(f"#define T {t}\n#define FIRST {first}\n#define STEP {step}\n{SOURCE}")
+
+
+def segments(rows: int) -> int:
+    """Into how many parts to cut a long sum: about as many as each then has rows."""
+    return max(1, math.isqrt(rows))
+
+
+def im2col(x: Any, kh: int, kw: int, oh: int, ow: int, stride: int, padding: int) -> Any:
+    """The window of each output pixel of x (N, H, W, C) as a row: (N OH OW, KH KW C)."""
+    n, h, w, c = x.shape
+    out = xp.empty((n * oh * ow, kh * kw * c), x.dtype)
+    launch("im2col", out.size, xp.ascontiguousarray(x), out, h, w, c, oh, ow, kh, kw, stride, padding)
+    return out
+
+
+def col2im(columns: Any, shape: tuple, kh: int, kw: int, oh: int, ow: int, stride: int, padding: int) -> Any:
+    """The adjoint of im2col: columns (N OH OW, KH KW C) added up to a map of `shape` (N, H, W, C)."""
+    out = xp.empty(shape, columns.dtype)
+    launch("col2im", out.size, xp.ascontiguousarray(columns), out, *shape[1:], oh, ow, kh, kw, stride, padding)
+    return out
+
+
+def add_bias(y: Any, b: Any) -> None:
+    """y (N, ..., O) += b, (O,) or (N, O), in place; y contiguous."""
+    launch("add_bias", y.size, y, xp.ascontiguousarray(b), math.prod(y.shape[1:-1]), y.shape[-1], b.ndim - 1)
+
+
+def sum_rows(g: Any) -> Any:
+    """Sum the last axis but one, (..., M, O) -> (..., O)."""
+    *lead, rows, o = g.shape
+    g, count = xp.ascontiguousarray(g), math.prod(lead)
+    parts = segments(rows)
+    partial, out = xp.empty((count, parts, o), g.dtype), xp.empty((*lead, o), g.dtype)
+    launch("sum_segments", partial.size, g, partial, rows, parts, o)
+    launch("sum_segments", out.size, partial, out, parts, 1, o)
+    return out
+
+
+def softmax(x: Any) -> Any:
+    """Softmax over the last axis."""
+    p = xp.empty(x.shape, x.dtype)
+    launch("softmax", math.prod(x.shape[:-1]), xp.ascontiguousarray(x), p, x.shape[-1])
+    return p
+
+
+def softmax_backward(p: Any, g: Any) -> Any:
+    """The gradient of softmax's input from p, its result, and g."""
+    dx = xp.empty(p.shape, p.dtype)
+    launch("softmax_backward", math.prod(p.shape[:-1]), p, xp.ascontiguousarray(g), dx, p.shape[-1])
+    return dx
+
+
+class GroupNorm:
+    """Group norm of x (N, ..., C), followed by SiLU where silu is True."""
+
+    def __init__(self, x: Any, gamma: Any, beta: Any, num_groups: int, eps: float, silu: bool):
+        self.x, self.gamma, self.beta = map(xp.ascontiguousarray, (x, gamma, beta))
+        self.groups, self.eps, self.silu = num_groups, float(eps), int(silu)
+        self.pixels = math.prod(x.shape[1:-1])
+        self.parts = segments(self.pixels)
+        self.mean, self.rstd = xp.empty((2, len(x), x.shape[-1]), x.dtype)
+
+    def forward(self) -> Any:
+        """y, of x's shape."""
+        (n, c), y = self.mean.shape, xp.empty(self.x.shape, self.x.dtype)
+        partial = xp.empty((2, n, self.parts, c), y.dtype)
+        sizes = self.pixels, self.parts, c
+        launch("norm_segments", n * self.parts * c, self.x, *partial, *sizes)
+        launch("norm_moments", n * self.groups, *partial, self.mean, self.rstd, *sizes, self.groups, self.eps)
+        launch("norm_apply", y.size, self.x, *self._scale(), y, self.pixels, c, self.silu)
+        return y
+
+    def backward(self, g: Any) -> tuple[Any, Any, Any]:
+        """dx, dgamma, dbeta."""
+        (n, c), g, dx = self.mean.shape, xp.ascontiguousarray(g), xp.empty(self.x.shape, self.x.dtype)
+        partial, sums = xp.empty((2, n, self.parts, c), g.dtype), xp.empty((2, n, c), g.dtype)
+        means = xp.empty((2, n, self.groups), g.dtype)
+        inputs, sizes = (self.x, g, *self._scale()), (self.pixels, self.parts, c)
+        launch("norm_backward_segments", n * self.parts * c, *inputs, *partial, *sizes, self.silu)
+        launch("norm_backward_sums", n * self.groups, *partial, self.gamma, *sums, *means, *sizes, self.groups)
+        launch("norm_backward_apply", dx.size, *inputs, *means, dx, self.pixels, c, self.groups, self.silu)
+        return dx, *sum_rows(sums)
+
+    def _scale(self) -> tuple:
+        return self.mean, self.rstd, self.gamma, self.beta
+
+
+def adam(theta: Any, g: Any, m: Any, v: Any, betas: tuple[float, float], rate: float, eps: float, keep: float) -> None:
+    """One step of Adam in place: see optim.py; keep = 1 - lr weight_decay."""
+    launch("adam", theta.size, theta, g, m, v, *map(float, (*betas, rate, eps, keep)))
+
+
+def ema(average: Any, theta: Any, rest: float) -> None:
+    """average += rest (theta - average), in place."""
+    launch("ema", average.size, average, theta, float(rest))
