@@ -89,10 +89,10 @@ class Tensor:
         grads, ours = {id(places[-1]): g}, set()  # ours: where the gradient so far is an array that nobody else reads
         while places:
             place = places.pop()
-            g = grads.pop(id(place))
+            g, own = grads.pop(id(place)), id(place) in ours
             ours.discard(id(place))  # another place may come to have this id
             if isinstance(place, Tensor):
-                place._add_grad(g)
+                place._add_grad(g, own)
                 continue
             for i, (x, dx) in enumerate(zip(place.inputs, place.vjp(g))):
                 if x is None:
@@ -110,9 +110,9 @@ class Tensor:
                     if new:
                         ours.add(id(x))
 
-    def _add_grad(self, g: Any) -> None:
-        if self.grad is None:
-            self.grad = xp.array(g)  # a copy, since g may be shared with another input; an array, even without axes
+    def _add_grad(self, g: Any, own: bool) -> None:
+        if self.grad is None:  # a copy where g may be shared with another input; an array, even without axes
+            self.grad = g if own and isinstance(g, xp.ndarray) else xp.array(g)
         else:
             self.grad += g  # in place: .grad may be a view of a flat buffer
 

@@ -157,14 +157,34 @@ extern "C" __global__ void norm_backward_sums(I size, const T *by_scale, const T
     }
 }
 
-/* dx = rstd (gamma dz - mean(gamma dz) - x_hat mean(gamma dz x_hat)), means over the group */
+/* dx = rstd (gamma dz - mean(gamma dz) - x_hat mean(gamma dz x_hat)), means over the group; and, as the last results,
+   each image's sums by scale and by shift (2, images, c) added up */
 extern "C" __global__ void norm_backward_apply(I size, const T *x, const T *g, const T *mean, const T *rstd,
-        const T *gamma, const T *beta, const T *along, const T *level, T *dx, I pixels, I c, I groups, I silu) {
+        const T *gamma, const T *beta, const T *along, const T *level, const T *sums, T *dx, T *total, I images,
+        I pixels, I c, I groups, I silu) {
     EACH(i, size) {
+        I rest = i - images * pixels * c;
+        if (rest >= 0) {
+            T sum = 0;
+            for (I n = 0; n < images; ++n) sum += sums[(rest / c * images + n) * c + rest % c];
+            total[rest] = sum;
+            continue;
+        }
         I k = i % c, n = i / (pixels * c), j = n * c + k, group = n * groups + k / (c / groups);
         T x_hat = (x[i] - mean[j]) * rstd[j];
         BEHIND(g[i], x_hat);
         dx[i] = rstd[j] * (gamma[k] * dz - level[group] - x_hat * along[group]);
+    }
+}
+
+extern "C" __global__ void silu(I size, const T *x, T *y) {
+    EACH(i, size) y[i] = T(0.5) * x[i] * (T(1) + tanh(T(0.5) * x[i]));
+}
+
+extern "C" __global__ void silu_backward(I size, const T *x, const T *g, T *dx) {
+    EACH(i, size) {
+        T h = T(0.5) * x[i], t = T(1) + tanh(h);
+        dx[i] = g[i] * T(0.5) * t * (T(1) + h * (T(2) - t));
     }
 }
 
@@ -203,6 +223,7 @@ extern "C" __global__ void ema(I size, T *average, const T *theta, double rest) 
 }
 """
 _THREADS = 256  # of a block
+_SHORT = 64  # rows: so few one thread adds up sooner than a second launch begins
 
 
 def available() -> bool:
@@ -230,8 +251,8 @@ def _module(dtype: str) -> Any:
 
 
 def segments(rows: int) -> int:
-    """Into how many parts to cut a long sum: about as many as each then has rows."""
-    return max(1, math.isqrt(rows))
+    """Into how many parts to cut a sum: a short one stays whole, a long one gets about as many as each has rows."""
+    return 1 if rows <= _SHORT else math.isqrt(rows)
 
 
 def im2col(x: Any, kh: int, kw: int, oh: int, ow: int, stride: int, padding: int) -> Any:
@@ -259,10 +280,27 @@ def sum_rows(g: Any) -> Any:
     *lead, rows, o = g.shape
     g, count = xp.ascontiguousarray(g), math.prod(lead)
     parts = segments(rows)
-    partial, out = xp.empty((count, parts, o), g.dtype), xp.empty((*lead, o), g.dtype)
-    launch("sum_segments", partial.size, g, partial, rows, parts, o)
-    launch("sum_segments", out.size, partial, out, parts, 1, o)
+    out = xp.empty((*lead, o), g.dtype)
+    if parts > 1:
+        partial = xp.empty((count, parts, o), g.dtype)
+        launch("sum_segments", partial.size, g, partial, rows, parts, o)
+        g, rows = partial, parts
+    launch("sum_segments", out.size, g, out, rows, 1, o)
     return out
+
+
+def silu(x: Any) -> Any:
+    """x sigmoid(x), for each element."""
+    x, y = xp.ascontiguousarray(x), xp.empty(x.shape, x.dtype)
+    launch("silu", x.size, x, y)
+    return y
+
+
+def silu_backward(x: Any, g: Any) -> Any:
+    """The gradient of silu's input."""
+    dx = xp.empty(x.shape, x.dtype)
+    launch("silu_backward", x.size, xp.ascontiguousarray(x), xp.ascontiguousarray(g), dx)
+    return dx
 
 
 def softmax(x: Any) -> Any:
@@ -300,15 +338,18 @@ class GroupNorm:
         return y
 
     def backward(self, g: Any) -> tuple[Any, Any, Any]:
-        """dx, dgamma, dbeta."""
+        """dx, dgamma, dbeta, each as a function that returns it: see autograd.op."""
         (n, c), g, dx = self.mean.shape, xp.ascontiguousarray(g), xp.empty(self.x.shape, self.x.dtype)
         partial, sums = xp.empty((2, n, self.parts, c), g.dtype), xp.empty((2, n, c), g.dtype)
         means = xp.empty((2, n, self.groups), g.dtype)
         inputs, sizes = (self.x, g, *self._scale()), (self.pixels, self.parts, c)
         launch("norm_backward_segments", n * self.parts * c, *inputs, *partial, *sizes, self.silu)
         launch("norm_backward_sums", n * self.groups, *partial, self.gamma, *sums, *means, *sizes, self.groups)
-        launch("norm_backward_apply", dx.size, *inputs, *means, dx, self.pixels, c, self.groups, self.silu)
-        return dx, *sum_rows(sums)
+        total = xp.empty((2, c), g.dtype)
+        last = n, self.pixels, c, self.groups, self.silu
+        launch("norm_backward_apply", dx.size + total.size, *inputs, *means, sums, dx, total, *last)
+        dgamma, dbeta = total
+        return lambda: dx, lambda: dgamma, lambda: dbeta
 
     def _scale(self) -> tuple:
         return self.mean, self.rstd, self.gamma, self.beta

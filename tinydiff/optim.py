@@ -43,6 +43,17 @@ class Flat:
         for p, theta, g in views:
             p.data, p.grad = theta, g
 
+    def forget(self) -> None:
+        """Have the parameters wait for new gradients, wherever backward leaves them; `collect` then gathers them."""
+        for p in self.parameters:
+            p.grad = None
+
+    def collect(self) -> None:
+        """Gather the gradients in `grad`, 0 where there is none, and make them views of it again."""
+        found = [xp.zeros(p.size, p.dtype) if p.grad is None else p.grad.reshape(-1) for p in self.parameters]
+        xp.concatenate(found, out=self.grad)
+        self.move(self.data, self.grad)
+
     def split(self, flat: Any) -> list[Any]:
         """The pieces of a flat array that belong to each parameter, as views in the parameters' shapes."""
         size = sum(p.size for p in self.parameters)

@@ -87,8 +87,9 @@ class Workers:
         """
         n = len(next(iter(batch.values())))
         if self.num_workers == 1:
-            self.flat.grad[...] = 0
-            return _losses_and_gradient(self.model, losses_of, batch, slice(0, n), n, default_rng("worker", *seed, 0))
+            return _losses_and_gradient(
+                self.model, self.flat, losses_of, batch, slice(0, n), n, default_rng("worker", *seed, 0)
+            )
         with self._conversation():
             return self._shared_gradients(losses_of, batch, n, seed)
 
@@ -308,8 +309,8 @@ class _Replica:
     """What a worker does: each method is a command."""
 
     def __init__(self, model: Module, theta: Any, grad: Any):
-        self.model, self.grad = model, grad
-        Flat(model.parameters()).move(theta, grad)
+        self.model, self.flat = model, Flat(model.parameters())
+        self.flat.move(theta, grad)
         self.batch: _SharedArrays | None = None
 
     def attach(self, name: str, layout: dict[str, tuple]) -> None:
@@ -319,21 +320,25 @@ class _Replica:
 
     def gradients(self, losses_of: Losses, part: slice, n: int, seed: Sequence[int]) -> np.ndarray:
         assert self.batch is not None
-        self.grad[...] = 0
-        return _losses_and_gradient(self.model, losses_of, self.batch.arrays, part, n, default_rng("worker", *seed))
+        return _losses_and_gradient(
+            self.model, self.flat, losses_of, self.batch.arrays, part, n, default_rng("worker", *seed)
+        )
 
     def call(self, f: Callable, job: Any) -> Any:
         return f(self.model, job)
 
 
 def _losses_and_gradient(
-    model: Module, losses_of: Losses, batch: Batch, part: slice, n: int, rng: np.random.Generator
+    model: Module, flat: Flat, losses_of: Losses, batch: Batch, part: slice, n: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Losses of batch[part], and their share of the gradient of the mean over all n, added to the parameters' .grad."""
+    """Losses of batch[part]; their share of the gradient of the mean over all n goes to flat.grad."""
     if part.start == part.stop:  # more workers than examples
+        flat.grad[...] = 0
         return np.empty(0, "float32")
+    flat.forget()
     losses = losses_of(model, {name: a[part] for name, a in batch.items()}, rng)
     losses.backward(xp.full(losses.shape, 1 / n, losses.dtype))
+    flat.collect()
     return to_numpy(losses)
 
 

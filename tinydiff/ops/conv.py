@@ -10,11 +10,14 @@ kept.  Where few channels come out, the same three functions change places; wher
 Axes: N batch, H W rows and columns, C channels in, O channels out, K kernel.  Read next: norm.py.
 """
 
+from functools import reduce
+from operator import iadd
+
 from tinydiff import kernels
 from tinydiff.autograd import op
 from tinydiff.backend import chunks, xp
 from tinydiff.ops import winograd
-from tinydiff.ops.linear import add_bias, product, product_of_transposed, sum_rows
+from tinydiff.ops.linear import add_bias, product, product_of_transposed, sum_rows, transposed
 
 
 @op
@@ -65,7 +68,7 @@ def conv2d(x, w, b, *, stride=1, padding=0):
 def _correlate(x, w, stride, padding, b=None):
     y = xp.empty(_output_shape(x, w, stride, padding), x.dtype)
     for part in _parts(y, w):
-        y[part] = product(_columns(x[part], w, stride, padding), w.reshape(-1, w.shape[3])).reshape(y[part].shape)
+        product(_columns(x[part], w, stride, padding), w.reshape(-1, w.shape[3]), y[part].reshape(-1, w.shape[3]))
         if b is not None:
             add_bias(y, b, part)
     return y
@@ -73,25 +76,27 @@ def _correlate(x, w, stride, padding, b=None):
 
 def _input_gradient(shape, w, g, stride, padding):
     o = w.shape[3]
-    dx, transposed = xp.empty(shape, g.dtype), xp.ascontiguousarray(w.reshape(-1, o).T)
-    for part in _parts(g, w):
-        columns = product(g[part].reshape(-1, o), transposed)
-        dx[part] = _add_columns(columns, dx[part].shape, w, stride, padding)
+    taps, parts = transposed(w.reshape(-1, o)), _parts(g, w)
+    if len(parts) == 1:
+        return _add_columns(product(g.reshape(-1, o), taps), shape, w, stride, padding)
+    dx = xp.empty(shape, g.dtype)
+    for part in parts:
+        dx[part] = _add_columns(product(g[part].reshape(-1, o), taps), dx[part].shape, w, stride, padding)
     return dx
 
 
 def _filter_gradient(x, w, g, stride, padding):
-    dw = xp.zeros((w.size // w.shape[3], w.shape[3]), w.dtype)
-    for part in _parts(g, w):
-        dw += product_of_transposed(_columns(x[part], w, stride, padding), g[part].reshape(-1, w.shape[3]))
-    return dw.reshape(w.shape)
+    o = w.shape[3]
+    shares = (
+        product_of_transposed(_columns(x[part], w, stride, padding), g[part].reshape(-1, o)) for part in _parts(g, w)
+    )
+    return reduce(iadd, shares).reshape(w.shape)
 
 
 def bias_gradient(g, b):
     """Sum a map's gradient over what its bias was broadcast over: the pixels, and the images if b is (O,)."""
     n, oh, ow, o = g.shape
-    db = sum_rows(g.reshape(n, oh * ow, o))
-    return db if b.ndim == 2 else sum_rows(db)
+    return sum_rows(g.reshape((n, oh * ow, o) if b.ndim == 2 else (n * oh * ow, o)))
 
 
 @op

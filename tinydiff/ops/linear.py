@@ -24,7 +24,7 @@ def linear(x, w, b):
     def vjp(g):
         g = g.reshape(len(rows), o)
         return (
-            lambda: product(g, xp.ascontiguousarray(w.T)).reshape(x.shape),
+            lambda: product(g, transposed(w)).reshape(x.shape),
             lambda: product_of_transposed(rows, g),
             lambda: sum_rows(g),
         )
@@ -32,12 +32,19 @@ def linear(x, w, b):
     return y.reshape(*x.shape[:-1], o), vjp
 
 
-def product(x, w):
+def product(x, w, out=None):
     """x w for many rows: (M, I) and (I, O) -> (M, O), in pieces of rows that the BLAS library multiplies fastest."""
-    (m, i), size = x.shape, _piece(len(x), w.size)
-    if size == m:  # on a GPU one plain product: of a stack CuPy would copy what is transposed
-        return xp.matmul(x, w)
-    return xp.matmul(x.reshape(m // size, size, i), w).reshape(m, w.shape[1])
+    (m, i), o, size = x.shape, w.shape[1], _piece(len(x), w.size)
+    if size == m:  # on a GPU one plain product: of a stack CuPy would copy what is transposed; and dot writes to out
+        return xp.dot(x, w, out=out)
+    out = xp.empty((m, o), x.dtype) if out is None else out
+    xp.matmul(x.reshape(m // size, size, i), w, out=out.reshape(m // size, size, o))
+    return out
+
+
+def transposed(w):
+    """w^T to multiply with: as a copy, which a CPU multiplies faster; to a GPU's library it is a flag."""
+    return w.T if kernels.available() else xp.ascontiguousarray(w.T)
 
 
 def product_of_transposed(x, g):
@@ -45,7 +52,7 @@ def product_of_transposed(x, g):
     (m, i), o = x.shape, g.shape[1]
     size = _piece(m, i * o)
     if size == m or size < _FEW:
-        return xp.matmul(x.T, g)
+        return xp.dot(x.T, g)
     x, g = x.reshape(m // size, size, i), g.reshape(m // size, size, o)
     return xp.matmul(x.transpose(0, 2, 1), g).sum(0)
 

@@ -7,6 +7,7 @@ Sigmoid and SiLU go through tanh, which NumPy evaluates faster than exp and whic
 Read next: reduce.py, then conv.py.
 """
 
+from tinydiff import kernels
 from tinydiff.autograd import op, pointwise
 from tinydiff.backend import asarray, xp
 
@@ -45,6 +46,8 @@ def sigmoid(x):
 @pointwise
 def silu(x):
     """x sigmoid(x), the activation of the U-Net (Hendrycks & Gimpel 2016)."""
+    if kernels.available():
+        return kernels.silu(x), lambda g: (kernels.silu_backward(x, g),)
     return silu_of_double(0.5 * x), lambda g: (g * (0.5 * silu_of_double_and_slope(0.5 * x)[1]),)
 
 

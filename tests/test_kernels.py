@@ -1,0 +1,164 @@
+"""Each GPU kernel's text, compiled for the host, does what the NumPy way of its op does."""
+
+import re
+
+import emulate
+import numpy as np
+import pytest
+from draws import SEEDS, host_normal
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinydiff import kernels, ops
+from tinydiff.autograd import Tensor
+from tinydiff.backend import backend_name, default_rng, xp
+from tinydiff.nn import UNet
+from tinydiff.ops import winograd
+from tinydiff.optim import EMA, Adam
+
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.skipif(emulate.COMPILER is None, reason=emulate.REASON),
+    pytest.mark.skipif(backend_name() != "numpy", reason="the kernels are run on the host, on NumPy arrays"),
+]
+
+SIZES = st.integers(1, 4)
+
+
+def both_ways(f, *arrays, g_seed=1, **static):
+    """[output, gradient of each input] the NumPy way and the GPU's way."""
+    found = []
+    for gpu in (False, True):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(winograd, "pays", lambda *_: False)
+            if gpu:
+                emulate.install(patch)
+            leaves = [Tensor(a.copy(), requires_grad=True) for a in arrays]
+            y = f(*leaves, **static)
+            y.backward(*host_normal(g_seed, y.shape, dtype=y.dtype))
+            found.append([y.data, *(leaf.grad for leaf in leaves)])
+    return found
+
+
+def agree(found, bound):
+    for a, b in zip(*found, strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(b, a, rtol=bound, atol=bound * max(1, abs(a).max(initial=0)))
+
+
+@given(st.data(), SEEDS, SIZES, SIZES, SIZES)
+def test_convolution(data, seed, n, c, o):
+    """im2col, col2im and the bias: every kernel size, stride and padding, narrow and wide, float64."""
+    kh, kw, stride, padding = (data.draw(s) for s in (st.integers(1, 5), st.integers(1, 5), SIZES, st.integers(0, 3)))
+    h, w = (max(1, k - 2 * padding) + data.draw(st.integers(0, 5)) for k in (kh, kw))
+    arrays = host_normal(seed, (n, h, w, c), (kh, kw, c, o), data.draw(st.sampled_from([(o,), (n, o)])))
+    agree(both_ways(ops.conv2d, *arrays, stride=stride, padding=padding), 1e-12)
+
+
+@given(SEEDS, SIZES, st.integers(1, 12), st.integers(1, 12), SIZES, SIZES, st.booleans(), st.sampled_from([1e-5, 0.1]))
+def test_group_norm(seed, n, h, w, num_groups, width, silu, eps):
+    """Maps of 1 to 144 pixels, so of 1 to 12 segments, even and uneven; with SiLU and without."""
+    c = num_groups * width
+    x, gamma, beta = host_normal(seed, (n, h, w, c), (c,), (c,))
+    op = ops.group_norm_silu if silu else ops.group_norm
+    # 1e-9: of few pixels the deviation may be near 0, which enlarges what was rounded to 1e-16.
+    agree(both_ways(op, x, gamma, beta, num_groups=num_groups, eps=eps), 1e-9)
+
+
+def test_group_norm_of_values_far_from_0_keeps_its_digits():
+    """Mean 1,000, deviation 1, in float32: as near to the float64 result as the NumPy way is."""
+    x, gamma, beta = host_normal(0, (3, 14, 14, 16), (16,), (16,), dtype="float32")
+    x += np.float32(1000)
+    exact, _ = both_ways(ops.group_norm_silu, *(a.astype("float64") for a in (x, gamma, beta)), num_groups=4)
+    _, found = both_ways(ops.group_norm_silu, x, gamma, beta, num_groups=4)
+    for a, b in zip(found[:2], exact[:2]):
+        assert abs(a - b).max() <= 1e-3 * abs(b).max()  # see test_norm.py
+
+
+@given(SEEDS, SIZES, st.integers(1, 40), SIZES, SIZES)
+def test_linear(seed, n, rows, i, o):
+    """The bias of an affine map and its gradient, a sum over all rows."""
+    x, w, b = host_normal(seed, (n, rows, i), (i, o), (o,))
+    agree(both_ways(ops.linear, x, w, b), 1e-12)
+
+
+@given(SEEDS, st.lists(st.integers(0, 4), max_size=3).map(tuple))
+def test_silu(seed, shape):
+    """Any shape, an empty one too."""
+    agree(both_ways(ops.silu, *host_normal(seed, shape)), 1e-13)
+
+
+@given(SEEDS, SIZES, SIZES, st.integers(1, 20), st.integers(1, 20))
+def test_softmax_and_attention(seed, n, heads, l, m):
+    """Rows of 1 to 20 scores, and the whole of attention; large scores do not overflow."""
+    (x,) = host_normal(seed, (n, heads, l, m))
+    agree(both_ways(ops.softmax, 300 * x), 1e-12)
+    agree(both_ways(ops.softmax, x, axis=1), 1e-12)  # along another axis there is no kernel
+    q, k, v = host_normal(seed, (n, heads, l, 3), (n, heads, m, 3), (n, heads, m, 2))
+    agree(both_ways(ops.attention, q, k, v), 1e-12)
+
+
+@pytest.mark.parametrize("weight_decay", [0, 0.1])
+def test_adam_and_the_average(monkeypatch, weight_decay):
+    """Three steps, with a learning rate that changes."""
+    results = []
+    for gpu in (False, True):
+        if gpu:
+            emulate.install(monkeypatch)
+        (start,) = host_normal(0, (300,))
+        p = Tensor(start, requires_grad=True)
+        adam = Adam([p], weight_decay=weight_decay)
+        average = EMA(adam.flat, 0.9)
+        for step in range(3):
+            adam.flat.grad[...] = host_normal(step, (300,))[0]
+            adam.step(0.1 / (1 + step))
+            average.update()
+        results.append([adam.flat.data, adam.m, adam.v, average.data])
+    agree(results, 1e-14)
+
+
+@pytest.mark.parametrize("dtype, bound", [("float64", 1e-9), ("float32", 1e-3)])
+def test_a_whole_network(dtype, bound):
+    """Output and all gradients of a small U-Net with attention at every level."""
+    rng = default_rng(0)
+    model = UNet(1, 8, (1, 2), num_heads=2, num_groups=4, attention_levels=(0, 1), rng=rng)
+    start = [(0.1 + 0.3 * rng.standard_normal(p.shape)).astype(dtype) for p in model.parameters()]
+    (x,) = host_normal(0, (3, 8, 12, 1), dtype=dtype)
+
+    def network(x, *parameters):
+        for p, value in zip(model.parameters(), parameters):
+            p.data, p.grad = value.data, None
+        return model(x, np.array([1, 500, 1000]))
+
+    found = []
+    for gpu in (False, True):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(winograd, "pays", lambda *_: False)
+            if gpu:
+                emulate.install(patch)
+            leaf = Tensor(x, requires_grad=True)
+            y = network(leaf, *(Tensor(a.copy()) for a in start))
+            y.backward(*host_normal(1, y.shape, dtype=dtype))
+            found.append([y.data, leaf.grad, *(p.grad for p in model.parameters())])
+    for a, b in zip(*found, strict=True):
+        assert abs(a - b).max() <= bound * max(abs(a).max(), 1e-3 * max(abs(c).max() for c in found[0]))
+
+
+def test_every_kernel_was_run():
+    """Those of the text, by their names: a new one without a test above fails here."""
+    names = set(re.findall(r"__global__ void (\w+)\(", kernels.SOURCE))
+    test_a_whole_network("float64", 1e-9)
+    with pytest.MonkeyPatch.context() as patch:
+        test_adam_and_the_average(patch, 0)
+    assert names == emulate.launched
+
+
+@pytest.mark.parametrize("size", [0, 1, 255, 256, 257, 10_000])
+def test_a_launch_has_a_thread_for_each_result(monkeypatch, size):
+    """Blocks of 256 threads, no more than it takes; of nothing there is no launch, which CUDA would refuse."""
+    launches = []
+    monkeypatch.setattr(kernels, "_kernel", lambda *key: lambda *call: launches.append((key, call)))
+    a = xp.zeros(3)
+    kernels.launch("name", size, a, 7)
+    expected = [(("name", "float64"), ((-(-size // 256),), (256,), (size, a, 7)))] if size else []
+    assert launches == expected
