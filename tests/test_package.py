@@ -28,6 +28,7 @@ DEMOS, TESTS = PACKAGE.parent / "demos", PACKAGE.parent / "tests"
 LAYERS = {
     "backend": 0,
     "autograd": 1,
+    "kernels": 1,
     "ops": 2,
     "nn": 3,
     "optim": 3,
