@@ -6,7 +6,6 @@ and speed are not seen.
 
 import ctypes
 import functools
-import hashlib
 import shutil
 import subprocess
 import tempfile
@@ -31,10 +30,9 @@ launched: set[str] = set()  # the kernels that were run
 @functools.cache
 def library(dtype: str) -> ctypes.CDLL:
     """The kernels for one dtype."""
-    text = f"{HEAD}#define T {dict(float32='float', float64='double')[dtype]}\n{kernels.SOURCE}"
-    folder = Path(tempfile.gettempdir()) / f"tinydiff-kernels-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-    folder.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+    number = {"float32": "float", "float64": "double"}[dtype]
+    text = f"{HEAD}#define T {number}\n{kernels.SOURCE}"
+    with tempfile.TemporaryDirectory() as scratch:
         source, result = Path(scratch) / "kernels.cpp", Path(scratch) / "kernels.so"
         source.write_text(text)
         options = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]

@@ -160,7 +160,8 @@ def _columns(x, w, stride, padding):
     n, h, wd, c = x.shape
     kh, kw = w.shape[:2]
     if kernels.available():
-        return kernels.im2col(x, kh, kw, *_output_shape(x, w, stride, padding)[1:3], stride, padding)
+        _, oh, ow, _ = _output_shape(x, w, stride, padding)
+        return kernels.im2col(x, kh, kw, oh, ow, stride, padding)
     padded = xp.zeros((n, h + 2 * padding, wd + 2 * padding, c), x.dtype)
     padded[:, padding : padding + h, padding : padding + wd] = x
     oh, ow = (padded.shape[1] - kh) // stride + 1, (padded.shape[2] - kw) // stride + 1
