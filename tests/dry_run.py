@@ -1,0 +1,208 @@
+"""Real CuPy on a machine without a GPU: what would a training step and a sampling step ask of the device?
+
+    python tests/dry_run.py          prints the counts as JSON; needs cupy-cuda13x or 12x 14.2, in a process of its own
+
+CuPy's extension modules find each other's C functions as capsules in `__pyx_capi__`, when they are imported.  So the
+two lowest, runtime and driver, are imported alone, their functions are replaced by ones that work on host memory and
+count, and then CuPy is imported.  Argument checks, dtypes, shapes, kernel arguments and launch logic above are CuPy's
+own; kernels do not run, so numbers mean nothing.  cuBLAS is replaced by a module that counts.
+"""
+
+import ctypes
+import json
+import sys
+import types
+from collections import Counter
+from functools import partial
+
+import numpy as np
+
+COUNTS: Counter[str] = Counter()
+POINTER, INT, UNSIGNED, SIZE, OBJECT = (
+    ctypes.c_ssize_t,
+    ctypes.c_int,
+    ctypes.c_uint,
+    ctypes.c_size_t,
+    ctypes.py_object,
+)
+_kept: list = []  # what C code points to
+_memory: dict[int, ctypes.Array] = {}  # device memory by its address
+_functions: list[str] = []  # kernels by their handle
+
+
+def replace(module, name, result, arguments, function):
+    """Put `function` where other extension modules, and Python, look for module.name."""
+    api = ctypes.pythonapi
+    api.PyCapsule_GetName.restype, api.PyCapsule_GetName.argtypes = ctypes.c_char_p, [OBJECT]
+    api.PyCapsule_New.restype = OBJECT
+    api.PyCapsule_New.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+    signature = ctypes.create_string_buffer(api.PyCapsule_GetName(module.__pyx_capi__[name]))
+    callback = ctypes.CFUNCTYPE(result, *arguments)(function)
+    address = ctypes.cast(callback, ctypes.c_void_p)
+    module.__pyx_capi__[name] = api.PyCapsule_New(address, ctypes.cast(signature, ctypes.c_char_p), None)
+    _kept.extend((signature, callback))
+    setattr(module, name, lambda *given: function(*given, *[0] * (len(arguments) - len(given))))
+
+
+def constant(value):
+    return lambda *_: value
+
+
+def count(what, value=None):
+    def counted(*_):
+        COUNTS[what] += 1
+        return value
+
+    return counted
+
+
+def allocate(size, *_):
+    block = ctypes.create_string_buffer(size + 512)
+    address = (ctypes.addressof(block) + 511) // 512 * 512
+    _memory[address] = block
+    return address
+
+
+def copy(to, source, size, kind, *_):
+    COUNTS[{1: "host to device", 2: "device to host"}.get(kind, "copy")] += 1
+    ctypes.memmove(to, source, size)
+
+
+def fill(address, value, size, *_):
+    COUNTS["memset"] += 1
+    ctypes.memset(address, value, size)
+
+
+def find_function(module, name, *_):
+    _functions.append(name.decode() if isinstance(name, bytes) else name)
+    return len(_functions)
+
+
+def launch(function, *_):
+    name = _functions[function - 1]
+    COUNTS["launch"] += 1
+    COUNTS[f"kernel {name}"] += 1
+    if "float64" in name or "double" in name:
+        COUNTS["float64 kernel"] += 1
+
+
+def attribute(which, *_):
+    """Of an H200: compute capability 9.0, 132 multiprocessors, warps of 32, 1,024 threads a block."""
+    return {75: 9, 76: 0, 16: 132, 10: 32, 1: 1024}.get(which, 1)
+
+
+def install():
+    """Replace the device.  Call it before anything imports cupy."""
+    import cupy_backends.cuda.api.driver as driver
+    import cupy_backends.cuda.api.runtime as runtime
+
+    p, i, u, z, o = POINTER, INT, UNSIGNED, SIZE, OBJECT
+    for module, name, result, arguments, function in [
+        (runtime, "getDevice", i, [i], constant(0)),
+        (runtime, "getDeviceCount", i, [i], constant(1)),
+        (runtime, "setDevice", o, [i, i], constant(None)),
+        (runtime, "deviceGetAttribute", i, [i, i, i], attribute),
+        (runtime, "driverGetVersion", i, [i], constant(13020)),
+        (runtime, "deviceSynchronize", o, [i], count("synchronise")),
+        (runtime, "streamSynchronize", o, [p, i], count("synchronise")),
+        (runtime, "eventSynchronize", o, [p, i], count("synchronise")),
+        (runtime, "streamIsCapturing", i, [p, i], constant(0)),
+        (runtime, "malloc", p, [z, i], allocate),
+        (runtime, "hostAlloc", p, [z, u, i], allocate),
+        (runtime, "free", o, [p, i], lambda address, *_: _memory.pop(address, None) and None),
+        (runtime, "freeHost", o, [p, i], lambda address, *_: _memory.pop(address, None) and None),
+        (runtime, "memcpy", o, [p, p, z, i, i], copy),
+        (runtime, "memcpyAsync", o, [p, p, z, i, p, i], copy),
+        (runtime, "memset", o, [p, i, z, i], fill),
+        (runtime, "memsetAsync", o, [p, i, z, p, i], fill),
+        (runtime, "eventCreateWithFlags", p, [u, i], constant(1)),
+        (runtime, "eventRecord", o, [p, p, i], constant(None)),
+        (runtime, "eventDestroy", o, [p, i], constant(None)),
+        (runtime, "streamCreateWithFlags", p, [u, i], constant(64)),
+        (runtime, "streamDestroy", o, [p, i], constant(None)),
+        (runtime, "_ensure_context", o, [], constant(None)),
+        (runtime, "deviceCanAccessPeer", i, [i, i, i], constant(1)),
+        (runtime, "pointerGetMemoryType", i, [p, i], lambda address, *_: 2 if address in _memory else 0),
+        (driver, "ctxGetCurrent", p, [i], constant(1)),
+        (driver, "moduleLoadData", p, [o, i], constant(1)),
+        (driver, "moduleUnload", o, [p, i], constant(None)),
+        (driver, "moduleGetFunction", p, [p, o, i], find_function),
+        (driver, "launchKernel", o, [p, u, u, u, u, u, u, u, p, p, p, i], launch),
+        (driver, "funcGetAttribute", i, [i, p, i], constant(1024)),
+    ]:
+        replace(module, name, result, arguments, function)
+
+    blas = types.ModuleType("cupy_backends.cuda.libs.cublas")
+    quiet = {"create", "destroy", "setStream", "setMathMode"}
+
+    def look_up(name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if name.startswith("CUBLAS_"):
+            return 1
+        return constant(1) if name in quiet or not name[0].islower() else count(f"cublas {name}", 1)
+
+    blas.__getattr__ = look_up  # type: ignore[method-assign]
+    import cupy_backends.cuda.libs as libs
+
+    sys.modules["cupy_backends.cuda.libs.cublas"] = libs.cublas = blas
+
+    import cupy.cuda.compiler
+    from cupy.cuda import function
+
+    def compile_nothing(source, *_, **__):
+        module = function.Module()
+        module.load(b"nothing")
+        return module
+
+    cupy.cuda.compiler._compile_module_with_cache = compile_nothing
+
+
+def counts_of(f):
+    """What one call of f asks of the device, once everything is compiled."""
+    f()
+    COUNTS.clear()
+    f()
+    return dict(sorted(COUNTS.items()))
+
+
+def main():
+    from tinydiff.backend import asarray, default_rng, use_backend
+
+    use_backend("cupy")
+    from tinydiff.autograd import no_grad
+    from tinydiff.diffusion import Schedule, ddim_step, sample, timestep_pairs, unconditional
+    from tinydiff.generate import build_unet
+    from tinydiff.optim import EMA, Adam, clip_grad_norm
+    from tinydiff.parallel import Workers
+    from tinydiff.train import noise_prediction_losses
+
+    rng = default_rng(0)
+    x, eps = rng.standard_normal((2, 64, 28, 28, 1), dtype="float32")
+    batch = {"x_t": asarray(x), "eps": asarray(eps), "t": rng.integers(1, 1001, 64)}
+    pool = Workers(partial(build_unet, {}, 0), 1)
+    adam, average = Adam(pool.flat), EMA(pool.flat)
+
+    def train():
+        pool.gradients(noise_prediction_losses, batch, (0,))
+        clip_grad_norm(pool.flat, 1.0)
+        adam.step(1e-3)
+        average.update()
+
+    def draw():
+        steps = sample(
+            partial(ddim_step, Schedule.linear(1000), clip=True),
+            unconditional(pool.model),
+            timestep_pairs(1000, 1),
+            batch["x_t"],
+            np.random.default_rng(0),
+        )
+        with no_grad():
+            list(steps)
+
+    print(json.dumps({"train": counts_of(train), "sample": counts_of(draw)}))
+
+
+if __name__ == "__main__":
+    install()
+    main()

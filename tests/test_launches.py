@@ -1,0 +1,53 @@
+"""What a step asks of a GPU, counted by real CuPy without one: the budget is exact, so a change of it is seen here."""
+
+import json
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.engine
+
+
+def cupy_version():
+    for name in ("cupy-cuda13x", "cupy-cuda12x"):
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            pass
+    return None
+
+
+@pytest.fixture(scope="module")
+def counts():
+    if cupy_version() != "14.2.0":  # dry_run.py replaces private parts of this version
+        pytest.skip(f"needs CuPy 14.2.0, found {cupy_version()}: pip install cupy-cuda13x==14.2.0")
+    script = Path(__file__).with_name("dry_run.py")
+    out = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300)
+    assert out.returncode == 0, out.stderr
+    return json.loads(out.stdout)
+
+
+def launches(counts):
+    """Kernels and matrix products."""
+    return counts["launch"] + sum(n for name, n in counts.items() if name.startswith("cublas"))
+
+
+def test_launches_of_a_training_step_and_of_a_sampling_step(counts):
+    """The reference U-Net at batch 64: forward, backward, clipping, Adam and average; one DDIM step."""
+    assert launches(counts["train"]) == 667
+    assert launches(counts["sample"]) == 268
+
+
+def test_nothing_computes_in_float64(counts):
+    """No kernel has float64 arguments; a Python float among the arguments takes the arrays' dtype."""
+    assert "float64 kernel" not in counts["train"] | counts["sample"]
+
+
+def test_what_goes_to_and_from_the_device(counts):
+    """To it: the time code, and three small tables for gathering the gradients; from it: their norm, and the losses."""
+    train = counts["train"]
+    assert (train["host to device"], train["device to host"], train["synchronise"]) == (4, 2, 2)
+    assert (counts["sample"]["host to device"], counts["sample"].get("device to host", 0)) == (1, 0)
