@@ -442,6 +442,13 @@ def test_an_op_whose_result_has_another_dtype_is_caught(registry):
         promotes(*leaves(0, (3,), dtype="float32"))
 
 
+def test_numbers_alone_are_no_input():
+    """Without a tensor or an array there is no dtype to keep: a TypeError that says so."""
+    for name, numbers in [("exp", [1.0]), ("add", [1.0, 2])]:
+        with pytest.raises(TypeError, match=f"^{name}: needs a Tensor or an array among its inputs$"):
+            getattr(ops, name)(*numbers)
+
+
 @pytest.mark.parametrize(
     "wrong, words",
     [

@@ -90,7 +90,6 @@ class Tensor:
         while places:
             place = places.pop()
             g, own = grads.pop(id(place)), id(place) in ours
-            ours.discard(id(place))  # another place may come to have this id
             if isinstance(place, Tensor):
                 place._add_grad(g, own)
                 continue
@@ -194,6 +193,8 @@ def op(f: Callable) -> Callable[..., Tensor]:
     def apply(*inputs: Any, **static: Any) -> Tensor:
         arrays = [_raw(x) for x in inputs]
         dtypes = {a.dtype for a in arrays if isinstance(a, xp.ndarray)}
+        if not dtypes:
+            raise TypeError(f"{f.__name__}: needs a Tensor or an array among its inputs")
         if len(dtypes) > 1:
             raise TypeError(f"{f.__name__}: inputs of different dtypes {sorted(map(str, dtypes))}; cast one of them")
         y, vjp = f(*arrays, **{name: _weak(value) for name, value in static.items()})
@@ -337,4 +338,4 @@ def getitem(x, *, index):
         dx[index] = g
         return (dx,)
 
-    return (y if isinstance(y, xp.ndarray) else xp.asarray(y)), vjp
+    return y, vjp

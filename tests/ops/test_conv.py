@@ -91,14 +91,33 @@ def test_wide_convolutions_are_their_definition_whichever_way_they_go(kh, kw, c,
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_slices_of_the_batch_are_cut_by_the_windows_of_one_image(monkeypatch, dtype):
-    """Bytes an image: KH KW C numbers for each output pixel, forward and in the gradients of x and w."""
+@pytest.mark.parametrize(
+    "kh, kw, c, o, stride, padding, turned",
+    [
+        (3, 3, 7, 6, 1, 1, True),
+        (3, 3, 7, 6, 1, 2, True),
+        (3, 3, 7, 6, 1, 3, False),
+        (3, 2, 7, 6, 1, 1, False),
+        (2, 3, 7, 6, 1, 1, False),
+        (3, 3, 7, 6, 2, 1, False),
+        (3, 3, 7, 7, 1, 0, False),
+        (3, 3, 6, 7, 1, 1, False),
+        (2, 3, 3, 7, 2, 2, False),
+    ],
+)
+def test_windows_are_of_the_map_with_fewer_channels_and_cut_the_batch(
+    monkeypatch, kh, kw, c, o, stride, padding, turned, dtype
+):
+    """Bytes an image: a window for each pixel of the other map, forward and in the gradients of x and w.
+
+    Of the output they can be where stride and kernel make it a convolution too.
+    """
     asked = []
     monkeypatch.setattr(conv, "chunks", lambda n, each: asked.append((n, each)) or [slice(0, n)])
-    oh, ow = (8 + 4 - 2) // 2 + 1, (12 + 4 - 3) // 2 + 1
-    x, w, b, g = host_normal(0, (2, 8, 12, 3), (2, 3, 3, 7), (7,), (2, oh, ow, 7), dtype=dtype)
-    gradients(x, w, b, g, stride=2, padding=2)
-    assert asked == [(2, oh * ow * 2 * 3 * 3 * x.itemsize)] * 3
+    oh, ow = (8 + 2 * padding - kh) // stride + 1, (12 + 2 * padding - kw) // stride + 1
+    x, w, b, g = host_normal(0, (2, 8, 12, c), (kh, kw, c, o), (o,), (2, oh, ow, o), dtype=dtype)
+    gradients(x, w, b, g, stride=stride, padding=padding)
+    assert asked == [(2, (8 * 12 * o if turned else oh * ow * c) * kh * kw * x.itemsize)] * 3
 
 
 @given(st.data(), SEEDS, st.booleans())
@@ -186,6 +205,11 @@ def test_pooling_undoes_upsampling(seed, n, h, w, c):
     """avg_pool2d(upsample_nearest(x)) = x exactly: sums of four equal numbers and a quarter of them round nothing."""
     (x,) = host_normal(seed, (n, h, w, c))
     np.testing.assert_array_equal(to_numpy(ops.avg_pool2d(ops.upsample_nearest(asarray(x)))), x)
+
+
+def test_more_channels_than_256_are_compared_by_value():
+    """Python keeps one object for each integer up to 256 only."""
+    assert conv2d(*map(np.zeros, [(1, 1, 2, 300), (1, 1, 300, 400), (400,)])).shape == (1, 1, 2, 400)
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,11 @@ def test_linear_on_maps_is_the_1x1_convolution(seed, n, size, i, o):
     np.testing.assert_allclose(a, c, rtol=0, atol=1e-14)
 
 
+def test_more_channels_than_256_are_compared_by_value():
+    """Python keeps one object for each integer up to 256 only."""
+    assert ops.linear(*(asarray(np.zeros(shape)) for shape in [(2, 300), (300, 400), (400,)])).shape == (2, 400)
+
+
 @pytest.mark.parametrize(
     "x, w, b",
     [
@@ -84,7 +89,7 @@ def test_a_piece_is_the_largest_part_of_the_rows_that_is_small_but_not_too_small
 
 
 def test_both_products_go_in_such_pieces_and_the_transposed_one_in_no_short_ones(monkeypatch):
-    """A row of either is I O multiplications; x^T g of pieces shorter than _FEW is one plain product, as all rows are."""
+    """A row is I O multiplications; x^T g of pieces shorter than _FEW is one plain product, as of all rows at once."""
     x, w, g = map(asarray, host_normal(0, (12, 5), (5, 7), (12, 7)))
     asked, multiplied = [], []
     for name in ("matmul", "dot"):

@@ -68,14 +68,17 @@ def test_a_batch_in_several_slices_is_nine_shifted_products_too(height, width):
 
 
 def test_it_is_for_wide_3x3_convolutions_that_keep_the_size_on_a_cpu(monkeypatch):
-    """It pays for kernel 3x3, stride 1, padding 1 and enough channels on both sides, and there only; not on a GPU."""
+    """It pays for kernel 3x3, stride 1, padding 1 and enough channels on both sides, and there only.
+
+    Not on a GPU, nor for a batch of no images.
+    """
     enough = winograd._MIN_CHANNELS
     for name in ("numpy", "cupy"):
         monkeypatch.setattr(winograd, "backend_name", lambda name=name: name)
         for kh, kw, c, o in product((2, 3, 4), (2, 3, 4), (enough - 1, enough, 99), (enough - 1, enough, 99)):
-            for stride, padding in product((1, 2), (0, 1, 2)):
-                pays = winograd.pays(np.zeros((1, 5, 5, c)), np.zeros((kh, kw, c, o)), stride, padding)
-                right_shape = kh == kw == 3 and stride == 1 and padding == 1
+            for stride, padding, n in product((1, 2), (0, 1, 2), (0, 1)):
+                pays = winograd.pays(np.zeros((n, 5, 5, c)), np.zeros((kh, kw, c, o)), stride, padding)
+                right_shape = kh == kw == 3 and stride == padding == n == 1
                 assert pays == (right_shape and c >= enough and o >= enough and name == "numpy")
 
 
@@ -88,8 +91,8 @@ def test_the_work_is_cut_so_that_the_tiles_stay_in_cache(monkeypatch, dtype, c, 
     """
     asked = []
     monkeypatch.setattr(winograd, "chunks", lambda n, each: asked.append((n, each)) or [slice(0, n)])
-    x, w, g = map(asarray, host_normal(0, (5, 9, 12, c), (3, 3, c, o), (5, 9, 12, o), dtype=dtype))
-    row = 36 * 3 * 20 * x.itemsize
+    x, w, g = map(asarray, host_normal(0, (5, 9, 14, c), (3, 3, c, o), (5, 9, 14, o), dtype=dtype))
+    row = 36 * 4 * 20 * x.itemsize
     winograd.correlate(x, w)
     winograd.filter_gradient(x, g)
     assert asked == [(5, row), (3, 5 * row)] * 2
