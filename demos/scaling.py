@@ -178,9 +178,12 @@ def counting():
     def product_kind(x, y):
         return "thin" if min(*x.shape[-2:], y.shape[-1]) <= THIN else "product"
 
-    matmul = counted(np.matmul, product_kind, lambda z, x, y: 2 * x.shape[-1] * z.size)  # z holds the broadcast batch
+    matmul, dot = (
+        counted(multiply, product_kind, lambda z, x, y: 2 * x.shape[-1] * z.size)  # z holds the broadcast batch
+        for multiply in (np.matmul, np.dot)  # dot: of two matrices
+    )
     tanh = counted(np.tanh, lambda x: "tanh", lambda y, x: y.size)
-    with mock.patch.dict(vars(xp), matmul=matmul, tanh=tanh):
+    with mock.patch.dict(vars(xp), matmul=matmul, dot=dot, tanh=tanh):
         yield work
 
 

@@ -63,7 +63,7 @@ def test_each_kind_of_work_is_counted_apart(scaling):
     assert work["thin"].operations == 2 * 3 * 6 * 7 * 8 and work["product"].operations == 0
     assert work["tanh"].operations == 56 and work["tanh"].bytes == 2 * 4 * 56
     assert work["thin"].seconds > 0 and work["tanh"].seconds > 0
-    assert xp.matmul is np.matmul and xp.tanh is np.tanh
+    assert xp.matmul is np.matmul and xp.dot is np.dot and xp.tanh is np.tanh
 
 
 def test_direct_operations_follow_from_the_layers_shapes(scaling):
