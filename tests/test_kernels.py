@@ -82,6 +82,14 @@ def test_linear(seed, n, rows, i, o):
     agree(both_ways(ops.linear, x, w, b), 1e-12)
 
 
+@given(SEEDS, st.lists(st.integers(0, 3), max_size=3).map(tuple), SIZES, SIZES, st.integers(1, 3))
+def test_concat(seed, lead, c, d, count):
+    """Two arrays along the last axis have a kernel, and cutting g has; other numbers and axes do without."""
+    arrays = host_normal(seed, *[(*lead, c), (*lead, d), (*lead, c)][:count])
+    agree(both_ways(ops.concat, *arrays), 0)
+    agree(both_ways(ops.concat, arrays[0], arrays[0] + 1, axis=0), 0)
+
+
 @given(SEEDS, st.lists(st.integers(0, 4), max_size=3).map(tuple))
 def test_silu(seed, shape):
     """Any shape, an empty one too."""

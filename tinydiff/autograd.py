@@ -98,6 +98,7 @@ class Tensor:
                     continue
                 new = callable(dx)
                 dx = dx() if new else dx
+                new = new and isinstance(dx, xp.ndarray)  # without axes it may be a number, which nothing is written to
                 _check(place.op, f"gradient {i}", dx, x)
                 if id(x) in ours:
                     grads[id(x)] += dx
@@ -212,7 +213,10 @@ def op(f: Callable) -> Callable[..., Tensor]:
 
 
 def pointwise(f: Callable) -> Callable[..., Tensor]:
-    """@op for a function applied element by element: each gradient is summed back over the axes that were broadcast."""
+    """@op for a function applied element by element: each gradient is summed back over the axes that were broadcast.
+
+    The vjp's entries have the result's shape.
+    """
 
     @functools.wraps(f)
     def undo_broadcast(*arrays: Any, **static: Any) -> tuple[Any, Callable]:
@@ -220,7 +224,7 @@ def pointwise(f: Callable) -> Callable[..., Tensor]:
         shapes = [x.shape if isinstance(x, xp.ndarray) else None for x in arrays]  # not the arrays: they would stay
 
         def vjp_to_shape(g: Any) -> list:
-            return [None if shape is None else unbroadcast(d, shape) for shape, d in zip(shapes, vjp(g))]
+            return [None if shape is None else _in_shape(d, shape) for shape, d in zip(shapes, vjp(g))]
 
         return y, vjp_to_shape
 
@@ -234,6 +238,13 @@ def unbroadcast(g: Any, shape: tuple[int, ...]) -> Any:
     g = g.sum(tuple(range(g.ndim - len(shape))))
     stretched = tuple(i for i, size in enumerate(shape) if size == 1 and g.shape[i] != 1)
     return g.sum(stretched, keepdims=True) if stretched else g
+
+
+def _in_shape(d: Any, shape: tuple[int, ...]) -> Any:
+    """A pointwise op's gradient, an array or a function that returns a new one, summed back to an input's shape."""
+    if callable(d):
+        return lambda: unbroadcast(d(), shape)
+    return d if d.shape == shape else lambda: unbroadcast(d, shape)
 
 
 def _raw(x: Any) -> Any:
@@ -280,18 +291,18 @@ def add(x, y):
 
 @pointwise
 def sub(x, y):
-    return x - y, lambda g: (g, -g)
+    return x - y, lambda g: (g, lambda: -g)
 
 
 @pointwise
 def mul(x, y):
-    return x * y, lambda g: (g * y, g * x)
+    return x * y, lambda g: (lambda: g * y, lambda: g * x)
 
 
 @pointwise
 def div(x, y):
     z = x / y
-    return z, lambda g: (g / y, -g * z / y)
+    return z, lambda g: (lambda: g / y, lambda: -g * z / y)
 
 
 @pointwise

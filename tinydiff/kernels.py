@@ -19,10 +19,16 @@ SOURCE = r"""
 typedef long long I;
 #define EACH(i, size) for (I i = FIRST; i < (size); i += STEP)
 
-/* out[m, k, l, c] = the tap (k, l) of the window of output pixel m = (n, row, column); 0 outside the map */
-extern "C" __global__ void im2col(I size, const T *x, T *out, I h, I w, I c, I oh, I ow, I kh, I kw, I stride, I pad) {
+/* out[m] = [the tap (k, l, c) of the window of output pixel m = (n, row, column), 0 outside the map; ones times 1] */
+extern "C" __global__ void im2col(I size, const T *x, T *out, I h, I w, I c, I oh, I ow, I kh, I kw, I stride, I pad,
+                                  I ones) {
     EACH(i, size) {
-        I channel = i % c, l = i / c % kw, k = i / (c * kw) % kh, m = i / (c * kw * kh);
+        I taps = kh * kw * c, m = i / (taps + ones), tap = i % (taps + ones);
+        if (tap >= taps) {
+            out[i] = 1;
+            continue;
+        }
+        I channel = tap % c, l = tap / c % kw, k = tap / (c * kw);
         I row = m / ow % oh * stride + k - pad, column = m % ow * stride + l - pad, n = m / (ow * oh);
         bool inside = row >= 0 && row < h && column >= 0 && column < w;
         out[i] = inside ? x[((n * h + row) * w + column) * c + channel] : T(0);
@@ -177,6 +183,15 @@ extern "C" __global__ void norm_backward_apply(I size, const T *x, const T *g, c
     }
 }
 
+/* out[m] = [a[m], b[m]] for rows of c and d numbers, or back from out where split = 1 */
+extern "C" __global__ void concat(I size, T *a, T *b, T *out, I c, I d, I split) {
+    EACH(i, size) {
+        I m = i / (c + d), k = i % (c + d);
+        T *part = k < c ? a + m * c + k : b + m * d + k - c;
+        if (split) *part = out[i]; else out[i] = *part;
+    }
+}
+
 extern "C" __global__ void silu(I size, const T *x, T *y) {
     EACH(i, size) y[i] = T(0.5) * x[i] * (T(1) + tanh(T(0.5) * x[i]));
 }
@@ -255,11 +270,11 @@ def segments(rows: int) -> int:
     return 1 if rows <= _SHORT else math.isqrt(rows)
 
 
-def im2col(x: Any, kh: int, kw: int, oh: int, ow: int, stride: int, padding: int) -> Any:
-    """The window of each output pixel of x (N, H, W, C) as a row: (N OH OW, KH KW C)."""
+def im2col(x: Any, kh: int, kw: int, oh: int, ow: int, stride: int, padding: int, ones: int = 0) -> Any:
+    """The window of each output pixel of x (N, H, W, C) as a row, and a 1 where ones = 1: (N OH OW, KH KW C + ones)."""
     n, h, w, c = x.shape
-    out = xp.empty((n * oh * ow, kh * kw * c), x.dtype)
-    launch("im2col", out.size, xp.ascontiguousarray(x), out, h, w, c, oh, ow, kh, kw, stride, padding)
+    out = xp.empty((n * oh * ow, kh * kw * c + ones), x.dtype)
+    launch("im2col", out.size, xp.ascontiguousarray(x), out, h, w, c, oh, ow, kh, kw, stride, padding, ones)
     return out
 
 
@@ -287,6 +302,22 @@ def sum_rows(g: Any) -> Any:
         g, rows = partial, parts
     launch("sum_segments", out.size, g, out, rows, 1, o)
     return out
+
+
+def concat(a: Any, b: Any) -> Any:
+    """a and b joined along their last axis."""
+    a, b, c, d = xp.ascontiguousarray(a), xp.ascontiguousarray(b), a.shape[-1], b.shape[-1]
+    out = xp.empty((*a.shape[:-1], c + d), a.dtype)
+    launch("concat", out.size, a, b, out, c, d, 0)
+    return out
+
+
+def split(x: Any, c: int) -> tuple[Any, Any]:
+    """x cut into its first c numbers along the last axis and the rest, both new."""
+    d = x.shape[-1] - c
+    a, b = xp.empty((*x.shape[:-1], c), x.dtype), xp.empty((*x.shape[:-1], d), x.dtype)
+    launch("concat", x.size, a, b, xp.ascontiguousarray(x), c, d, 1)
+    return a, b
 
 
 def silu(x: Any) -> Any:

@@ -10,7 +10,7 @@ kept.  Where few channels come out, the same three functions change places; wher
 Axes: N batch, H W rows and columns, C channels in, O channels out, K kernel.  Read next: norm.py.
 """
 
-from functools import reduce
+from functools import cache, reduce
 from operator import iadd
 
 from tinydiff import kernels
@@ -39,8 +39,8 @@ def conv2d(x, w, b, *, stride=1, padding=0):
                 lambda: winograd.filter_gradient(x, g),
                 lambda: bias_gradient(g, b),
             )
-    elif stride == 1 and w.shape[0] == w.shape[1] > padding and w.shape[3] < w.shape[2]:
-        # Fewer channels out than in.  The convolution is the input gradient of the one with the flipped filter, and
+    elif stride == 1 and w.shape[0] == w.shape[1] > padding and 4 * w.shape[3] <= w.shape[2]:
+        # Far fewer channels out than in.  The convolution is the input gradient of the one with the flipped filter, and
         # that way round the windows are taken of the map with few channels.
         turned, inner = winograd.flipped(w), w.shape[0] - 1 - padding
         y = _input_gradient(_output_shape(x, w, 1, padding), turned, x, 1, inner)
@@ -56,10 +56,12 @@ def conv2d(x, w, b, *, stride=1, padding=0):
         y = _correlate(x, w, stride, padding, b)
 
         def vjp(g):
+            filter_and_bias = cache(lambda: _filter_and_bias_gradient(x, w, g, stride, padding))
+            together = kernels.available() and b.ndim == 1  # of one product, where launches count
             return (
                 lambda: _input_gradient(x.shape, w, g, stride, padding),
-                lambda: _filter_gradient(x, w, g, stride, padding),
-                lambda: bias_gradient(g, b),
+                lambda: filter_and_bias()[0] if together else _filter_gradient(x, w, g, stride, padding),
+                lambda: filter_and_bias()[1] if together else bias_gradient(g, b),
             )
 
     return y, vjp
@@ -93,6 +95,17 @@ def _filter_gradient(x, w, g, stride, padding):
     return reduce(iadd, shares).reshape(w.shape)
 
 
+def _filter_and_bias_gradient(x, w, g, stride, padding):
+    """Both sums over all pixels as one product: with a 1 beside each window the bias is one more row of the filter."""
+    o = w.shape[3]
+    shares = (
+        product_of_transposed(_columns(x[part], w, stride, padding, ones=1), g[part].reshape(-1, o))
+        for part in _parts(g, w)
+    )
+    both = reduce(iadd, shares)
+    return both[:-1].reshape(w.shape), both[-1]
+
+
 def bias_gradient(g, b):
     """Sum a map's gradient over what its bias was broadcast over: the pixels, and the images if b is (O,)."""
     n, oh, ow, o = g.shape
@@ -122,7 +135,10 @@ def avg_pool2d(x):
 
 
 def sum_2x2(x):
-    """Sum each 2x2 block: four strided reads are faster than a sum over two short axes."""
+    """Sum each 2x2 block: on a CPU four strided reads are faster than a sum over two short axes."""
+    if kernels.available():
+        n, h, w, c = x.shape
+        return x.reshape(n, h // 2, 2, w // 2, 2, c).sum((2, 4))
     return x[:, ::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, ::2] + x[:, 1::2, 1::2]
 
 
@@ -151,8 +167,8 @@ def _parts(y, w):
     return chunks(len(y), oh * ow * w.size // o * y.itemsize)
 
 
-def _columns(x, w, stride, padding):
-    """The window of each output pixel as a row: (N OH OW, KH KW C).
+def _columns(x, w, stride, padding, ones=0):
+    """The window of each output pixel as a row: (N OH OW, KH KW C); on a GPU, if asked for, with a 1 at its end.
 
     A copy runs along the memory of x as far as it can: over the channels of a window's row, or, where these are few,
     over the pixels of one tap, whose column is then what lies together in the result.
@@ -161,7 +177,7 @@ def _columns(x, w, stride, padding):
     kh, kw = w.shape[:2]
     if kernels.available():
         _, oh, ow, _ = _output_shape(x, w, stride, padding)
-        return kernels.im2col(x, kh, kw, oh, ow, stride, padding)
+        return kernels.im2col(x, kh, kw, oh, ow, stride, padding, ones)
     padded = xp.zeros((n, h + 2 * padding, wd + 2 * padding, c), x.dtype)
     padded[:, padding : padding + h, padding : padding + wd] = x
     oh, ow = (padded.shape[1] - kh) // stride + 1, (padded.shape[2] - kw) // stride + 1
