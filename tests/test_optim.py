@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from draws import host_normal
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -457,3 +458,18 @@ def test_the_warm_up_does_not_depend_on_the_length_of_the_run(warmup, n, other, 
     """A run that is later made longer has had the same rates during its warm-up."""
     step = data.draw(st.integers(0, warmup - 1))
     assert learning_rate(step, n, peak=0.1, warmup=warmup) == learning_rate(step, other, peak=0.1, warmup=warmup)
+
+
+def test_gradients_are_gathered_from_wherever_backward_left_them():
+    """forget, backward, collect: grad holds them in the parameters' order, 0 where none came, and they are its views."""
+    x, y, unused = (Tensor(asarray(a), requires_grad=True) for a in host_normal(0, (2, 3), (3,), (4,)))
+    flat = Flat([x, unused, y])
+    flat.grad[...] = 7
+    flat.forget()
+    (g,) = host_normal(1, (2, 3))
+    (x * y).backward(asarray(g))
+    expected = [g * to_numpy(y.data), np.zeros(4), (g * to_numpy(x.data)).sum(0)]
+    flat.collect()
+    np.testing.assert_allclose(to_numpy(flat.grad), np.concatenate([a.reshape(-1) for a in expected]), atol=1e-15)
+    flat.grad[...] = 5
+    assert all((to_numpy(p.grad) == 5).all() and p.grad.shape == p.shape for p in (x, unused, y))
