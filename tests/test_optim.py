@@ -461,7 +461,7 @@ def test_the_warm_up_does_not_depend_on_the_length_of_the_run(warmup, n, other, 
 
 
 def test_gradients_are_gathered_from_wherever_backward_left_them():
-    """forget, backward, collect: grad holds them in order, 0 where none came, and the parameters have views of it again."""
+    """forget, backward, collect: grad holds them in order, 0 where none came, and the parameters view it again."""
     x, y, unused = (Tensor(asarray(a), requires_grad=True) for a in host_normal(0, (2, 3), (3,), (4,)))
     flat = Flat([x, unused, y])
     flat.grad[...] = 7
