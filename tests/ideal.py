@@ -40,8 +40,8 @@ def gaussian_eps_fn(schedule: Schedule, mean: Any, cov: Any) -> EpsFn:
     mean, eigenvalues, axes = (asarray(a, "float64") for a in (mean, eigenvalues, axes))
 
     def eps_fn(x_t: Any, t: Any) -> Any:
-        a = _alpha_bar(schedule, t)
-        along = (x_t - a**0.5 * mean) @ axes
+        a, x = _alpha_bar(schedule, t), x_t.astype("float64")
+        along = (x - a**0.5 * mean) @ axes
         return ((1 - a) ** 0.5 * (along / (a * eigenvalues + 1 - a)) @ axes.T).astype(x_t.dtype)
 
     return eps_fn
@@ -60,12 +60,12 @@ def mixture_eps_fn(schedule: Schedule, weights: Any, means: Any, var: float) -> 
     half_squares = (means**2).sum(1) / 2
 
     def eps_fn(x_t: Any, t: Any) -> Any:
-        a = _alpha_bar(schedule, t)
+        a, x = _alpha_bar(schedule, t), x_t.astype("float64")
         S = a * var + 1 - a
-        logits = log_weights + (a**0.5 * (x_t @ means.T) - a * half_squares) / S  # without |x_t|^2, which all k share
+        logits = log_weights + (a**0.5 * (x @ means.T) - a * half_squares) / S  # without |x_t|^2, which all k share
         r = xp.exp(logits - logits.max(1, keepdims=True))  # the largest is exp(0): no underflow to 0/0 far out
         r /= r.sum(1, keepdims=True)
-        return ((1 - a) ** 0.5 / S * (x_t - a**0.5 * (r @ means))).astype(x_t.dtype)
+        return ((1 - a) ** 0.5 / S * (x - a**0.5 * (r @ means))).astype(x_t.dtype)
 
     return eps_fn
 
@@ -96,7 +96,7 @@ def draw_mixture(rng: np.random.Generator, n: int, weights: Any, means: Any, var
 
 def nearest(x: Any, means: Any) -> np.ndarray:
     """How many rows of x (N, D) lie nearest to each of means (K, D): host counts, (K,), that sum to N."""
-    which = ((x[:, None, :] - asarray(means, "float64")) ** 2).sum(2).argmin(1)
+    which = ((asarray(x, "float64")[:, None, :] - asarray(means, "float64")) ** 2).sum(2).argmin(1)
     return np.bincount(to_numpy(which), minlength=len(means))
 
 

@@ -82,7 +82,7 @@ def test_a_batch_is_its_steps_own_rows_displaced(rng):
 def train_small(dataset, **options):
     with Workers(partial(build_classifier, SMALL, 0)) as workers:
         losses = list(train_classifier(workers, dataset, ClassifierConfig(**options)))
-        return losses, workers.flat.data.copy()
+        return losses, to_numpy(workers.flat.data).copy()
 
 
 def test_training_is_reproducible_and_learns(rng):

@@ -52,7 +52,7 @@ class Perceptron(Module):
 
     def __init__(self, T, width, rng):
         self.num_classes, self.config = 5, {"num_classes": 5}
-        self.codes = time_code(np.arange(T + 1) * (1000 / T), 32)  # an array, not a parameter
+        self.codes = to_numpy(time_code(np.arange(T + 1) * (1000 / T), 32))  # a table on the host, not a parameter
         self.point, self.time = Linear(2, width, rng=rng), Linear(32, width, rng=rng)
         self.label = Embedding(6, width, rng=rng)
         self.hidden = [Linear(width, width, rng=rng) for _ in range(2)]

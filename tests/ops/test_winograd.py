@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from draws import host_normal
 
-from tinydiff.backend import asarray, to_numpy
+from tinydiff.backend import asarray, backend_name, to_numpy
 from tinydiff.ops import winograd
 
 pytestmark = pytest.mark.conv
+
+on_numpy = pytest.mark.skipif(backend_name() != "numpy", reason="winograd.py computes on NumPy only")
 
 TAPS = list(product(range(3), repeat=2))
 
@@ -45,6 +47,7 @@ def agree(found, expected, bound):
     np.testing.assert_allclose(to_numpy(found), expected, rtol=0, atol=bound)
 
 
+@on_numpy
 def test_values_and_gradients_are_nine_shifted_products_on_every_map_up_to_9_by_9():
     """Tiles of 4 that fit or are cut, in either direction; a bias of none, of the channels, and of each image."""
     w, b, b_each = host_normal(0, (3, 3, 2, 3), (3,), (2, 3))
@@ -58,6 +61,7 @@ def test_values_and_gradients_are_nine_shifted_products_on_every_map_up_to_9_by_
         agree(winograd.correlate(asarray(g), winograd.flipped(asarray(w))), input_gradient_in_nine(w, g), 1e-12)
 
 
+@on_numpy
 @pytest.mark.parametrize("height, width", [(16, 16), (14, 17)])
 def test_a_batch_in_several_slices_is_nine_shifted_products_too(height, width):
     """2 or 3 MB of tiles while a slice holds 1: images do not meet, and their filter gradients add up."""
@@ -82,6 +86,7 @@ def test_it_is_for_wide_3x3_convolutions_that_keep_the_size_on_a_cpu(monkeypatch
                 assert pays == (right_shape and c >= enough and o >= enough and name == "numpy")
 
 
+@on_numpy
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("c, o", [(17, 20), (20, 17)])
 def test_the_work_is_cut_so_that_the_tiles_stay_in_cache(monkeypatch, dtype, c, o):
