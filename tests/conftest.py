@@ -5,7 +5,9 @@ import os
 # Before NumPy loads: the products here are small, and BLAS threads that spin beside other work slow them tenfold.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import emulate
 import pytest
+import strict
 from hypothesis import HealthCheck, Phase, settings
 
 from tinydiff.backend import BackendError, default_rng, use_backend
@@ -21,15 +23,25 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.ge
 
 
 def pytest_addoption(parser):
-    parser.addoption("--backend", default="numpy", choices=["numpy", "cupy"], help="arrays the suite runs on")
+    choices = ["numpy", "cupy", "strict"]  # strict: CuPy's rules without a GPU, see strict.py
+    parser.addoption("--backend", default="numpy", choices=choices, help="arrays the suite runs on")
 
 
 def pytest_configure(config):
     """A backend that is asked for and cannot work fails the run: it never skips to green."""
+    name = config.getoption("--backend")
+    if name == "strict":
+        if emulate.COMPILER is None:
+            raise pytest.UsageError(emulate.REASON)
+        strict.stand_in(strict.cupy)
     try:
-        use_backend(config.getoption("--backend"))
+        use_backend("numpy" if name == "numpy" else "cupy")
     except BackendError as error:
         raise pytest.UsageError(str(error)) from None
+
+
+def pytest_report_header(config):
+    return f"backend: {config.getoption('--backend')}"
 
 
 @pytest.fixture
