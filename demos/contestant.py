@@ -15,8 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from tinydiff.backend import TinydiffError
-
-ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OPENBLAS", "OMP", "MKL")} | {"VECLIB_MAXIMUM_THREADS": "1"}
+from tinydiff.parallel import ONE_THREAD, environment
 
 
 class Contestant:
@@ -30,13 +29,8 @@ class Contestant:
         context = multiprocessing.get_context("spawn")
         self.pipe, there = context.Pipe()
         self.process = context.Process(target=_serve, args=(there, make))  # no daemon: ours starts workers of its own
-        before = dict(os.environ)
-        os.environ.update(ONE_THREAD if cores == 1 else {})
-        try:
+        with environment(ONE_THREAD if cores == 1 else {}):
             self.process.start()
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
         there.close()
 
     def ask(self, *question):

@@ -23,7 +23,6 @@ alike.
 
 import contextlib
 import multiprocessing
-import os
 import statistics
 import time
 import tracemalloc
@@ -34,7 +33,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
-from contestant import ONE_THREAD, Contestant, mean_seconds
+from contestant import Contestant, mean_seconds
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from tqdm import tqdm
@@ -45,7 +44,7 @@ from tinydiff.checkpoint import atomic_write
 from tinydiff.generate import build_unet
 from tinydiff.ops import winograd
 from tinydiff.optim import EMA, Adam, clip_grad_norm
-from tinydiff.parallel import Workers, available_cores
+from tinydiff.parallel import ONE_THREAD, Workers, available_cores, environment
 from tinydiff.train import noise_prediction_losses
 
 REFERENCE = {"batch_size": 64, "channels": 32, "size": 28, "workers": 1}
@@ -99,7 +98,7 @@ def main(*, out="runs/scaling", rounds=7):
     calls = 2 + (rounds + WARM_UP) * sum(len(sweep.values) for sweep in sweeps)
     with tqdm(total=calls, leave=False) as bar:
         spawn = multiprocessing.get_context("spawn")
-        with mock.patch.dict(os.environ, ONE_THREAD), ProcessPoolExecutor(1, spawn) as one_core:
+        with environment(ONE_THREAD), ProcessPoolExecutor(1, spawn) as one_core:
             rates = one_core.submit(measure_rates, rounds).result()
             bar.update()
             step = one_core.submit(measure_step, REFERENCE, rounds).result()

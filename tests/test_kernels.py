@@ -25,19 +25,28 @@ pytestmark = [
 SIZES = st.integers(1, 4)
 
 
-def both_ways(f, *arrays, g_seed=1, **static):
-    """[output, gradient of each input] the NumPy way and the GPU's way."""
-    found = []
+def each_way(compute):
+    """What compute() returns the NumPy way, and the GPU's way."""
+    results = []
     for gpu in (False, True):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(winograd, "pays", lambda *_: False)
             if gpu:
                 emulate.install(patch)
-            leaves = [Tensor(a.copy(), requires_grad=True) for a in arrays]
-            y = f(*leaves, **static)
-            y.backward(*host_normal(g_seed, y.shape, dtype=y.dtype))
-            found.append([y.data, *(leaf.grad for leaf in leaves)])
-    return found
+            results.append(compute())
+    return results
+
+
+def both_ways(f, *arrays, g_seed=1, **static):
+    """[output, gradient of each input] the NumPy way and the GPU's way."""
+
+    def compute():
+        leaves = [Tensor(a.copy(), requires_grad=True) for a in arrays]
+        y = f(*leaves, **static)
+        y.backward(*host_normal(g_seed, y.shape, dtype=y.dtype))
+        return [y.data, *(leaf.grad for leaf in leaves)]
+
+    return each_way(compute)
 
 
 def agree(found, bound):
@@ -107,22 +116,20 @@ def test_softmax_and_attention(seed, n, heads, l, m):
 
 
 @pytest.mark.parametrize("weight_decay", [0, 0.1])
-def test_adam_and_the_average(monkeypatch, weight_decay):
+def test_adam_and_the_average(weight_decay):
     """Three steps, with a learning rate that changes."""
-    results = []
-    for gpu in (False, True):
-        if gpu:
-            emulate.install(monkeypatch)
+
+    def compute():
         (start,) = host_normal(0, (300,))
-        p = Tensor(start, requires_grad=True)
-        adam = Adam([p], weight_decay=weight_decay)
+        adam = Adam([Tensor(start, requires_grad=True)], weight_decay=weight_decay)
         average = EMA(adam.flat, 0.9)
         for step in range(3):
             adam.flat.grad[...] = host_normal(step, (300,))[0]
             adam.step(0.1 / (1 + step))
             average.update()
-        results.append([adam.flat.data, adam.m, adam.v, average.data])
-    agree(results, 1e-14)
+        return [adam.flat.data, adam.m, adam.v, average.data]
+
+    agree(each_way(compute), 1e-14)
 
 
 @pytest.mark.parametrize("dtype, bound", [("float64", 1e-9), ("float32", 1e-3)])
@@ -133,21 +140,15 @@ def test_a_whole_network(dtype, bound):
     start = [(0.1 + 0.3 * rng.standard_normal(p.shape)).astype(dtype) for p in model.parameters()]
     (x,) = host_normal(0, (3, 8, 12, 1), dtype=dtype)
 
-    def network(x, *parameters):
-        for p, value in zip(model.parameters(), parameters):
-            p.data, p.grad = value.data, None
-        return model(x, np.array([1, 500, 1000]))
+    def compute():
+        for p, value in zip(model.parameters(), start):
+            p.data, p.grad = value.copy(), None
+        leaf = Tensor(x, requires_grad=True)
+        y = model(leaf, np.array([1, 500, 1000]))
+        y.backward(*host_normal(1, y.shape, dtype=dtype))
+        return [y.data, leaf.grad, *(p.grad for p in model.parameters())]
 
-    found = []
-    for gpu in (False, True):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(winograd, "pays", lambda *_: False)
-            if gpu:
-                emulate.install(patch)
-            leaf = Tensor(x, requires_grad=True)
-            y = network(leaf, *(Tensor(a.copy()) for a in start))
-            y.backward(*host_normal(1, y.shape, dtype=dtype))
-            found.append([y.data, leaf.grad, *(p.grad for p in model.parameters())])
+    found = each_way(compute)
     for a, b in zip(*found, strict=True):
         assert abs(a - b).max() <= bound * max(abs(a).max(), 1e-3 * max(abs(c).max() for c in found[0]))
 
@@ -156,8 +157,7 @@ def test_every_kernel_was_run():
     """Those of the text, by their names: a new one without a test above fails here."""
     names = set(re.findall(r"__global__ void (\w+)\(", kernels.SOURCE))
     test_a_whole_network("float64", 1e-9)
-    with pytest.MonkeyPatch.context() as patch:
-        test_adam_and_the_average(patch, 0)
+    test_adam_and_the_average(0)
     assert names == emulate.launched
 
 

@@ -37,9 +37,7 @@ from tinydiff.optim import Flat
 Batch = dict[str, Any]  # arrays whose first axis runs over the examples
 Losses = Callable[[Module, Batch, np.random.Generator], Any]  # -> Tensor (N,): each example's loss
 
-_ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OPENBLAS", "OMP", "MKL")} | {
-    "VECLIB_MAXIMUM_THREADS": "1"
-}
+ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OPENBLAS", "OMP", "MKL")} | {"VECLIB_MAXIMUM_THREADS": "1"}
 
 
 class WorkerError(TinydiffError):
@@ -202,7 +200,7 @@ class Workers:
     def _start(self, build: Callable[[], Module], shared: "_SharedArrays") -> None:
         atexit.register(self.close)  # before multiprocessing waits for its children, which wait for us
         context = multiprocessing.get_context("spawn")  # it works everywhere and inherits nothing
-        with _environment(_ONE_THREAD):  # one BLAS thread a worker: the workers are the parallelism
+        with environment(ONE_THREAD):  # one BLAS thread a worker: the workers are the parallelism
             for index in range(self.num_workers):
                 here, there = context.Pipe()
                 arguments = (there, build, index, shared.memory.name, shared.layout)
@@ -393,7 +391,8 @@ def _keep_heap() -> None:
 
 
 @contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
+def environment(values: dict[str, str]) -> Iterator[None]:
+    """Within the block these environment variables are set: what a process started there inherits."""
     before = {key: os.environ.get(key) for key in values}
     os.environ.update(values)
     try:

@@ -49,19 +49,19 @@ def conv2d(x, w, b, *, stride=1, padding=0):
         def vjp(g):
             return (
                 lambda: _correlate(g, turned, 1, inner),
-                lambda: winograd.flipped(_filter_gradient(g, turned, x, 1, inner)),
+                lambda: winograd.flipped(_filter_gradient(g, turned, x, 1, inner).reshape(turned.shape)),
                 lambda: bias_gradient(g, b),
             )
     else:
         y = _correlate(x, w, stride, padding, b)
 
         def vjp(g):
-            filter_and_bias = cache(lambda: _filter_and_bias_gradient(x, w, g, stride, padding))
+            both = cache(lambda: _filter_gradient(x, w, g, stride, padding, ones=1))
             together = kernels.available() and b.ndim == 1  # of one product, where launches count
             return (
                 lambda: _input_gradient(x.shape, w, g, stride, padding),
-                lambda: filter_and_bias()[0] if together else _filter_gradient(x, w, g, stride, padding),
-                lambda: filter_and_bias()[1] if together else bias_gradient(g, b),
+                lambda: (both()[:-1] if together else _filter_gradient(x, w, g, stride, padding)).reshape(w.shape),
+                lambda: both()[-1] if together else bias_gradient(g, b),
             )
 
     return y, vjp
@@ -87,23 +87,14 @@ def _input_gradient(shape, w, g, stride, padding):
     return dx
 
 
-def _filter_gradient(x, w, g, stride, padding):
+def _filter_gradient(x, w, g, stride, padding, ones=0):
+    """(KH KW C + ones, O), a row for each tap; with a 1 beside each window the last row is the bias's gradient."""
     o = w.shape[3]
     shares = (
-        product_of_transposed(_columns(x[part], w, stride, padding), g[part].reshape(-1, o)) for part in _parts(g, w)
-    )
-    return reduce(iadd, shares).reshape(w.shape)
-
-
-def _filter_and_bias_gradient(x, w, g, stride, padding):
-    """Both sums over all pixels as one product: with a 1 beside each window the bias is one more row of the filter."""
-    o = w.shape[3]
-    shares = (
-        product_of_transposed(_columns(x[part], w, stride, padding, ones=1), g[part].reshape(-1, o))
+        product_of_transposed(_columns(x[part], w, stride, padding, ones), g[part].reshape(-1, o))
         for part in _parts(g, w)
     )
-    both = reduce(iadd, shares)
-    return both[:-1].reshape(w.shape), both[-1]
+    return reduce(iadd, shares)
 
 
 def bias_gradient(g, b):
