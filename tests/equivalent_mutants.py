@@ -34,7 +34,6 @@ EQUIVALENT: list[tuple[str, str, str, str]] = [
     ("ops/linear.py", "if m % size == 0", r"<= 0", "no remainder is negative"),
     ("ops/linear.py", "backend_name() !=", r"\(\) < ", "of two names, numpy is the later"),
     ("ops/linear.py", "if x.ndim > 1", r"!= 1", "x has a last axis: it was compared with w's first"),
-    ("ops/linear.py", "wide += image_row(", r"-1\]", "of one row the first is the last"),
     (
         "ops/linear.py",
         "xp.ones((1, g.shape[-2])",
@@ -59,7 +58,6 @@ EQUIVALENT: list[tuple[str, str, str, str]] = [
     ("ops/winograd.py", "down = xp.ndarray((i, q ", r"\+ 2|- 1 \*", "no tile reads the columns too many"),
     ("optim.py", "PIECE = 1 << 15", "", "how much is updated at a time decides about speed alone"),
     ("optim.py", "owner = _owner(parameters[0])", r"-1\]", "the list is the owner's own only if both ends are"),
-    ("optim.py", "step = PIECE if", "", "the same: in pieces for the cache, or at once"),
     ("optim.py", "max_norm < norm < math.inf", r"!= math.inf|<= norm", "inf is the largest; clipping to itself is 1"),
     ("ops/winograd.py", "backend_name() ==", r"\(\) >= ", "of two names, numpy is the later"),
     ("ops/winograd.py", "@lru_cache", "", "keeps the small matrices instead of making them again"),

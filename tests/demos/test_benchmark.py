@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import os
 import time
 from functools import partial
 from pathlib import Path
@@ -189,6 +190,18 @@ def test_stages_run_in_turn_and_are_timed_apart(benchmark, monkeypatch):
     stages = [stage([1.0, 3.0], "y"), stage([10.0, 20.0], "dx")]
     assert contestant.mean_seconds(stages, 2) == [2.0, 15.0]
     assert seen == [None, "y", None, "y"]
+
+
+@pytest.mark.parametrize("cores, threads", [(1, "1"), (2, "None")])
+def test_on_one_core_a_contestant_has_one_blas_thread(benchmark, monkeypatch, cores, threads):
+    """Its process is told so in its environment; on several cores it decides for itself, and so does this process."""
+    contestant = importlib.import_module("contestant")
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    tell = "import os; raise RuntimeError('threads: ' + str(os.environ.get('OPENBLAS_NUM_THREADS')))"
+    with contestant.Contestant("tinydiff", cores, partial(exec, tell)) as one:
+        with pytest.raises(RuntimeError, match=f"threads: {threads}\n"):
+            one.answer()
+    assert "OPENBLAS_NUM_THREADS" not in os.environ
 
 
 def test_what_a_contestant_raises_is_raised_here(benchmark):
