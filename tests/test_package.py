@@ -169,9 +169,11 @@ COUNTER = runpy.run_path(str(Path(__file__).with_name("count_lines.py")))
 
 
 def test_the_package_keeps_its_budget():
-    """3,500 lines of code in all and 350 a file: `python tests/count_lines.py` says where they are."""
+    """3,500 lines of Python in all and 350 a file, CUDA too: `python tests/count_lines.py` says where they are."""
     lines = COUNTER["count_package"](PACKAGE)
-    assert set(lines) == {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")}
+    files = (path for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    assert set(lines) == {path.relative_to(PACKAGE).as_posix() for path in files}  # nothing is left out
+    assert lines["kernels.cu"] > 50
     assert lines["backend.py"] > 50  # it does count
     assert COUNTER["over_budget"](lines) == []
 
@@ -211,6 +213,12 @@ def test_a_budget_that_is_passed_is_said():
     assert COUNTER["over_budget"]({f"{i}.py": 350 for i in range(10)}) == []
     too_long, too_many = COUNTER["over_budget"]({f"{i}.py": 350 + (i == 3) for i in range(10)})
     assert "3.py: 351 lines" in too_long and "3501 lines" in too_many
+    assert COUNTER["over_budget"]({"k.cu": 351}) == ["k.cu: 351 lines of code, at most 350"]
+
+
+def test_a_line_of_cuda_counts_if_it_holds_code():
+    """Comments of either kind and blank lines are free; code beside a comment counts."""
+    assert COUNTER["count_cuda"]("// a\nint b; // c\n/* d\n e */\n\nint f; /* g\n h */ int i;\n") == 3
 
 
 def test_the_counter_fails_over_the_budget(monkeypatch, capsys):
