@@ -1,7 +1,7 @@
 """The GPU's kernels on this machine: their text compiled by the host's C++ compiler and run on NumPy arrays.
 
-A kernel is a loop over independent results (kernels.py); here one thread runs all of it.  Races, the device's rounding
-and speed are not seen.
+One block does all the work, of one lane or of several: lanes are threads that wait for each other where the text says
+so, and what they share is one memory.  The device's rounding and speed are not seen.
 """
 
 import ctypes
@@ -9,6 +9,7 @@ import functools
 import shutil
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -19,45 +20,67 @@ COMPILER = shutil.which("g++") or shutil.which("clang++")
 REASON = "no C++ compiler (g++ or clang++): the kernels' text cannot be run here"
 HEAD = """
 #include <cmath>
+#include <pthread.h>
 using std::exp; using std::sqrt; using std::tanh;
 #define __global__
-#define FIRST 0
-#define STEP 1
+#define __device__ static
+#define __shared__ static
+#define BLOCK I(0)
+#define NUM_BLOCKS I(1)
+#define LANE lane
+static thread_local I lane = 0;
+static pthread_barrier_t barrier;
+extern "C" void prepare() { pthread_barrier_init(&barrier, nullptr, THREADS); }
+extern "C" void become(int i) { lane = i; }
+static void __syncthreads() { if (THREADS > 1) pthread_barrier_wait(&barrier); }
 """
 launched: set[str] = set()  # the kernels that were run
 
 
 @functools.cache
-def library(dtype: str) -> ctypes.CDLL:
-    """The kernels for one dtype."""
-    number = {"float32": "float", "float64": "double"}[dtype]
-    text = f"{HEAD}#define T {number}\n{kernels.SOURCE}"
+def library(dtype: str, wide: bool, lanes: int) -> ctypes.CDLL:
+    """The kernels for one dtype and width of integers."""
+    types = {"T": {"float32": "float", "float64": "double"}[dtype], "I": "long long" if wide else "int"}
+    text = f"typedef {types['T']} T;\ntypedef {types['I']} I;\n#define THREADS I({lanes})\n{HEAD}{kernels.SOURCE}"
     with tempfile.TemporaryDirectory() as scratch:
         source, result = Path(scratch) / "kernels.cpp", Path(scratch) / "kernels.so"
         source.write_text(text)
-        options = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+        options = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-pthread"]
         subprocess.run([str(COMPILER), *options, str(source), "-o", str(result)], check=True)
-        return ctypes.CDLL(str(result))
+        made = ctypes.CDLL(str(result))
+        made.prepare()
+        return made
 
 
-def kernel(name: str, dtype: str):
+def kernel(name: str, dtype: str, wide: bool, lanes: int = 1):
     """What kernels._kernel is on a GPU: f(blocks, threads, arguments)."""
-    function = getattr(library(dtype), name)
+    made = library(dtype, wide, lanes)
+    function = getattr(made, name)
     function.restype = None
+
+    def work(lane, arguments):
+        made.become(lane)
+        function(*arguments)
 
     def run(blocks, threads, arguments):
         launched.add(name)
         size = arguments[0]
-        assert blocks[0] * threads[0] >= size > (blocks[0] - 1) * threads[0]
-        function(*(_as_c(a, dtype) for a in arguments))
+        assert threads == (kernels.THREADS,) and blocks in ((-(-size // kernels.THREADS),), (size,))
+        arguments = [_as_c(a, dtype) for a in arguments]
+        others = [threading.Thread(target=work, args=(lane, arguments)) for lane in range(1, lanes)]
+        for thread in others:
+            thread.start()
+        work(0, arguments)
+        for thread in others:
+            thread.join()
 
     return run
 
 
-def install(monkeypatch) -> None:
-    """Have every op take the GPU's way, its kernels run here."""
+def install(monkeypatch, lanes: int = 1) -> None:
+    """Have every op take the GPU's way, its kernels run here by so many lanes, a power of two."""
     monkeypatch.setattr(kernels, "backend_name", lambda: "cupy")
-    monkeypatch.setattr(kernels, "_kernel", kernel)
+    monkeypatch.setattr(kernels, "_kernel", functools.partial(kernel, lanes=lanes))
 
 
 def _as_c(a, dtype):

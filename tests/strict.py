@@ -194,11 +194,12 @@ class RawModule:
 
     def __init__(self, code: str, options: tuple, host_too: bool = False):
         assert kernels.SOURCE in code  # of which emulate.py makes its library
-        self.dtype = {"float": "float32", "double": "float64"}[re.findall(r"#define T (\w+)", code)[0]]
+        types = dict(reversed(pair) for pair in re.findall(r"^typedef ([\w ]+) ([TI]);", code, re.MULTILINE))
+        self.dtype, self.wide = {"float": "float32", "double": "float64"}[types["T"]], types["I"] == "long long"
         self.host_too = host_too
 
     def get_function(self, name: str) -> Callable:
-        run = emulate.kernel(name, self.dtype)
+        run = emulate.kernel(name, self.dtype, self.wide)
         return lambda blocks, threads, arguments: run(blocks, threads, _host(arguments, self.host_too))
 
 

@@ -25,19 +25,19 @@ pytestmark = [
 SIZES = st.integers(1, 4)
 
 
-def each_way(compute):
-    """What compute() returns the NumPy way, and the GPU's way."""
+def each_way(compute, lanes=1):
+    """What compute() returns the NumPy way, and the GPU's way with so many lanes."""
     results = []
     for gpu in (False, True):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(winograd, "pays", lambda *_: False)
             if gpu:
-                emulate.install(patch)
+                emulate.install(patch, lanes)
             results.append(compute())
     return results
 
 
-def both_ways(f, *arrays, g_seed=1, **static):
+def both_ways(f, *arrays, g_seed=1, lanes=1, **static):
     """[output, gradient of each input] the NumPy way and the GPU's way."""
 
     def compute():
@@ -46,7 +46,7 @@ def both_ways(f, *arrays, g_seed=1, **static):
         y.backward(*host_normal(g_seed, y.shape, dtype=y.dtype))
         return [y.data, *(leaf.grad for leaf in leaves)]
 
-    return each_way(compute)
+    return each_way(compute, lanes)
 
 
 def agree(found, bound):
@@ -57,21 +57,28 @@ def agree(found, bound):
 
 @given(st.data(), SEEDS, SIZES, SIZES, SIZES)
 def test_convolution(data, seed, n, c, o):
-    """im2col, col2im and the bias: every kernel size, stride and padding, narrow and wide, float64."""
+    """im2col, col2im and what is added: every kernel size, stride and padding, narrow and wide, float64."""
     kh, kw, stride, padding = (data.draw(s) for s in (st.integers(1, 5), st.integers(1, 5), SIZES, st.integers(0, 3)))
     h, w = (max(1, k - 2 * padding) + data.draw(st.integers(0, 5)) for k in (kh, kw))
-    arrays = host_normal(seed, (n, h, w, c), (kh, kw, c, o), data.draw(st.sampled_from([(o,), (n, o)])))
+    oh, ow = ((size + 2 * padding - k) // stride + 1 for size, k in ((h, kh), (w, kw)))
+    plus = data.draw(st.sampled_from([[], [(n, o)], [(n, oh, ow, o)]]))
+    arrays = host_normal(seed, (n, h, w, c), (kh, kw, c, o), (o,), *plus)
     agree(both_ways(ops.conv2d, *arrays, stride=stride, padding=padding), 1e-12)
 
 
-@given(SEEDS, SIZES, st.integers(1, 12), st.integers(1, 12), SIZES, SIZES, st.booleans(), st.sampled_from([1e-5, 0.1]))
-def test_group_norm(seed, n, h, w, num_groups, width, silu, eps):
-    """Maps of 1 to 144 pixels, so of 1 to 12 segments, even and uneven; with SiLU and without."""
+LANES = st.sampled_from([1, 2, 4])  # of a block
+
+
+@given(
+    SEEDS, SIZES, st.integers(1, 9), st.integers(1, 9), SIZES, SIZES, st.booleans(), st.sampled_from([1e-5, 0.1]), LANES
+)
+def test_group_norm(seed, n, h, w, num_groups, width, silu, eps, lanes):
+    """Maps of 1 to 81 pixels, by one lane or by several, which add up what each found; with SiLU and without."""
     c = num_groups * width
     x, gamma, beta = host_normal(seed, (n, h, w, c), (c,), (c,))
     op = ops.group_norm_silu if silu else ops.group_norm
     # 1e-9: of few pixels the deviation may be near 0, which enlarges what was rounded to 1e-16.
-    agree(both_ways(op, x, gamma, beta, num_groups=num_groups, eps=eps), 1e-9)
+    agree(both_ways(op, x, gamma, beta, lanes=lanes, num_groups=num_groups, eps=eps), 1e-9)
 
 
 def test_group_norm_of_values_far_from_0_keeps_its_digits():
@@ -84,11 +91,32 @@ def test_group_norm_of_values_far_from_0_keeps_its_digits():
         assert abs(a - b).max() <= 1e-3 * abs(b).max()  # see test_norm.py
 
 
-@given(SEEDS, SIZES, st.integers(1, 40), SIZES, SIZES)
+@given(SEEDS, SIZES, st.sampled_from([0, 1, 5, 64, 65, 128]), SIZES, SIZES)
 def test_linear(seed, n, rows, i, o):
-    """The bias of an affine map and its gradient, a sum over all rows."""
+    """An affine map of few rows, one launch each way, and of many: 4 x 64 = 256 is the border."""
     x, w, b = host_normal(seed, (n, rows, i), (i, o), (o,))
     agree(both_ways(ops.linear, x, w, b), 1e-12)
+
+
+@pytest.mark.parametrize("rows, launched", [(256, ["linear", "linear_gradient"]), (257, ["add_bias", "sum_segments"])])
+def test_an_affine_map_of_few_rows_is_one_launch_each_way(monkeypatch, rows, launched):
+    """Forward, and the gradients of w and b together."""
+    emulate.install(monkeypatch)
+    emulate.launched.clear()
+    x, w, b = (Tensor(a, requires_grad=True) for a in host_normal(0, (rows, 3), (3, 2), (2,)))
+    ops.linear(x, w, b).backward(*host_normal(1, (rows, 2)))
+    assert sorted(emulate.launched) == launched
+
+
+def test_rows_with_a_one_are_as_wide_as_tensor_cores_like(monkeypatch):
+    """A multiple of four numbers: the taps, a 1, zeros."""
+    emulate.install(monkeypatch)
+    for c in range(1, 9):
+        (x,) = host_normal(c, (2, 5, 4, c))
+        rows = kernels.im2col(x, 2, 1, 4, 4, 1, 0, one=True)
+        assert rows.shape == (32, 2 * c // 4 * 4 + 4)
+        np.testing.assert_array_equal(rows[:, : 2 * c], kernels.im2col(x, 2, 1, 4, 4, 1, 0))
+        assert (rows[:, 2 * c] == 1).all() and (rows[:, 2 * c + 1 :] == 0).all()
 
 
 @given(SEEDS, st.lists(st.integers(0, 3), max_size=3).map(tuple), SIZES, SIZES, st.integers(1, 3))
@@ -155,6 +183,7 @@ def test_a_whole_network(dtype, bound):
 
 def test_every_kernel_was_run():
     """Those of the text, by their names: a new one without a test above fails here."""
+    emulate.launched.clear()
     names = set(re.findall(r"__global__ void (\w+)\(", kernels.SOURCE))
     test_a_whole_network("float64", 1e-9)
     test_adam_and_the_average(0)
@@ -162,11 +191,25 @@ def test_every_kernel_was_run():
 
 
 @pytest.mark.parametrize("size", [0, 1, 255, 256, 257, 10_000])
-def test_a_launch_has_a_thread_for_each_result(monkeypatch, size):
+def test_a_launch_has_a_thread_or_a_block_for_each_result(monkeypatch, size):
     """Blocks of 256 threads, no more than it takes; of nothing there is no launch, which CUDA would refuse."""
     launches = []
     monkeypatch.setattr(kernels, "_kernel", lambda *key: lambda *call: launches.append((key, call)))
     a = xp.zeros(3)
     kernels.launch("name", size, a, 7)
-    expected = [(("name", "float64"), ((-(-size // 256),), (256,), (size, a, 7)))] if size else []
+    kernels.launch("name", size, a, 7, each=kernels.THREADS)
+    key = "name", "float64", False
+    expected = [(key, ((blocks,), (256,), (size, a, 7))) for blocks in (-(-size // 256), size)] if size else []
     assert launches == expected
+
+
+def test_integers_are_as_wide_as_the_largest_array_asks(monkeypatch):
+    """Of 32 bits up to 2^30 numbers, which leaves room for the threads past the end of the last block."""
+    asked = []
+    monkeypatch.setattr(kernels, "_kernel", lambda *key: lambda *call: asked.append(key[2]))
+    for size in (1 << 30, (1 << 30) + 1):
+        kernels.launch("name", 1, xp.zeros(3), np.broadcast_to(np.zeros(1), (size,)))
+    assert asked == [False, True]
+    monkeypatch.undo()
+    monkeypatch.setattr(kernels, "_MOST_SHORT", 0)
+    test_a_whole_network("float64", 1e-9)

@@ -37,8 +37,8 @@ def launches(counts):
 
 def test_launches_of_a_training_step_and_of_a_sampling_step(counts):
     """The reference U-Net at batch 64: forward, backward, clipping, Adam and average; one DDIM step."""
-    assert launches(counts["train"]) == 595
-    assert launches(counts["sample"]) == 256
+    assert launches(counts["train"]) == 464
+    assert launches(counts["sample"]) == 173
 
 
 def test_nothing_computes_in_float64(counts):

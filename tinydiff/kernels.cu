@@ -1,48 +1,95 @@
-// The kernels that kernels.py launches: each is one loop over independent results, EACH(i, size).
+// The kernels that kernels.py launches, in two kinds.
 //
-// Plain C but for the first index and the step of the loop (FIRST, STEP), and for the numbers' type T, which kernels.py
-// defines; so the tests compile this text for the host too.  Sums run in one order: no atomics, the same bits every time.
+//     EACH(i, size)     independent results, one thread each
+//     BLOCKS(j, size)   independent results, a block of threads each: its lanes share the loops LANES(m, rows) and add up
+//                       what they found by total(value); all of them pass each total
+//
+// kernels.py defines the numbers' type T, the integers' type I (short ones where they do: they divide five times faster)
+// and THREADS, how many a block has.  The tests compile this text for the host too, with lanes of their own.  Sums run in
+// one order: no atomics, the same bits every time.
 
-typedef long long I;
-#define EACH(i, size) for (I i = FIRST; i < (size); i += STEP)
+#ifdef __CUDACC__  // NVRTC defines it
+#define LANE I(threadIdx.x)
+#define BLOCK I(blockIdx.x)
+#define NUM_BLOCKS I(gridDim.x)
+#endif
+#define EACH(i, size) for (I i = BLOCK * THREADS + LANE; i < (size); i += NUM_BLOCKS * THREADS)
+#define BLOCKS(j, size) for (I j = BLOCK; j < (size); j += NUM_BLOCKS)
+#define LANES(m, rows) for (I m = LANE; m < (rows); m += THREADS)
 
-/* out[m] = [the tap (k, l, c) of the window of output pixel m = (n, row, column), 0 outside the map; ones times 1] */
+/* The sum of the lanes' values, for every lane: the upper half is added to the lower until one is left. */
+__device__ T total(T value) {
+    __shared__ T part[THREADS];
+    part[LANE] = value;
+    for (I half = THREADS / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if (LANE < half) part[LANE] += part[LANE + half];
+    }
+    __syncthreads();
+    value = part[0];
+    __syncthreads();  // before the next call writes there
+    return value;
+}
+
+/* out[m] = the tap (k, l, c) of the window of output pixel m = (n, row, column), 0 outside the map; after the taps, where
+   a row is wider, a 1 and then zeros.  A thread finds its place once for `run` channels, 1 or 4, that divide c. */
 extern "C" __global__ void im2col(I size, const T *x, T *out, I h, I w, I c, I oh, I ow, I kh, I kw, I stride, I pad,
-                                  I ones) {
+                                  I width, I run) {
     EACH(i, size) {
-        I taps = kh * kw * c, m = i / (taps + ones), tap = i % (taps + ones);
-        if (tap >= taps) {
-            out[i] = 1;
-            continue;
-        }
+        I at = i * run, taps = kh * kw * c, m = at / width, tap = at % width;
         I channel = tap % c, l = tap / c % kw, k = tap / (c * kw);
         I row = m / ow % oh * stride + k - pad, column = m % ow * stride + l - pad, n = m / (ow * oh);
-        bool inside = row >= 0 && row < h && column >= 0 && column < w;
-        out[i] = inside ? x[((n * h + row) * w + column) * c + channel] : T(0);
+        bool inside = tap < taps && row >= 0 && row < h && column >= 0 && column < w;
+        const T *from = x + ((n * h + row) * w + column) * c + channel;
+        for (I e = 0; e < run; ++e) out[at + e] = inside ? from[e] : T(tap + e == taps);
     }
 }
 
 /* The adjoint: each pixel of the map gathers what was copied from it. */
-extern "C" __global__ void col2im(I size, const T *in, T *x, I h, I w, I c, I oh, I ow, I kh, I kw, I stride, I pad) {
+extern "C" __global__ void col2im(I size, const T *in, T *x, I h, I w, I c, I oh, I ow, I kh, I kw, I stride, I pad,
+                                  I run) {
     EACH(i, size) {
-        I channel = i % c, column = i / c % w, row = i / (c * w) % h, n = i / (c * w * h);
-        T sum = 0;
+        I at = i * run, channel = at % c, column = at / c % w, row = at / (c * w) % h, n = at / (c * w * h);
+        T sum[4] = {};
         for (I k = 0; k < kh; ++k) {
             I a = row + pad - k;
             if (a < 0 || a % stride || a / stride >= oh) continue;
             for (I l = 0; l < kw; ++l) {
                 I b = column + pad - l;
                 if (b < 0 || b % stride || b / stride >= ow) continue;
-                sum += in[((((n * oh + a / stride) * ow + b / stride) * kh + k) * kw + l) * c + channel];
+                const T *from = in + ((((n * oh + a / stride) * ow + b / stride) * kh + k) * kw + l) * c + channel;
+                for (I e = 0; e < run; ++e) sum[e] += from[e];
             }
         }
-        x[i] = sum;
+        for (I e = 0; e < run; ++e) x[at + e] = sum[e];
     }
 }
 
-/* y[n, pixel, o] += b[n, o], or b[o] where each = 0 */
-extern "C" __global__ void add_bias(I size, T *y, const T *b, I pixels, I o, I each) {
-    EACH(i, size) y[i] += b[each * (i / (pixels * o)) * o + i % o];
+/* y[n, pixel, o] += b[o] + plus, plus[i] being of this place, or of this image and channel where by_image = 1 */
+extern "C" __global__ void add_bias(I size, T *y, const T *b, const T *plus, I pixels, I o, I has_plus, I by_image) {
+    EACH(i, size) {
+        T sum = y[i] + b[i % o];
+        y[i] = has_plus ? sum + plus[by_image ? i / (pixels * o) * o + i % o : i] : sum;
+    }
+}
+
+/* y = x w + b for so few rows that one thread a result is soon done: no second launch for b */
+extern "C" __global__ void linear(I size, const T *x, const T *w, const T *b, T *y, I width, I o) {
+    EACH(i, size) {
+        T sum = 0;
+        for (I k = 0; k < width; ++k) sum += x[i / o * width + k] * w[k * o + i % o];
+        y[i] = sum + b[i % o];
+    }
+}
+
+/* [dw; db] = [x, 1]^T g of the same */
+extern "C" __global__ void linear_gradient(I size, const T *x, const T *g, T *dw, I rows, I width, I o) {
+    EACH(i, size) {
+        T sum = 0;
+        I k = i / o;
+        for (I m = 0; m < rows; ++m) sum += k < width ? x[m * width + k] * g[m * o + i % o] : g[m * o + i % o];
+        dw[i] = sum;
+    }
 }
 
 /* out[b, s, o] = sum of x[b, m, o] over the segment s of 0..rows-1 */
@@ -55,118 +102,66 @@ extern "C" __global__ void sum_segments(I size, const T *x, T *out, I rows, I se
     }
 }
 
-/* Mean, and sum of squared deviations from it, of each segment of each image's channel. */
-extern "C" __global__ void norm_segments(I size, const T *x, T *mean, T *square, I pixels, I segments, I c) {
-    EACH(i, size) {
-        I channel = i % c, s = i / c % segments, n = i / (c * segments);
-        I first = pixels * s / segments, last = pixels * (s + 1) / segments;
-        const T *p = x + n * pixels * c + channel;
-        T sum = 0, sum_square = 0;
-        for (I m = first; m < last; ++m) sum += p[m * c];
-        T level = sum / T(last - first);
-        for (I m = first; m < last; ++m) sum_square += (p[m * c] - level) * (p[m * c] - level);
-        mean[i] = level;
-        square[i] = sum_square;
-    }
-}
-
-/* Those of an image's group put together (Chan et al. 1979), for each of its channels. */
-extern "C" __global__ void norm_moments(I size, const T *part, const T *square, T *mean, T *rstd, I pixels, I segments,
-                                        I c, I groups, double eps) {
-    EACH(i, size) {
-        I width = c / groups, n = i / groups, first = i % groups * width;
-        T sum = 0, deviation = 0, count = T(pixels * width);
-        for (I s = 0; s < segments; ++s) {
-            T rows = T(pixels * (s + 1) / segments - pixels * s / segments);
-            for (I k = first; k < first + width; ++k) sum += rows * part[(n * segments + s) * c + k];
+/* For each image's group of channels: z = gamma (x - mean) rstd + beta, and silu(z) where silu = 1.  The variance is the
+   mean of the squared deviations from the mean, see ops/norm.py. */
+extern "C" __global__ void group_norm(I size, const T *x, const T *gamma, const T *beta, T *mean, T *rstd, T *y,
+                                      I pixels, I c, I groups, double eps, I silu) {
+    BLOCKS(j, size) {
+        I width = c / groups, count = pixels * width, first = j % groups * width, image = j / groups * pixels * c;
+        T sum = 0, square = 0;
+        LANES(m, count) sum += x[image + m / width * c + first + m % width];
+        T level = total(sum) / T(count);
+        LANES(m, count) {
+            T centred = x[image + m / width * c + first + m % width] - level;
+            square += centred * centred;
         }
-        T level = sum / count;
-        for (I s = 0; s < segments; ++s) {
-            T rows = T(pixels * (s + 1) / segments - pixels * s / segments);
-            for (I k = first; k < first + width; ++k) {
-                I j = (n * segments + s) * c + k;
-                deviation += square[j] + rows * (part[j] - level) * (part[j] - level);
-            }
+        T scale = T(1) / sqrt(total(square) / T(count) + T(eps));
+        if (LANE == 0) {
+            mean[j] = level;
+            rstd[j] = scale;
         }
-        for (I k = first; k < first + width; ++k) {
-            mean[n * c + k] = level;
-            rstd[n * c + k] = T(1) / sqrt(deviation / count + T(eps));
+        LANES(m, count) {
+            I k = first + m % width, i = image + m / width * c + k;
+            T z = gamma[k] * ((x[i] - level) * scale) + beta[k];
+            y[i] = silu ? T(0.5) * z * (T(1) + tanh(T(0.5) * z)) : z;
         }
     }
 }
 
-/* z = gamma (x - mean) rstd + beta; silu(z) where silu = 1 */
-extern "C" __global__ void norm_apply(I size, const T *x, const T *mean, const T *rstd, const T *gamma, const T *beta,
-                                      T *y, I pixels, I c, I silu) {
-    EACH(i, size) {
-        I k = i % c, j = i / (pixels * c) * c + k;
-        T z = gamma[k] * ((x[i] - mean[j]) * rstd[j]) + beta[k];
-        y[i] = silu ? T(0.5) * z * (T(1) + tanh(T(0.5) * z)) : z;
-    }
-}
+/* dz: the derivative of z's activation, times g, at i in channel k; x_hat = (x - mean) rstd */
+#define BEHIND(i, k) \
+    T x_hat = (x[i] - mean[j]) * rstd[j], z = gamma[k] * x_hat + beta[k], t = T(1) + tanh(T(0.5) * z); \
+    T dz = silu ? g[i] * T(0.5) * t * (T(1) + T(0.5) * z * (T(2) - t)) : g[i]
 
-/* The derivative of z's activation at pixel i, times g. */
-#define BEHIND(g, x_hat) \
-    T z = gamma[k] * (x_hat) + beta[k], t = T(1) + tanh(T(0.5) * z); \
-    T dz = silu ? (g) * T(0.5) * t * (T(1) + T(0.5) * z * (T(2) - t)) : (g)
-
-/* Sums of dz x_hat and of dz over each segment of each image's channel. */
-extern "C" __global__ void norm_backward_segments(I size, const T *x, const T *g, const T *mean, const T *rstd,
-        const T *gamma, const T *beta, T *by_scale, T *by_shift, I pixels, I segments, I c, I silu) {
-    EACH(i, size) {
-        I k = i % c, s = i / c % segments, n = i / (c * segments), j = n * c + k;
-        T scale = 0, shift = 0;
-        for (I m = pixels * s / segments; m < pixels * (s + 1) / segments; ++m) {
-            I at = (n * pixels + m) * c + k;
-            T x_hat = (x[at] - mean[j]) * rstd[j];
-            BEHIND(g[at], x_hat);
-            scale += dz * x_hat;
-            shift += dz;
-        }
-        by_scale[i] = scale;
-        by_shift[i] = shift;
-    }
-}
-
-/* Those of an image added up: for each channel, and times gamma, as means over the group. */
-extern "C" __global__ void norm_backward_sums(I size, const T *by_scale, const T *by_shift, const T *gamma, T *dgamma,
-        T *dbeta, T *along, T *level, I pixels, I segments, I c, I groups) {
-    EACH(i, size) {
-        I width = c / groups, n = i / groups, first = i % groups * width;
-        T sum_along = 0, sum_level = 0, count = T(pixels * width);
+/* dx = rstd (gamma dz - mean(gamma dz) - x_hat mean(gamma dz x_hat)), means over the group; and each image's share of
+   dgamma and dbeta, (n, 2, c) */
+extern "C" __global__ void group_norm_backward(I size, const T *x, const T *g, const T *mean, const T *rstd,
+        const T *gamma, const T *beta, T *dx, T *shares, I pixels, I c, I groups, I silu) {
+    BLOCKS(j, size) {
+        I width = c / groups, count = pixels * width, first = j % groups * width, n = j / groups;
+        T along = 0, level = 0;
         for (I k = first; k < first + width; ++k) {
             T scale = 0, shift = 0;
-            for (I s = 0; s < segments; ++s) {
-                scale += by_scale[(n * segments + s) * c + k];
-                shift += by_shift[(n * segments + s) * c + k];
+            LANES(m, pixels) {
+                I i = (n * pixels + m) * c + k;
+                BEHIND(i, k);
+                scale += dz * x_hat;
+                shift += dz;
             }
-            dgamma[n * c + k] = scale;
-            dbeta[n * c + k] = shift;
-            sum_along += gamma[k] * scale;
-            sum_level += gamma[k] * shift;
+            scale = total(scale);
+            shift = total(shift);
+            if (LANE == 0) {
+                shares[n * 2 * c + k] = scale;
+                shares[n * 2 * c + c + k] = shift;
+            }
+            along += gamma[k] * scale / T(count);
+            level += gamma[k] * shift / T(count);
         }
-        along[i] = sum_along / count;
-        level[i] = sum_level / count;
-    }
-}
-
-/* dx = rstd (gamma dz - mean(gamma dz) - x_hat mean(gamma dz x_hat)), means over the group; and, as the last results,
-   each image's sums by scale and by shift (2, images, c) added up */
-extern "C" __global__ void norm_backward_apply(I size, const T *x, const T *g, const T *mean, const T *rstd,
-        const T *gamma, const T *beta, const T *along, const T *level, const T *sums, T *dx, T *total, I images,
-        I pixels, I c, I groups, I silu) {
-    EACH(i, size) {
-        I rest = i - images * pixels * c;
-        if (rest >= 0) {
-            T sum = 0;
-            for (I n = 0; n < images; ++n) sum += sums[(rest / c * images + n) * c + rest % c];
-            total[rest] = sum;
-            continue;
+        LANES(m, count) {
+            I k = first + m % width, i = (n * pixels + m / width) * c + k;
+            BEHIND(i, k);
+            dx[i] = rstd[j] * (gamma[k] * dz - level - x_hat * along);
         }
-        I k = i % c, n = i / (pixels * c), j = n * c + k, group = n * groups + k / (c / groups);
-        T x_hat = (x[i] - mean[j]) * rstd[j];
-        BEHIND(g[i], x_hat);
-        dx[i] = rstd[j] * (gamma[k] * dz - level[group] - x_hat * along[group]);
     }
 }
 

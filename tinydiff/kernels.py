@@ -13,7 +13,9 @@ from typing import Any
 from tinydiff.backend import backend_name, raw_module, xp
 
 SOURCE = Path(__file__).with_name("kernels.cu").read_text("utf-8")
-_THREADS = 256  # of a block
+THREADS = 256  # of a block; a power of two, see total() there
+FEW_ROWS = 256  # of an affine map: so few that one thread a result is soon done
+_MOST_SHORT = 1 << 30  # numbers of an array that a kernel's 32-bit index reaches, with room for a last block
 _SHORT = 64  # rows: so few one thread adds up sooner than a second launch begins
 
 
@@ -22,23 +24,27 @@ def available() -> bool:
     return backend_name() == "cupy"
 
 
-def launch(name: str, size: int, *arguments: Any) -> None:
-    """Run a kernel over `size` results.  Arrays must be contiguous, numbers int or float, all arrays of one dtype."""
+def launch(name: str, size: int, *arguments: Any, each: int = 1) -> None:
+    """Run a kernel over `size` results, by `each` threads a result: 1, or THREADS where a block works on one.
+
+    Arrays must be contiguous, numbers int or float, all arrays of one dtype.
+    """
     if size:
-        dtype = next(a.dtype for a in arguments if isinstance(a, xp.ndarray))
-        _kernel(name, dtype.name)((-(-size // _THREADS),), (_THREADS,), (size, *arguments))
+        arrays = [a for a in arguments if isinstance(a, xp.ndarray)]
+        wide = max(a.size for a in arrays) > _MOST_SHORT
+        _kernel(name, arrays[0].dtype.name, wide)((-(-size * each // THREADS),), (THREADS,), (size, *arguments))
 
 
 @lru_cache(None)
-def _kernel(name: str, dtype: str) -> Any:
-    return _module(dtype).get_function(name)
+def _kernel(name: str, dtype: str, wide: bool) -> Any:
+    return _module(dtype, wide).get_function(name)
 
 
 @lru_cache(None)
-def _module(dtype: str) -> Any:
-    t = {"float32": "float", "float64": "double"}[dtype]
-    first, step = "(I(blockIdx.x) * blockDim.x + threadIdx.x)", "(I(gridDim.x) * blockDim.x)"
-    return raw_module(f"#define T {t}\n#define FIRST {first}\n#define STEP {step}\n{SOURCE}")
+def _module(dtype: str, wide: bool) -> Any:
+    types = {"T": {"float32": "float", "float64": "double"}[dtype], "I": "long long" if wide else "int"}
+    # CuPy passes a Python int as eight bytes, low ones first, of which a kernel takes what its int has.
+    return raw_module(f"typedef {types['T']} T;\ntypedef {types['I']} I;\n#define THREADS I({THREADS})\n{SOURCE}")
 
 
 def segments(rows: int) -> int:
@@ -46,24 +52,53 @@ def segments(rows: int) -> int:
     return 1 if rows <= _SHORT else math.isqrt(rows)
 
 
-def im2col(x: Any, kh: int, kw: int, oh: int, ow: int, stride: int, padding: int, ones: int = 0) -> Any:
-    """The window of each output pixel of x (N, H, W, C) as a row, and a 1 where ones = 1: (N OH OW, KH KW C + ones)."""
+def im2col(x: Any, kh: int, kw: int, oh: int, ow: int, stride: int, padding: int, one: bool = False) -> Any:
+    """The window of each output pixel of x (N, H, W, C) as a row: (N OH OW, KH KW C).
+
+    one: follow it by a 1 and by zeros up to the next multiple of four numbers, as tensor cores like a row.
+    """
     n, h, w, c = x.shape
-    out = xp.empty((n * oh * ow, kh * kw * c + ones), x.dtype)
-    launch("im2col", out.size, xp.ascontiguousarray(x), out, h, w, c, oh, ow, kh, kw, stride, padding, ones)
+    taps = kh * kw * c
+    out = xp.empty((n * oh * ow, taps // 4 * 4 + 4 if one else taps), x.dtype)
+    sizes, run = (h, w, c, oh, ow, kh, kw, stride, padding), _run(c)
+    launch("im2col", out.size // run, xp.ascontiguousarray(x), out, *sizes, out.shape[1], run)
     return out
 
 
 def col2im(columns: Any, shape: tuple, kh: int, kw: int, oh: int, ow: int, stride: int, padding: int) -> Any:
     """The adjoint of im2col: columns (N OH OW, KH KW C) added up to a map of `shape` (N, H, W, C)."""
     out = xp.empty(shape, columns.dtype)
-    launch("col2im", out.size, xp.ascontiguousarray(columns), out, *shape[1:], oh, ow, kh, kw, stride, padding)
+    sizes, run = (*shape[1:], oh, ow, kh, kw, stride, padding), _run(shape[3])
+    launch("col2im", out.size // run, xp.ascontiguousarray(columns), out, *sizes, run)
     return out
 
 
-def add_bias(y: Any, b: Any) -> None:
-    """y (N, ..., O) += b, (O,) or (N, O), in place; y contiguous."""
-    launch("add_bias", y.size, y, xp.ascontiguousarray(b), math.prod(y.shape[1:-1]), y.shape[-1], b.ndim - 1)
+def _run(c: int) -> int:
+    """How many channels a thread copies."""
+    return 1 if c % 4 else 4
+
+
+def add_bias(y: Any, b: Any, plus: Any = None) -> None:
+    """y (N, ..., O) += b + plus in place: b (O,), plus None, (N, O) or of y's shape; y contiguous."""
+    more = y if plus is None else xp.ascontiguousarray(plus)
+    sizes = math.prod(y.shape[1:-1]), y.shape[-1]
+    launch(
+        "add_bias", y.size, y, xp.ascontiguousarray(b), more, *sizes, int(plus is not None), int(more.shape != y.shape)
+    )
+
+
+def linear(x: Any, w: Any, b: Any) -> Any:
+    """x w + b for a few rows x."""
+    y = xp.empty((len(x), len(b)), x.dtype)
+    launch("linear", y.size, *map(xp.ascontiguousarray, (x, w, b)), y, *w.shape)
+    return y
+
+
+def linear_gradient(x: Any, g: Any) -> tuple[Any, Any]:
+    """The gradients of w and b in x w + b, for a few rows."""
+    dw = xp.empty((x.shape[1] + 1, g.shape[1]), x.dtype)
+    launch("linear_gradient", dw.size, *map(xp.ascontiguousarray, (x, g)), dw, *x.shape, g.shape[1])
+    return dw[:-1], dw[-1]
 
 
 def sum_rows(g: Any) -> Any:
@@ -129,37 +164,25 @@ class GroupNorm:
 
     def __init__(self, x: Any, gamma: Any, beta: Any, num_groups: int, eps: float, silu: bool):
         self.x, self.gamma, self.beta = map(xp.ascontiguousarray, (x, gamma, beta))
-        self.groups, self.eps, self.silu = num_groups, float(eps), int(silu)
-        self.pixels = math.prod(x.shape[1:-1])
-        self.parts = segments(self.pixels)
-        self.mean, self.rstd = xp.empty((2, len(x), x.shape[-1]), x.dtype)
+        self.sizes = math.prod(x.shape[1:-1]), x.shape[-1], num_groups
+        self.eps, self.silu = float(eps), int(silu)
+        self.mean, self.rstd = xp.empty((2, len(x), num_groups), x.dtype)
 
     def forward(self) -> Any:
         """y, of x's shape."""
-        (n, c), y = self.mean.shape, xp.empty(self.x.shape, self.x.dtype)
-        partial = xp.empty((2, n, self.parts, c), y.dtype)
-        sizes = self.pixels, self.parts, c
-        launch("norm_segments", n * self.parts * c, self.x, *partial, *sizes)
-        launch("norm_moments", n * self.groups, *partial, self.mean, self.rstd, *sizes, self.groups, self.eps)
-        launch("norm_apply", y.size, self.x, *self._scale(), y, self.pixels, c, self.silu)
+        y, results = xp.empty(self.x.shape, self.x.dtype), (self.mean, self.rstd)
+        given = self.x, self.gamma, self.beta
+        launch("group_norm", self.mean.size, *given, *results, y, *self.sizes, self.eps, self.silu, each=THREADS)
         return y
 
     def backward(self, g: Any) -> tuple[Any, Any, Any]:
         """dx, dgamma, dbeta, each as a function that returns it: see autograd.op."""
-        (n, c), g, dx = self.mean.shape, xp.ascontiguousarray(g), xp.empty(self.x.shape, self.x.dtype)
-        partial, sums = xp.empty((2, n, self.parts, c), g.dtype), xp.empty((2, n, c), g.dtype)
-        means = xp.empty((2, n, self.groups), g.dtype)
-        inputs, sizes = (self.x, g, *self._scale()), (self.pixels, self.parts, c)
-        launch("norm_backward_segments", n * self.parts * c, *inputs, *partial, *sizes, self.silu)
-        launch("norm_backward_sums", n * self.groups, *partial, self.gamma, *sums, *means, *sizes, self.groups)
-        total = xp.empty((2, c), g.dtype)
-        last = n, self.pixels, c, self.groups, self.silu
-        launch("norm_backward_apply", dx.size + total.size, *inputs, *means, sums, dx, total, *last)
-        dgamma, dbeta = total
-        return lambda: dx, lambda: dgamma, lambda: dbeta
-
-    def _scale(self) -> tuple:
-        return self.mean, self.rstd, self.gamma, self.beta
+        dx, c = xp.empty(self.x.shape, self.x.dtype), self.x.shape[-1]
+        shares = xp.empty((len(dx), 2 * c), g.dtype)
+        given = self.x, xp.ascontiguousarray(g), self.mean, self.rstd, self.gamma, self.beta
+        launch("group_norm_backward", self.mean.size, *given, dx, shares, *self.sizes, self.silu, each=THREADS)
+        total = sum_rows(shares)
+        return lambda: dx, lambda: total[:c], lambda: total[c:]
 
 
 def adam(theta: Any, g: Any, m: Any, v: Any, betas: tuple[float, float], rate: float, eps: float, keep: float) -> None:

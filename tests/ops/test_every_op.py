@@ -191,7 +191,7 @@ def an_affine_map(draw):
     return [normal(draw, (*draw(shapes(0, 3)), i)), normal(draw, (i, o)), normal(draw, (o,))], {}
 
 
-@row("conv2d", linear=(0, 1, 2))
+@row("conv2d", linear=(0, 1, 2, 3))
 def a_convolution(draw):
     n, o = draw(MAYBE_EMPTY), draw(SIZES)
     if draw(st.booleans()):  # wide 3x3 convolutions that keep the size take the way of winograd.py
@@ -201,23 +201,25 @@ def a_convolution(draw):
         padding = draw(st.integers(0, 3))
     # The smallest map, which is empty where padding alone makes room for the kernel, or up to four pixels more.
     h, w = (max(0, k - 2 * padding) + draw(st.sampled_from([1, 2, 3, 4, 0])) for k in (kh, kw))
-    bias = draw(st.sampled_from([(o,), (n, o)]))
-    arrays = [normal(draw, shape) for shape in [(n, h, w, c), (kh, kw, c, o), bias]]
+    oh, ow = ((size + 2 * padding - k) // stride + 1 for size, k in ((h, kh), (w, kw)))
+    plus = draw(st.sampled_from([(n, o), (n, oh, ow, o)]))
+    arrays = [normal(draw, shape) for shape in [(n, h, w, c), (kh, kw, c, o), (o,), plus]]
     return arrays, {"stride": stride, "padding": padding}
 
 
 def a_wide_convolution(draw, c):
     """Map, filter and bias of a 3x3 convolution that keeps the size, wide enough for winograd.py."""
     n, h, w, o = draw(MAYBE_EMPTY), draw(st.integers(1, 6)), draw(st.integers(1, 6)), 15 + draw(SIZES)
-    return [normal(draw, shape) for shape in [(n, h, w, c), (3, 3, c, o), draw(st.sampled_from([(o,), (n, o)]))]]
+    return [normal(draw, shape) for shape in [(n, h, w, c), (3, 3, c, o), (o,)]]
 
 
-@row("norm_silu_winograd", linear=(3, 4))
+@row("norm_silu_winograd", linear=(3, 4, 5))
 def a_norm_and_a_convolution(draw):
     num_groups = draw(st.sampled_from([1, 2, 4]))
     c = 16 + num_groups * draw(st.integers(0, 1)) * 4
     x, w, b = a_wide_convolution(draw, c)
-    return [x, normal(draw, (c,)), normal(draw, (c,)), w, b], {"num_groups": num_groups}
+    plus = normal(draw, draw(st.sampled_from([(len(x), len(b)), (*x.shape[:3], len(b))])))
+    return [x, normal(draw, (c,)), normal(draw, (c,)), w, b, plus], {"num_groups": num_groups}
 
 
 @row("upsample_winograd", linear=(0, 1, 2))

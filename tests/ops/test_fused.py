@@ -14,15 +14,15 @@ from tinydiff.ops import conv, fused, winograd
 pytestmark = pytest.mark.conv
 
 CHANNELS = st.sampled_from([4, 16, 20])  # 4 are too few for winograd.py, on either side
-BIASES = st.sampled_from(["(O,)", "(N, O)"])
+PLUS = st.sampled_from(["nothing", "(N, O)", "(N, H, W, O)"])
 
 
-def norm_then_conv(x, gamma, beta, w, b):
-    return ops.conv2d(ops.group_norm_silu(x, gamma, beta, num_groups=4), w, b, padding=1)
+def norm_then_conv(x, gamma, beta, *w_b_plus):
+    return ops.conv2d(ops.group_norm_silu(x, gamma, beta, num_groups=4), *w_b_plus, padding=1)
 
 
-def norm_and_conv(x, gamma, beta, w, b):
-    return ops.norm_silu_conv(x, gamma, beta, w, b, num_groups=4)
+def norm_and_conv(x, gamma, beta, *w_b_plus):
+    return ops.norm_silu_conv(x, gamma, beta, *w_b_plus, num_groups=4)
 
 
 def upsample_then_conv(x, w, b):
@@ -43,19 +43,20 @@ def same(found, expected, bound):
         assert abs(a - b).max() <= bound * abs(b).max()
 
 
-@given(SEEDS, st.integers(1, 3), st.integers(1, 9), st.integers(1, 9), CHANNELS, CHANNELS, BIASES)
-def test_norm_silu_conv_is_group_norm_silu_and_conv2d(seed, n, h, w, c, o, bias):
+@given(SEEDS, st.integers(1, 3), st.integers(1, 9), st.integers(1, 9), CHANNELS, CHANNELS, PLUS)
+def test_norm_silu_conv_is_group_norm_silu_and_conv2d(seed, n, h, w, c, o, plus):
     """In float64, for maps of every size up to 9 x 9 (whole and cut tiles), on both sides of winograd.pays."""
-    shapes = (n, h, w, c), (c,), (c,), (3, 3, c, o), ((o,) if bias == "(O,)" else (n, o)), (n, h, w, o)
+    more = {"nothing": [], "(N, O)": [(n, o)], "(N, H, W, O)": [(n, h, w, o)]}[plus]
+    shapes = (n, h, w, c), (c,), (c,), (3, 3, c, o), (o,), *more, (n, h, w, o)
     *arrays, g = host_normal(seed, *shapes)
     # 1e-9: the norm of a map of few pixels may divide by a deviation near 0, which enlarges what was rounded to 1e-16.
     same(run(norm_and_conv, arrays, g), run(norm_then_conv, arrays, g), 1e-9)
 
 
-@given(SEEDS, st.integers(1, 3), st.integers(1, 5), st.integers(1, 5), CHANNELS, CHANNELS, BIASES)
-def test_upsample_conv_is_upsample_nearest_and_conv2d(seed, n, h, w, c, o, bias):
+@given(SEEDS, st.integers(1, 3), st.integers(1, 5), st.integers(1, 5), CHANNELS, CHANNELS)
+def test_upsample_conv_is_upsample_nearest_and_conv2d(seed, n, h, w, c, o):
     """In float64, for maps of every size up to 5 x 5 (10 x 10 after doubling), on both sides of winograd.pays."""
-    shapes = (n, h, w, c), (3, 3, c, o), ((o,) if bias == "(O,)" else (n, o)), (n, 2 * h, 2 * w, o)
+    shapes = (n, h, w, c), (3, 3, c, o), (o,), (n, 2 * h, 2 * w, o)
     *arrays, g = host_normal(seed, *shapes)
     same(run(ops.upsample_conv, arrays, g), run(upsample_then_conv, arrays, g), 1e-12)
 
@@ -64,11 +65,15 @@ def test_upsample_conv_is_upsample_nearest_and_conv2d(seed, n, h, w, c, o, bias)
 def test_a_batch_in_several_slices_of_several_slices():
     """More images than one frame holds, and more than one slice of the norm in a frame."""
     n, size, c, o = 70, 16, 32, 32
-    *arrays, g = host_normal(0, (n, size, size, c), (c,), (c,), (3, 3, c, o), (n, o), (n, size, size, o))
+    map_shape = n, size, size, o
+    *arrays, each, other, g = host_normal(
+        0, (n, size, size, c), (c,), (c,), (3, 3, c, o), (o,), (n, o), map_shape, map_shape
+    )
     parts = winograd.parts(g.shape, c, 8)
     assert len(parts) > 1 and len(fused.GroupNorm(arrays[0], arrays[1], arrays[2], 4).parts(parts[0])) > 1
-    same(run(norm_and_conv, arrays, g), run(norm_then_conv, arrays, g), 1e-10)
-    *arrays, g = host_normal(0, (n, size, size, c), (3, 3, c, o), (n, o), (n, 2 * size, 2 * size, o))
+    for plus in each, other:
+        same(run(norm_and_conv, [*arrays, plus], g), run(norm_then_conv, [*arrays, plus], g), 1e-10)
+    *arrays, g = host_normal(0, (n, size, size, c), (3, 3, c, o), (o,), (n, 2 * size, 2 * size, o))
     same(run(ops.upsample_conv, arrays, g), run(upsample_then_conv, arrays, g), 1e-10)
 
 
@@ -76,7 +81,7 @@ def test_a_batch_in_several_slices_of_several_slices():
 def test_in_float32_they_are_the_plain_ops_in_float64_but_for_rounding(monkeypatch, size):
     """Against norm, im2col and loops over taps in float64: nothing of the fast way is in the reference."""
     x, gamma, beta, w, b, g = host_normal(
-        size, (5, size, size, 32), (32,), (32,), (3, 3, 32, 24), (5, 24), (5, size, size, 24), dtype="float32"
+        size, (5, size, size, 32), (32,), (32,), (3, 3, 32, 24), (24,), (5, size, size, 24), dtype="float32"
     )
     found = run(norm_and_conv, (x, gamma, beta, w, b), g)
     half = x[:, : size // 2, : size // 2]

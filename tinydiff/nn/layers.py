@@ -46,8 +46,8 @@ class Conv2d(Module):
         self.w = _weights(rng, shape, area * in_channels, area * out_channels, zero)
         self.b = _filled(out_channels, 0)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.conv2d(x, self.w, self.b, stride=self.stride, padding=self.padding)
+    def forward(self, x: Tensor, *plus: Tensor) -> Tensor:
+        return ops.conv2d(x, self.w, self.b, *plus, stride=self.stride, padding=self.padding)
 
 
 class GroupNorm(Module):
@@ -65,13 +65,12 @@ class GroupNorm(Module):
         return self.op(x, self.gamma, self.beta, num_groups=self.num_groups)
 
 
-def norm_silu_conv(norm: GroupNorm, conv: Conv2d, x: Tensor, image_bias: Tensor | None = None) -> Tensor:
+def norm_silu_conv(norm: GroupNorm, conv: Conv2d, x: Tensor, *plus: Tensor) -> Tensor:
     """conv(silu(norm(x))) for a 3x3 convolution that keeps the size, in one pass where that is faster.
 
-    image_bias: (N, out_channels), added to every pixel of its image beside the convolution's own bias.
+    plus: nothing, or what is added to the result: see ops.conv2d.
     """
-    b = conv.b if image_bias is None else conv.b + image_bias
-    return ops.norm_silu_conv(x, norm.gamma, norm.beta, conv.w, b, num_groups=norm.num_groups)
+    return ops.norm_silu_conv(x, norm.gamma, norm.beta, conv.w, conv.b, *plus, num_groups=norm.num_groups)
 
 
 class Embedding(Module):

@@ -58,12 +58,12 @@ class ResBlock(Module):
         )
 
     def forward(self, x: Tensor, code: Tensor, rng: Any) -> Tensor:
-        h = norm_silu_conv(self.norm1, self.conv1, x, image_bias=self.time(code))
+        h = norm_silu_conv(self.norm1, self.conv1, x, self.time(code))
+        other = x if self.skip is None else self.skip(x)
         if rng is not None and self.dropout > 0:
-            h = self.conv2(ops.dropout(self.norm2(h), p=self.dropout, rng=rng))
+            h = self.conv2(ops.dropout(self.norm2(h), p=self.dropout, rng=rng), other)
         else:
-            h = norm_silu_conv(self.norm2, self.conv2, h)
-        h = h + (x if self.skip is None else self.skip(x))
+            h = norm_silu_conv(self.norm2, self.conv2, h, other)
         return h if self.attention is None else self.attention(h)
 
 

@@ -21,59 +21,83 @@ from tinydiff.ops.linear import add_bias, product, product_of_transposed, sum_ro
 
 
 @op
-def conv2d(x, w, b, *, stride=1, padding=0):
-    """2-D convolution (cross-correlation): x (N, H, W, C), w (KH, KW, C, O) -> (N, OH, OW, O).
+def conv2d(x, w, b, *plus, stride=1, padding=0):
+    """2-D convolution (cross-correlation): x (N, H, W, C), w (KH, KW, C, O), b (O,) -> (N, OH, OW, O).
 
         OH = (H + 2 padding - KH) // stride + 1,  OW likewise
 
-    b: (O,), or (N, O) for a bias of each image's own, which is how the time enters a residual block.
+    plus: nothing, or one more array to add.  (N, O) is a bias of each image's own, by which the time enters a residual
+    block; (N, OH, OW, O) is the block's other branch.
     Raises ValueError where channels do not agree, w is empty or the padded image is smaller than the kernel.
     """
-    check_conv2d(x, w, b, stride, padding)
+    check_conv2d(x, w, b, plus, stride, padding)
     if winograd.pays(x, w, stride, padding):
-        y = winograd.correlate(x, w, b)
+        each, other = bias_and_map(b, plus)
+        y = winograd.correlate(x, w, each)
+        if other is not None:
+            y += other
 
         def vjp(g):
             return (
                 lambda: winograd.correlate(g, winograd.flipped(w)),
                 lambda: winograd.filter_gradient(x, g),
-                lambda: bias_gradient(g, b),
+                *bias_gradients(g, plus),
             )
     elif stride == 1 and w.shape[0] == w.shape[1] > padding and 4 * w.shape[3] <= w.shape[2]:
         # Far fewer channels out than in.  The convolution is the input gradient of the one with the flipped filter, and
         # that way round the windows are taken of the map with few channels.
         turned, inner = winograd.flipped(w), w.shape[0] - 1 - padding
         y = _input_gradient(_output_shape(x, w, 1, padding), turned, x, 1, inner)
-        add_bias(y, b, slice(None))
+        _add(y, b, plus)
 
         def vjp(g):
             return (
                 lambda: _correlate(g, turned, 1, inner),
                 lambda: winograd.flipped(_filter_gradient(g, turned, x, 1, inner).reshape(turned.shape)),
-                lambda: bias_gradient(g, b),
+                *bias_gradients(g, plus),
             )
     else:
-        y = _correlate(x, w, stride, padding, b)
+        y = _correlate(x, w, stride, padding, b, plus)
 
         def vjp(g):
-            both = cache(lambda: _filter_gradient(x, w, g, stride, padding, ones=1))
-            together = kernels.available() and b.ndim == 1  # of one product, where launches count
+            db, *dplus = bias_gradients(g, plus, kernels.available())
+            both = cache(lambda: _filter_gradient(x, w, g, stride, padding, one=db is None))
+            taps = w.size // w.shape[3]
             return (
                 lambda: _input_gradient(x.shape, w, g, stride, padding),
-                lambda: (both()[:-1] if together else _filter_gradient(x, w, g, stride, padding)).reshape(w.shape),
-                lambda: both()[-1] if together else bias_gradient(g, b),
+                lambda: both()[:taps].reshape(w.shape),
+                db or (lambda: both()[taps]),
+                *dplus,
             )
 
     return y, vjp
 
 
-def _correlate(x, w, stride, padding, b=None):
+def _correlate(x, w, stride, padding, b=None, plus=()):
     y = xp.empty(_output_shape(x, w, stride, padding), x.dtype)
     for part in _parts(y, w):
         product(_columns(x[part], w, stride, padding), w.reshape(-1, w.shape[3]), y[part].reshape(-1, w.shape[3]))
         if b is not None:
-            add_bias(y, b, part)
+            _add(y[part], b, [p[part] for p in plus])
     return y
+
+
+def _add(y, b, plus):
+    """y += b + plus, see conv2d, in place."""
+    if kernels.available():
+        kernels.add_bias(y, b, *plus)
+        return
+    each, other = bias_and_map(b, plus)
+    add_bias(y, each)
+    if other is not None:
+        y += other
+
+
+def bias_and_map(b, plus):
+    """conv2d's b and plus as what all pixels of an image get, (O,) or (N, O), and what each gets, or None."""
+    if not plus:
+        return b, None
+    return (b, plus[0]) if plus[0].ndim == 4 else (b + plus[0], None)
 
 
 def _input_gradient(shape, w, g, stride, padding):
@@ -87,20 +111,24 @@ def _input_gradient(shape, w, g, stride, padding):
     return dx
 
 
-def _filter_gradient(x, w, g, stride, padding, ones=0):
-    """(KH KW C + ones, O), a row for each tap; with a 1 beside each window the last row is the bias's gradient."""
+def _filter_gradient(x, w, g, stride, padding, one=False):
+    """(KH KW C, O), a row for each tap; with a 1 after each window the next is the bias's gradient: see _columns."""
     o = w.shape[3]
     shares = (
-        product_of_transposed(_columns(x[part], w, stride, padding, ones), g[part].reshape(-1, o))
+        product_of_transposed(_columns(x[part], w, stride, padding, one), g[part].reshape(-1, o))
         for part in _parts(g, w)
     )
     return reduce(iadd, shares)
 
 
-def bias_gradient(g, b):
-    """Sum a map's gradient over what its bias was broadcast over: the pixels, and the images if b is (O,)."""
+def bias_gradients(g, plus, elsewhere=False):
+    """The gradients of conv2d's b and plus, from its result's; None for b's where it is found elsewhere."""
     n, oh, ow, o = g.shape
-    return sum_rows(g.reshape((n, oh * ow, o) if b.ndim == 2 else (n * oh * ow, o)))
+    if plus and plus[0].ndim == 2:
+        each = sum_rows(g.reshape(n, oh * ow, o))
+        db = None if elsewhere else sum_rows(each)  # now: what backward gets of each, it may add to
+        return db if db is None else (lambda: db), lambda: each
+    return None if elsewhere else (lambda: sum_rows(g.reshape(n * oh * ow, o))), *(g for _ in plus)
 
 
 @op
@@ -133,18 +161,22 @@ def sum_2x2(x):
     return x[:, ::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, ::2] + x[:, 1::2, 1::2]
 
 
-def check_conv2d(x, w, b, stride, padding):
+def check_conv2d(x, w, b, plus, stride, padding):
     """Raise conv2d's ValueErrors."""
     if x.ndim != 4 or w.ndim != 4 or x.shape[3] != w.shape[2]:
         raise ValueError(f"conv2d: x must be (N, H, W, C) and w (KH, KW, C, O), got {x.shape} and {w.shape}")
     if 0 in w.shape:
         raise ValueError(f"conv2d: w must have a tap and channels on either side, got {w.shape}")
-    if b.shape not in ((w.shape[3],), (len(x), w.shape[3])):
-        raise ValueError(f"conv2d: b must be (O,) or (N, O) with O = {w.shape[3]}, N = {len(x)}, got {b.shape}")
+    if b.shape != (w.shape[3],):
+        raise ValueError(f"conv2d: b must be (O,) with O = {w.shape[3]}, got {b.shape}")
     if stride < 1 or padding < 0:
         raise ValueError(f"conv2d: stride must be 1 or more and padding 0 or more, got {stride} and {padding}")
     if min(_output_shape(x, w, stride, padding)[1:3]) < 1:
         raise ValueError(f"conv2d: the kernel {w.shape[:2]} is larger than the padded image of x {x.shape}")
+    y_shape = _output_shape(x, w, stride, padding)
+    if len(plus) > 1 or any(p.shape not in (y_shape, (len(x), w.shape[3])) for p in plus):
+        found = ", ".join(str(p.shape) for p in plus)
+        raise ValueError(f"conv2d: plus must be one array of shape {(len(x), w.shape[3])} or {y_shape}, got {found}")
 
 
 def _output_shape(x, w, stride, padding):
@@ -158,8 +190,8 @@ def _parts(y, w):
     return chunks(len(y), oh * ow * w.size // o * y.itemsize)
 
 
-def _columns(x, w, stride, padding, ones=0):
-    """The window of each output pixel as a row: (N OH OW, KH KW C); on a GPU, if asked for, with a 1 at its end.
+def _columns(x, w, stride, padding, one=False):
+    """The window of each output pixel as a row: (N OH OW, KH KW C); on a GPU, if asked for, with a 1 after it.
 
     A copy runs along the memory of x as far as it can: over the channels of a window's row, or, where these are few,
     over the pixels of one tap, whose column is then what lies together in the result.
@@ -168,7 +200,7 @@ def _columns(x, w, stride, padding, ones=0):
     kh, kw = w.shape[:2]
     if kernels.available():
         _, oh, ow, _ = _output_shape(x, w, stride, padding)
-        return kernels.im2col(x, kh, kw, oh, ow, stride, padding, ones)
+        return kernels.im2col(x, kh, kw, oh, ow, stride, padding, one)
     padded = xp.zeros((n, h + 2 * padding, wd + 2 * padding, c), x.dtype)
     padded[:, padding : padding + h, padding : padding + wd] = x
     oh, ow = (padded.shape[1] - kh) // stride + 1, (padded.shape[2] - kw) // stride + 1

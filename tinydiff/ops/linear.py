@@ -1,7 +1,7 @@
 """The affine map on the last axis, as one matrix product over all the others.  Read next: conv.py."""
 
 import math
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from tinydiff import kernels
 from tinydiff.autograd import op
@@ -18,15 +18,20 @@ def linear(x, w, b):
     if x.shape[-1] != i or b.shape != (o,):
         raise ValueError(f"linear: x {x.shape} and b {b.shape} do not fit w {w.shape}")
     rows = x.reshape(math.prod(x.shape[:-1]), i)  # not -1, which cannot be found where an axis is empty
-    y = product(rows, w)
-    add_bias(y.reshape(math.prod(x.shape[:-2]), 1, x.shape[-2] if x.ndim > 1 else 1, o), b, slice(None))
+    one_launch = kernels.available() and len(rows) <= kernels.FEW_ROWS
+    if one_launch:
+        y = kernels.linear(rows, w, b)
+    else:
+        y = product(rows, w)
+        add_bias(y.reshape(math.prod(x.shape[:-2]), 1, x.shape[-2] if x.ndim > 1 else 1, o), b)
 
     def vjp(g):
         g = g.reshape(len(rows), o)
+        both = cache(lambda: kernels.linear_gradient(rows, g))
         return (
             lambda: product(g, transposed(w)).reshape(x.shape),
-            lambda: product_of_transposed(rows, g),
-            lambda: sum_rows(g),
+            lambda: both()[0] if one_launch else product_of_transposed(rows, g),
+            lambda: both()[1] if one_launch else sum_rows(g),
         )
 
     return y.reshape(*x.shape[:-1], o), vjp
@@ -66,14 +71,14 @@ def _piece(m, work):
     return next((size for size in range(min(m, most), most // 4, -1) if m % size == 0), m)
 
 
-def add_bias(y, b, part):
-    """Add b, (O,) or (N, O), to every pixel of y[part], y (N, H, W, O): by whole image rows, which is faster."""
+def add_bias(y, b):
+    """Add b, (O,) or (N, O), to every pixel of y (N, H, W, O), in place: by whole image rows, which is faster."""
     if kernels.available():
-        kernels.add_bias(y[part], b if b.ndim == 1 else b[part])
+        kernels.add_bias(y, b)
         return
-    n, h, w, o = y[part].shape
-    rows = y[part].reshape(n, h, w * o)
-    rows += image_row(b[None] if b.ndim == 1 else b[part], w)
+    n, h, w, o = y.shape
+    rows = y.reshape(n, h, w * o)
+    rows += image_row(b[None] if b.ndim == 1 else b, w)
 
 
 def image_row(v, width):
