@@ -190,6 +190,17 @@ def test_every_kernel_was_run():
     assert names == emulate.launched
 
 
+@pytest.mark.parametrize("dtype, wide", [("float32", False), ("float64", False), ("float32", True)])
+def test_the_gpus_compiler_takes_the_text(dtype, wide):
+    """NVRTC, which comes with CuPy and needs no GPU: it knows names that the host's compiler does not."""
+    nvrtc = pytest.importorskip("cupy", reason="needs CuPy's NVRTC: pip install 'cupy-cuda13x[ctk]'").cuda.nvrtc
+    program = nvrtc.createProgram(kernels._text(dtype, wide), "kernels.cu", [], [])
+    try:
+        nvrtc.compileProgram(program, ["--gpu-architecture=sm_90", "--std=c++17"])
+    except nvrtc.NVRTCError:
+        pytest.fail(nvrtc.getProgramLog(program))
+
+
 @pytest.mark.parametrize("size", [0, 1, 255, 256, 257, 10_000])
 def test_a_launch_has_a_thread_or_a_block_for_each_result(monkeypatch, size):
     """Blocks of 256 threads, no more than it takes; of nothing there is no launch, which CUDA would refuse."""

@@ -42,9 +42,13 @@ def _kernel(name: str, dtype: str, wide: bool) -> Any:
 
 @lru_cache(None)
 def _module(dtype: str, wide: bool) -> Any:
+    return raw_module(_text(dtype, wide))
+
+
+def _text(dtype: str, wide: bool) -> str:
     types = {"T": {"float32": "float", "float64": "double"}[dtype], "I": "long long" if wide else "int"}
     # CuPy passes a Python int as eight bytes, low ones first, of which a kernel takes what its int has.
-    return raw_module(f"typedef {types['T']} T;\ntypedef {types['I']} I;\n#define THREADS I({THREADS})\n{SOURCE}")
+    return f"typedef {types['T']} T;\ntypedef {types['I']} I;\n#define THREADS I({THREADS})\n{SOURCE}"
 
 
 def segments(rows: int) -> int:
