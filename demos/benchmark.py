@@ -62,7 +62,11 @@ TRAIN, FORWARD, OPTIMIZER = ("train",), ("forward",), ("optimizer",)  # jobs: a 
 
 
 def main(*, backend="numpy", batch_size=64, channels=32, rounds=11, workers=None, json_path=None):
-    """Print one table; returns what --json writes."""
+    """Print one table; returns what --json writes.  On a GPU that is gpu_benchmark.py's."""
+    if backend == "cupy":
+        import gpu_benchmark
+
+        return gpu_benchmark.main(channels=channels, rounds=rounds, json_path=json_path)
     use_backend(backend)
     if json_path is not None and not Path(json_path).parent.is_dir():  # minutes before the file is opened
         raise TinydiffError(f"--json {json_path}: there is no such folder")
