@@ -209,9 +209,13 @@ extern "C" __global__ void softmax_backward(I size, const T *p, const T *g, T *d
     }
 }
 
-/* Adam with both bias corrections folded into rate and eps, see optim.py */
-extern "C" __global__ void adam(I size, T *theta, const T *g, T *m, T *v, double beta1, double beta2, double rate,
-                                double eps, double keep) {
+#define FINITE(x) ((x) - (x) == 0)
+
+/* Adam with both bias corrections folded into rate and eps, see optim.py; nothing where the gradient's norm is not
+   finite */
+extern "C" __global__ void adam(I size, T *theta, const T *g, T *m, T *v, const T *norm, double beta1, double beta2,
+                                double rate, double eps, double keep) {
+    if (!FINITE(*norm)) return;
     EACH(i, size) {
         m[i] = T(beta1) * m[i] + T(1 - beta1) * g[i];
         v[i] = T(beta2) * v[i] + T(1 - beta2) * g[i] * g[i];
@@ -219,7 +223,17 @@ extern "C" __global__ void adam(I size, T *theta, const T *g, T *m, T *v, double
     }
 }
 
-/* average += (1 - d) (theta - average) */
-extern "C" __global__ void ema(I size, T *average, const T *theta, double rest) {
+/* average += (1 - d) (theta - average), under the same condition */
+extern "C" __global__ void ema(I size, T *average, const T *theta, const T *norm, double rest) {
+    if (!FINITE(*norm)) return;
     EACH(i, size) average[i] += T(rest) * (theta[i] - average[i]);
+}
+
+/* norm = sqrt(square); g is scaled to max_norm where its norm is larger and finite */
+extern "C" __global__ void clip(I size, T *g, const T *square, T *norm, double max_norm) {
+    T found = sqrt(*square);
+    EACH(i, size) {
+        if (i == 0) *norm = found;
+        if (found > T(max_norm) && FINITE(found)) g[i] *= T(max_norm) / found;
+    }
 }

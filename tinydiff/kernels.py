@@ -162,11 +162,18 @@ class GroupNorm:
         return self.mean, self.rstd, self.gamma, self.beta
 
 
-def adam(theta: Any, g: Any, m: Any, v: Any, betas: tuple[float, float], rate: float, eps: float, keep: float) -> None:
-    """One step of Adam in place: see optim.py; keep = 1 - lr weight_decay."""
-    launch("adam", theta.size, theta, g, m, v, *map(float, (*betas, rate, eps, keep)))
+def adam(theta: Any, g: Any, m: Any, v: Any, norm: Any, *numbers: float) -> None:
+    """One step of Adam in place: see optim.py; numbers: beta1, beta2, rate, eps, 1 - lr weight_decay."""
+    launch("adam", theta.size, theta, g, m, v, norm, *map(float, numbers))
 
 
-def ema(average: Any, theta: Any, rest: float) -> None:
+def ema(average: Any, theta: Any, norm: Any, rest: float) -> None:
     """average += rest (theta - average), in place."""
-    launch("ema", average.size, average, theta, float(rest))
+    launch("ema", average.size, average, theta, norm, float(rest))
+
+
+def clip(g: Any, max_norm: float) -> Any:
+    """Scale g (n,) in place so that its norm is at most max_norm; return the norm before, (), still on the device."""
+    norm = xp.empty((), g.dtype)
+    launch("clip", g.size, g, xp.vdot(g, g), norm, float(max_norm))
+    return norm
