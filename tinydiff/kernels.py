@@ -174,6 +174,6 @@ def ema(average: Any, theta: Any, norm: Any, rest: float) -> None:
 
 def clip(g: Any, max_norm: float) -> Any:
     """Scale g (n,) in place so that its norm is at most max_norm; return the norm before, (), still on the device."""
-    norm = xp.empty((), g.dtype)
-    launch("clip", g.size, g, xp.vdot(g, g), norm, float(max_norm))
+    square, norm = xp.asarray(xp.vdot(g, g)), xp.empty((), g.dtype)
+    launch("clip", g.size, g, square, norm, float(max_norm))
     return norm
