@@ -134,6 +134,19 @@ def test_clipping_adam_and_the_average(weight_decay):
     agree(each_way(compute), 1e-14)
 
 
+@given(SEEDS, st.lists(st.one_of(st.none(), st.integers(0, 5)), min_size=1, max_size=12), st.sampled_from([1, 60]))
+def test_gathering(seed, sizes, times):
+    """1 to 720 arrays of any size end to end, so in 1 to 3 launches; one that is missing counts as 3 zeros."""
+    parts = [None if size is None else host_normal(seed, (2, size))[0].T for size in sizes] * times
+    sizes = [3 if part is None else part.size for part in parts]
+    out = np.full(sum(sizes), np.nan)
+    with pytest.MonkeyPatch.context() as patch:
+        emulate.install(patch)
+        kernels.gather(parts, sizes, out)
+    expected = [np.zeros(3) if part is None else part.reshape(-1) for part in parts]
+    np.testing.assert_array_equal(out, np.concatenate(expected))
+
+
 @given(SEEDS, st.sampled_from([math.nan, math.inf, -math.inf, 1e200]), st.integers(0, 9))
 def test_a_bad_norm_lets_nothing_be_updated(seed, bad, place):
     """One number that makes the norm nan or infinite: no bit of weights, moments and average changes, until it is good.
@@ -184,6 +197,7 @@ def test_every_kernel_was_run():
     names = set(re.findall(r"__global__ void (\w+)\(", kernels.SOURCE))
     test_a_whole_network("float64", 1e-9)
     test_clipping_adam_and_the_average(0)
+    test_gathering()
     assert names == emulate.launched
 
 

@@ -237,3 +237,23 @@ extern "C" __global__ void clip(I size, T *g, const T *square, T *norm, double m
         if (found > T(max_norm) && FINITE(found)) g[i] *= T(max_norm) / found;
     }
 }
+
+/* Where some arrays lie, and where each ends once they lie end to end: passed by value, within the 4,096 bytes for
+   all of a kernel's arguments. */
+#define PARTS 240
+struct Parts {
+    const T *at[PARTS];
+    I end[PARTS];
+};
+
+/* out = the arrays end to end, 0 where one lies nowhere */
+extern "C" __global__ void gather(I size, T *out, Parts parts, I count) {
+    EACH(i, size) {
+        I first = 0, last = count - 1;  // the array with number i is one of these
+        while (first < last) {
+            I middle = (first + last) / 2;
+            if (i < parts.end[middle]) last = middle; else first = middle + 1;
+        }
+        out[i] = parts.at[first] ? parts.at[first][i - (first ? parts.end[first - 1] : 0)] : T(0);
+    }
+}

@@ -7,13 +7,15 @@ for the host and hold it to the NumPy way.  Axes as in ops/conv.py and ops/norm.
 
 import math
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from tinydiff.backend import backend_name, raw_module, xp
+from tinydiff.backend import address, backend_name, raw_module, struct, xp
 
 SOURCE = Path(__file__).with_name("kernels.cu").read_text("utf-8")
 _THREADS = 256  # of a block
+_PARTS = 240  # arrays that one launch gathers: PARTS in kernels.cu
 _SHORT = 64  # rows: so few one thread adds up sooner than a second launch begins
 
 
@@ -177,3 +179,14 @@ def clip(g: Any, max_norm: float) -> Any:
     square, norm = xp.asarray(xp.vdot(g, g)), xp.empty((), g.dtype)
     launch("clip", g.size, g, square, norm, float(max_norm))
     return norm
+
+
+def gather(arrays: list[Any], sizes: list[int], out: Any) -> None:
+    """Lay arrays, of these sizes, end to end in out (n,): zeros for one that is None."""
+    for k in range(0, len(arrays), _PARTS):
+        part = [None if a is None else xp.ascontiguousarray(a) for a in arrays[k : k + _PARTS]]
+        ends = list(accumulate(sizes[k : k + _PARTS]))
+        rest = [0] * (_PARTS - len(part))
+        table = struct([*(0 if a is None else address(a) for a in part), *rest, *ends, *rest])
+        launch("gather", ends[-1], out[: ends[-1]], table, len(part))
+        out = out[ends[-1] :]

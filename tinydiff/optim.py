@@ -43,6 +43,7 @@ class Flat:
         """Use these two 1-D arrays from now on, as they are: ValueError where a length does not fit."""
         views = list(zip(self.parameters, self.split(data), self.split(grad)))
         self.data, self.grad = data, grad
+        self._grads = [g for _, _, g in views]
         for p, theta, g in views:
             p.data, p.grad = theta, g
 
@@ -53,9 +54,13 @@ class Flat:
 
     def collect(self) -> None:
         """Gather the gradients in `grad`, 0 where there is none, and make them views of it again."""
-        found = [xp.zeros(p.size, p.dtype) if p.grad is None else p.grad.reshape(-1) for p in self.parameters]
-        xp.concatenate(found, out=self.grad)
-        self.move(self.data, self.grad)
+        if kernels.available():
+            kernels.gather([p.grad for p in self.parameters], [p.size for p in self.parameters], self.grad)
+        else:
+            found = [xp.zeros(p.size, p.dtype) if p.grad is None else p.grad.reshape(-1) for p in self.parameters]
+            xp.concatenate(found, out=self.grad)
+        for p, g in zip(self.parameters, self._grads):
+            p.grad = g
 
     def split(self, flat: Any) -> list[Any]:
         """The pieces of a flat array that belong to each parameter, as views in the parameters' shapes."""
