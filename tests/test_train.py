@@ -1,7 +1,6 @@
 """Training: what a batch holds, what the loss means, and that a stopped run continues bit for bit."""
 
 import math
-import threading
 import warnings
 from dataclasses import asdict, replace
 from functools import partial
@@ -326,6 +325,25 @@ def test_an_infinite_loss_of_a_finite_gradient_is_never_saved(dataset, make, gpu
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_restored_state_forgets_the_steps_that_had_no_row_yet(dataset, make, gpu, tmp_path):
+    """Rows are those of the checkpoint, also where the state went on after it."""
+    state = run(make(), dataset, 2)
+    state.save(tmp_path / "a.npz", dataset)
+    run(state, dataset, 3).restore(tmp_path / "a.npz", *checkpoint.load(tmp_path / "a.npz"))
+    assert state.step == len(state.metrics) == 2
+    whole = run(make(), dataset, 3)
+    assert same_bits(buffers(run(state, dataset, 1)), buffers(whole)) and len(state.metrics) == 3
+
+
+def test_the_speed_is_that_of_finished_steps(dataset, make, gpu):
+    """Where the minutes decide, the host waits for the steps of the warm-up before it looks at the clock again."""
+    state = run(make(replace(CONFIG, minutes=1.0, warmup=3)), dataset, 2)
+    looked = []
+    gpu.setattr(train.time, "monotonic", lambda: looked.append(len(state.rows)) or 1e9)
+    run(state, dataset, 1)
+    assert looked == [3]
+
+
 def test_batches_drawn_ahead_are_those_of_their_steps(dataset, make, gpu):
     """Bit for bit draw_batch's, also when step, settings or data change between two steps; each is drawn once."""
     drawn = []
@@ -371,9 +389,7 @@ def test_what_drawing_ahead_raises_comes_out_in_its_own_step(dataset, make, gpu)
 @pytest.mark.skipif(backend_name() != "numpy", reason="on a GPU batches are drawn ahead")
 def test_without_a_gpu_nothing_is_drawn_ahead(dataset, make):
     """The cores are the workers': no thread is started."""
-    before = threading.active_count()
-    run(make(), dataset, 2)
-    assert threading.active_count() == before
+    assert not run(make(), dataset, 2)._thread._threads
 
 
 def test_checkpoint_of_another_network_is_refused(dataset, make, tmp_path):
