@@ -102,7 +102,7 @@ def _run(state: Training, dataset: Dataset, recipe: Recipe, out: Path, save_ever
     with cli.stop_signals() as stop, tqdm(total=_total(state), initial=start, unit="img", dynamic_ncols=True) as bar:
         for _ in train(state, dataset):
             bar.total = _total(state)
-            bar.set_postfix_str(f"step {state.step}, loss {_recent_loss(state):.4f}", refresh=False)
+            bar.set_postfix_str(f"step {state.step}{_recent_loss(state)}", refresh=False)
             bar.update(per_step)
             at_end = state.step == state.num_steps
             if at_end or stop.requested or state.step % save_every == 0:
@@ -181,9 +181,10 @@ def _total(state: Training) -> int | None:
     return None if state.num_steps == UNLIMITED else state.num_steps * state.config.batch_size
 
 
-def _recent_loss(state: Training) -> float:
-    rows = state.metrics[-50:]
-    return sum(row[0] for row in rows) / len(rows)
+def _recent_loss(state: Training) -> str:
+    """The mean of the last 50 losses that are known: asking for all of them would make a GPU's steps wait."""
+    rows = state.rows[-50:]
+    return f", loss {sum(row[0] for row in rows) / len(rows):.4f}" if rows else ""
 
 
 def _load_if_there(path: Path):

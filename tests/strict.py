@@ -122,6 +122,10 @@ class DeviceArray:
         return Function(f"ndarray.{name}", getattr(self._array, name), self)
 
     @property
+    def data(self) -> Any:
+        return types.SimpleNamespace(ptr=self._array.ctypes.data)
+
+    @property
     def T(self) -> "DeviceArray":
         return self.transpose()
 

@@ -108,6 +108,16 @@ def raw_module(source: str) -> Any:
     return xp.RawModule(code=source, options=("--std=c++17",))
 
 
+def address(a: Any) -> int:
+    """Where the first number of an array lies in its backend's memory."""
+    return a.data.ptr if hasattr(a.data, "ptr") else a.ctypes.data
+
+
+def struct(numbers: list[int]) -> Any:
+    """Integers as one argument of a kernel: a struct of them, passed by value."""
+    return np.array(numbers, np.int64).view(f"V{8 * len(numbers)}")[0]
+
+
 def chunks(n: int, bytes_each: int) -> list[slice]:
     """Cut n images that need bytes_each of scratch into nearly equal slices whose scratch stays in a core's cache.
 

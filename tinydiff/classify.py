@@ -78,7 +78,7 @@ def train_classifier(workers: Workers, dataset: Dataset, config: ClassifierConfi
     for step in range(config.num_steps):
         batch = draw_batch(dataset, config, step)
         loss = float(workers.gradients(cross_entropy_losses, batch, (config.seed, step)).mean())
-        norm = clip_grad_norm(workers.flat, CLIP_NORM)
+        norm = float(clip_grad_norm(workers.flat, CLIP_NORM))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise TrainingError(f"step {step + 1}: loss is {loss}, gradient norm {norm}; stopped before the update")
         adam.step(learning_rate(step, config.num_steps, peak=config.peak_lr, warmup=config.warmup))

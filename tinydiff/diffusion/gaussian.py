@@ -133,8 +133,12 @@ def eps_from_v(schedule: Schedule, x_t: Any, t: Any, v: Any) -> Any:
 
 
 def per_row(coef: Any, x: Any) -> Any:
-    """Host float64 coefficients, () or (N,), as an array of x.dtype, () or (N, 1, ..., 1), to scale the rows of x."""
-    return asarray(coef, x.dtype).reshape(coef.shape + (1,) * (coef.ndim * (x.ndim - 1)))
+    """Host float64 coefficients, () or (N,), as an array of x.dtype, () or (N, 1, ..., 1), to scale the rows of x.
+
+    It lies where x does: all of this file also works on host arrays beside a GPU.
+    """
+    a = coef.astype(x.dtype).reshape(coef.shape + (1,) * (coef.ndim * (x.ndim - 1)))
+    return asarray(a) if isinstance(x, xp.ndarray) else a
 
 
 def check_float(name: str, x: Any) -> None:
