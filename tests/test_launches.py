@@ -42,7 +42,7 @@ def test_launches_of_a_training_step_and_of_a_sampling_step(counts):
     """
     assert launches(counts["train"]) == 465
     assert launches(counts["demo"]) == 472
-    assert launches(counts["sample"]) == 173
+    assert launches(counts["sample"]) == 168
 
 
 def test_nothing_computes_in_float64(counts):
