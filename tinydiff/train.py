@@ -202,8 +202,7 @@ def out_of_memory(error: MemoryError, batch_size: int, gradient: Callable[[int],
         try:
             gradient(n)
             fits = n
-        except MemoryError as again:
-            traceback.clear_frames(again.__traceback__)
+        except MemoryError:
             fails = n
     remedy = f"batch size {fits} fits" if fits else "not even one example fits"
     return TrainingError(f"batch size {batch_size} needs more memory than there is, {remedy} ({said})")
