@@ -18,7 +18,8 @@ import numpy as np
 from tqdm import tqdm
 
 from tinydiff import checkpoint, cli, plots
-from tinydiff.backend import TinydiffError, use_backend
+from tinydiff.backend import TinydiffError
+from tinydiff.backend import precision as current_precision
 from tinydiff.data import NAMES, Dataset, load
 from tinydiff.diffusion import Schedule
 from tinydiff.generate import Recipe, build_unet, frame_times, generate
@@ -33,6 +34,7 @@ PICTURE_SEED = 1  # of every grid, so that grids can be compared
 def main(
     *,
     backend="numpy",
+    precision=None,
     steps=None,
     minutes=None,
     batch_size=None,
@@ -50,7 +52,7 @@ def main(
     scale=Recipe.scale,
 ):
     """Options that are None take the default of TrainConfig, or with resume the checkpoint's value."""
-    use_backend(backend)
+    cli.start(backend, precision)
     out = Path(out)
     path = out / "checkpoint.npz"
     wanted = {"batch_size": batch_size, "seed": seed, "num_steps": steps, "minutes": minutes}
@@ -77,6 +79,9 @@ def main(
         workers = workers or (meta["num_workers"] if backend == "numpy" else 1)
         if meta["num_workers"] != workers:
             print(f"note: {meta['num_workers']} worker(s) before, {workers} now: the sums round differently")
+        before, now = meta.get("precision"), current_precision()  # older checkpoints do not say
+        if before not in (None, now):
+            print(f"note: matrix products in {before} before, in {now} now: they round differently")
 
     if model_config["base_channels"] % NUM_GROUPS:
         raise TinydiffError(f"--channels {channels}: must be a multiple of {NUM_GROUPS}, the groups of each group norm")

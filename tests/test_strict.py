@@ -326,6 +326,7 @@ def numpy_for_cupy():
     module: Any = types.ModuleType("cupy")
     module.__getattr__ = partial(getattr, np)
     module.cuda, module.RawModule = strict.cupy.cuda, partial(strict.RawModule, host_too=True)
+    module._core = strict.cupy._core
     return module
 
 

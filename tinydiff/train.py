@@ -14,9 +14,10 @@ Read next: generate.py, then ../demos/train_mnist.py.
 
 import math
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ import numpy as np
 
 from tinydiff import checkpoint, kernels, ops
 from tinydiff.autograd import Tensor
-from tinydiff.backend import TinydiffError, asarray, default_rng, to_numpy, xp
+from tinydiff.backend import TinydiffError, asarray, default_rng, precision, to_numpy, xp
 from tinydiff.checkpoint import CheckpointError
 from tinydiff.data import Dataset, epoch_indices
 from tinydiff.diffusion import Schedule, q_sample
@@ -161,6 +162,8 @@ class Training:
             "step": self.step,
             "num_steps": self.num_steps,
             "num_workers": self.workers.num_workers,
+            "precision": precision(),
+            "noise": "host",  # NumPy's streams, whatever the backend
             "model": self.workers.model.config,
             "train": asdict(self.config),
             "data": {
@@ -221,12 +224,40 @@ class Training:
 
 
 def train(state: Training, dataset: Dataset) -> Iterator[Training]:
-    """Advance to state.num_steps, yielding the state after each step."""
+    """Advance to state.num_steps, yielding the state after each step.  Raises TrainingError as advance does, or if
+    memory does not suffice."""
+
+    def gradient(n: int) -> None:
+        workers, config = state.workers, replace(state.config, batch_size=n)
+        batch = draw_batch(dataset, state.schedule, config, workers.model.config["num_classes"], state.step)
+        workers.gradients(noise_prediction_losses, batch, (config.seed, state.step))
+
     while state.step < state.num_steps:
-        state.advance(dataset)
+        try:
+            state.advance(dataset)
+        except MemoryError as error:
+            raise out_of_memory(error, state.config.batch_size, gradient) from None
         if state.step >= state.num_steps:
             state.settle()
         yield state
+
+
+def out_of_memory(error: MemoryError, batch_size: int, gradient: Callable[[int], Any]) -> TrainingError:
+    """What to raise for a step that has found too little memory: it names the largest batch size that has enough.
+
+    gradient(n) computes that of n examples.  The size is measured: by bisection, until it is within an eighth.
+    """
+    fits, fails, said = 0, batch_size, str(error).rstrip(".") or "out of memory"
+    traceback.clear_frames(error.__traceback__)  # they hold the maps of the failed step
+    while fails - fits > 1 + fits // 8:
+        n = (fits + fails) // 2
+        try:
+            gradient(n)
+            fits = n
+        except MemoryError:
+            fails = n
+    remedy = f"batch size {fits} fits" if fits else "not even one example fits"
+    return TrainingError(f"batch size {batch_size} needs more memory than there is, {remedy} ({said})")
 
 
 def _joined(draw: Callable[[int], Batch], step: int) -> tuple[np.ndarray, Batch]:
