@@ -325,7 +325,7 @@ def blas_core():
     return "unknown"
 
 
-def _contestant(name, *, backend, precision, **settings):
+def _contestant(name, *, backend, precision=None, **settings):
     use_backend(backend, precision)
     if name == OURS:
         return Ours(**settings)
