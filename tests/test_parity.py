@@ -99,7 +99,7 @@ def training_step():
     norm = clip_grad_norm(adam.flat, 1.0)
     adam.step(1e-3)
     average.update()
-    return [adam.flat.data, average.data, adam.m, np.array(norm)]
+    return [adam.flat.data, average.data, adam.m, np.array(float(norm))]
 
 
 def test_a_training_step():
