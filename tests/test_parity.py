@@ -118,7 +118,7 @@ def test_a_sampling_run(step):
             pairs, one = timestep_pairs(1000, 3), lambda *args: step(schedule, *args, clip=True)
             return [x_t for _, x_t, _ in sample(one, eps_fn, pairs, standard_normal(rng, (2, 28, 28, 1)), rng)]
 
-    # Guidance triples the network's error, and 1 / sqrt(alpha_bar_T) = 158 enlarges it before the clip: 1.5e-4 was seen.
+    # Guidance triples the network's error, 1 / sqrt(alpha_bar_T) = 158 enlarges it before the clip: 1.5e-4 was seen.
     same_numbers(run, bound=30 * BOUND)
 
 
