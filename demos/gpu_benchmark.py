@@ -3,8 +3,10 @@
     python demos/gpu_benchmark.py                batch 128 and 512, all of PyTorch's ways that are there
     python demos/benchmark.py --backend cupy     the same
 
-A file of its own: here are no cores to count and no single ops, PyTorch has other ways (eager and torch.compile, each in
-both memory layouts), and memory is the device's.  TF32 is on for both sides.  Each contestant is a process of its own
+A file of its own: here are no cores to count and no single ops, PyTorch has other ways (eager and torch.compile, each
+in both memory layouts), and memory is the device's.  TF32 is on for both sides, or off with --precision float32.
+
+Each contestant is a process of its own
 (contestant.py) that waits for the device at both ends of what it times, the first rounds left out; figures are medians,
 ratios are to the fastest of PyTorch's ways, above 1 where we are faster.  Memory is what each side's pool has taken
 from the device at most; its ratio is ours / PyTorch's.  Where PyTorch or its CUDA is missing ours runs alone.
@@ -13,7 +15,6 @@ from the device at most; its ratio is ours / PyTorch's.  Where PyTorch or its CU
 import contextlib
 import importlib.metadata
 import importlib.util
-import os
 import shutil
 import subprocess
 from functools import partial
@@ -26,6 +27,7 @@ from tqdm import tqdm
 from tinydiff import cli
 from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, backend_name, use_backend, xp
+from tinydiff.backend import precision as current_precision
 
 WAYS = {  # PyTorch's: name -> (memory layout, whether torch.compile)
     "eager": ("contiguous_format", False),
@@ -35,9 +37,12 @@ WAYS = {  # PyTorch's: name -> (memory layout, whether torch.compile)
 }
 
 
-def main(*, backend="cupy", device="cuda", batch_sizes=(128, 512), channels=32, rounds=11, json_path=None):
+def main(
+    *, backend="cupy", precision=None, device="cuda", batch_sizes=(128, 512), channels=32, rounds=11, json_path=None
+):
     """Print one table; returns what --json writes.  device: PyTorch's; with "cpu" and numpy it is a rehearsal."""
-    use_backend(backend)
+    cli.start(backend, precision)
+    precision = current_precision()
     if json_path is not None and not Path(json_path).parent.is_dir():
         raise TinydiffError(f"--json {json_path}: there is no such folder")
     machine = describe_machine()
@@ -45,10 +50,18 @@ def main(*, backend="cupy", device="cuda", batch_sizes=(128, 512), channels=32, 
     ways = tuple(WAYS) if _torch_works(device) else ()
     if not ways:
         print(f"PyTorch is not installed, or finds no {device}: ours alone")
-    report = {"machine": machine, "backend": backend, "channels": channels, "rounds": rounds, "batches": {}}
+    report = {
+        "machine": machine,
+        "backend": backend,
+        "precision": precision,
+        "channels": channels,
+        "rounds": rounds,
+        "batches": {},
+    }
     for batch_size in batch_sizes:
         with contextlib.ExitStack() as stack:
-            settings = {"backend": backend, "device": device, "channels": channels, "batch_size": batch_size}
+            settings = {"backend": backend, "precision": precision, "device": device}
+            settings |= {"channels": channels, "batch_size": batch_size}
             everyone = [
                 stack.enter_context(Contestant(name, 1, partial(_contestant, name, **settings)))
                 for name in (OURS, *ways)
@@ -102,15 +115,14 @@ class OnDevice(Ours):
         return xp.get_default_memory_pool().total_bytes() / 2**20 if backend_name() == "cupy" else None
 
 
-def _contestant(name, *, backend, device, **settings):
+def _contestant(name, *, backend, precision, device, **settings):
     if name == OURS:
-        os.environ["CUPY_TF32"] = "1"  # read once, at the first product
-        use_backend(backend)
+        use_backend(backend, precision)
         return OnDevice(**settings, cores=1)
     from torch_peer import OnDevice as Peer
 
     layout, compiled = WAYS[name]
-    return Peer(**settings, layout=layout, device=device, compiled=compiled)
+    return Peer(**settings, layout=layout, device=device, compiled=compiled, tf32=precision == "tf32")
 
 
 def _torch_works(device):
@@ -123,6 +135,8 @@ def _torch_works(device):
 
 if __name__ == "__main__":
     parser = cli.parser(__doc__, main)
+    choices = ["float32", "tf32"]
+    parser.add_argument("--precision", choices=choices, help="of both sides' matrix products (default: tf32)")
     parser.add_argument("--batch-sizes", type=cli.positive_int, nargs="+", help="images a step")
     parser.add_argument("--channels", type=cli.positive_int, help="channels of the first level")
     parser.add_argument("--rounds", type=cli.positive_int, help="how often each is timed")

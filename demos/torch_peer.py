@@ -210,11 +210,11 @@ class Peer:
 
 
 class OnDevice(Peer):
-    """The same on a GPU, or for a rehearsal on "cpu": with TF32, compiled where asked for, the device waited for."""
+    """The same on a GPU, or for a rehearsal on "cpu": with TF32 and compiled where asked for, the device waited for."""
 
-    def __init__(self, *, device, compiled, **settings):
+    def __init__(self, *, device, compiled, tf32, **settings):
         torch.set_default_device(device)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
         super().__init__(**settings, cores=1)
         self.cuda = device == "cuda"
         if compiled:

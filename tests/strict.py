@@ -30,7 +30,7 @@ import emulate
 import numpy as np
 
 from tinydiff import kernels
-from tinydiff.backend import backend_name, use_backend
+from tinydiff.backend import backend_name, precision, use_backend
 
 syncs: Counter[str] = Counter()  # how often the host waited for the device, by what it asked for
 
@@ -120,6 +120,10 @@ class DeviceArray:
         if name in REFUSED or NAMES.get(f"ndarray.{name}", {}).get("kind") != "function":
             raise AttributeError(f"a device array has no {name!r} to use: CuPy lacks it, or waits for the device")
         return Function(f"ndarray.{name}", getattr(self._array, name), self)
+
+    @property
+    def data(self) -> Any:
+        return types.SimpleNamespace(ptr=self._array.ctypes.data)
 
     @property
     def T(self) -> "DeviceArray":
@@ -226,7 +230,21 @@ class _Module(types.ModuleType):
 
 cupy: Any = _Module("cupy", __doc__)
 cupy.ndarray, cupy.RawModule = DeviceArray, RawModule
-cupy.cuda = types.SimpleNamespace(runtime=types.SimpleNamespace(getDeviceCount=lambda: 1))
+cupy.__version__ = "14.2.0"
+cupy.cuda = types.SimpleNamespace(
+    runtime=types.SimpleNamespace(
+        driverGetVersion=lambda: 13020,
+        runtimeGetVersion=lambda: 13020,
+        getDevice=lambda: 0,
+        getDeviceProperties=lambda device: {"name": b"strict"},
+        memGetInfo=lambda: (1 << 30, 1 << 30),
+    )
+)
+cupy._core = types.SimpleNamespace(
+    _routines_linalg=types.SimpleNamespace(
+        COMPUTE_TYPE_TF32=3, COMPUTE_TYPE_DEFAULT=1, set_compute_type=lambda dtype, kind: None
+    )
+)
 
 
 def stand_in(module: Any) -> None:
@@ -240,7 +258,7 @@ def stand_in(module: Any) -> None:
 @contextmanager
 def backend(name: str, module: Any = cupy) -> Iterator[None]:
     """Within the block the backend is the one of this name, and CuPy is this module."""
-    before, found = backend_name(), sys.modules.get("cupy")
+    before, found = (backend_name(), precision()), sys.modules.get("cupy")
     stand_in(module)
     try:
         use_backend(name)
@@ -248,7 +266,7 @@ def backend(name: str, module: Any = cupy) -> Iterator[None]:
         yield
     finally:
         stand_in(found)
-        use_backend(before)
+        use_backend(*before)
         _forget()
 
 
