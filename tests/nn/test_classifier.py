@@ -77,6 +77,16 @@ def test_a_gradient_reaches_every_parameter(rng):
         assert p.grad is not None and float(abs(p.grad).max()) > 1e-6, name
 
 
+def test_the_logits_are_linear_in_the_features(rng):
+    """logits = features w + b: the features, (N, channels[-1]), are all that the answer hangs on."""
+    model = randomised(SMALL, rng)
+    x = asarray(rng.standard_normal((3, 9, 8, 1), dtype="float32"))
+    features = model.features(x)
+    assert features.shape == (3, 8) and features.dtype == "float32"
+    expected = to_numpy(features) @ to_numpy(model.out.w) + to_numpy(model.out.b)
+    np.testing.assert_allclose(to_numpy(model(x)), expected, atol=1e-5)  # float32 sums of 8 numbers of size 1
+
+
 @given(seeds, st.integers(2, 12))
 def test_logits_permute_with_the_batch(seed, n):
     """Each picture is read alone: reordering the batch reorders the logits and changes nothing else."""
