@@ -79,7 +79,7 @@ def rescaled(schedule: Schedule, phi: float, x_t: Any, t: int, eps_hat: Any, eps
 
 
 def within(t_low: int, t_high: int, inside: EpsFn, outside: EpsFn) -> EpsFn:
-    """eps_fn that is `inside` for t_low < t <= t_high, and `outside` at other times (Kynkaanniemi et al. 2024, eq. 5).
+    """eps_fn that is `inside` for t_low < t <= t_high, and `outside` at other times (Kynkaanniemi et al. 2024).
 
     For guidance where it helps only: in much noise it narrows what can be drawn, in little it has nothing to decide.
     0 <= t_low <= t_high, else ValueError.
