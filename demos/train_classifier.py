@@ -1,7 +1,10 @@
 """Train the classifier that reads generated digits, with the engine that draws them: 99.5% of MNIST in some minutes.
 
     python demos/train_classifier.py                 then:  python demos/classify.py SAMPLES.npz
+    python demos/train_classifier.py --noisy --out runs/noisy_classifier        then:  python demos/guidance.py ...
 
+--noisy: one that reads x_t at any t, to lead the sampler with; it is tested on each test digit at a random t, and the
+shares are printed by t.  (A thousand steps in, nothing is left to read, and guessing gets 10%.)
 Goes to --out: checkpoint.npz, and misread.png, the test digits that it gets most confidently wrong.
 """
 
@@ -12,15 +15,19 @@ import numpy as np
 from tqdm import tqdm
 
 from tinydiff import checkpoint, cli, plots
+from tinydiff.backend import asarray, default_rng, standard_normal, to_numpy
 from tinydiff.classify import (
     ClassifierConfig,
     build_classifier,
+    draw_batch,
+    draw_noisy_batch,
     misread_rows,
     read,
     save_classifier,
     train_classifier,
 )
 from tinydiff.data import NAMES, load
+from tinydiff.diffusion import Schedule, q_sample
 from tinydiff.parallel import Workers, default_workers
 
 
@@ -35,38 +42,59 @@ def main(
     batch_size=ClassifierConfig.batch_size,
     seed=ClassifierConfig.seed,
     workers=None,
+    noisy=False,
     out="runs/classifier",
 ):
     """num_train, num_test: the first so many images of a split, None for all.  Returns how many of test are misread."""
     cli.start(backend, precision)
+    schedule = Schedule.linear() if noisy else None  # that of train_mnist.py
     workers = workers or default_workers()
     out = Path(out)
     config = ClassifierConfig(num_steps=steps, batch_size=batch_size, seed=seed)
     dataset = load(data, "train", data_dir, seed, num_train)
     test = load(dataset.name, "test", data_dir, seed, num_test)
-    model_config = {"num_classes": len(dataset.classes)}
+    model_config = {"num_classes": len(dataset.classes), "time": noisy}
+    draw = partial(draw_noisy_batch, schedule) if noisy else draw_batch
     with Workers(partial(build_classifier, model_config, seed), workers) as pool:
         print(f"data: {dataset.source}")
         print(f"network: {pool.model.num_parameters():,} parameters; {workers} worker(s); results in {out}/")
         with tqdm(total=steps * batch_size, unit="img", dynamic_ncols=True) as bar:
             smooth = 0.0
-            for step, loss in enumerate(train_classifier(pool, dataset, config)):
+            for step, loss in enumerate(train_classifier(pool, dataset, config, draw)):
                 smooth += (loss - smooth) / min(step + 1, 50)
                 bar.set_postfix_str(f"step {step + 1}, loss {smooth:.4f}", refresh=False)
                 bar.update(batch_size)
         images, labels = test.batch(np.arange(len(test)))
-        probabilities = np.concatenate(list(read(pool, images)))
+        images, t = noised(schedule, images, seed) if noisy else (images, None)
+        probabilities = np.concatenate(list(read(pool, images, t)))
         errors = int((probabilities.argmax(1) != labels).sum())
         out.mkdir(parents=True, exist_ok=True)
         checkpoint.set_aside(out / "checkpoint.npz")
-        save_classifier(out / "checkpoint.npz", pool, config, dataset, test, errors)
+        save_classifier(out / "checkpoint.npz", pool, config, dataset, test, errors, schedule)
     print(f"{test.source}: {errors} of {len(test):,} misread, {1 - errors / len(test):.2%} right")
+    if noisy:
+        print_by_time(schedule.T, t, probabilities.argmax(1) == labels)
     pictures, captions = misread_rows(images, labels, probabilities, test.classes)
     if captions:
         title = f"{test.name}: the most confidently misread of {errors} in {len(test):,}"
         columns = len(pictures) // len(captions)
         plots.save_grid(out / "misread.png", pictures, columns=columns, title=title, row_labels=captions)
     return errors
+
+
+def noised(schedule, images, seed):
+    """Each image at a time t of its own, uniform in 1..T: x_t like images, on the host, and t (N,)."""
+    rng = default_rng("noised", seed)
+    t = rng.integers(1, schedule.T + 1, len(images))
+    return to_numpy(q_sample(schedule, asarray(images), t, standard_normal(rng, images.shape))), t
+
+
+def print_by_time(T, t, right):
+    """The share of right answers in each of eight equal ranges of t."""
+    for low, high in ((i * T // 8, (i + 1) * T // 8) for i in range(8)):
+        rows = (low < t) & (t <= high)
+        if rows.any():
+            print(f"  t in {low + 1:4}..{high:4}: {right[rows].mean():6.1%} of {rows.sum():,}")
 
 
 if __name__ == "__main__":
@@ -78,5 +106,6 @@ if __name__ == "__main__":
     parser.add_argument("--batch-size", type=cli.positive_int, help="images a step")
     parser.add_argument("--seed", type=cli.non_negative_int, help="of everything random")
     parser.add_argument("--workers", type=cli.positive_int, help="processes that share a batch (default: one a core)")
+    parser.add_argument("--noisy", action="store_true", help="read noised digits x_t, for classifier guidance")
     parser.add_argument("--out", metavar="DIR", help="folder for the results")
     cli.run(main, parser)

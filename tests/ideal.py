@@ -70,6 +70,25 @@ def mixture_eps_fn(schedule: Schedule, weights: Any, means: Any, var: float) -> 
     return eps_fn
 
 
+def mixture_score_fn(schedule: Schedule, weights: Any, means: Any, var: float, labels: Any) -> EpsFn:
+    """grad_{x_t} log p(y | x_t) for row n's component y = labels[n] of the mixture of mixture_eps_fn, by Bayes' rule.
+
+    log p(y | x_t) = log weights_y - |x_t - sqrt(alpha_bar_t) means_y|^2/(2 S_t) - log sum_k (the same of k, exp)
+    grad = sqrt(alpha_bar_t)/S_t (means_y - sum_k r_k means_k),   S_t and r_k as in mixture_eps_fn
+    """
+    weights, means, labels = (np.asarray(a) for a in (weights, means, labels))
+
+    def score_fn(x_t: Any, t: Any) -> Any:
+        a, x = schedule.alpha_bar[t], to_numpy(x_t).astype("float64")
+        S = a * var + 1 - a
+        logits = np.log(weights) - ((x[:, None] - a**0.5 * means) ** 2).sum(2) / (2 * S)
+        r = np.exp(logits - logits.max(1, keepdims=True))
+        r /= r.sum(1, keepdims=True)
+        return asarray((a**0.5 / S * (means[labels] - r @ means)).astype(x_t.dtype))
+
+    return score_fn
+
+
 def push_gaussian(step: Callable[..., Any], eps_fn: EpsFn, pairs: Any, mean: Any, cov: Any) -> tuple[Any, Any]:
     """Mean (D,) and covariance (D, D) of what a sampler makes of x_T ~ N(mean, cov), where eps_fn is affine: no draws.
 

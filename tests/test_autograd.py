@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tinydiff import ops
-from tinydiff.autograd import OPS, Tensor, no_grad, op, pointwise, unbroadcast
+from tinydiff.autograd import OPS, Tensor, enable_grad, no_grad, op, pointwise, unbroadcast
 from tinydiff.backend import asarray, default_rng, to_numpy, xp
 
 pytestmark = pytest.mark.engine
@@ -372,6 +372,18 @@ def test_no_grad_records_nothing_and_ends_with_its_block():
     with pytest.raises(KeyError), no_grad():
         raise KeyError
     assert (x * 2).requires_grad and x.requires_grad
+
+
+def test_enable_grad_records_inside_no_grad_and_no_longer():
+    """A gradient that sampling needs: within the block it is there, and after it the outer block's rule is back."""
+    (x,) = leaves(0, (3,))
+    with no_grad():
+        with enable_grad():
+            y = x * 2
+        assert not (x * 2).requires_grad
+    y.backward(asarray(np.array([1.0, 2.0, 3.0])))
+    assert to_numpy(x.grad).tolist() == [2, 4, 6]
+    assert (x * 2).requires_grad
 
 
 def test_no_grad_holds_for_its_own_thread_only():

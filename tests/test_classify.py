@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tinydiff import checkpoint
 from tinydiff.autograd import no_grad
-from tinydiff.backend import default_rng, to_numpy
+from tinydiff.backend import asarray, default_rng, standard_normal, to_numpy
 from tinydiff.checkpoint import CheckpointError
 from tinydiff.classify import (
     CLIP_NORM,
@@ -17,8 +17,11 @@ from tinydiff.classify import (
     SLICE,
     ClassifierConfig,
     build_classifier,
+    class_score,
     draw_batch,
+    draw_noisy_batch,
     load_classifier,
+    load_noisy_classifier,
     misread_rows,
     read,
     save_classifier,
@@ -26,6 +29,7 @@ from tinydiff.classify import (
     train_classifier,
 )
 from tinydiff.data import Dataset, epoch_indices
+from tinydiff.diffusion import Schedule
 from tinydiff.parallel import Workers
 from tinydiff.train import TrainingError
 
@@ -162,6 +166,126 @@ def test_a_saved_classifier_reads_as_before(tmp_path, rng):
     assert meta["data"] == {"name": "noise", "source": "noise", "image_shape": [8, 8, 1], "classes": list(CLASSES)}
     assert meta["test"]["errors"] == 4 and meta["test"]["num"] == 10
     assert ClassifierConfig(**meta["train"]) == ClassifierConfig(seed=5)
+
+
+# --------------------------------------------------------------------------------------------------- on noised pictures
+
+NOISY = {**SMALL, "time": True}
+
+
+def test_a_noisy_batch_is_its_steps_own_rows_noised(rng):
+    """x = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps: of blank pictures x + sqrt(alpha_bar_t) is the noise.
+
+    Nothing is displaced, labels stay with their pictures and are never dropped, and t is uniform in 1..T.
+    """
+    schedule, config = Schedule([0.2, 0.5, 0.9, 0.99]), ClassifierConfig(batch_size=400, seed=3)
+    images = np.zeros((500, 6, 6), np.uint8)
+    images[:, 0, 0] = np.arange(500) % 2 * 255  # a corner that the label names
+    dataset = Dataset("dots", images, (np.arange(500) % 2).astype(np.uint8), "dots", ("off", "on"))
+    batches = [draw_noisy_batch(schedule, dataset, config, step) for step in range(5)]
+    x, t, labels = (np.concatenate([to_numpy(batch[name]) for batch in batches]) for name in ("x", "t", "labels"))
+    expected = np.concatenate([dataset.labels[epoch_indices(500, 400, 3, step)] for step in range(5)])
+    assert np.array_equal(labels, expected) and x.dtype == "float32"
+    assert np.bincount(t, minlength=6)[1:5].min() > 400 and t.min() == 1 and t.max() == 4  # 2,000 draws: 500, dev. 19
+    x_0 = dataset.batch(expected)[0]  # picture 0 or 1, as the label says
+    signal, noise = (np.asarray(a)[t].reshape(-1, 1, 1, 1) ** 0.5 for a in (schedule.alpha_bar, 1 - schedule.alpha_bar))
+    eps = (x - signal * x_0) / noise
+    assert abs(eps.mean()) < 0.02 and abs(eps.std() - 1) < 0.02  # 72,000 normal numbers: 0.004 and 0.003
+    assert abs(eps[:, 0, 0].mean()) < 0.12  # 2,000 of them: 0.022; a corner in another place would be off by 2
+    assert not np.array_equal(x[:400], to_numpy(draw_noisy_batch(schedule, dataset, config, 1)["x"]))
+
+
+def test_a_noisy_classifier_trains_on_its_draw_and_reads_each_picture_at_its_time(rng):
+    """The steps use `draw`; over slice borders each picture is read at its own t."""
+    dataset, schedule = random_pictures(60, rng), Schedule.linear(50)
+    drawn = []
+
+    def draw(*arguments):
+        drawn.append(arguments)
+        return draw_noisy_batch(schedule, *arguments)
+
+    config = ClassifierConfig(num_steps=3, batch_size=8)
+    images, t = rng.standard_normal((SLICE + 3, 5, 5, 1), dtype="float32"), rng.integers(1, 51, SLICE + 3)
+    with Workers(partial(build_classifier, NOISY, 0)) as workers:
+        before = workers.model.time.w.data.copy()
+        losses = list(train_classifier(workers, dataset, config, draw))
+        assert drawn == [(dataset, config, step) for step in range(3)] and len(losses) == 3
+        assert (before != workers.model.time.w.data).any()
+        probabilities = np.concatenate(list(read(workers, images, t)))
+        with no_grad():
+            logits = to_numpy(workers.model(images, t)).astype("float64")
+    np.testing.assert_allclose(probabilities, np.exp(logits) / np.exp(logits).sum(1, keepdims=True), atol=1e-5)
+
+
+def noisy_network(seed):
+    """A small noisy classifier in float64, for differences."""
+    model = build_classifier(NOISY, seed)
+    for p in model.parameters():
+        p.data = asarray(to_numpy(p.data) + 0.3 * default_rng(seed, p.size).standard_normal(p.shape), "float64")
+    return model
+
+
+@given(st.integers(0, 99), st.integers(1, 1000), st.lists(st.integers(0, 2), min_size=1, max_size=3))
+def test_the_score_is_the_gradient_of_each_rows_log_probability(seed, t, labels):
+    """<score, d> = d/dh log p(label | x + h d), row by row, along a random direction; each row alone gives its own."""
+    model, n = noisy_network(seed), len(labels)
+    x, d = (standard_normal(default_rng(seed, k), (n, 6, 6, 1), "float64") for k in (1, 2))
+    score = class_score(model, labels)(x, t)
+    assert score.shape == x.shape and score.dtype == x.dtype
+
+    def log_p(x):
+        logits = to_numpy(model(x, t))
+        return (logits - np.logaddexp.reduce(logits, 1, keepdims=True))[np.arange(n), labels]
+
+    h = 1e-5  # differences are off by h^2 times a third derivative, and by 1e-15 / h: both near 1e-10
+    slope = (log_p(x + h * d) - log_p(x - h * d)) / (2 * h)
+    np.testing.assert_allclose(to_numpy((score * d).sum((1, 2, 3))), slope, rtol=1e-5, atol=1e-6)
+    alone = class_score(model, labels[0])(x[:1], t)
+    np.testing.assert_allclose(to_numpy(alone), to_numpy(score[:1]), rtol=1e-9, atol=1e-12)
+
+
+def test_the_score_leaves_no_trace_and_needs_no_recording(rng):
+    """Inside no_grad as outside; no parameter gets a gradient, and each still wants one, after an error too."""
+    model = build_classifier(NOISY, 0)
+    x = asarray(rng.standard_normal((2, 6, 6, 1), dtype="float32"))
+    score_fn = class_score(model, [0, 1])
+    outside = score_fn(x, 5)
+    with no_grad():
+        assert np.array_equal(to_numpy(score_fn(x, 5)), to_numpy(outside))
+        assert not model(x, 5).requires_grad
+    assert outside.dtype == "float32" and float(abs(outside).max()) > 0
+    with pytest.raises(ValueError, match="labels must"):
+        class_score(model, [0, 3])(x, 5)
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert len(model.parameters()) == len(build_classifier(NOISY, 1).parameters())
+
+
+def test_no_gradient_of_a_parameter_is_even_computed(rng, monkeypatch):
+    """While the score is computed no parameter requires a gradient, so no vjp of one is called."""
+    model, wanted = build_classifier(NOISY, 0), []
+    forward = type(model).forward
+    record = lambda self, *a: wanted.extend(p.requires_grad for p in everything) or forward(self, *a)  # noqa: E731
+    everything = model.parameters()
+    monkeypatch.setattr(type(model), "forward", record)
+    class_score(model, 1)(asarray(rng.standard_normal((2, 6, 6, 1), dtype="float32")), 5)
+    assert wanted == [False] * len(everything)
+
+
+def test_a_noisy_classifier_is_saved_with_its_noise_and_is_no_judge(tmp_path, rng):
+    """It comes back with its schedule, bit for bit; as a classifier of clean pictures it is refused, and so back."""
+    dataset, path, schedule = random_pictures(10, rng), tmp_path / "checkpoint.npz", Schedule.linear(60)
+    x = rng.standard_normal((3, 6, 6, 1), dtype="float32")
+    with Workers(partial(build_classifier, NOISY, 5)) as workers:
+        save_classifier(path, workers, ClassifierConfig(), dataset, dataset, 4, schedule)
+        model, its = load_noisy_classifier(path)
+        assert np.array_equal(to_numpy(model(x, 7)), to_numpy(workers.model(x, 7)))
+    assert np.array_equal(its.beta, schedule.beta)
+    with pytest.raises(CheckpointError, match="holds a network of kind 'noisy classifier', not 'classifier'"):
+        load_classifier(path, 1)
+    with Workers(partial(build_classifier, SMALL, 5)) as workers:
+        save_classifier(path, workers, ClassifierConfig(), dataset, dataset, 4)
+    with pytest.raises(CheckpointError, match="holds a network of kind 'classifier', not 'noisy classifier'"):
+        load_noisy_classifier(path)
 
 
 def test_another_network_is_not_taken_for_a_classifier(tmp_path, rng):

@@ -65,6 +65,16 @@ def test_seed_label_and_scale_matter(workers):
     assert (images(workers, free, [0, 0]) == images(workers, free, [1, 2])).all()
 
 
+def half_of_the_way(model, labels, scale):
+    return classifier_free(model, labels, scale / 2)
+
+
+def test_a_recipe_may_bring_another_guide(workers):
+    """guide(model, labels, scale) is the eps_fn: here one that halves the scale."""
+    halved = images(workers, replace(RECIPE, guide=half_of_the_way), [0, 1])
+    assert (halved == images(workers, replace(RECIPE, scale=0.75), [0, 1])).all()
+
+
 @pytest.mark.parametrize("keep", [1, 2, 3, 4, 9])
 def test_kept_frames_end_with_the_image(workers, keep):
     """keep moments of the same trajectory, the times strictly falling to 0, the last frame the image itself."""

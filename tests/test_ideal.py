@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ideal import chi_square_p_value, draw_mixture, gaussian_eps_fn, mixture_eps_fn, nearest, push_gaussian
+from ideal import (
+    chi_square_p_value,
+    draw_mixture,
+    gaussian_eps_fn,
+    mixture_eps_fn,
+    mixture_score_fn,
+    nearest,
+    push_gaussian,
+)
 
 from tinydiff.backend import asarray, default_rng, to_numpy
 from tinydiff.diffusion import Schedule
@@ -61,6 +69,23 @@ def test_mixture_eps_is_the_score_of_the_noised_density(D, K, t, var, seed):
 
     expected = eps_by_differences(log_q, x, a)
     assert_close(mixture_eps_fn(SCHEDULE, weights, means, var)(asarray(x), t), expected)
+
+
+@given(st.integers(1, 3), st.integers(2, 4), times, st.floats(0.01, 2), seeds)
+def test_mixture_score_is_the_gradient_of_the_log_posterior(D, K, t, var, seed):
+    """grad log p(y | x_t) by central differences of log(weights_y N_y(x) / sum_k weights_k N_k(x))."""
+    rng, a = default_rng(seed), float(SCHEDULE.alpha_bar[t])
+    weights, means, labels = rng.dirichlet(np.ones(K)), rng.normal(size=(K, D)), rng.integers(0, K, 3)
+    x, cov = rng.normal(size=(3, D)), (a * var + 1 - a) * np.eye(D)
+
+    def log_posterior(point, y):
+        log_joint = [math.log(w) + log_normal(point, a**0.5 * m, cov) for w, m in zip(weights, means)]
+        return log_joint[y] - np.logaddexp.reduce(log_joint)
+
+    scores = mixture_score_fn(SCHEDULE, weights, means, var, labels)(asarray(x), t)
+    for row, y, score in zip(x, labels, to_numpy(scores)):
+        (eps,) = eps_by_differences(lambda point, y=y: log_posterior(point, y), row[None], a)
+        assert_close(score, -np.array(eps) / (1 - a) ** 0.5, atol=1e-6 / (1 - a) ** 0.5)  # see there for the error
 
 
 @given(times, seeds)

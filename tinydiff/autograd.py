@@ -16,7 +16,7 @@ The ops behind Python's operators stand at the end of this file.  Read next: ops
 import functools
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from tinydiff.backend import xp
@@ -170,10 +170,19 @@ class _Mode(threading.local):
 _mode = _Mode()
 
 
-@contextmanager
-def no_grad() -> Iterator[None]:
+def no_grad() -> AbstractContextManager[None]:
     """Within the block this thread records no graph: nothing is kept for a backward pass."""
-    before, _mode.recording = _mode.recording, False
+    return _recording(False)
+
+
+def enable_grad() -> AbstractContextManager[None]:
+    """Within the block this thread records the graph, inside no_grad too: for a gradient that sampling needs."""
+    return _recording(True)
+
+
+@contextmanager
+def _recording(on: bool) -> Iterator[None]:
+    before, _mode.recording = _mode.recording, on
     try:
         yield
     finally:

@@ -1,7 +1,10 @@
 """Training the classifier, and reading pictures with it.
 
 Training shows each picture a little displaced, by up to MAX_SHIFT pixels each way: where a digit stands does not change
-what it is.  As in train.py everything random in step k comes from a stream of (seed, k), and `train_classifier` is
+what it is.  A noisy classifier is shown x_t at all t instead, and nothing is displaced: its gradient, which leads the
+sampler (classifier guidance), is to be that of p(y | x_t) for the data as they are.
+
+As in train.py everything random in step k comes from a stream of (seed, k), and `train_classifier` is
 a generator; it is a run of minutes, so there is nothing to resume.
 
     share read as the label asked for = mean over images of [argmax_k p(k | image) = label]
@@ -11,7 +14,7 @@ its label or draws no digit at all.  Read next: ../demos/train_classifier.py and
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,15 +22,17 @@ from typing import Any
 import numpy as np
 
 from tinydiff import checkpoint, ops
-from tinydiff.autograd import Tensor, no_grad
-from tinydiff.backend import default_rng, precision, to_numpy
+from tinydiff.autograd import Tensor, enable_grad, no_grad
+from tinydiff.backend import default_rng, precision, to_numpy, xp
 from tinydiff.data import Dataset, epoch_indices
+from tinydiff.diffusion import Schedule
 from tinydiff.generate import load_network
 from tinydiff.nn import Module
 from tinydiff.nn.classifier import Classifier, cross_entropy
 from tinydiff.optim import Adam, clip_grad_norm, learning_rate
 from tinydiff.parallel import Batch, Workers
-from tinydiff.train import TrainingError, out_of_memory
+from tinydiff.train import TrainConfig, TrainingError, out_of_memory
+from tinydiff.train import draw_batch as draw_diffusion_batch
 
 MAX_SHIFT = 2  # pixels
 SLICE = 250  # images that a worker reads at a time
@@ -64,21 +69,34 @@ def draw_batch(dataset: Dataset, config: ClassifierConfig, step: int) -> Batch:
     return {"x": shift(images, dy, dx), "labels": labels}
 
 
+def draw_noisy_batch(schedule: Schedule, dataset: Dataset, config: ClassifierConfig, step: int) -> Batch:
+    """The same for a noisy classifier: x is x_t ~ q(x_t | x_0), t (B,) uniform in 1..T; labels (B,)."""
+    as_in_diffusion = TrainConfig(batch_size=config.batch_size, seed=config.seed, label_drop=0.0)
+    batch = draw_diffusion_batch(dataset, schedule, as_in_diffusion, len(dataset.classes), step)
+    return {"x": batch["x_t"], "t": batch["t"], "labels": batch["labels"]}
+
+
 def cross_entropy_losses(model: Module, batch: Batch, rng: np.random.Generator) -> Tensor:
-    """-log p(label | x) for each example of a batch (N,)."""
-    return cross_entropy(model(batch["x"]), batch["labels"])
+    """-log p(label | x), or -log p(label | x_t) where the batch has a t, for each example (N,)."""
+    return cross_entropy(model(batch["x"], batch.get("t")), batch["labels"])
 
 
-def train_classifier(workers: Workers, dataset: Dataset, config: ClassifierConfig) -> Iterator[float]:
+def train_classifier(
+    workers: Workers,
+    dataset: Dataset,
+    config: ClassifierConfig,
+    draw: Callable[[Dataset, ClassifierConfig, int], Batch] = draw_batch,
+) -> Iterator[float]:
     """Train the workers' network, yielding the mean loss of each step's batch.
 
+    draw: draw_batch, or draw_noisy_batch with its schedule filled in.
     Raises TrainingError, before that step's update, if the loss or its gradient is nan or infinite, or if memory does
     not suffice.
     """
     adam = Adam(workers.flat)
 
     def losses(n: int) -> np.ndarray:
-        batch = draw_batch(dataset, replace(config, batch_size=n), step)
+        batch = draw(dataset, replace(config, batch_size=n), step)
         return workers.gradients(cross_entropy_losses, batch, (config.seed, step))
 
     for step in range(config.num_steps):
@@ -93,9 +111,36 @@ def train_classifier(workers: Workers, dataset: Dataset, config: ClassifierConfi
         yield loss
 
 
-def read(workers: Workers, images: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield p(k | image), (n, num_classes) for each slice of n <= SLICE images in order; images (N, H, W, C)."""
-    return workers.map(_read_slice, [images[i : i + SLICE] for i in range(0, len(images), SLICE)])
+def read(workers: Workers, images: np.ndarray, t: np.ndarray | None = None) -> Iterator[np.ndarray]:
+    """Yield p(k | image), (n, num_classes) for each slice of n <= SLICE images in order.
+
+    images: (N, H, W, C).  t: for a noisy classifier the time of each image, (N,) host integers.
+    """
+    slices = [slice(i, i + SLICE) for i in range(0, len(images), SLICE)]
+    return workers.map(_read_slice, [(images[part], None if t is None else t[part]) for part in slices])
+
+
+def class_score(model: Module, labels: Any) -> Callable[[Any, int], Any]:
+    """score_fn(x_t, t) = grad_{x_t} log p(labels | x_t), by a backward pass: what diffusion.classifier_guided asks for.
+
+    model: a noisy classifier; its parameters get no gradient.  labels: one integer or (N,).  Works inside no_grad().
+    """
+    parameters = model.parameters()
+
+    def score_fn(x_t: Any, t: int) -> Any:
+        x = Tensor(x_t, requires_grad=True)
+        for p in parameters:
+            p.requires_grad = False  # nothing is then computed for them, only what leads to x_t
+        try:
+            with enable_grad():
+                losses = cross_entropy(model(x, t), labels)
+        finally:
+            for p in parameters:
+                p.requires_grad = True
+        losses.backward(xp.full(losses.shape, -1, losses.dtype))  # row by row: no image enters another's loss
+        return x.grad
+
+    return score_fn
 
 
 def misread_rows(
@@ -125,12 +170,23 @@ def build_classifier(config: dict[str, Any], seed: int) -> Classifier:
 
 
 def save_classifier(
-    path: Path, workers: Workers, config: ClassifierConfig, dataset: Dataset, test: Dataset, errors: int
+    path: Path,
+    workers: Workers,
+    config: ClassifierConfig,
+    dataset: Dataset,
+    test: Dataset,
+    errors: int,
+    schedule: Schedule | None = None,
 ) -> None:
-    """Write the weights and where they come from, atomically; errors: how many of `test` they misread."""
+    """Write the weights and where they come from, atomically; errors: how many of `test` they misread.
+
+    schedule: of a noisy classifier, which is a checkpoint of another kind, so that no one reads clean pictures with it.
+    """
     arrays = {f"weights/{name}": a for name, a in workers.model.state_dict().items()}
+    if schedule is not None:
+        arrays["schedule/beta"] = schedule.beta
     meta = {
-        "kind": "classifier",
+        "kind": "classifier" if schedule is None else "noisy classifier",
         "model": workers.model.config,
         "train": asdict(config),
         "precision": precision(),
@@ -155,6 +211,12 @@ def load_classifier(path: Path, num_workers: int) -> tuple[Workers, dict[str, An
     return workers, meta
 
 
-def _read_slice(model: Module, images: np.ndarray) -> np.ndarray:
+def load_noisy_classifier(path: Path) -> tuple[Module, Schedule]:
+    """A saved noisy classifier, and the schedule of the noise that it knows; CheckpointError as in load_classifier."""
+    workers, arrays, _ = load_network(path, "noisy classifier", "weights/", build_classifier, 1)
+    return workers.model, Schedule(arrays["schedule/beta"])
+
+
+def _read_slice(model: Module, job: tuple[np.ndarray, np.ndarray | None]) -> np.ndarray:
     with no_grad():
-        return to_numpy(ops.softmax(model(images)))
+        return to_numpy(ops.softmax(model(*job)))

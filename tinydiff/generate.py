@@ -18,6 +18,7 @@ from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, default_rng, standard_normal, to_numpy
 from tinydiff.checkpoint import CheckpointError
 from tinydiff.diffusion import Schedule, classifier_free, ddim_step, ddpm_step, sample, timestep_pairs, unconditional
+from tinydiff.diffusion.guidance import EpsFn
 from tinydiff.nn import Module, UNet
 from tinydiff.parallel import Workers
 
@@ -26,13 +27,18 @@ DDIM = partial(ddim_step, clip=True)
 SLICE = 20  # images; with guidance the network sees twice as many at once
 
 
+def by_label(model: Any, labels: Sequence[int], scale: float) -> EpsFn:
+    """Classifier-free guidance, or none for a network without classes."""
+    return unconditional(model) if model.num_classes is None else classifier_free(model, labels, scale)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How images are drawn, whatever their labels and noise.
 
     step: ddpm_step or ddim_step, its options filled in but not its schedule.  num_steps: of 1..T.
-    scale: of classifier-free guidance, 0 = unconditional, 1 = conditional.  keep: how many moments of the trajectory to
-    return, evenly spread over its steps, the last one the final image.
+    scale: of guidance, 0 = unconditional, 1 = conditional.  keep: how many moments of the trajectory to return, evenly
+    spread over its steps, the last one the final image.  guide(model, labels, scale) -> eps_fn.
     """
 
     schedule: Schedule
@@ -41,6 +47,7 @@ class Recipe:
     num_steps: int = 50
     scale: float = 2.0
     keep: int = 1
+    guide: Callable = by_label
 
     def __post_init__(self) -> None:
         if self.num_steps > self.schedule.T:
@@ -106,7 +113,7 @@ def _draw_slice(recipe: Recipe, model: UNet, job: tuple[Sequence[int], tuple[int
     labels, name = job
     rng = default_rng("slice", *name)
     x_T = standard_normal(rng, (len(labels), *recipe.image_shape))
-    eps_fn = unconditional(model) if model.num_classes is None else classifier_free(model, labels, recipe.scale)
+    eps_fn = recipe.guide(model, labels, recipe.scale)
     steps = sample(
         partial(recipe.step, recipe.schedule), eps_fn, timestep_pairs(recipe.schedule.T, recipe.num_steps), x_T, rng
     )

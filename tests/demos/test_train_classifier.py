@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from tinydiff.backend import backend_name
-from tinydiff.classify import load_classifier, read
+from tinydiff.backend import backend_name, to_numpy
+from tinydiff.classify import load_classifier, load_noisy_classifier, read
 from tinydiff.data import load
+from tinydiff.diffusion import Schedule
 
 pytestmark = pytest.mark.program
 
@@ -35,6 +36,23 @@ def test_the_saved_network_misreads_as_many_test_digits_as_the_demo_says(demo, t
     assert re.search(rf"{errors} of 30 misread, {100 - errors / 0.3:.2f}% right", capsys.readouterr().out)
     picture = imread(tmp_path / "new" / "folder" / "misread.png")[..., :3]
     assert min(picture.shape[:2]) > 80 and picture.std() > 0.05  # something is on it
+
+
+def test_a_noisy_one_is_tested_at_every_time(demo, tmp_path, capsys):
+    """--noisy: each test digit at its own t; the shares by t add up to the share in all; its noise is in the file."""
+    errors = demo.main(backend=backend_name(), out=tmp_path, noisy=True, **SMALLEST)
+    model, schedule = load_noisy_classifier(tmp_path / "checkpoint.npz")
+    assert np.array_equal(schedule.beta, Schedule.linear().beta)
+    images, labels = load("glyphs", "test", num=30).batch(np.arange(30))
+    x_t, t = demo.noised(schedule, images, 0)
+    assert errors == (to_numpy(model(x_t, t)).argmax(1) != labels).sum()
+    rows = re.findall(r"t in +(\d+)\.\. *(\d+): +([\d.]+)% of (\d+)", capsys.readouterr().out)
+    assert sum(int(n) for *_, n in rows) == 30 and (int(rows[0][0]), int(rows[-1][1])) == (1, 1000)
+    assert sum(float(share) / 100 * int(n) for *_, share, n in rows) == pytest.approx(
+        30 - errors, abs=0.1
+    )  # 0.1% of 30
+    for low, high, _, n in rows:
+        assert ((t >= int(low)) & (t <= int(high))).sum() == int(n)
 
 
 def test_options_reach_main(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Classifier-free guidance: around a stand-in model with known rows, and around exact denoisers of Gaussian classes."""
+"""Guidance of both kinds: around a stand-in model with known rows, and around exact denoisers of Gaussian classes."""
 
 from functools import partial
 
@@ -6,10 +6,21 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ideal import gaussian_eps_fn, push_gaussian
+from ideal import PLACES, WEIGHTS, gaussian_eps_fn, mixture_eps_fn, mixture_score_fn, push_gaussian
 
 from tinydiff.backend import asarray, default_rng, standard_normal, to_numpy, xp
-from tinydiff.diffusion import classifier_free, ddim_step, ddpm_step, sample, timestep_pairs, unconditional
+from tinydiff.diffusion import (
+    classifier_free,
+    classifier_guided,
+    ddim_step,
+    ddpm_step,
+    rescaled,
+    sample,
+    timestep_pairs,
+    unconditional,
+    within,
+    x_0_from_eps,
+)
 
 pytestmark = pytest.mark.sampler
 
@@ -227,6 +238,166 @@ def test_between_gaussians_of_one_mean_guidance_narrows_as_its_differential_equa
     assert 2 * many - few == pytest.approx(std, rel=0.01)
 
 
+# -------------------------------------------------------------------------------------------------- classifier guidance
+# Five Gaussian classes, N(PLACES[k], 0.3 I) with probability WEIGHTS[k]: the exact eps_hat without a label, and the
+# exact gradient of log p(label | x_t), from tests/ideal.py.
+
+
+VAR = 0.3
+classes = st.lists(st.integers(0, 4), min_size=1, max_size=5)
+
+
+def of_classes(schedule, labels):
+    """(eps_fn of all classes, eps_fn of row n's own class, score_fn of it)."""
+    own = [gaussian_eps_fn(schedule, PLACES[k], VAR * np.eye(2)) for k in labels]
+
+    def conditional(x_t, t):
+        return xp.concatenate([eps_fn(x_t[n : n + 1], t) for n, eps_fn in enumerate(own)])
+
+    everything = mixture_eps_fn(schedule, WEIGHTS, PLACES, VAR)
+    return everything, conditional, mixture_score_fn(schedule, WEIGHTS, PLACES, VAR, labels)
+
+
+@given(classes, st.integers(1, 1000), st.integers(0, 999))
+def test_with_the_exact_classifier_scale_1_is_bayes_rule(linear, labels, t, seed):
+    """grad log p(x_t | y) = grad log p(x_t) + grad log p(y | x_t): together they are the conditional."""
+    everything, conditional, score_fn = of_classes(linear, labels)
+    x_t = normal(seed, len(labels), 2)
+    guided = classifier_guided(linear, everything, score_fn, 1)(x_t, t)
+    np.testing.assert_allclose(to_numpy(guided), to_numpy(conditional(x_t, t)), rtol=0, atol=1e-12)  # float64, size 1
+
+
+@given(classes, st.floats(-2, 8), st.integers(1, 1000), st.integers(0, 999))
+def test_both_kinds_of_guidance_are_one_where_all_is_exact(linear, labels, scale, t, seed):
+    """eps_u + scale (eps_c - eps_u) by classifier; and around the conditional, scale counts from 1 (section 4.2)."""
+    everything, conditional, score_fn = of_classes(linear, labels)
+    x_t = normal(seed, len(labels), 2)
+    eps_u, eps_c = everything(x_t, t), conditional(x_t, t)
+    expected = to_numpy(eps_u + scale * (eps_c - eps_u))
+    for eps_fn, w in ((everything, scale), (conditional, scale - 1)):
+        guided = to_numpy(classifier_guided(linear, eps_fn, score_fn, w)(x_t, t))
+        np.testing.assert_allclose(guided, expected, rtol=0, atol=1e-11)  # 8 times numbers of size 1, float64
+
+
+@given(classes, st.floats(-2, 8), st.integers(1, 1000), st.integers(0, 999))
+def test_the_guided_x_0_hat_is_a_closed_form_for_gaussian_classes(linear, labels, scale, t, seed):
+    """E[x_0 | x_t, y] of each class is x_t's own, and the classes' means mix: with r the classes' probabilities at x_t,
+
+    x_0_hat = ((1 - alpha_bar) m + sqrt(alpha_bar) v x_t)/S,   m = scale m_y + (1 - scale) sum_k r_k m_k
+    """
+    everything, _, score_fn = of_classes(linear, labels)
+    x_t, a = normal(seed, len(labels), 2), float(linear.alpha_bar[t])
+    x = to_numpy(x_t)
+    density = WEIGHTS * np.exp(-((x[:, None] - a**0.5 * PLACES) ** 2).sum(2) / (2 * (a * VAR + 1 - a)))
+    mixed = density / density.sum(1, keepdims=True) @ PLACES
+    m = scale * PLACES[labels] + (1 - scale) * mixed
+    expected = ((1 - a) * m + a**0.5 * VAR * x) / (a * VAR + 1 - a)
+    eps_hat = classifier_guided(linear, everything, score_fn, scale)(x_t, t)
+    # x_0_hat divides by sqrt(alpha_bar_T) = 6e-3
+    np.testing.assert_allclose(to_numpy(x_0_from_eps(linear, x_t, t, eps_hat)), expected, rtol=0, atol=1e-9)
+
+
+@given(classes, st.floats(-2, 8), st.integers(2, 1000), st.integers(0, 999))
+def test_the_mean_of_a_step_moves_by_its_noise_along_the_gradient(linear, labels, scale, t, seed):
+    """DDPM's mean is mu + scale beta_t/sqrt(alpha_t) grad log p(y | x_t): algorithm 1's mu + scale Sigma grad, to
+    first order in beta_t."""
+    everything, _, score_fn = of_classes(linear, labels)
+    x_t, none = normal(seed, len(labels), 2), xp.zeros((len(labels), 2))
+    plain, _ = ddpm_step(linear, x_t, everything(x_t, t), t, t - 1, none)
+    guided, _ = ddpm_step(linear, x_t, classifier_guided(linear, everything, score_fn, scale)(x_t, t), t, t - 1, none)
+    moved = scale * linear.beta[t] / linear.alpha[t] ** 0.5 * to_numpy(score_fn(x_t, t))
+    np.testing.assert_allclose(to_numpy(guided - plain), moved, rtol=0, atol=1e-12)  # float64
+
+
+def test_at_scale_0_the_classifier_is_not_asked(linear):
+    """eps_fn itself, and no gradient is computed for nothing."""
+    assert classifier_guided(linear, eps_fn := unconditional(Model()), None, 0.0) is eps_fn
+
+
+def test_what_is_no_gradient_of_x_t_is_refused(linear):
+    """Another shape or dtype than that of x_t would be broadcast, or turn float32 into float64."""
+    x_t = normal(0, 2, 4, dtype="float32")
+    for wrong in (x_t[:1], x_t.astype("float64")):
+        with pytest.raises(ValueError, match=r"score_fn\(x_t, t\) must be float32 \(2, 4\) like x_t, got"):
+            classifier_guided(linear, unconditional(Model()), lambda x_t, t: wrong, 1.0)(x_t, 5)  # noqa: B023
+    guided = classifier_guided(linear, unconditional(Model()), lambda x_t, t: x_t, np.float64(1.5))(x_t, 5)
+    assert guided.dtype == "float32"
+
+
+# ------------------------------------------------------------------------------------------------ interval and contrast
+
+
+@given(st.integers(0, 1000), st.integers(0, 1000), st.integers(1, 1000))
+def test_an_interval_holds_its_upper_end_and_not_its_lower(a, b, t):
+    """(t_low, t_high]: empty is all outside, (0, T] all inside, and two that meet share no time."""
+    (low, high), x_t = sorted((a, b)), normal(0, 2, 3)
+    inside, outside = (lambda x, t: x + t), (lambda x, t: x - t)
+    assert_same(
+        within(low, high, inside, outside)(x_t, t), (inside if t in range(low + 1, high + 1) else outside)(x_t, t)
+    )
+    assert_same(within(low, low, inside, outside)(x_t, t), outside(x_t, t))
+    assert_same(within(0, 1000, inside, outside)(x_t, t), inside(x_t, t))
+
+
+@pytest.mark.parametrize("low, high", [(5, 4), (-1, 4)])
+def test_an_interval_that_is_none_is_refused(low, high):
+    """0 <= t_low <= t_high."""
+    with pytest.raises(ValueError, match=f"got t_low = {low} and t_high = {high}"):
+        within(low, high, None, None)
+
+
+def std_of_x_0_hat(schedule, x_t, t, eps):
+    return to_numpy(x_0_from_eps(schedule, x_t, t, eps)).reshape(len(x_t), -1).std(1)
+
+
+@given(st.floats(0, 1), st.integers(1, 1000), st.integers(0, 999))
+def test_the_contrast_after_rescaling_lies_phi_of_the_way(linear, phi, t, seed):
+    """std(x_0_hat') = phi std(x_0_c) + (1 - phi) std(x_0_hat) image by image; and x_0_hat' is a multiple of x_0_hat."""
+    x_t, eps_hat, eps_c = (normal(seed + k, 3, 4, 4, 1) for k in (0, 1000, 2000))
+    after = rescaled(linear, phi, x_t, t, eps_hat, eps_c)
+    before, wanted = (std_of_x_0_hat(linear, x_t, t, eps) for eps in (eps_hat, eps_c))
+    stds = std_of_x_0_hat(linear, x_t, t, after)
+    np.testing.assert_allclose(stds, phi * wanted + (1 - phi) * before, rtol=1e-9)  # float64 over sqrt(alpha_bar_T)
+    x_0, x_0_after = (to_numpy(x_0_from_eps(linear, x_t, t, eps)) for eps in (eps_hat, after))
+    ratio = (stds / before).reshape(3, 1, 1, 1)
+    np.testing.assert_allclose(x_0_after, ratio * x_0, rtol=0, atol=1e-8)  # x_0_hat is up to 500 here
+
+
+@given(st.integers(1, 1000), st.integers(0, 999))
+def test_rescaling_by_phi_0_changes_nothing_and_by_1_gives_the_conditionals_contrast(linear, t, seed):
+    """The ends of the blend (Lin et al. 2023, eq. 15 is phi = 1), through classifier_free, in float32."""
+    model, labels, x_t = Model(), [3, 4], normal(seed, 2, 5, 5, 1, dtype="float32")
+    plain = classifier_free(model, labels, 4.0)(x_t, t)
+    nothing = classifier_free(model, labels, 4.0, partial(rescaled, linear, 0.0))(x_t, t)
+    np.testing.assert_allclose(to_numpy(nothing), to_numpy(plain), rtol=1e-5, atol=1e-4)  # there and back, of size 100
+    full = classifier_free(model, labels, 4.0, partial(rescaled, linear, 1.0))(x_t, t)
+    assert full.dtype == "float32"
+    wanted = std_of_x_0_hat(linear, x_t, t, classifier_free(model, labels, 1)(x_t, t))
+    np.testing.assert_allclose(std_of_x_0_hat(linear, x_t, t, full), wanted, rtol=1e-3)  # float32 over 6e-3
+
+
+def test_rescaling_leaves_the_conditional_and_the_flat_image_as_they_are(linear):
+    """At scale 1 there is nothing to correct; an image without contrast has none to scale, and stays finite."""
+    x_t = normal(0, 2, 3, 3, 1)
+    assert_same(
+        classifier_free(Model(), 4, 1, partial(rescaled, linear, 1.0))(x_t, 5), classifier_free(Model(), 4, 1)(x_t, 5)
+    )
+    flat = xp.zeros_like(x_t)
+    assert_same(rescaled(linear, 1.0, flat, 500, flat, x_t), flat)
+
+
+def test_a_correction_is_asked_at_scale_0_too(linear):
+    """The unconditional answer is one of the guided ones: it is corrected by the conditional's like any other."""
+    x_t, labels = normal(0, 2, 4), [3, 4]
+    model, heard = Model(), []
+    eps_hat = classifier_free(model, labels, 0, lambda *arguments: heard.append(arguments) or arguments[2] * 2)(x_t, 7)
+    ((x, t, eps_u, eps_c),) = heard
+    assert x is x_t and t == 7
+    assert_same(eps_u, model(x_t, 7, NO_LABEL))
+    assert_same(eps_c, model(x_t, 7, labels))
+    assert_same(eps_hat, 2 * eps_u)
+
+
 # -------------------------------------------------------------------------------------------------------- bad arguments
 
 
@@ -249,6 +420,10 @@ def test_a_scale_that_is_no_number_is_refused(scale):
     """scale is finite."""
     with pytest.raises(ValueError, match="scale must be finite, got"):
         classifier_free(Model(), 3, scale)
+    with pytest.raises(ValueError, match="scale must be finite, got"):
+        classifier_guided(None, None, None, scale)
+    with pytest.raises(ValueError, match="phi must be finite, got"):
+        rescaled(None, scale, xp.zeros((1, 2)), 1, None, None)
 
 
 def test_a_model_without_classes_is_refused():

@@ -12,6 +12,7 @@ from tinydiff.autograd import Tensor
 from tinydiff.backend import asarray, default_rng, to_numpy
 from tinydiff.data import load
 from tinydiff.nn.classifier import Classifier, cross_entropy
+from tinydiff.nn.unet import time_code
 from tinydiff.optim import Adam
 
 pytestmark = pytest.mark.network
@@ -75,6 +76,58 @@ def test_a_gradient_reaches_every_parameter(rng):
     logits.backward(asarray(rng.standard_normal(logits.shape, dtype="float32")))
     for name, p in model.named_parameters():
         assert p.grad is not None and float(abs(p.grad).max()) > 1e-6, name
+
+
+def test_the_logits_are_linear_in_the_features(rng):
+    """logits = features w + b: the features, (N, channels[-1]), are all that the answer hangs on."""
+    model = randomised(SMALL, rng)
+    x = asarray(rng.standard_normal((3, 9, 8, 1), dtype="float32"))
+    features = model.features(x)
+    assert features.shape == (3, 8) and features.dtype == "float32"
+    expected = to_numpy(features) @ to_numpy(model.out.w) + to_numpy(model.out.b)
+    np.testing.assert_allclose(to_numpy(model(x)), expected, atol=1e-5)  # float32 sums of 8 numbers of size 1
+
+
+@given(seeds, st.integers(1, 4))
+def test_each_pictures_own_time_is_a_bias_of_its_first_maps(seed, n):
+    """model(x, t) row by row is the clean network whose first bias is b + time_code(t) w + b_time."""
+    rng = default_rng(seed)
+    model = randomised({**SMALL, "time": True}, rng)
+    x, t = rng.standard_normal((n, 9, 7, 1), dtype="float32"), rng.integers(0, 1001, n)
+    state = model.state_dict()
+    w, b = state.pop("time.w"), state.pop("time.b")
+    clean = Classifier(**SMALL, rng=rng)
+    for row, k in enumerate(t.tolist()):
+        bias = to_numpy(time_code([k], 128))[0] @ w + b
+        clean.load_state_dict({**state, "convs.0.b": state["convs.0.b"] + bias})
+        alone = to_numpy(clean(asarray(x[row : row + 1])))[0]
+        # 1e-3: as above, float32 divided by a small deviation
+        np.testing.assert_allclose(to_numpy(model(asarray(x), t))[row], alone, atol=1e-3)
+    assert np.abs(to_numpy(model(asarray(x), 1)) - to_numpy(model(asarray(x), 900))).max() > 1e-3  # t does matter
+
+
+def test_a_gradient_reaches_the_times_parameters(rng):
+    """With time=True two more parameters, trained like the others; the rest start as without."""
+    model, clean = (Classifier(**SMALL, time=time, rng=default_rng(3)) for time in (True, False))
+    assert model.state_dict().keys() - clean.state_dict().keys() == {"time.w", "time.b"}
+    for name, p in clean.state_dict().items():
+        assert np.array_equal(p, model.state_dict()[name]), name
+    logits = model(asarray(rng.standard_normal((4, 8, 8, 1), dtype="float32")), [1, 10, 100, 1000])
+    logits.backward(asarray(rng.standard_normal(logits.shape, dtype="float32")))
+    for name, p in model.named_parameters():
+        assert p.grad is not None and float(abs(p.grad).max()) > 1e-6, name
+
+
+def test_a_time_where_none_belongs_and_none_where_one_does_are_refused(rng):
+    """The clean classifier has no use for t, and the noisy one does not guess it; a t out of range is named."""
+    x = np.zeros((2, 8, 8, 1), "float32")
+    with pytest.raises(ValueError, match="t must be None for a classifier with time=False and a time otherwise, got 3"):
+        Classifier(**SMALL, rng=rng)(x, 3)
+    noisy = Classifier(**SMALL, time=True, rng=rng)
+    with pytest.raises(ValueError, match="a time otherwise, got None"):
+        noisy(x)
+    with pytest.raises(ValueError, match=r"t must lie in 0\.\..*, got -1"):
+        noisy(x, [3, -1])
 
 
 @given(seeds, st.integers(2, 12))

@@ -14,7 +14,7 @@ from tinydiff.diffusion.gaussian import (
     x_0_from_eps,
     x_0_from_v,
 )
-from tinydiff.diffusion.guidance import classifier_free, unconditional
+from tinydiff.diffusion.guidance import classifier_free, classifier_guided, rescaled, unconditional, within
 from tinydiff.diffusion.likelihood import (
     bound_term,
     discretized_log_prob,
@@ -32,6 +32,7 @@ __all__ = [
     "ScheduleWarning",
     "bound_term",
     "classifier_free",
+    "classifier_guided",
     "ddim_step",
     "ddpm_step",
     "discretized_log_prob",
@@ -43,12 +44,14 @@ __all__ = [
     "q_sample",
     "q_x_s_given_x_t_x_0",
     "q_x_t_given_x_s",
+    "rescaled",
     "sample",
     "sampled_bound",
     "timestep_pairs",
     "unconditional",
     "v_from_x_0_eps",
     "variational_bound",
+    "within",
     "x_0_from_eps",
     "x_0_from_v",
 ]

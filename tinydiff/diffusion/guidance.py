@@ -1,8 +1,10 @@
-"""A network becomes eps_fn(x_t, t): with no label, or led towards one by classifier-free guidance.
+"""A network becomes eps_fn(x_t, t): with no label, or led towards one, by itself or by a classifier.
 
-    eps_hat = eps_u + scale (eps_c - eps_u)            Ho & Salimans 2022, eq. 6, where scale is 1 + w
+    eps_hat = eps_u + scale (eps_c - eps_u)                                  Ho & Salimans 2022, eq. 6, scale is 1 + w
+    eps_hat = eps - scale sqrt(1 - alpha_bar_t) grad log p(y | x_t)          Dhariwal & Nichol 2021, eq. 14
 
 scale 0 is unconditional, 1 is conditional, and more than 1 goes past the label's own mean away from the crowd's.
+By Bayes' rule the two are one, eps_c - eps_u = -sqrt(1 - alpha_bar_t) grad log p(y | x_t), where all are exact.
 The samplers never hear of labels: guidance is a function around a function.
 
 A model is called as model(x_t, t, labels) and may return an array or anything that keeps one in .data (a Tensor).  Its
@@ -15,6 +17,8 @@ from collections.abc import Callable
 from typing import Any
 
 from tinydiff.backend import asarray, host_integers, xp
+from tinydiff.diffusion.gaussian import check_alike, eps_from_x_0, per_row, x_0_from_eps
+from tinydiff.diffusion.schedule import Schedule
 
 EpsFn = Callable[[Any, int], Any]
 
@@ -24,33 +28,87 @@ def unconditional(model: Any) -> EpsFn:
     return lambda x_t, t: asarray(model(x_t, t, model.num_classes))
 
 
-def classifier_free(model: Any, labels: Any, scale: float) -> EpsFn:
+def classifier_free(
+    model: Any, labels: Any, scale: float, correct: Callable[[Any, int, Any, Any], Any] | None = None
+) -> EpsFn:
     """eps_fn led towards labels: 0 = unconditional, 1 = conditional (Ho & Salimans 2022, eq. 6).
 
         eps_hat = eps_u + scale (eps_c - eps_u)
 
     labels: one integer or (N,) host integers in 0..num_classes, else ValueError.  scale: any finite number.
+    correct: None, or correct(x_t, t, eps_hat, eps_c) that gives the eps_hat to return, such as `rescaled`.
     At scale 0 and 1 the model runs once on N images, otherwise once on 2N: one call has half the launches of two,
     and without gradients the memory of a double batch is small.
     """
     if model.num_classes is None:
         raise ValueError("classifier_free needs a model with classes, got one whose num_classes is None")
-    if not math.isfinite(scale):
-        raise ValueError(f"scale must be finite, got {scale}")
     no_label = model.num_classes
     labels = host_integers("labels", labels, 0, no_label)
-    scale = float(scale)  # a NumPy scalar would turn float32 into float64
+    scale = _finite("scale", scale)
 
     def eps_fn(x_t: Any, t: int) -> Any:
         n = len(x_t)
         row_labels = host_integers("labels", labels, 0, no_label, n)
-        if scale == 0:
+        if scale == 0 and correct is None:
             return unconditional(model)(x_t, t)
         if scale == 1:
             return asarray(model(x_t, t, row_labels))
         both = host_integers("labels", [no_label] * n + row_labels.tolist(), 0, no_label)
         eps = asarray(model(xp.concatenate([x_t, x_t]), t, both))
         eps_u, eps_c = eps[:n], eps[n:]
-        return eps_u + scale * (eps_c - eps_u)
+        eps_hat = eps_u + scale * (eps_c - eps_u)
+        return eps_hat if correct is None else correct(x_t, t, eps_hat, eps_c)
 
     return eps_fn
+
+
+def rescaled(schedule: Schedule, phi: float, x_t: Any, t: int, eps_hat: Any, eps_c: Any) -> Any:
+    """eps_hat whose x_0_hat is about as contrasty as the conditional's (Lin et al. 2023, eq. 15-16).
+
+        x_0_hat' = x_0_hat (phi std(x_0_c)/std(x_0_hat) + 1 - phi),   each image's std over its own pixels
+
+    phi: 0 changes nothing, 1 gives the conditional's std.  The paper's network predicts v, which is -x_0 where it
+    matters, in noise; there eps_hat is nearly x_t, and changing its std by 1% would leave that 1% of x_t as the image.
+    x_t, eps_hat, eps_c: (N, ...) of one dtype.  t in 1..T.  An image without any contrast stays as it is.
+    """
+    phi, axes = _finite("phi", phi), tuple(range(1, x_t.ndim))
+    x_0_hat, x_0_c = (x_0_from_eps(schedule, x_t, t, eps) for eps in (eps_hat, eps_c))
+    std, std_c = (x_0.std(axes, keepdims=True) for x_0 in (x_0_hat, x_0_c))
+    ratio = std_c / xp.where(std > 0, std, 1)
+    return eps_from_x_0(schedule, x_t, t, x_0_hat * (1 + phi * (ratio - 1)))
+
+
+def within(t_low: int, t_high: int, inside: EpsFn, outside: EpsFn) -> EpsFn:
+    """eps_fn that is `inside` for t_low < t <= t_high, and `outside` at other times (Kynkaanniemi et al. 2024).
+
+    For guidance where it helps only: in much noise it narrows what can be drawn, in little it has nothing to decide.
+    0 <= t_low <= t_high, else ValueError.
+    """
+    if not 0 <= t_low <= t_high:
+        raise ValueError(f"0 <= t_low <= t_high must hold, got t_low = {t_low} and t_high = {t_high}")
+    return lambda x_t, t: inside(x_t, t) if t_low < t <= t_high else outside(x_t, t)
+
+
+def classifier_guided(schedule: Schedule, eps_fn: EpsFn, score_fn: EpsFn, scale: float) -> EpsFn:
+    """eps_fn, unconditional or not, led to where a classifier sees its label (Dhariwal & Nichol 2021, eq. 14).
+
+        eps_hat = eps_fn(x_t, t) - scale sqrt(1 - alpha_bar_t) score_fn(x_t, t)
+
+    score_fn(x_t, t) -> grad_{x_t} log p(y | x_t), like x_t, of a classifier that knows noise, such as
+    classify.class_score.  scale: any finite number; at 0 the classifier is not asked.
+    """
+    scale = _finite("scale", scale)
+
+    def guided(x_t: Any, t: int) -> Any:
+        score = score_fn(x_t, t)
+        check_alike("score_fn(x_t, t)", score, "x_t", x_t)
+        return eps_fn(x_t, t) - per_row(scale * schedule.one_minus_alpha_bar[t] ** 0.5, x_t) * score
+
+    return guided if scale else eps_fn
+
+
+def _finite(name: str, value: float) -> float:
+    """A Python float, because a NumPy scalar would turn float32 into float64."""
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+    return float(value)

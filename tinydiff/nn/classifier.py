@@ -6,7 +6,8 @@
     cross_entropy(logits, labels) = -log probability of the right class, which training makes small
 
 It judges generated digits and is trained by the engine that makes them.  Halving the resolution before anything else
-is what makes it fast, and at the last level each place sees the whole picture.  Read next: ../classify.py.
+is what makes it fast, and at the last level each place sees the whole picture.  With time=True it reads noised pictures
+for classifier guidance, logits = model(x_t, t): t is a bias of the first maps.  Read next: ../classify.py.
 """
 
 from typing import Any
@@ -16,6 +17,7 @@ from tinydiff.autograd import Tensor
 from tinydiff.backend import asarray, host_integers, xp
 from tinydiff.nn.layers import Conv2d, GroupNorm, Linear
 from tinydiff.nn.module import Module
+from tinydiff.nn.unet import TIME_FEATURES, time_code
 
 
 class Classifier(Module):
@@ -24,6 +26,7 @@ class Classifier(Module):
     x: (N, H, W, in_channels) array or Tensor, else ValueError; H and W of any size.
     channels: one entry a level, the level's channels, each divisible by num_groups, else ValueError; each level has
     half the resolution of the one before, rounded up, and the first half that of x.
+    time: whether it is called as model(x, t), t an integer or (N,) host integers, t >= 0; ValueError for the other way.
     """
 
     def __init__(
@@ -32,6 +35,7 @@ class Classifier(Module):
         channels: tuple[int, ...] = (32, 64, 128),
         num_classes: int = 10,
         num_groups: int = 4,
+        time: bool = False,
         *,
         rng: Any,
     ):
@@ -42,6 +46,7 @@ class Classifier(Module):
             "channels": list(channels),
             "num_classes": num_classes,
             "num_groups": num_groups,
+            "time": time,
         }
         self.in_channels, self.num_classes = in_channels, num_classes
         self.convs: list[Module] = []
@@ -53,14 +58,25 @@ class Classifier(Module):
                 self.norms.append(GroupNorm(num_groups, width, silu=True))
                 c = width
         self.out = Linear(c, num_classes, rng=rng)
+        self.time = Linear(TIME_FEATURES, channels[0], rng=rng) if time else None
 
-    def forward(self, x: Any) -> Tensor:
+    def forward(self, x: Any, t: Any = None) -> Tensor:
+        return self.out(self.features(x, t))
+
+    def features(self, x: Any, t: Any = None) -> Tensor:
+        """What the last layer reads: the mean over pixels of each map, (N, H, W, in_channels) -> (N, channels[-1])."""
         h = x if isinstance(x, Tensor) else Tensor(asarray(x))
         if h.ndim != 4 or h.shape[3] != self.in_channels:
             raise ValueError(f"x must have shape (N, H, W, {self.in_channels}), got {h.shape}")
+        if (t is None) != (self.time is None):
+            raise ValueError(f"t must be None for a classifier with time=False and a time otherwise, got {t!r}")
+        plus: tuple[Tensor, ...] = ()
+        if self.time is not None:
+            t = host_integers("t", t, 0, 2**31, len(h))
+            plus = (self.time(Tensor(time_code(t, TIME_FEATURES, self.time.w.dtype))),)
         for conv, norm in zip(self.convs, self.norms):
-            h = norm(conv(h))
-        return self.out(ops.mean(h, axis=(1, 2)))  # (N, H, W, C) -> (N, C) -> (N, num_classes)
+            h, plus = norm(conv(h, *plus)), ()
+        return ops.mean(h, axis=(1, 2))
 
 
 def cross_entropy(logits: Tensor, labels: Any) -> Tensor:

@@ -1,0 +1,232 @@
+"""What does guidance give, and what does it take?  Scale against the digit asked for, and against diversity.
+
+    python demos/guidance.py runs/mnist/checkpoint.npz --classifier runs/classifier/checkpoint.npz \\
+        --noisy-classifier runs/noisy_classifier/checkpoint.npz
+
+Prints a table, and writes it with a picture to --out: for each method and scale, from the same noise,
+
+    asked     share of the digits that the classifier reads as the one asked for
+    spread    how different digits of one class are: the root mean square distance of their features (the classifier's,
+              before its last layer) from their class's mean, relative to that of real test digits
+    contrast  the pixels' standard deviation in an image, relative to that of real test digits
+
+free leads by the network itself, with and without a label; interval does so in the noise levels of Kynkaanniemi et al.
+2024 only, and rescaled as Lin et al. 2023 have it, both at the largest scale; classifier leads the network without any
+label by a noisy classifier (train_classifier.py --noisy).
+"""
+
+import csv
+import io
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from tinydiff import cli, plots
+from tinydiff.autograd import no_grad
+from tinydiff.backend import TinydiffError, to_numpy
+from tinydiff.checkpoint import atomic_write
+from tinydiff.classify import class_score, load_classifier, load_noisy_classifier
+from tinydiff.data import load
+from tinydiff.diffusion import classifier_free, classifier_guided, rescaled, unconditional, within
+from tinydiff.generate import Recipe, generate, load_trained
+from tinydiff.parallel import default_workers
+
+METHODS = ("free", "interval", "rescaled", "classifier")
+SIGMA = (
+    0.28,
+    2.9,
+)  # noise to signal, sqrt(1/alpha_bar - 1), of the interval, near those that Kynkaanniemi et al. 2024 use
+PHI = 0.7  # Lin et al. 2023, section 3.4
+SLICE = 250  # images that a worker reads at a time
+
+
+def main(
+    checkpoint,
+    *,
+    classifier="runs/classifier/checkpoint.npz",
+    noisy_classifier=None,
+    backend="numpy",
+    precision=None,
+    num=200,
+    scales=(0.0, 1.0, 2.0, 4.0, 8.0),
+    methods=METHODS,
+    steps=Recipe.num_steps,
+    seed=0,
+    data_dir=None,
+    out="runs/guidance",
+    workers=None,
+):
+    """Returns the table's rows: (method, scale, right, num, spread, contrast)."""
+    cli.start(backend, precision)
+    workers, out = workers or default_workers(), Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    if "classifier" in methods and noisy_classifier is None:
+        print("no --noisy-classifier given: without the method classifier")
+        methods = [name for name in methods if name != "classifier"]
+    pool, schedule, meta = load_trained(Path(checkpoint), workers)
+    with pool, load_classifier(Path(classifier), workers)[0] as judge:
+        if pool.model.num_classes is None:
+            raise TinydiffError(f"{checkpoint}: guidance needs a network with classes")
+        sigma = (1 / schedule.alpha_bar - 1) ** 0.5
+        low, high = (int((sigma <= bound).sum()) - 1 for bound in SIGMA)  # the last times at or below them
+        largest = [max(scales)]
+        plan = {"free": (classifier_free, scales), "interval": (partial(in_interval, low, high), largest)}
+        plan["rescaled"] = partial(with_contrast, schedule), largest
+        if "classifier" in methods:
+            leader = load_leader(noisy_classifier, schedule, pool.model.num_classes)
+            plan["classifier"] = partial(by_classifier, schedule, leader), [scale for scale in scales if scale != 0]
+        cells = [(name, scale, plan[name][0]) for name in METHODS if name in methods for scale in plan[name][1]]
+        test = load(meta["data"]["name"], "test", data_dir, meta["train"]["seed"])
+        images, labels = test.batch(np.arange(min(2000, len(test))) * len(test) // min(2000, len(test)))
+        _, features = look(judge, images)
+        real = spread(features, labels), contrast(images)
+        asked = np.arange(num) % pool.model.num_classes
+        rows, pictures = [], []
+        with tqdm(total=num * len(cells), unit="img", dynamic_ncols=True) as bar:
+            for name, scale, guide in cells:
+                bar.set_postfix_str(f"{name} {scale:g}", refresh=False)
+                recipe = Recipe(schedule, tuple(meta["data"]["image_shape"]), num_steps=steps, scale=scale, guide=guide)
+                parts = []
+                for frames in generate(pool, recipe, asked.tolist(), seed):
+                    parts.append(frames[-1])
+                    bar.update(len(frames[-1]))
+                images = np.clip(np.concatenate(parts), -1, 1)
+                answer, features = look(judge, images)
+                right = int((answer == asked).sum())
+                rows.append((name, scale, right, num, spread(features, asked) / real[0], contrast(images) / real[1]))
+                pictures.append(images[: pool.model.num_classes])
+    print(f"{meta['data']['name']}, {meta['step']:,} steps; {num} images a row, DDPM in {steps} steps, seed {seed}")
+    print(f"interval: {low} < t <= {high};  rescaled: phi = {PHI}")
+    print("method      scale   asked  (95% interval)      spread  contrast   of real digits' 100%")
+    for name, scale, right, _, wide, ink in rows:
+        a, b = wilson_interval(right, num)
+        print(f"{name:10}  {scale:5g}  {right / num:6.1%}  ({a:.1%} to {b:.1%}){wide:12.1%}{ink:10.1%}")
+    table = io.StringIO()
+    csv.writer(table).writerows([("method", "scale", "right", "num", "spread", "contrast"), *rows])
+    with atomic_write(out / "guidance.csv") as file:
+        file.write(table.getvalue().encode())
+    with atomic_write(out / "guidance.png") as file:
+        draw(rows, np.concatenate(pictures)).savefig(file, format="png")
+    print(f"table and picture: {out}/guidance.csv, guidance.png")
+    return rows
+
+
+# Guides: (model, labels, scale) -> eps_fn, as a Recipe carries them.
+
+
+def in_interval(low, high, model, labels, scale):
+    return within(low, high, classifier_free(model, labels, scale), classifier_free(model, labels, 1))
+
+
+def with_contrast(schedule, model, labels, scale):
+    return classifier_free(model, labels, scale, partial(rescaled, schedule, PHI))
+
+
+def by_classifier(schedule, leader, model, labels, scale):
+    return classifier_guided(schedule, unconditional(model), class_score(leader, labels), scale)
+
+
+def load_leader(path, schedule, num_classes):
+    """The noisy classifier, if it knows this schedule's noise and these classes; else TinydiffError."""
+    leader, its = load_noisy_classifier(Path(path))
+    if leader.num_classes != num_classes or not np.array_equal(its.beta, schedule.beta):
+        raise TinydiffError(f"{path}: it was trained for other classes, or for another schedule, than the checkpoint")
+    return leader
+
+
+def look(judge, images):
+    """What each image is read as (N,), and its features (N, C) before the last layer."""
+    parts = list(judge.map(look_at_slice, [images[i : i + SLICE] for i in range(0, len(images), SLICE)]))
+    return tuple(np.concatenate(part) for part in zip(*parts))
+
+
+def look_at_slice(model, images):
+    with no_grad():
+        features = model.features(images)
+        return to_numpy(model.out(features)).argmax(1), to_numpy(features)
+
+
+def spread(features, labels):
+    """Root of the mean squared distance from the class's mean, unbiased: mean over the classes that have two or more.
+
+    features (N, C), labels (N,).  nan where no class has two.
+    """
+    variances = [features[labels == k].var(0, ddof=1).sum() for k in set(labels.tolist()) if (labels == k).sum() > 1]
+    return float(np.mean(variances)) ** 0.5 if variances else float("nan")
+
+
+def contrast(images):
+    """Mean over the images (N, H, W, C) of the standard deviation of an image's pixels."""
+    return float(images.reshape(len(images), -1).std(1).mean())
+
+
+def wilson_interval(right, n, z=1.96):
+    """Where the true share lies with 95% confidence, given `right` of n (Wilson 1927)."""
+    centre, half = (right + z * z / 2) / (n + z * z), z / (n + z * z) * (right * (n - right) / n + z * z / 4) ** 0.5
+    return centre - half, centre + half
+
+
+def draw(rows, pictures):
+    """Left what guidance gives and takes, against the scale; right one digit of each class for each row."""
+    figure = Figure(figsize=(10.6, max(4.8, 0.55 * len(rows) + 0.9)), dpi=100, layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.35))
+    panels = left.subplots(3, 1, sharex=True)
+    scales = sorted({scale for _, scale, *_ in rows})
+    shares = [("read as asked", [r[2] / r[3] for r in rows]), ("spread within a class", [r[4] for r in rows])]
+    for axes, (title, values) in zip(panels, [*shares, ("contrast", [r[5] for r in rows])]):
+        for name, style in zip(METHODS, ("C0o-", "C2s", "C3D", "C1^-")):
+            points = [(scales.index(r[1]), 100 * v) for r, v in zip(rows, values) if r[0] == name]
+            if points:
+                axes.plot(*zip(*points), style, label=name, ms=6 if len(points) > 1 else 8, lw=1.6, alpha=0.85)
+        axes.axhline(100, color="0.6", lw=1, ls=":")
+        axes.set_title(
+            f"{title}, %" + (" of real digits'" if title != "read as asked" else ""), loc="left", fontsize=10
+        )
+        axes.set_xticks(range(len(scales)), [f"{scale:g}" for scale in scales])
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].legend(frameon=False, fontsize=9)
+    panels[-1].set_xlabel("guidance scale")
+    axes = right.subplots()
+    columns = len(pictures) // len(rows)
+    canvas = plots.tile(pictures, columns)
+    axes.imshow(canvas, cmap="gray", vmin=0, vmax=255)
+    height = canvas.shape[0] / len(rows)
+    labels = ["no label" if r[:2] == ("free", 0) else f"{r[0]} {r[1]:g}" for r in rows]
+    axes.set_yticks([(i + 0.5) * height for i in range(len(rows))], labels)
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_title("asked for 0 to 9, every row from the same noise", loc="left", fontsize=10)
+    return figure
+
+
+def names(text):
+    """METHODS among the comma-separated words of text, else argparse's error."""
+    if wrong := set(text.split(",")) - set(METHODS):
+        raise ValueError(f"{wrong}")
+    return text.split(",")
+
+
+def numbers(text):
+    return [cli.non_negative_float(word) for word in text.split(",")]
+
+
+if __name__ == "__main__":
+    parser = cli.parser(__doc__, main)
+    parser.add_argument("checkpoint", help="checkpoint.npz of train_mnist.py")
+    cli.add_backend(parser)
+    parser.add_argument("--classifier", help="checkpoint.npz of train_classifier.py, the judge")
+    parser.add_argument("--noisy-classifier", help="checkpoint.npz of train_classifier.py --noisy, the leader")
+    parser.add_argument("--num", type=cli.positive_int, help="images a row")
+    parser.add_argument("--scales", type=numbers, help="of guidance, such as 0,1,2")
+    parser.add_argument("--methods", type=names, help=f"some of {','.join(METHODS)}")
+    parser.add_argument("--steps", type=cli.positive_int, help="reverse steps, at most the schedule's T")
+    parser.add_argument("--seed", type=cli.non_negative_int, help="of the noise")
+    parser.add_argument("--data-dir", help="folder with the four .gz files of MNIST or Fashion-MNIST")
+    parser.add_argument("--out", metavar="DIR", help="folder for the results")
+    parser.add_argument("--workers", type=cli.positive_int, help="processes to share the work (default: all cores)")
+    cli.run(main, parser)
