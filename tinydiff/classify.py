@@ -90,6 +90,11 @@ def read(workers: Workers, images: np.ndarray) -> Iterator[np.ndarray]:
     return workers.map(_read_slice, [images[i : i + SLICE] for i in range(0, len(images), SLICE)])
 
 
+def features(workers: Workers, images: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield Classifier.features, (n, D) for each slice of n <= SLICE images in order; what metrics.py compares."""
+    return workers.map(_slice_features, [images[i : i + SLICE] for i in range(0, len(images), SLICE)])
+
+
 def misread_rows(
     images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str], columns: int = 8
 ) -> tuple[np.ndarray, list[str]]:
@@ -148,3 +153,8 @@ def load_classifier(path: Path, num_workers: int) -> tuple[Workers, dict[str, An
 def _read_slice(model: Module, images: np.ndarray) -> np.ndarray:
     with no_grad():
         return to_numpy(ops.softmax(model(images)))
+
+
+def _slice_features(model: Classifier, images: np.ndarray) -> np.ndarray:
+    with no_grad():
+        return to_numpy(model.features(images))

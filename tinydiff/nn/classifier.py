@@ -55,12 +55,16 @@ class Classifier(Module):
         self.out = Linear(c, num_classes, rng=rng)
 
     def forward(self, x: Any) -> Tensor:
+        return self.out(self.features(x))  # (N, C) -> (N, num_classes)
+
+    def features(self, x: Any) -> Tensor:
+        """What the last layer sees of x, (N, channels[-1]): two pictures of like features look alike to it."""
         h = x if isinstance(x, Tensor) else Tensor(asarray(x))
         if h.ndim != 4 or h.shape[3] != self.in_channels:
             raise ValueError(f"x must have shape (N, H, W, {self.in_channels}), got {h.shape}")
         for conv, norm in zip(self.convs, self.norms):
             h = norm(conv(h))
-        return self.out(ops.mean(h, axis=(1, 2)))  # (N, H, W, C) -> (N, C) -> (N, num_classes)
+        return ops.mean(h, axis=(1, 2))  # (N, H, W, C) -> (N, C)
 
 
 def cross_entropy(logits: Tensor, labels: Any) -> Tensor:
