@@ -1,16 +1,16 @@
 """How far a set of samples is from real data: shares with their error, and the Frechet distance of their features.
 
-    d^2 = |mu_1 - mu_2|^2 + tr(S_1 + S_2 - 2 (S_1^{1/2} S_2 S_1^{1/2})^{1/2})     Dowson & Landau 1982; Heusel et al. 2017
+    d^2 = |mu_1 - mu_2|^2 + tr(S_1 + S_2 - 2 (S_1^{1/2} S_2 S_1^{1/2})^{1/2})       Dowson & Landau 1982
 
 is the squared distance between two Gaussians in the sense of optimal transport.  Fitted to what a classifier's last
 layer sees of two sets of pictures it is small if both hold the same things, as often and as varied.  It is called FID
-where the classifier is Inception; ours reads digits, so its figures compare with each other only.
+where the classifier is Inception (Heusel et al. 2017); ours reads digits, so its figures compare with each other only.
 
-Small sets look further apart than they are.  For n rows each of one and the same N(mu, S), eigenvalues l_i of S,
+Small sets look further apart than they are.  For N and M rows of one and the same N(mu, S), eigenvalues l_i of S,
 
-    E d^2 = (2 tr S + sum_ij (1 + [i = j]) l_i l_j/(l_i + l_j))/n,   to first order in 1/n
+    E d^2 = (1/N + 1/M) (tr S + sum_ij (1 + [i = j])/2 l_i l_j/(l_i + l_j)),   to first order in 1/N and 1/M
 
-(for D equal ones (2 + (D + 1)/2)/n of tr S: 7% at D = 128 and n = 1000).  So a figure means something only beside the
+(for D equal ones, N = M = 1000, D = 128: 6.6% of tr S).  So a figure means something only beside the
 floor: real data against real data, in sets of the same size.  Read next: ../demos/sampler_showdown.py.
 """
 
@@ -22,7 +22,8 @@ import numpy as np
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """d^2 between the Gaussians fitted to the rows of a (N, D) and b (M, D), for any N, M >= 2, else ValueError.
 
-        S = F^T F,  F = (rows - mu)/sqrt(n - 1):   tr (S_a^{1/2} S_b S_a^{1/2})^{1/2} = sum of singular values of F_a F_b^T
+        S = F^T F,   F = (rows - mu)/sqrt(N - 1),
+        tr (S_a^{1/2} S_b S_a^{1/2})^{1/2} = sum of singular values of F_a F_b^T
 
     So no covariance is formed and no root is taken of one: where rows are fewer than features, S has eigenvalues 0, and
     the root of a rounding error of 1e-16 would be 1e-8.  float64.  Right to about 1e-15 (tr S_a + tr S_b).

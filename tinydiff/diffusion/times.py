@@ -44,8 +44,8 @@ def log_snr_pairs(schedule: Schedule, num_steps: int) -> Pairs:
 
         log_snr(t_i) = log_snr(T) + (log_snr(1) - log_snr(T)) (n - i)/(n - 1),   i = 1..n,   n = num_steps
 
-    t_0 = 0.  Each t_i is the nearest time of the schedule, or the nearest to it that keeps all of them apart.  At the data log SNR
-    is infinite, so one step is left over for t = 1 to 0.  num_steps outside 1..T raises ValueError.
+    t_0 = 0: at the data log SNR is infinite, so one step is left for t = 1 to 0.  Each t_i is the nearest time of the
+    schedule, or the nearest to it that keeps all of them apart.  num_steps outside 1..T raises ValueError.
     """
     T, n = _check(schedule.T, num_steps)
     log_snr = schedule.log_snr[1:]
