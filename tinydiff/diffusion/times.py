@@ -50,11 +50,11 @@ def log_snr_pairs(schedule: Schedule, num_steps: int) -> Pairs:
     T, n = _check(schedule.T, num_steps)
     log_snr = schedule.log_snr[1:]
     times = [0]
-    for i in range(1, n + 1):
-        place = log_snr[-1] + (log_snr[0] - log_snr[-1]) * (n - i) / max(n - 1, 1)
+    for i in range(1, n):
+        place = log_snr[-1] + (log_snr[0] - log_snr[-1]) * (n - i) / (n - 1)
         nearest = 1 + int(abs(log_snr - place).argmin())
         times.append(min(max(nearest, times[-1] + 1), T - n + i))
-    return _pairs(times)
+    return _pairs([*times, T])
 
 
 def _check(T: int, num_steps: int) -> tuple[int, int]:
