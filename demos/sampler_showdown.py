@@ -56,7 +56,7 @@ def main(
     seed=0,
     workers=None,
 ):
-    """Draw, judge, and write table and picture after each row; returns the rows."""
+    """Draw and judge, write the table after each row and the picture at the end; returns the rows."""
     use_backend(backend)
     out = Path(out)
     (out / "digits").mkdir(parents=True, exist_ok=True)
@@ -72,24 +72,27 @@ def main(
         wanted = sorted([*wanted, ("DDPM, beta_tilde", longest, 1.0)], key=evaluations)  # the short ones first
         labels = [i % 10 for i in range(num)]
         rows, shown = [], {}
-        with tqdm(total=num * sum(map(evaluations, wanted)), unit="eval", dynamic_ncols=True) as bar:
-            for name, n, scale in wanted:
-                bar.set_postfix_str(f"{name}, {n} steps, scale {scale:g}")
-                step, pairs = SAMPLERS[name]
-                recipe = Recipe(schedule, tuple(meta["data"]["image_shape"]), step, n, scale, pairs=pairs)
-                path = out / "digits" / f"{name.replace(', ', '-').replace(' ', '_')}-{n}-{scale:g}.npz"
-                images, seconds = draw(path, {"num": num, "step": meta["step"]}, pool, recipe, labels, seed)
-                right = int((np.concatenate(list(read(judge, images))).argmax(1) == labels).sum())
-                distances = frechet_with_floor(np.concatenate(list(features(judge, images))), real)
-                row = (name, n, scale, right, num, *wilson_interval(right, num), *distances, seconds)
-                rows.append(dict(zip(COLUMNS, row)))
-                shown[name, n, scale] = images[:SHOWN]
-                save_table(out / "sampler_showdown.csv", rows)
+        try:
+            with tqdm(total=num * sum(map(evaluations, wanted)), unit="eval", dynamic_ncols=True) as bar:
+                for name, n, scale in wanted:
+                    bar.set_postfix_str(f"{name}, {n} steps, scale {scale:g}")
+                    step, pairs = SAMPLERS[name]
+                    recipe = Recipe(schedule, tuple(meta["data"]["image_shape"]), step, n, scale, pairs=pairs)
+                    path = out / "digits" / f"{name.replace(', ', '-').replace(' ', '_')}-{n}-{scale:g}.npz"
+                    images, seconds = draw(path, {"num": num, "step": meta["step"]}, pool, recipe, labels, seed)
+                    right = int((np.concatenate(list(read(judge, images))).argmax(1) == labels).sum())
+                    distances = frechet_with_floor(np.concatenate(list(features(judge, images))), real)
+                    row = (name, n, scale, right, num, *wilson_interval(right, num), *distances, seconds)
+                    rows.append(dict(zip(COLUMNS, row)))
+                    shown[name, n, scale] = images[:SHOWN]
+                    save_table(out / "sampler_showdown.csv", rows)
+                    tqdm.write(line(rows[-1]))
+                    bar.update(num * evaluations((name, n, scale)))
+        finally:  # stopped half way too: the picture shows what there is
+            if rows:
                 title = f"{meta['data']['name']}, {meta['step']:,} steps of training, {num:,} digits each, no guidance"
                 with atomic_write(out / "sampler_showdown.png") as file:
                     picture(rows, shown, steps, title).savefig(file, format="png")
-                tqdm.write(line(rows[-1]))
-                bar.update(num * evaluations((name, n, scale)))
     print(f"table and picture: {out}/sampler_showdown.csv, .png")
     return rows
 
