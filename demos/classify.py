@@ -6,7 +6,6 @@
 SAMPLES is an .npz file with `images` (N, 28, 28, 1) float32 in [-1, 1] and `labels` (N,), the digits asked for.
 """
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy as np
 from tinydiff import cli, plots
 from tinydiff.classify import load_classifier, misread_rows, read
 from tinydiff.data import DataError
+from tinydiff.metrics import wilson_interval
 from tinydiff.parallel import default_workers
 
 
@@ -76,19 +76,6 @@ def class_line(name, answer, asked, classes):
     others = [f"{counts[k]} as {classes[k]}" for k in np.argsort(-counts, kind="stable") if counts[k] and k != asked]
     share = f"{counts[asked] / len(answer):6.1%}  ({counts[asked]} of {len(answer)})"
     return f"  {name}: {share}" + (f", {', '.join(others)}" if others else "")
-
-
-def wilson_interval(right, n, z=1.96):
-    """Where the true share lies with 95% confidence, given `right` of n (Wilson 1927).
-
-        (p + z^2/2n  -+  z sqrt(p (1 - p)/n + z^2/4n^2)) / (1 + z^2/n),   p = right/n
-
-    Unlike p -+ z sqrt(p (1 - p)/n) it stays within 0..1 and says something when all or none are right.
-    """
-    p = right / n
-    middle = p + z * z / (2 * n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return tuple((middle + sign * half) / (1 + z * z / n) for sign in (-1, 1))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     python demos/sample.py runs/mnist/checkpoint.npz --num 100
     python demos/sample.py runs/mnist/checkpoint.npz --labels 3,7 --scale 1 --sampler ddim --steps 20
+    python demos/sample.py runs/mnist/checkpoint.npz --sampler 2m --times logsnr --steps 10
 
 Labels are dealt out in turn until --num images have one, and the picture is sorted by label.  --save-npz also writes
 the arrays: images (N, 28, 28, 1) float32 in [-1, 1] and labels (N,).
@@ -14,10 +15,12 @@ from tqdm import tqdm
 
 from tinydiff import cli, plots
 from tinydiff.checkpoint import atomic_write
-from tinydiff.generate import DDIM, DDPM, Recipe, generate, load_trained
+from tinydiff.diffusion import log_snr_pairs
+from tinydiff.generate import DDIM, DDPM, DPM_SOLVER_2M, Recipe, generate, load_trained, quadratic, uniform
 from tinydiff.parallel import default_workers
 
-STEPS = {"ddpm": DDPM, "ddim": DDIM}
+STEPS = {"ddpm": DDPM, "ddim": DDIM, "2m": DPM_SOLVER_2M}
+TIMES = {"uniform": uniform, "quadratic": quadratic, "logsnr": log_snr_pairs}
 
 
 def main(
@@ -29,6 +32,7 @@ def main(
     labels=tuple(range(10)),
     scale=Recipe.scale,
     sampler="ddpm",
+    times="uniform",
     steps=Recipe.num_steps,
     seed=0,
     out="samples.png",
@@ -40,7 +44,7 @@ def main(
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     pool, schedule, meta = load_trained(Path(checkpoint), workers or default_workers())
     with pool:
-        recipe = Recipe(schedule, tuple(meta["data"]["image_shape"]), STEPS[sampler], steps, scale)
+        recipe = Recipe(schedule, tuple(meta["data"]["image_shape"]), STEPS[sampler], steps, scale, pairs=TIMES[times])
         asked = sorted(labels[i % len(labels)] for i in range(num))
         parts = []
         with tqdm(total=num, unit="img", dynamic_ncols=True) as bar:
@@ -65,7 +69,8 @@ if __name__ == "__main__":
     parser.add_argument("--num", type=cli.positive_int, help="images to draw")
     parser.add_argument("--labels", type=cli.labels, help="digits to draw, such as 0-9 or 3,7")
     parser.add_argument("--scale", type=cli.non_negative_float, help="guidance: 0 ignores the label, 1 follows it")
-    parser.add_argument("--sampler", choices=STEPS, help="ddpm: ancestral sampling; ddim: no noise on the way")
+    parser.add_argument("--sampler", choices=STEPS, help="ddpm: ancestral sampling; ddim, 2m: no noise on the way")
+    parser.add_argument("--times", choices=TIMES, help="where the steps are spent: evenly in t, sqrt(t) or log SNR")
     parser.add_argument("--steps", type=cli.positive_int, help="reverse steps, at most the schedule's T")
     parser.add_argument("--seed", type=cli.non_negative_int, help="of the noise")
     parser.add_argument("--out", help="the picture, a .png")

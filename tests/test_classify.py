@@ -20,6 +20,7 @@ from tinydiff.classify import (
     class_score,
     draw_batch,
     draw_noisy_batch,
+    features,
     load_classifier,
     load_noisy_classifier,
     misread_rows,
@@ -134,6 +135,18 @@ def test_reading_gives_each_picture_its_own_probabilities_in_order(rng):
     probabilities = np.concatenate(slices)
     np.testing.assert_allclose(probabilities, np.exp(logits) / np.exp(logits).sum(1, keepdims=True), atol=1e-5)
     assert len(np.unique(probabilities[:, 0])) > SLICE // 2  # the network tells these pictures apart
+
+
+def test_features_are_what_the_last_layer_reads_in_order(rng):
+    """Through the last layer and a softmax they are the answers, slice by slice."""
+    images, _ = random_pictures(SLICE + 3, rng).batch(np.arange(SLICE + 3))
+    with Workers(partial(build_classifier, SMALL, 0)) as workers:
+        slices = list(features(workers, images))
+        answers = np.concatenate(list(read(workers, images)))
+        w, b = (to_numpy(p.data) for p in (workers.model.out.w, workers.model.out.b))
+    assert [len(slice_) for slice_ in slices] == [SLICE, 3] and slices[0].shape[1] == 8
+    odds = np.exp(np.concatenate(slices) @ w + b)
+    np.testing.assert_allclose(odds / odds.sum(1, keepdims=True), answers, rtol=1e-4)  # float32
 
 
 def test_the_most_confidently_misread_come_first_each_in_its_classes_row():

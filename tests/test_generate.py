@@ -11,8 +11,30 @@ from tinydiff import checkpoint
 from tinydiff.backend import backend_name, default_rng, standard_normal, to_numpy
 from tinydiff.checkpoint import CheckpointError
 from tinydiff.data import Dataset
-from tinydiff.diffusion import Schedule, classifier_free, ddpm_step, sample, timestep_pairs
-from tinydiff.generate import SLICE, Recipe, build_unet, frame_times, generate, load_trained
+from tinydiff.diffusion import (
+    Schedule,
+    classifier_free,
+    ddim_step,
+    ddpm_step,
+    dpm_solver_2m,
+    log_snr_pairs,
+    quadratic_pairs,
+    sample,
+    timestep_pairs,
+)
+from tinydiff.generate import (
+    DDIM,
+    DDPM,
+    DPM_SOLVER_2M,
+    SLICE,
+    Recipe,
+    build_unet,
+    frame_times,
+    generate,
+    load_trained,
+    quadratic,
+    uniform,
+)
 from tinydiff.parallel import Workers
 from tinydiff.train import TrainConfig, Training
 
@@ -45,6 +67,28 @@ def test_a_slice_is_the_samplers_walk(workers):
     drawn = images(workers, RECIPE, labels, seed=9)
     assert t == 0 and drawn.shape == (1, 4, 8, 8, 1) and drawn.dtype == np.float32
     assert (drawn[0] == to_numpy(x_0)).all()
+
+
+WALKS = {
+    "ddpm": (DDPM, uniform, lambda s: partial(ddpm_step, s, clip=True), lambda s: timestep_pairs(s.T, 4)),
+    "ddim": (DDIM, quadratic, lambda s: partial(ddim_step, s, clip=True), lambda s: quadratic_pairs(s.T, 4)),
+    "2m": (DPM_SOLVER_2M, log_snr_pairs, lambda s: dpm_solver_2m(s, clip=True), lambda s: log_snr_pairs(s, 4)),
+}
+
+
+@pytest.mark.parametrize("name", WALKS)
+def test_every_slice_walks_a_recipes_times_with_a_step_of_its_own(workers, name):
+    """Each sampler with each kind of times, over two slices: 2M, which remembers, starts each one fresh."""
+    step, pairs, expected_step, expected_pairs = WALKS[name]
+    recipe, labels = replace(RECIPE, step=step, pairs=pairs), [i % 3 for i in range(SLICE + 2)]
+    drawn = images(workers, recipe, labels, seed=9)[0]
+    assert frame_times(replace(recipe, keep=4)) == [s for _, s in expected_pairs(RECIPE.schedule)]
+    for i, part in enumerate((labels[:SLICE], labels[SLICE:])):
+        rng = default_rng("slice", 9, i)
+        x_T = standard_normal(rng, (len(part), 8, 8, 1))
+        eps_fn = classifier_free(workers.model, part, 1.5)
+        *_, (_, x_0, _) = sample(expected_step(RECIPE.schedule), eps_fn, expected_pairs(RECIPE.schedule), x_T, rng)
+        assert (drawn[i * SLICE : (i + 1) * SLICE] == to_numpy(x_0)).all()
 
 
 def test_an_image_does_not_depend_on_how_many_are_asked_for(workers):

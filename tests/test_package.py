@@ -41,6 +41,7 @@ LAYERS = {
     "train": 4,
     "generate": 4,
     "classify": 4,
+    "metrics": 4,
 }
 # Work on host arrays: files, tables, pictures, processes.  Everything else computes with xp.
 HOST_SIDE = {
@@ -53,6 +54,7 @@ HOST_SIDE = {
     "train",
     "generate",
     "classify",
+    "metrics",
 }
 THIRD_PARTY = {"numpy", "matplotlib", "PIL", "tqdm"}  # Pillow comes with matplotlib
 
@@ -264,7 +266,7 @@ OFFERED = {
     "tinydiff.nn": "Module Linear Conv2d GroupNorm Embedding Attention UNet",
     "tinydiff.optim": "Adam EMA clip_grad_norm",
     "tinydiff.diffusion": "Schedule q_sample q_x_t_given_x_s q_x_s_given_x_t_x_0 x_0_from_eps eps_from_x_0 ddpm_step "
-    "ddim_step timestep_pairs sample classifier_free",
+    "ddim_step dpm_solver_2m timestep_pairs sample classifier_free",
 }
 
 

@@ -143,6 +143,11 @@ def class_score(model: Module, labels: Any) -> Callable[[Any, int], Any]:
     return score_fn
 
 
+def features(workers: Workers, images: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield Classifier.features, (n, D) for each slice of n <= SLICE images in order; what metrics.py compares."""
+    return workers.map(_slice_features, [images[i : i + SLICE] for i in range(0, len(images), SLICE)])
+
+
 def misread_rows(
     images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str], columns: int = 8
 ) -> tuple[np.ndarray, list[str]]:
@@ -220,3 +225,8 @@ def load_noisy_classifier(path: Path) -> tuple[Module, Schedule]:
 def _read_slice(model: Module, job: tuple[np.ndarray, np.ndarray | None]) -> np.ndarray:
     with no_grad():
         return to_numpy(ops.softmax(model(*job)))
+
+
+def _slice_features(model: Any, images: np.ndarray) -> np.ndarray:
+    with no_grad():
+        return to_numpy(model.features(images))

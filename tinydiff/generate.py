@@ -17,13 +17,25 @@ from tinydiff import checkpoint
 from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, default_rng, standard_normal, to_numpy
 from tinydiff.checkpoint import CheckpointError
-from tinydiff.diffusion import Schedule, classifier_free, ddim_step, ddpm_step, sample, timestep_pairs, unconditional
+from tinydiff.diffusion import (
+    Schedule,
+    classifier_free,
+    ddim_step,
+    ddpm_step,
+    dpm_solver_2m,
+    quadratic_pairs,
+    sample,
+    timestep_pairs,
+    unconditional,
+)
 from tinydiff.diffusion.guidance import EpsFn
 from tinydiff.nn import Module, UNet
 from tinydiff.parallel import Workers
 
-DDPM = partial(ddpm_step, clip=True)  # images lie in [-1, 1]
-DDIM = partial(ddim_step, clip=True)
+# DDPM(schedule) is a step, as is DPM_SOLVER_2M(schedule), which remembers; clip, for images lie in [-1, 1].
+DDPM = partial(partial, ddpm_step, clip=True)
+DDIM = partial(partial, ddim_step, clip=True)
+DPM_SOLVER_2M = partial(dpm_solver_2m, clip=True)
 SLICE = 20  # images; with guidance the network sees twice as many at once
 
 
@@ -32,22 +44,36 @@ def by_label(model: Any, labels: Sequence[int], scale: float) -> EpsFn:
     return unconditional(model) if model.num_classes is None else classifier_free(model, labels, scale)
 
 
+def uniform(schedule: Schedule, num_steps: int) -> list[tuple[int, int]]:
+    """timestep_pairs as a Recipe takes it."""
+    return timestep_pairs(schedule.T, num_steps)
+
+
+def quadratic(schedule: Schedule, num_steps: int) -> list[tuple[int, int]]:
+    """quadratic_pairs as a Recipe takes it."""
+    return quadratic_pairs(schedule.T, num_steps)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How images are drawn, whatever their labels and noise.
 
-    step: ddpm_step or ddim_step, its options filled in but not its schedule.  num_steps: of 1..T.
-    scale: of guidance, 0 = unconditional, 1 = conditional.  keep: how many moments of the trajectory to return, evenly
-    spread over its steps, the last one the final image.  guide(model, labels, scale) -> eps_fn.
+    step(schedule): a step as sample() takes it, a fresh one for each slice: DDPM, DDIM or DPM_SOLVER_2M.
+    num_steps: of 1..T.  pairs(schedule, num_steps): the times to visit: uniform, quadratic or log_snr_pairs.
+    scale: of guidance, 0 = unconditional, 1 = conditional.  guide(model, labels, scale) -> eps_fn.
+    keep: how many moments of the trajectory to return, evenly spread over its steps, the last one the final image.
     """
 
     schedule: Schedule
     image_shape: tuple[int, int, int]
-    step: Callable = DDPM  # in few steps its noise wipes out what the steps before got wrong; DDIM keeps it
+    step: Callable[[Schedule], Callable] = (
+        DDPM  # in few steps its noise wipes out what the steps before got wrong; DDIM keeps it
+    )
     num_steps: int = 50
     scale: float = 2.0
     keep: int = 1
     guide: Callable = by_label
+    pairs: Callable[[Schedule, int], list[tuple[int, int]]] = uniform
 
     def __post_init__(self) -> None:
         if self.num_steps > self.schedule.T:
@@ -66,7 +92,7 @@ def generate(workers: Workers, recipe: Recipe, labels: Sequence[int], seed: int)
 
 def frame_times(recipe: Recipe) -> list[int]:
     """The time t of each kept frame: from near T down to 0."""
-    arrivals = [s for _, s in timestep_pairs(recipe.schedule.T, recipe.num_steps)]
+    arrivals = [s for _, s in recipe.pairs(recipe.schedule, recipe.num_steps)]
     return [arrivals[i] for i in _kept(recipe)]
 
 
@@ -114,9 +140,8 @@ def _draw_slice(recipe: Recipe, model: UNet, job: tuple[Sequence[int], tuple[int
     rng = default_rng("slice", *name)
     x_T = standard_normal(rng, (len(labels), *recipe.image_shape))
     eps_fn = recipe.guide(model, labels, recipe.scale)
-    steps = sample(
-        partial(recipe.step, recipe.schedule), eps_fn, timestep_pairs(recipe.schedule.T, recipe.num_steps), x_T, rng
-    )
+    pairs = recipe.pairs(recipe.schedule, recipe.num_steps)
+    steps = sample(recipe.step(recipe.schedule), eps_fn, pairs, x_T, rng)
     kept = set(_kept(recipe))
     with no_grad():
         return np.stack([to_numpy(x_t) for i, (_, x_t, _) in enumerate(steps) if i in kept])

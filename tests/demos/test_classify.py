@@ -6,8 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tinydiff import checkpoint
 from tinydiff.backend import backend_name
@@ -67,17 +65,6 @@ def test_a_line_says_what_the_others_were_taken_for(demo):
     """Most frequent first, the right answers left out."""
     line = demo.class_line("two", np.array([2, 0, 1, 2, 1, 2]), 2, ("zero", "one", "two"))
     assert line == "  two:  50.0%  (3 of 6), 2 as one, 1 as zero"
-
-
-@given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_the_intervals_ends_are_the_shares_that_the_count_just_contradicts(demo, count):
-    """Each end q solves |right/n - q| = z sqrt(q (1 - q)/n), and the share itself lies between them."""
-    right, n = count
-    low, high = demo.wilson_interval(right, n)
-    assert -1e-12 < low <= right / n + 1e-12 and right / n - 1e-12 <= high < 1 + 1e-12  # rounding of float64
-    assert high - low > 0.5 / n  # never a certainty
-    for q in (low, high):
-        assert (right / n - q) ** 2 == pytest.approx(1.96**2 * q * (1 - q) / n, abs=1e-12)
 
 
 GOOD = {"images": np.zeros((3, 28, 28, 1), "float32"), "labels": np.arange(3)}

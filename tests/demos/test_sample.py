@@ -51,19 +51,21 @@ def test_arrays_hold_images_and_the_labels_asked_for(load_demo, trained, tmp_pat
         assert picture.width > 12 * 28 and picture.height > 2 * 28
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "2m"])
 def test_the_seed_decides_everything(load_demo, trained, tmp_path, sampler):
-    """The same seed gives the same bits, another seed another image, for either sampler."""
+    """The same seed gives the same bits, another seed another image, for each sampler."""
     first, _ = run(load_demo, trained, tmp_path, num=2, sampler=sampler)
     again, _ = run(load_demo, trained, tmp_path, num=2, sampler=sampler)
     other, _ = run(load_demo, trained, tmp_path, num=2, sampler=sampler, seed=1)
     assert (first == again).all() and (first != other).any()
 
 
-def test_the_two_samplers_differ(load_demo, trained, tmp_path):
-    """ddpm adds noise on the way, ddim does not: from one x_T they end apart."""
-    images = [run(load_demo, trained, tmp_path, num=2, sampler=sampler)[0] for sampler in ("ddim", "ddpm")]
-    assert (images[0] != images[1]).any()
+def test_samplers_and_times_differ(load_demo, trained, tmp_path):
+    """From one x_T each sampler ends elsewhere, and so does one sampler that visits other times."""
+    ways = [{"sampler": name} for name in ("ddim", "ddpm", "2m")]
+    ways += [{"sampler": "2m", "times": times} for times in ("quadratic", "logsnr")]
+    drawn = [run(load_demo, trained, tmp_path, num=2, **way)[0] for way in ways]
+    assert len({images.tobytes() for images in drawn}) == 5
 
 
 def test_more_steps_than_the_schedule_has_are_refused(load_demo, trained, tmp_path):

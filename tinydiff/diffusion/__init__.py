@@ -1,7 +1,7 @@
 """The mathematics of diffusion on plain arrays: no network, no autograd.
 
-Read in this order: schedule.py (the tables), gaussian.py (the closed forms), samplers.py (the reverse steps),
-guidance.py (from a network to eps_fn), likelihood.py (what the model spends on an image, in nats).
+Read in this order: schedule.py (the tables), gaussian.py (the closed forms), times.py (which t to visit), samplers.py
+(the reverse steps), guidance.py (from a network to eps_fn), likelihood.py (what the model spends on an image, in nats).
 """
 
 from tinydiff.diffusion.gaussian import (
@@ -24,8 +24,9 @@ from tinydiff.diffusion.likelihood import (
     sampled_bound,
     variational_bound,
 )
-from tinydiff.diffusion.samplers import ddim_step, ddpm_step, sample, timestep_pairs
+from tinydiff.diffusion.samplers import ddim_step, ddpm_step, dpm_solver_2m, sample
 from tinydiff.diffusion.schedule import Schedule, ScheduleWarning
+from tinydiff.diffusion.times import log_snr_pairs, quadratic_pairs, timestep_pairs
 
 __all__ = [
     "Schedule",
@@ -36,14 +37,17 @@ __all__ = [
     "ddim_step",
     "ddpm_step",
     "discretized_log_prob",
+    "dpm_solver_2m",
     "eps_from_v",
     "eps_from_x_0",
     "gaussian_kl",
     "gaussian_log_density",
+    "log_snr_pairs",
     "prior_kl",
     "q_sample",
     "q_x_s_given_x_t_x_0",
     "q_x_t_given_x_s",
+    "quadratic_pairs",
     "rescaled",
     "sample",
     "sampled_bound",

@@ -10,7 +10,7 @@ No networks and no randomness here: noise is an argument, a distribution is a pa
 formed in float64 on the host and cast to the dtype of the array that it multiplies, last.
 
 A time is one integer, or (N,) host integers, one for each row of the batch; all arrays are (N, ...) of one dtype.
-Read next: samplers.py.
+Read next: times.py.
 """
 
 from typing import Any

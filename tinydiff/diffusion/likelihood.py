@@ -25,8 +25,8 @@ from tinydiff.diffusion.gaussian import (
     q_x_t_given_x_s,
     x_0_from_eps,
 )
-from tinydiff.diffusion.samplers import timestep_pairs
 from tinydiff.diffusion.schedule import Schedule
+from tinydiff.diffusion.times import timestep_pairs
 
 EpsFn = Callable[[Any, Any], Any]  # (x_t, t) -> eps_hat, t being one integer or (N,) host integers
 Term = Callable[..., Any]  # bound_term, or a partial of it with its options filled in

@@ -1,9 +1,10 @@
-"""From noise to data: one reverse step, DDPM or DDIM, and the loop that repeats it.
+"""From noise to data: one reverse step, DDPM, DDIM or DPM-Solver++(2M), and the loop that repeats it.
 
     p(x_s | x_t) = N(posterior mean at x_0_hat, var)                            Ho et al. 2020, eq. 6, 7, 11
     x_s = sqrt(alpha_bar_s) x_0_hat + sqrt(1 - alpha_bar_s - var) eps_hat + sqrt(var) noise    Song et al. 2021, eq. 12
+    the same along 2M's straight line through the last two x_0_hat              Lu et al. 2022, algorithm 2
 
-Both go from t to any earlier s, so the full chain and a strided one are the same code with other pairs (t, s).
+All go from t to any earlier s, so the full chain and a strided one are the same code with other pairs (t, s).
 A model is a function eps_fn(x_t, t) -> eps_hat, arrays in, arrays out; guidance.py makes one from a network.
 
     step = partial(ddim_step, schedule, clip=True)
@@ -17,7 +18,14 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from tinydiff.backend import host_integers, standard_normal, xp
-from tinydiff.diffusion.gaussian import check_alike, eps_from_x_0, per_row, q_x_s_given_x_t_x_0, x_0_from_eps
+from tinydiff.diffusion.gaussian import (
+    check_alike,
+    eps_from_x_0,
+    per_row,
+    q_sample,
+    q_x_s_given_x_t_x_0,
+    x_0_from_eps,
+)
 from tinydiff.diffusion.schedule import Schedule
 
 
@@ -76,16 +84,39 @@ def ddim_step(
     return _add_noise(schedule, mean, var, s, noise), x_0_hat
 
 
-def timestep_pairs(T: int, num_steps: int) -> list[tuple[int, int]]:
-    """The pairs (t, s) of num_steps evenly spread reverse steps, from t = T down to s = 0.
+def dpm_solver_2m(schedule: Schedule, *, clip: bool = False) -> Callable[..., tuple[Any, Any]]:
+    """A step of second order for one trajectory: DDIM along an extrapolated x_0_hat (Lu et al. 2022, algorithm 2).
 
-        (t_n, t_{n-1}), ..., (t_1, t_0),   t_i = floor(i T / n),   n = num_steps
+        D   = x_0_hat + (x_0_hat - x_0_hat_before)/(2 r),   r = h_before/h,   h = (log_snr(s) - log_snr(t))/2
+        x_s = sqrt(alpha_bar_s) D + sqrt(1 - alpha_bar_s)/sqrt(1 - alpha_bar_t) (x_t - sqrt(alpha_bar_t) D)
 
-    The first t is T for every n: x_T is what the sampler is given.  num_steps outside 1..T raises ValueError.
+    x_0_hat changes along the step from t to s; D is what it is half way, in log SNR, if it goes on as in the step
+    before.  The first step has none before it, and h is infinite at s = 0: there D = x_0_hat, which is ddim_step.
+
+    Returns step(x_t, eps_hat, t, s, noise) -> (x_s, x_0_hat) as sample() takes it; t and s are one integer each, and
+    noise is not used.  It remembers, so each trajectory needs one of its own: ValueError where t is not the s that its
+    last step arrived at.  clip: keep x_0_hat in [-1, 1]; D may leave it, but what arrives at s = 0 does not.
     """
-    T = int(host_integers("T", T, 1, 1_000_000))
-    n = int(host_integers("num_steps", num_steps, 1, T))
-    return [(i * T // n, (i - 1) * T // n) for i in range(n, 0, -1)]
+    log_snr = schedule.log_snr
+    before: tuple[int, int, Any] | None = None  # t, s and x_0_hat of the last step
+
+    def step(x_t: Any, eps_hat: Any, t: int, s: int, noise: Any) -> tuple[Any, Any]:
+        nonlocal before
+        t, s = (int(time) for time in schedule.check_times(t, s))
+        x_0_hat = D = _x_0_hat(schedule, x_t, eps_hat, t, clip)
+        if before is not None:
+            t_before, s_before, x_0_hat_before = before
+            if t != s_before:
+                raise ValueError(
+                    f"t must be {s_before}, where the last step arrived, got {t}: a trajectory has one step"
+                )
+            if s > 0:
+                h, h_before = log_snr[s] - log_snr[t], log_snr[t] - log_snr[t_before]
+                D = x_0_hat + float(h / h_before / 2) * (x_0_hat - x_0_hat_before)
+        before = t, s, x_0_hat
+        return q_sample(schedule, D, s, eps_from_x_0(schedule, x_t, t, D)), x_0_hat
+
+    return step
 
 
 def sample(
@@ -97,7 +128,8 @@ def sample(
 ) -> Iterator[tuple[int, Any, Any]]:
     """Walk the pairs from x_T, and yield (t, x_t, x_0_hat) after each step: the time arrived at, the last with t = 0.
 
-    step(x_t, eps_hat, t, s, noise) -> (x_s, x_0_hat): ddpm_step or ddim_step with its schedule filled in.
+    step(x_t, eps_hat, t, s, noise) -> (x_s, x_0_hat): ddpm_step or ddim_step with its schedule filled in, or a fresh
+    dpm_solver_2m(schedule).
     eps_fn(x_t, t) -> eps_hat, an array like x_t; t is a Python int.  x_T: (N, ...), standard normal for a fresh sample.
     rng: a host generator; noise is drawn once for each step with s > 0, whether or not that step has a use for it, so
     one seed means one noise at each time for every sampler.

@@ -61,7 +61,7 @@ class Classifier(Module):
         self.time = Linear(TIME_FEATURES, channels[0], rng=rng) if time else None
 
     def forward(self, x: Any, t: Any = None) -> Tensor:
-        return self.out(self.features(x, t))
+        return self.out(self.features(x, t))  # (N, C) -> (N, num_classes)
 
     def features(self, x: Any, t: Any = None) -> Tensor:
         """What the last layer reads: the mean over pixels of each map, (N, H, W, in_channels) -> (N, channels[-1])."""
@@ -76,7 +76,7 @@ class Classifier(Module):
             plus = (self.time(Tensor(time_code(t, TIME_FEATURES, self.time.w.dtype))),)
         for conv, norm in zip(self.convs, self.norms):
             h, plus = norm(conv(h, *plus)), ()
-        return ops.mean(h, axis=(1, 2))
+        return ops.mean(h, axis=(1, 2))  # (N, H, W, C) -> (N, C)
 
 
 def cross_entropy(logits: Tensor, labels: Any) -> Tensor:

@@ -1,0 +1,154 @@
+"""The showdown in its smallest form: its figures are those of the digits it keeps, and it goes on where it stopped."""
+
+import csv
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from tinydiff.backend import TinydiffError, backend_name
+from tinydiff.classify import ClassifierConfig, build_classifier, features, load_classifier, read, save_classifier
+from tinydiff.data import load
+from tinydiff.diffusion import Schedule
+from tinydiff.generate import build_unet
+from tinydiff.metrics import frechet_distance
+from tinydiff.parallel import Workers
+from tinydiff.train import TrainConfig, Training
+
+pytestmark = pytest.mark.program
+
+PATH = Path(__file__).parents[2] / "demos" / "sampler_showdown.py"
+
+
+@pytest.fixture(scope="module")
+def test_set():
+    return load("glyphs", "test", num=120)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, test_set):
+    """Checkpoints of a tiny network after one step, and of a tiny classifier as it starts."""
+    folder, data = tmp_path_factory.mktemp("trained"), load("glyphs", num=10)
+    with Workers(lambda: build_unet({"base_channels": 8, "num_classes": 10}, 0)) as pool:
+        state = Training(pool, Schedule.linear(100), TrainConfig(num_steps=1, minutes=None, batch_size=2))
+        state.advance(data)
+        state.save(folder / "unet.npz", data)
+    with Workers(lambda: build_classifier({"channels": [4, 8]}, 0)) as judge:
+        save_classifier(folder / "classifier.npz", judge, ClassifierConfig(), data, test_set, 0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def first(load_demo, trained, test_set, tmp_path_factory):
+    """A first run's folder and rows."""
+    demo, out = load_demo("sampler_showdown"), tmp_path_factory.mktemp("out")
+    demo.load = lambda *_: test_set
+    return out, run(demo, trained, out)
+
+
+@pytest.fixture
+def demo(load_demo, monkeypatch, test_set):
+    demo = load_demo("sampler_showdown")
+    monkeypatch.setattr(demo, "load", lambda *_: test_set)  # 10,000 glyphs take seconds to draw
+    return demo
+
+
+def run(demo, trained, out, **options):
+    options = {"num": 20, "steps": (2, 3), "longest": 4, "workers": 1, **options}
+    classifier = trained / "classifier.npz"
+    return demo.main(trained / "unet.npz", classifier=classifier, backend=backend_name(), out=out, **options)
+
+
+def test_the_figures_are_those_of_the_digits_that_are_kept(demo, trained, first, test_set):
+    """Every sampler at every number of steps, the guided rows and the longest; each judged as the metrics say."""
+    out, rows = first
+    assert {(row["sampler"], row["steps"]) for row in rows if row["scale"] == 1} == {
+        *((name, n) for name in demo.SAMPLERS for n in (2, 3)),
+        ("DDPM, beta_tilde", 4),
+    }
+    assert {(row["sampler"], row["steps"]) for row in rows if row["scale"] == 2} == set(demo.GUIDED)
+    kept = sorted((out / "digits").glob("*.npz"))
+    assert len(kept) == len(rows) == 14
+    judge, _ = load_classifier(trained / "classifier.npz", 1)
+    real = np.concatenate(list(features(judge, demo.real_digits(test_set, 20))))
+    (row,) = [row for row in rows if (row["sampler"], row["steps"]) == ("2M, even log SNR", 3)]
+    with np.load(out / "digits" / "2M-even_log_SNR-3-1.npz") as file:
+        images = file["images"].astype("float32") / 127.5 - 1
+    answers = np.concatenate(list(read(judge, images))).argmax(1)
+    assert row["right"] == (answers == np.arange(20) % 10).sum()
+    drawn = np.concatenate(list(features(judge, images)))
+    assert row["frechet"] == pytest.approx(frechet_distance(drawn, real[20:]), rel=1e-5)  # float32 features
+    assert row["floor"] == pytest.approx(frechet_distance(real[:20], real[20:]), rel=1e-5)
+    with open(out / "sampler_showdown.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [(r["sampler"], int(r["right"])) for r in table] == [(r["sampler"], r["right"]) for r in rows]
+    assert imread(out / "sampler_showdown.png")[..., :3].std() > 0.05  # something is on it
+
+
+def test_a_second_run_draws_nothing_again(demo, trained, first, monkeypatch):
+    """What was kept is judged again and gives the same rows; what is missing is drawn, to the same digits."""
+    out, before = first
+    (out / "digits" / "DDIM-3-1.npz").unlink()
+    drawn = []
+    generate = demo.generate
+    monkeypatch.setattr(demo, "generate", lambda *args: (drawn.append(args), generate(*args))[1])
+    second = run(demo, trained, out)
+    assert len(drawn) == 1
+    assert [row | {"seconds": 0} for row in before] == [row | {"seconds": 0} for row in second]
+    with pytest.raises(TinydiffError, match=r"npz was made with other settings"):
+        run(demo, trained, out, seed=1)
+
+
+def test_the_real_digits_are_as_many_of_each(demo, test_set):
+    """The first num, and the others, hold every digit equally often, and no image twice."""
+    smallest = np.bincount(test_set.labels, minlength=10).min()
+    real = demo.real_digits(test_set, 20)
+    assert len(real) == 10 * smallest
+    labels = {image.tobytes(): label for image, label in zip(*test_set.batch(np.arange(120)))}
+    for part in (real[:20], real[20:]):
+        counts = np.bincount([labels[image.tobytes()] for image in part], minlength=10)
+        assert (counts == counts[0]).all() and counts[0] > 0
+    assert len({image.tobytes() for image in real}) == len(real)
+
+
+@pytest.mark.parametrize("options, message", [({"num": 15}, "--num 15"), ({"num": 5000}, "--num 5000")])
+def test_a_number_that_the_test_set_cannot_match_is_refused(demo, trained, tmp_path, options, message):
+    """num is a multiple of 10, and the test set has twice as many; nothing is drawn."""
+    with pytest.raises(TinydiffError, match=message):
+        run(demo, trained, tmp_path, **options)
+
+
+def test_options_reach_main(trained, tmp_path, monkeypatch, test_set):
+    """From the command line; more steps than the schedule has end with code 2."""
+    monkeypatch.setattr("tinydiff.data.load", lambda *_: test_set)
+    words = [trained / "unet.npz", "--classifier", trained / "classifier.npz", "--num", 10, "--steps", 1, "--seed", 3]
+    words += ["--out", tmp_path, "--workers", 1, "--backend", backend_name()]
+    for longest in (2, 101):
+        monkeypatch.setattr("sys.argv", [str(PATH), *map(str, words), "--longest", str(longest)])
+        if longest == 101:
+            with pytest.raises(SystemExit) as end:
+                runpy.run_path(str(PATH), run_name="__main__")
+            assert end.value.code == 2
+        else:
+            runpy.run_path(str(PATH), run_name="__main__")
+            assert len(list((tmp_path / "digits").iterdir())) == 9
+
+
+def test_a_run_that_is_stopped_leaves_table_and_picture(demo, trained, tmp_path, monkeypatch):
+    """Ctrl-C in the third row: the two before it are in the table, on the picture and kept."""
+    generate, calls = demo.generate, []
+
+    def stopped(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return generate(*args)
+
+    monkeypatch.setattr(demo, "generate", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(demo, trained, tmp_path)
+    assert len((tmp_path / "sampler_showdown.csv").read_text().splitlines()) == 3
+    assert len(list((tmp_path / "digits").iterdir())) == 2
+    assert imread(tmp_path / "sampler_showdown.png")[..., :3].std() > 0.05

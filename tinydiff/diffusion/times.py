@@ -1,0 +1,66 @@
+"""Which times a sampler visits: pairs (t, s) of reverse steps that join up, from t = T down to s = 0.
+
+    timestep_pairs    evenly in t            t_i = floor(i T/n)            Song et al. 2021, DDIM, D.2, linear
+    quadratic_pairs   evenly in sqrt(t)      t_i = floor((i/n)^2 T)        the same, quadratic
+    log_snr_pairs     evenly in log SNR      log_snr(t_i) evenly spaced    Lu et al. 2022, DPM-Solver, section 3.3
+
+With few steps it matters where they are spent: the last two spend more of them at small t, where log SNR falls fastest.
+Read next: samplers.py.
+"""
+
+from itertools import pairwise
+
+from tinydiff.backend import host_integers
+from tinydiff.diffusion.schedule import Schedule
+
+Pairs = list[tuple[int, int]]
+
+
+def timestep_pairs(T: int, num_steps: int) -> Pairs:
+    """The pairs (t, s) of num_steps evenly spread reverse steps, from t = T down to s = 0.
+
+        (t_n, t_{n-1}), ..., (t_1, t_0),   t_i = floor(i T / n),   n = num_steps
+
+    The first t is T for every n: x_T is what the sampler is given.  num_steps outside 1..T raises ValueError.
+    """
+    T, n = _check(T, num_steps)
+    return _pairs([i * T // n for i in range(n + 1)])
+
+
+def quadratic_pairs(T: int, num_steps: int) -> Pairs:
+    """Steps that shrink towards the data: times evenly spread in sqrt(t) (Song et al. 2021, DDIM, D.2, quadratic).
+
+        t_i = max(i, floor(T (i/n)^2)),   n = num_steps
+
+    The i in it keeps them apart where more than one of these falls below t = 1.  num_steps and the rest as in
+    timestep_pairs.
+    """
+    T, n = _check(T, num_steps)
+    return _pairs([max(i, T * i * i // n**2) for i in range(n + 1)])
+
+
+def log_snr_pairs(schedule: Schedule, num_steps: int) -> Pairs:
+    """Steps of one size in log SNR, from t = T to t = 1, and then to x_0 (Lu et al. 2022, DPM-Solver, section 3.3).
+
+        log_snr(t_i) = log_snr(T) + (log_snr(1) - log_snr(T)) (n - i)/(n - 1),   i = 1..n,   n = num_steps
+
+    t_0 = 0: at the data log SNR is infinite, so one step is left for t = 1 to 0.  Each t_i is the nearest time of the
+    schedule, or the nearest to it that keeps all of them apart.  num_steps outside 1..T raises ValueError.
+    """
+    T, n = _check(schedule.T, num_steps)
+    log_snr = schedule.log_snr[1:]
+    times = [0]
+    for i in range(1, n):
+        place = log_snr[-1] + (log_snr[0] - log_snr[-1]) * (n - i) / (n - 1)
+        nearest = 1 + int(abs(log_snr - place).argmin())
+        times.append(min(max(nearest, times[-1] + 1), T - n + i))
+    return _pairs([*times, T])
+
+
+def _check(T: int, num_steps: int) -> tuple[int, int]:
+    T = int(host_integers("T", T, 1, 1_000_000))
+    return T, int(host_integers("num_steps", num_steps, 1, T))
+
+
+def _pairs(times: list[int]) -> Pairs:
+    return list(pairwise(reversed(times)))
