@@ -1,7 +1,8 @@
 """The mathematics of diffusion on plain arrays: no network, no autograd.
 
 Read in this order: schedule.py (the tables), gaussian.py (the closed forms), samplers.py (the reverse steps),
-guidance.py (from a network to eps_fn), likelihood.py (what the model spends on an image, in nats).
+targets.py (what a network may say), guidance.py (from a network to eps_fn), likelihood.py (what the model spends on an
+image, in nats).
 """
 
 from tinydiff.diffusion.gaussian import (
@@ -26,10 +27,16 @@ from tinydiff.diffusion.likelihood import (
 )
 from tinydiff.diffusion.samplers import ddim_step, ddpm_step, sample, timestep_pairs
 from tinydiff.diffusion.schedule import Schedule, ScheduleWarning
+from tinydiff.diffusion.targets import EPS, X_0, Target, V, as_eps_fn, min_snr_weight
 
 __all__ = [
+    "EPS",
+    "X_0",
     "Schedule",
     "ScheduleWarning",
+    "Target",
+    "V",
+    "as_eps_fn",
     "bound_term",
     "classifier_free",
     "ddim_step",
@@ -39,6 +46,7 @@ __all__ = [
     "eps_from_x_0",
     "gaussian_kl",
     "gaussian_log_density",
+    "min_snr_weight",
     "prior_kl",
     "q_sample",
     "q_x_s_given_x_t_x_0",
