@@ -61,9 +61,9 @@ MOST_DIFFERENCE = 1e-4  # of equal networks in float32: the convolutions round d
 TRAIN, FORWARD, OPTIMIZER = ("train",), ("forward",), ("optimizer",)  # jobs: a contestant's method and its arguments
 
 
-def main(*, backend="numpy", batch_size=64, channels=32, rounds=11, workers=None, json_path=None):
+def main(*, backend="numpy", precision=None, batch_size=64, channels=32, rounds=11, workers=None, json_path=None):
     """Print one table; returns what --json writes."""
-    use_backend(backend)
+    cli.start(backend, precision)
     if json_path is not None and not Path(json_path).parent.is_dir():  # minutes before the file is opened
         raise TinydiffError(f"--json {json_path}: there is no such folder")
     workers = workers or default_workers()
@@ -81,7 +81,7 @@ def main(*, backend="numpy", batch_size=64, channels=32, rounds=11, workers=None
 
     images = max(1, batch_size // workers)
     layers = layer_jobs(channels, images)
-    settings = {"backend": backend, "channels": channels, "batch_size": batch_size}
+    settings = {"backend": backend, "precision": precision, "channels": channels, "batch_size": batch_size}
     medians, memory = compete((OURS, *peers), settings, workers, list(layers), rounds)
     report = {
         **ratios(medians, memory, workers),
@@ -325,8 +325,8 @@ def blas_core():
     return "unknown"
 
 
-def _contestant(name, *, backend, **settings):
-    use_backend(backend)
+def _contestant(name, *, backend, precision=None, **settings):
+    use_backend(backend, precision)
     if name == OURS:
         return Ours(**settings)
     from torch_peer import Peer

@@ -12,15 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from tinydiff import cli, plots
-from tinydiff.backend import use_backend
 from tinydiff.classify import load_classifier, misread_rows, read
 from tinydiff.data import DataError
 from tinydiff.parallel import default_workers
 
 
-def main(samples, checkpoint="runs/classifier/checkpoint.npz", out=None, backend="numpy", workers=None):
+def main(samples, checkpoint="runs/classifier/checkpoint.npz", out=None, backend="numpy", precision=None, workers=None):
     """Print the shares and, with out, save a picture of the misread; returns (right, N)."""
-    use_backend(backend)
+    cli.start(backend, precision)
     workers = workers or default_workers()
     pool, meta = load_classifier(Path(checkpoint), workers)
     with pool:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from tinydiff import cli
 from tinydiff.autograd import no_grad
-from tinydiff.backend import TinydiffError, asarray, default_rng, to_numpy, use_backend
+from tinydiff.backend import TinydiffError, asarray, default_rng, to_numpy
 from tinydiff.checkpoint import atomic_write
 from tinydiff.data import load
 from tinydiff.diffusion import Schedule, bound_term, discretized_log_prob, prior_kl, sampled_bound, unconditional
@@ -36,6 +36,7 @@ def main(
     checkpoint,
     *,
     backend="numpy",
+    precision=None,
     num=10_000,
     draws=7,
     variance="beta_tilde",
@@ -45,7 +46,7 @@ def main(
     workers=None,
 ):
     """Print the bound and its parts; returns the mean bits/dim over the images and its standard error."""
-    use_backend(backend)
+    cli.start(backend, precision)
     if out is not None:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
     pool, schedule, meta = load_trained(Path(checkpoint), workers or default_workers())

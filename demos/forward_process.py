@@ -17,7 +17,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from tinydiff import cli
-from tinydiff.backend import asarray, default_rng, host_integers, standard_normal, to_numpy, use_backend, xp
+from tinydiff.backend import asarray, default_rng, host_integers, standard_normal, to_numpy, xp
 from tinydiff.checkpoint import atomic_write
 from tinydiff.data import NAMES, load
 from tinydiff.diffusion import Schedule, q_sample, q_x_t_given_x_s
@@ -32,9 +32,19 @@ SCHEDULES = {
 }
 
 
-def main(*, backend="numpy", out="runs/forward_process", data="auto", data_dir=None, digit=3, seed=0, chains=4000):
+def main(
+    *,
+    backend="numpy",
+    precision=None,
+    out="runs/forward_process",
+    data="auto",
+    data_dir=None,
+    digit=3,
+    seed=0,
+    chains=4000,
+):
     """Write the four pictures to `out`, and print how well the chain and the closed form agree."""
-    use_backend(backend)
+    cli.start(backend, precision)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     dataset = load(data, data_dir=data_dir, seed=seed, num=1000)  # plenty to find one picture of each class

@@ -13,7 +13,6 @@ import numpy as np
 from tqdm import tqdm
 
 from tinydiff import cli, plots
-from tinydiff.backend import use_backend
 from tinydiff.checkpoint import atomic_write
 from tinydiff.generate import DDIM, DDPM, Recipe, generate, load_trained
 from tinydiff.parallel import default_workers
@@ -25,6 +24,7 @@ def main(
     checkpoint,
     *,
     backend="numpy",
+    precision=None,
     num=100,
     labels=tuple(range(10)),
     scale=Recipe.scale,
@@ -35,7 +35,7 @@ def main(
     save_npz=None,
     workers=None,
 ):
-    use_backend(backend)
+    cli.start(backend, precision)
     for path in filter(None, (out, save_npz)):  # find out before the work, not after it
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     pool, schedule, meta = load_trained(Path(checkpoint), workers or default_workers())

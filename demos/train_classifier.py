@@ -12,7 +12,6 @@ import numpy as np
 from tqdm import tqdm
 
 from tinydiff import checkpoint, cli, plots
-from tinydiff.backend import use_backend
 from tinydiff.classify import (
     ClassifierConfig,
     build_classifier,
@@ -27,6 +26,7 @@ from tinydiff.parallel import Workers, default_workers
 
 def main(
     backend="numpy",
+    precision=None,
     data="auto",
     data_dir=None,
     num_train=None,
@@ -38,7 +38,7 @@ def main(
     out="runs/classifier",
 ):
     """num_train, num_test: the first so many images of a split, None for all.  Returns how many of test are misread."""
-    use_backend(backend)
+    cli.start(backend, precision)
     workers = workers or default_workers()
     out = Path(out)
     config = ClassifierConfig(num_steps=steps, batch_size=batch_size, seed=seed)

@@ -18,7 +18,8 @@ import numpy as np
 from tqdm import tqdm
 
 from tinydiff import checkpoint, cli, plots
-from tinydiff.backend import TinydiffError, use_backend
+from tinydiff.backend import TinydiffError
+from tinydiff.backend import precision as current_precision
 from tinydiff.data import NAMES, Dataset, load
 from tinydiff.diffusion import Schedule
 from tinydiff.generate import Recipe, build_unet, frame_times, generate
@@ -33,6 +34,7 @@ PICTURE_SEED = 1  # of every grid, so that grids can be compared
 def main(
     *,
     backend="numpy",
+    precision=None,
     steps=None,
     minutes=None,
     batch_size=None,
@@ -50,7 +52,7 @@ def main(
     scale=Recipe.scale,
 ):
     """Options that are None take the default of TrainConfig, or with resume the checkpoint's value."""
-    use_backend(backend)
+    cli.start(backend, precision)
     out = Path(out)
     path = out / "checkpoint.npz"
     wanted = {"batch_size": batch_size, "seed": seed, "num_steps": steps, "minutes": minutes}
@@ -77,6 +79,9 @@ def main(
         workers = workers or (meta["num_workers"] if backend == "numpy" else 1)
         if meta["num_workers"] != workers:
             print(f"note: {meta['num_workers']} worker(s) before, {workers} now: the sums round differently")
+        before, now = meta.get("precision"), current_precision()  # older checkpoints do not say
+        if before not in (None, now):
+            print(f"note: matrix products in {before} before, in {now} now: they round differently")
 
     if model_config["base_channels"] % NUM_GROUPS:
         raise TinydiffError(f"--channels {channels}: must be a multiple of {NUM_GROUPS}, the groups of each group norm")
@@ -102,7 +107,7 @@ def _run(state: Training, dataset: Dataset, recipe: Recipe, out: Path, save_ever
     with cli.stop_signals() as stop, tqdm(total=_total(state), initial=start, unit="img", dynamic_ncols=True) as bar:
         for _ in train(state, dataset):
             bar.total = _total(state)
-            bar.set_postfix_str(f"step {state.step}, loss {_recent_loss(state):.4f}", refresh=False)
+            bar.set_postfix_str(f"step {state.step}{_recent_loss(state)}", refresh=False)
             bar.update(per_step)
             at_end = state.step == state.num_steps
             if at_end or stop.requested or state.step % save_every == 0:
@@ -181,9 +186,10 @@ def _total(state: Training) -> int | None:
     return None if state.num_steps == UNLIMITED else state.num_steps * state.config.batch_size
 
 
-def _recent_loss(state: Training) -> float:
-    rows = state.metrics[-50:]
-    return sum(row[0] for row in rows) / len(rows)
+def _recent_loss(state: Training) -> str:
+    """The mean of the last 50 losses that are known: asking for all of them would make a GPU's steps wait."""
+    rows = state.rows[-50:]
+    return f", loss {sum(row[0] for row in rows) / len(rows):.4f}" if rows else ""
 
 
 def _load_if_there(path: Path):

@@ -35,7 +35,7 @@ def pytest_configure(config):
             raise pytest.UsageError(emulate.REASON)
         strict.stand_in(strict.cupy)
     try:
-        use_backend("numpy" if name == "numpy" else "cupy")
+        use_backend("numpy" if name == "numpy" else "cupy", "float32")  # which the tolerances are for
     except BackendError as error:
         raise pytest.UsageError(str(error)) from None
 

@@ -171,11 +171,12 @@ def main():
 
     use_backend("cupy")
     from tinydiff.autograd import no_grad
+    from tinydiff.data import Dataset
     from tinydiff.diffusion import Schedule, ddim_step, sample, timestep_pairs, unconditional
     from tinydiff.generate import build_unet
     from tinydiff.optim import EMA, Adam, clip_grad_norm
     from tinydiff.parallel import Workers
-    from tinydiff.train import noise_prediction_losses
+    from tinydiff.train import PERIOD, TrainConfig, Training, noise_prediction_losses
 
     rng = default_rng(0)
     x, eps = rng.standard_normal((2, 64, 28, 28, 1), dtype="float32")
@@ -189,6 +190,12 @@ def main():
         adam.step(1e-3)
         average.update()
 
+    # What train_mnist.py does: batches of labelled images, a network with classes, metrics.
+    images, labels = rng.integers(0, 256, (100, 28, 28), dtype="uint8"), rng.integers(0, 10, 100).astype("uint8")
+    dataset = Dataset("noise", images, labels, "noise", tuple("0123456789"))
+    workers = Workers(partial(build_unet, {"num_classes": 10}, 0), 1)
+    state = Training(workers, Schedule.linear(1000), TrainConfig(num_steps=10**6, minutes=None))
+
     def draw():
         steps = sample(
             partial(ddim_step, Schedule.linear(1000), clip=True),
@@ -200,7 +207,15 @@ def main():
         with no_grad():
             list(steps)
 
-    print(json.dumps({"train": counts_of(train), "sample": counts_of(draw)}))
+    def step():
+        state.advance(dataset)
+
+    def period():
+        for _ in range(PERIOD):
+            step()
+
+    calls = {"train": train, "sample": draw, "demo": step, "period": period}
+    print(json.dumps({name: counts_of(call) for name, call in calls.items()}))
 
 
 if __name__ == "__main__":

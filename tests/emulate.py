@@ -84,6 +84,9 @@ def install(monkeypatch, lanes: int = 1) -> None:
 
 
 def _as_c(a, dtype):
+    if isinstance(a, np.void):  # a struct, by value
+        fields = [("bytes", ctypes.c_char * a.nbytes)]
+        return type("Struct", (ctypes.Structure,), {"_fields_": fields}).from_buffer_copy(a)
     if isinstance(a, np.ndarray):
         assert a.dtype == dtype and a.flags.c_contiguous
         return ctypes.c_void_p(a.ctypes.data)

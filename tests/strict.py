@@ -122,6 +122,10 @@ class DeviceArray:
         return Function(f"ndarray.{name}", getattr(self._array, name), self)
 
     @property
+    def data(self) -> Any:
+        return types.SimpleNamespace(ptr=self._array.ctypes.data)
+
+    @property
     def T(self) -> "DeviceArray":
         return self.transpose()
 
@@ -226,7 +230,21 @@ class _Module(types.ModuleType):
 
 cupy: Any = _Module("cupy", __doc__)
 cupy.ndarray, cupy.RawModule = DeviceArray, RawModule
-cupy.cuda = types.SimpleNamespace(runtime=types.SimpleNamespace(getDeviceCount=lambda: 1))
+cupy.__version__ = "14.2.0"
+cupy.cuda = types.SimpleNamespace(
+    runtime=types.SimpleNamespace(
+        driverGetVersion=lambda: 13020,
+        runtimeGetVersion=lambda: 13020,
+        getDevice=lambda: 0,
+        getDeviceProperties=lambda device: {"name": b"strict"},
+        memGetInfo=lambda: (1 << 30, 1 << 30),
+    )
+)
+cupy._core = types.SimpleNamespace(
+    _routines_linalg=types.SimpleNamespace(
+        COMPUTE_TYPE_TF32=3, COMPUTE_TYPE_DEFAULT=1, set_compute_type=lambda dtype, kind: None
+    )
+)
 
 
 def stand_in(module: Any) -> None:

@@ -17,7 +17,9 @@ from tinydiff.backend import (
     backend_name,
     chunks,
     default_rng,
+    describe,
     host_integers,
+    precision,
     standard_normal,
     to_numpy,
     use_backend,
@@ -33,9 +35,9 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 @pytest.fixture(autouse=True)
 def same_backend_afterwards():
-    before = backend_name()
+    before = backend_name(), precision()
     yield
-    use_backend(before)
+    use_backend(*before)
 
 
 @pytest.fixture
@@ -57,18 +59,36 @@ def cupy_is(monkeypatch):
     return choose
 
 
-def fake_cupy(device_count):
-    """A module named cupy whose runtime reports `device_count`, or raises it."""
+def fake_cupy(fails=None, driver=13020, made=13020):
+    """A module named cupy for CUDA `made` on a driver for CUDA `driver`, whose first kernel runs or raises `fails`."""
 
-    def get_device_count():
-        if isinstance(device_count, Exception):
-            raise device_count
-        return device_count
+    def ones(shape, dtype):
+        if fails is not None:
+            raise fails
+        return np.ones(shape, dtype)
 
+    def set_compute_type(dtype, kind):
+        module.products = (dtype, kind)
+
+    names = {"COMPUTE_TYPE_TF32": "tf32", "COMPUTE_TYPE_DEFAULT": "float32", "set_compute_type": set_compute_type}
+    runtime = {
+        "driverGetVersion": lambda: driver,
+        "runtimeGetVersion": lambda: made,
+        "getDevice": lambda: 1,
+        "getDeviceProperties": lambda device: {"name": b"GPU %d" % device},
+        "memGetInfo": lambda: (3 << 29, 5 << 30),
+    }
     module: Any = types.ModuleType("cupy")
-    module.cuda = types.SimpleNamespace(runtime=types.SimpleNamespace(getDeviceCount=get_device_count))
+    module.__version__ = "14.2.0"
+    module.cuda = types.SimpleNamespace(runtime=types.SimpleNamespace(**runtime))
+    module._core = types.SimpleNamespace(_routines_linalg=types.SimpleNamespace(**names))
+    module.ones = ones
     module.exp = lambda x: "the exp of the device"
     return module
+
+
+class CompileException(Exception):
+    """CuPy's own for what NVRTC refuses: no RuntimeError."""
 
 
 # The switch.
@@ -88,19 +108,65 @@ def test_a_backend_of_any_other_name_is_refused(name):
     [
         (ModuleNotFoundError("No module named 'cupy'"), ["No module named 'cupy'", "tinydiff[cuda13x]", "cuda12x"]),
         (ImportError("libnvrtc.so"), ["libnvrtc.so", "tinydiff[cuda13x]", "cuda12x"]),
-        (fake_cupy(RuntimeError("no CUDA driver")), ["no CUDA driver", "tinydiff[cuda13x]", "cuda12x"]),
-        (fake_cupy(ImportError("libcudart")), ["libcudart", "tinydiff[cuda13x]", "cuda12x"]),
-        (fake_cupy(0), ["finds no GPU", "numpy"]),
+        (fake_cupy(driver=0), ["no NVIDIA driver", "install", "numpy"]),
+        (fake_cupy(driver=12040), ["CUDA 13.2", "12.4", "pip uninstall cupy-cuda13x", "tinydiff[cuda12x]"]),
+        (fake_cupy(driver=11080, made=12090), ["CUDA 12.9", "11.8", "newer driver"]),
+        (fake_cupy(RuntimeError("cudaErrorNoDevice: none")), ["RuntimeError: cudaErrorNoDevice", "nvidia-smi"]),
+        (fake_cupy(RuntimeError("Failed to find NVRTC")), ["Failed to find NVRTC", "tinydiff[cuda13x]", "headers"]),
+        (fake_cupy(ImportError("libcublas.so"), made=12090), ["libcublas.so", "tinydiff[cuda12x]"]),
+        (fake_cupy(CompileException("cuda_fp16.h\nand its source")), ["CompileException: cuda_fp16.h)", "headers"]),
+        (fake_cupy(MemoryError("Out of memory allocating 16 bytes")), ["allocating 16 bytes", "free memory"]),
     ],
 )
 def test_cupy_that_cannot_work_says_what_to_do(cupy_is, found, words):
-    """Without CuPy, its libraries or a GPU: BackendError with the cause and the remedy, and the backend stays."""
+    """Whatever is missing: BackendError of one line with the cause and the remedy, and the backend stays."""
     use_backend("numpy")
     cupy_is(found)
     with pytest.raises(BackendError) as error:
         use_backend("cupy")
     assert all(word in str(error.value) for word in words), str(error.value)
-    assert backend_name() == "numpy" and xp.exp is np.exp
+    assert "\n" not in str(error.value)
+    assert (backend_name(), precision()) == ("numpy", "float32") and xp.exp is np.exp
+
+
+@pytest.mark.parametrize("driver, made", [(13000, 13020), (13030, 12090), (12040, 12090)])
+def test_a_driver_of_the_same_or_a_newer_major_version_will_do(cupy_is, driver, made):
+    """CUDA's minor versions are compatible with each other, and an older CuPy works on any newer driver."""
+    cupy_is(fake_cupy(driver=driver, made=made))
+    use_backend("cupy")
+    assert backend_name() == "cupy"
+
+
+@pytest.mark.parametrize("choice, found", [(None, "tf32"), ("tf32", "tf32"), ("float32", "float32")])
+def test_a_gpu_multiplies_in_the_precision_chosen(cupy_is, monkeypatch, choice, found):
+    """CuPy is told, whatever CUPY_TF32 says; TF32 is the default; back on NumPy it is float32."""
+    for variable in ("0", "1"):
+        monkeypatch.setenv("CUPY_TF32", variable)
+        module = fake_cupy()
+        cupy_is(module)
+        use_backend("cupy", choice)
+        assert module.products == ("float32", found) and precision() == found
+    use_backend("numpy")
+    assert precision() == "float32"
+
+
+@pytest.mark.parametrize("name, other", [("numpy", "tf32"), ("numpy", "float64"), ("cupy", "bfloat16"), ("cupy", "")])
+def test_a_precision_that_the_backend_lacks_is_refused(cupy_is, name, other):
+    """NumPy has float32 only, CuPy tf32 too; anything else is named with the backend, and nothing changes."""
+    use_backend("numpy", "float32")
+    cupy_is(fake_cupy())
+    with pytest.raises(ValueError, match=f"on backend '{name}', got '{other}'$"):
+        use_backend(name, other)
+    assert (backend_name(), precision()) == ("numpy", "float32")
+
+
+def test_the_device_is_described_in_one_line(cupy_is):
+    """The current device, its memory, both CUDA versions and the precision; NumPy by its version."""
+    cupy_is(fake_cupy(driver=13010, made=12090))
+    use_backend("cupy", "float32")
+    assert describe() == "GPU 1, 1.5 of 5.0 GiB free; CuPy 14.2.0 for CUDA 12.9, driver for 13.1; products in float32"
+    use_backend("numpy")
+    assert describe() == f"NumPy {np.__version__}"
 
 
 def test_a_switch_reaches_everyone_who_holds_xp(cupy_is):
@@ -108,7 +174,7 @@ def test_a_switch_reaches_everyone_who_holds_xp(cupy_is):
     held = backend.xp
     use_backend("numpy")
     assert held.exp is np.exp
-    cupy_is(fake_cupy(1))
+    cupy_is(fake_cupy())
     use_backend("cupy")
     assert held is backend.xp and backend_name() == "cupy"
     assert held.exp(0) == "the exp of the device"

@@ -69,7 +69,7 @@ def test_the_backend_is_one_of_two(monkeypatch, capsys):
     """--backend takes main's default and refuses any other name with exit code 2, naming the choices."""
     seen = []
 
-    def main(*, backend="numpy"):
+    def main(*, backend="numpy", precision=None):
         seen.append(backend)
 
     parser = cli.parser(None, main)
@@ -83,6 +83,51 @@ def test_the_backend_is_one_of_two(monkeypatch, capsys):
     assert seen == ["numpy", "cupy"]
     message = capsys.readouterr().err
     assert "torch" in message and "numpy" in message and "cupy" in message
+
+
+def test_precision_goes_with_the_backend(monkeypatch, capsys):
+    """--precision reaches main; on NumPy tf32 is refused before main runs, with exit code 2 and the remedy."""
+    seen = []
+
+    def main(*, backend="numpy", precision=None):
+        seen.append((backend, precision))
+
+    parser = cli.parser(None, main)
+    cli.add_backend(parser)
+    for arguments in ([], ["--precision=float32"], ["--backend=cupy", "--precision=tf32"], ["--backend=cupy"]):
+        monkeypatch.setattr(sys, "argv", ["demo", *arguments])
+        cli.run(main, parser)
+    assert seen == [("numpy", None), ("numpy", "float32"), ("cupy", "tf32"), ("cupy", None)]
+    for arguments, words in ((["--precision=tf32"], "needs --backend cupy"), (["--precision=half"], "choose from")):
+        monkeypatch.setattr(sys, "argv", ["demo", *arguments])
+        with pytest.raises(SystemExit, match="2"):
+            cli.run(main, parser)
+        assert words in capsys.readouterr().err
+    assert len(seen) == 4
+
+
+def test_a_demo_on_a_gpu_begins_by_naming_it(monkeypatch, capsys):
+    """start passes both choices on; one line on a GPU, none on NumPy."""
+    chosen = []
+    monkeypatch.setattr(cli, "use_backend", lambda *choice: chosen.append(choice))
+    monkeypatch.setattr(cli, "describe", lambda: "a GPU")
+    cli.start("numpy", None)
+    assert capsys.readouterr().out == ""
+    cli.start("cupy", "tf32")
+    assert capsys.readouterr().out == "a GPU\n"
+    assert chosen == [("numpy", None), ("cupy", "tf32")]
+
+
+def test_a_lack_of_memory_is_one_line(monkeypatch, capsys):
+    """A MemoryError says what could not be had, without a traceback and with exit code 2."""
+    for error, said in (
+        (MemoryError("Out of memory allocating 9 bytes"), "allocating 9"),
+        (MemoryError(), "of memory"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            _run(monkeypatch, _raises(error))
+        err = capsys.readouterr().err
+        assert said in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Each GPU kernel's text, compiled for the host, does what the NumPy way of its op does."""
 
+import math
 import re
 
 import emulate
@@ -14,7 +15,7 @@ from tinydiff.autograd import Tensor
 from tinydiff.backend import backend_name, default_rng, xp
 from tinydiff.nn import UNet
 from tinydiff.ops import winograd
-from tinydiff.optim import EMA, Adam
+from tinydiff.optim import EMA, Adam, clip_grad_norm
 
 pytestmark = [
     pytest.mark.engine,
@@ -144,20 +145,58 @@ def test_softmax_and_attention(seed, n, heads, l, m):
 
 
 @pytest.mark.parametrize("weight_decay", [0, 0.1])
-def test_adam_and_the_average(weight_decay):
-    """Three steps, with a learning rate that changes."""
+def test_clipping_adam_and_the_average(weight_decay):
+    """Three steps, two of them clipped (the norm is about 17), with a learning rate that changes."""
 
     def compute():
         (start,) = host_normal(0, (300,))
         adam = Adam([Tensor(start, requires_grad=True)], weight_decay=weight_decay)
-        average = EMA(adam.flat, 0.9)
+        average, norms = EMA(adam.flat, 0.9), []
         for step in range(3):
             adam.flat.grad[...] = host_normal(step, (300,))[0]
+            norms.append(float(clip_grad_norm(adam.flat, (1.0, 100.0, 5.0)[step])))
             adam.step(0.1 / (1 + step))
             average.update()
-        return [adam.flat.data, adam.m, adam.v, average.data]
+        return [adam.flat.data, adam.flat.grad, adam.m, adam.v, average.data, np.array(norms)]
 
     agree(each_way(compute), 1e-14)
+
+
+@given(SEEDS, st.lists(st.one_of(st.none(), st.integers(0, 5)), min_size=1, max_size=12), st.sampled_from([1, 60]))
+def test_gathering(seed, sizes, times):
+    """1 to 720 arrays of any size end to end, so in 1 to 3 launches; one that is missing counts as 3 zeros."""
+    parts = [None if size is None else host_normal(seed, (2, size))[0].T for size in sizes] * times
+    sizes = [3 if part is None else part.size for part in parts]
+    out = np.full(sum(sizes), np.nan)
+    with pytest.MonkeyPatch.context() as patch:
+        emulate.install(patch)
+        kernels.gather(parts, sizes, out)
+    expected = [np.zeros(3) if part is None else part.reshape(-1) for part in parts]
+    np.testing.assert_array_equal(out, np.concatenate(expected))
+
+
+@given(SEEDS, st.sampled_from([math.nan, math.inf, -math.inf, 1e200]), st.integers(0, 9))
+def test_a_bad_norm_lets_nothing_be_updated(seed, bad, place):
+    """One number that makes the norm nan or infinite: no bit of weights, moments and average changes, until it is good.
+
+    Without clipping nothing was measured, and the norm counts as good.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        emulate.install(patch)
+        start, *gs = host_normal(seed, (10,), (10,), (10,), (10,))
+        adam = Adam([Tensor(start, requires_grad=True)], weight_decay=0.1)
+        average, states = EMA(adam.flat, 0.9), []
+        for step, g in enumerate(gs):
+            adam.flat.grad[...] = g
+            if step:
+                adam.flat.grad[place] = bad if step == 1 else g[place]
+                clip_grad_norm(adam.flat, 1.0)
+            adam.step()
+            average.update()
+            states.append([a.copy() for a in (adam.flat.data, adam.m, adam.v, average.data)])
+    np.testing.assert_array_equal(states[1], states[0])
+    assert all((a != b).all() for state in states[::2] for a, b in zip(state, [start, 0 * start, 0 * start, start]))
+    assert all((a != b).all() for a, b in zip(states[2], states[1])) and np.isfinite(states[2]).all()
 
 
 @pytest.mark.parametrize("dtype, bound", [("float64", 1e-9), ("float32", 1e-3)])
@@ -186,8 +225,20 @@ def test_every_kernel_was_run():
     emulate.launched.clear()
     names = set(re.findall(r"__global__ void (\w+)\(", kernels.SOURCE))
     test_a_whole_network("float64", 1e-9)
-    test_adam_and_the_average(0)
+    test_clipping_adam_and_the_average(0)
+    test_gathering()
     assert names == emulate.launched
+
+
+@pytest.mark.parametrize("dtype, wide", [("float32", False), ("float64", False), ("float32", True)])
+def test_the_gpus_compiler_takes_the_text(dtype, wide):
+    """NVRTC, which comes with CuPy and needs no GPU: it knows names that the host's compiler does not."""
+    nvrtc = pytest.importorskip("cupy", reason="needs CuPy's NVRTC: pip install 'cupy-cuda13x[ctk]'").cuda.nvrtc
+    program = nvrtc.createProgram(kernels._text(dtype, wide), "kernels.cu", [], [])
+    try:
+        nvrtc.compileProgram(program, ["--gpu-architecture=sm_90", "--std=c++17"])
+    except nvrtc.NVRTCError:
+        pytest.fail(nvrtc.getProgramLog(program))
 
 
 @pytest.mark.parametrize("size", [0, 1, 255, 256, 257, 10_000])

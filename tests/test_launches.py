@@ -36,18 +36,30 @@ def launches(counts):
 
 
 def test_launches_of_a_training_step_and_of_a_sampling_step(counts):
-    """The reference U-Net at batch 64: forward, backward, clipping, Adam and average; one DDIM step."""
-    assert launches(counts["train"]) == 464
-    assert launches(counts["sample"]) == 173
+    """The reference U-Net at batch 64: forward, backward, clipping, Adam and average; one DDIM step.
+
+    demo: the same with ten classes, by Training.advance from a data set: 7 more, for the vector of each label.
+    """
+    assert launches(counts["train"]) == 465
+    assert launches(counts["demo"]) == 472
+    assert launches(counts["sample"]) == 168
 
 
 def test_nothing_computes_in_float64(counts):
     """No kernel has float64 arguments; a Python float among the arguments takes the arrays' dtype."""
-    assert "float64 kernel" not in counts["train"] | counts["sample"]
+    assert "float64 kernel" not in counts["train"] | counts["demo"] | counts["sample"]
 
 
 def test_what_goes_to_and_from_the_device(counts):
-    """To it: the time code, and three small tables for gathering the gradients; from it: their norm, and the losses."""
-    train = counts["train"]
-    assert (train["host to device"], train["device to host"], train["synchronise"]) == (4, 2, 2)
-    assert (counts["sample"]["host to device"], counts["sample"].get("device to host", 0)) == (1, 0)
+    """To it: the time code; in the demo also x_t with eps, and the labels.  From it nothing."""
+    assert [counts[name]["host to device"] for name in ("train", "demo", "sample")] == [1, 3, 1]
+    for name in ("train", "demo", "sample"):
+        assert "device to host" not in counts[name] and "synchronise" not in counts[name]
+
+
+def test_what_a_period_of_steps_asks_for_besides(counts):
+    """Its losses and its norms, each put together by one kernel, with a table of addresses, and copied: two waits."""
+    step, period = counts["demo"], counts["period"]
+    assert (period["device to host"], period["synchronise"]) == (2, 2)
+    assert launches(period) == 50 * launches(step) + 2
+    assert period["host to device"] == 50 * step["host to device"] + 2

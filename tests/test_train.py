@@ -5,6 +5,7 @@ import warnings
 from dataclasses import asdict, replace
 from functools import partial
 
+import emulate
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from tinydiff import checkpoint, train
 from tinydiff.autograd import Tensor
-from tinydiff.backend import asarray, default_rng, to_numpy
+from tinydiff.backend import asarray, backend_name, default_rng, to_numpy
 from tinydiff.checkpoint import CheckpointError
 from tinydiff.data import Dataset, epoch_indices
 from tinydiff.diffusion import Schedule, ScheduleWarning
@@ -176,11 +177,11 @@ def test_the_gradient_is_the_mean_of_those_of_the_examples(dataset, make):
     state = make()
     state.advance(dataset)  # away from the start, where most gradients are 0
     batch = draw_batch(dataset, state.schedule, CONFIG, 10, 1)
-    losses = state.workers.gradients(noise_prediction_losses, batch, (0,))
+    losses = to_numpy(state.workers.gradients(noise_prediction_losses, batch, (0,)))
     grad, parts = to_numpy(state.workers.flat.grad).astype("float64"), []
     for i in range(CONFIG.batch_size):
         one = {name: a[i : i + 1] for name, a in batch.items()}
-        alone = state.workers.gradients(noise_prediction_losses, one, (0,))
+        alone = to_numpy(state.workers.gradients(noise_prediction_losses, one, (0,)))
         np.testing.assert_allclose(alone, losses[i : i + 1], rtol=1e-5)  # float32 sums in another order
         parts.append(to_numpy(state.workers.flat.grad).astype("float64"))
     assert np.linalg.norm(np.mean(parts, 0) - grad) < 1e-4 * np.linalg.norm(grad)
@@ -243,7 +244,8 @@ def test_not_a_number_stops_before_the_update(dataset, make):
     before = buffers(state)
     with pytest.raises(TrainingError, match="step 2: loss is nan"):
         state.advance(dataset)
-    assert same_bits(before, buffers(state)) and state.step == 1 and len(state.metrics) == 1
+        state.settle()
+    assert same_bits(before, buffers(state)) and len(state.rows) == 1
 
 
 def test_an_infinite_gradient_of_a_finite_loss_stops_too(dataset, make):
@@ -253,7 +255,141 @@ def test_an_infinite_gradient_of_a_finite_loss_stops_too(dataset, make):
     before = buffers(state)
     with pytest.raises(TrainingError, match=r"step 1: loss is [01]\.\d+, gradient norm inf"):
         state.advance(dataset)
-    assert same_bits(before, buffers(state)) and state.step == 0 and not state.metrics
+        state.settle()
+    assert same_bits(before, buffers(state)) and not state.rows
+
+
+# What differs on a GPU: rows come later, and batches are drawn ahead.
+
+
+@pytest.fixture
+def gpu():
+    """The GPU's way of everything, its kernels run on the host."""
+    if emulate.COMPILER is None:
+        pytest.skip(emulate.REASON)
+    with pytest.MonkeyPatch.context() as patch:
+        if backend_name() == "numpy":
+            emulate.install(patch)
+        yield patch
+
+
+def run(state, dataset, steps):
+    for _ in range(steps):
+        state.advance(dataset)
+    return state
+
+
+@pytest.mark.parametrize("period", [1, 2, 5])
+def test_when_rows_are_made_changes_nothing(dataset, make, gpu, period):
+    """Rows made every step or every few are the same rows in the same order, and so are the weights."""
+    whole = run(make(), dataset, 6)
+    gpu.setattr(train, "PERIOD", period)
+    state, counts = make(), []
+    for _ in range(6):
+        state.advance(dataset)
+        counts.append(len(state.rows))
+    assert counts == [k // period * period for k in range(1, 7)]
+    assert len(state.metrics) == 6 and state.metrics == whole.metrics  # nan, of an empty quarter, is not equal
+    assert same_bits(buffers(whole), buffers(state))
+
+
+def test_the_state_that_train_yields_last_has_every_row(dataset, make, gpu):
+    """Rows are complete at the end of a run, and in what is saved on the way."""
+    seen = [(state.step, len(state.rows)) for state in train.train(make(), dataset)]
+    assert seen == [(1, 0), (2, 0), (3, 0), (4, 0), (5, 0), (6, 6)]
+
+
+def test_what_follows_a_bad_step_is_never_saved(dataset, make, gpu, tmp_path):
+    """A step of nan among good ones updates nothing; the first bad step is named, again and again, and no file made."""
+    state = run(make(), dataset, 2)
+    before = buffers(state)
+    gpu.setattr(train, "noise_prediction_losses", lambda *args: noise_prediction_losses(*args) * math.nan)
+    run(state, dataset, 1)
+    assert same_bits(before, buffers(state))
+    gpu.setattr(train, "noise_prediction_losses", noise_prediction_losses)
+    run(state, dataset, 2)
+    assert not same_bits(before, buffers(state)) and all(np.isfinite(a).all() for a in buffers(state).values())
+    for read in (lambda: state.save(tmp_path / "a.npz", dataset), state.settle, lambda: state.metrics):
+        with pytest.raises(TrainingError, match=r"step 3: loss is nan, gradient norm nan; .* the last checkpoint is"):
+            read()
+        assert len(state.rows) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_infinite_loss_of_a_finite_gradient_is_never_saved(dataset, make, gpu, tmp_path):
+    """The device lets such a step pass, but the host sees it before it writes."""
+    gpu.setattr(train, "noise_prediction_losses", lambda *args: noise_prediction_losses(*args) + math.inf)
+    state = run(make(), dataset, 1)
+    with pytest.raises(TrainingError, match=r"step 1: loss is inf, gradient norm \d"):
+        state.save(tmp_path / "a.npz", dataset)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_restored_state_forgets_the_steps_that_had_no_row_yet(dataset, make, gpu, tmp_path):
+    """Rows are those of the checkpoint, also where the state went on after it."""
+    state = run(make(), dataset, 2)
+    state.save(tmp_path / "a.npz", dataset)
+    run(state, dataset, 3).restore(tmp_path / "a.npz", *checkpoint.load(tmp_path / "a.npz"))
+    assert state.step == len(state.metrics) == 2
+    whole = run(make(), dataset, 3)
+    assert same_bits(buffers(run(state, dataset, 1)), buffers(whole)) and len(state.metrics) == 3
+
+
+def test_the_speed_is_that_of_finished_steps(dataset, make, gpu):
+    """Where the minutes decide, the host waits for the steps of the warm-up before it looks at the clock again."""
+    state = run(make(replace(CONFIG, minutes=1.0, warmup=3)), dataset, 2)
+    looked = []
+    gpu.setattr(train.time, "monotonic", lambda: looked.append(len(state.rows)) or 1e9)
+    run(state, dataset, 1)
+    assert looked == [3]
+
+
+def test_batches_drawn_ahead_are_those_of_their_steps(dataset, make, gpu):
+    """Bit for bit draw_batch's, also when step, settings or data change between two steps; each is drawn once."""
+    drawn = []
+
+    def draw(*args):
+        drawn.append(args[-1])
+        return draw_batch(*args)
+
+    gpu.setattr(train, "draw_batch", draw)
+    state, other = make(), replace(dataset, images=255 - dataset.images)
+    for step, config, data in [
+        *((k, CONFIG, dataset) for k in (0, 1, 2, 7, 8)),
+        *((k, replace(CONFIG, seed=6), dataset) for k in (9, 10)),
+        *((k, replace(CONFIG, seed=6), other) for k in (11, 12, 3)),
+    ]:
+        state.step, state.config = step, config
+        batch, expected = state._batch(data), draw_batch(data, state.schedule, config, 10, step)
+        assert batch.keys() == expected.keys()
+        assert all((to_numpy(batch[name]) == expected[name]).all() for name in batch)
+    state._thread.shutdown()
+    assert drawn == [0, 1, 2, 3, 7, 8, 9, 9, 10, 11, 11, 12, 13, 3, 4]  # drawn in vain: what a change came between
+
+
+def test_what_drawing_ahead_raises_comes_out_in_its_own_step(dataset, make, gpu):
+    """An error in the thread is raised by the step that needed the batch, the state as it was; the run can go on."""
+    whole, state = run(make(), dataset, 3), make()
+
+    def fail(*args):
+        if args[-1] == 2:
+            raise ZeroDivisionError("planted")
+        return draw_batch(*args)
+
+    gpu.setattr(train, "draw_batch", fail)
+    run(state, dataset, 2)
+    with pytest.raises(ZeroDivisionError, match="planted"):
+        state.advance(dataset)
+    assert state.step == 2 == len(state.metrics)
+    gpu.setattr(train, "draw_batch", draw_batch)
+    state.advance(dataset)
+    assert same_bits(buffers(whole), buffers(state))
+
+
+@pytest.mark.skipif(backend_name() != "numpy", reason="on a GPU batches are drawn ahead")
+def test_without_a_gpu_nothing_is_drawn_ahead(dataset, make):
+    """The cores are the workers': no thread is started."""
+    assert not run(make(), dataset, 2)._thread._threads
 
 
 def test_checkpoint_of_another_network_is_refused(dataset, make, tmp_path):

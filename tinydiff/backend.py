@@ -4,6 +4,10 @@ Every numerical file writes `xp.exp(x)` in NumPy's spelling; `xp` is one object 
 `use_backend("cupy")` makes it answer with CuPy's functions instead.  Arrays leave the device through `to_numpy` only.
 Random numbers are drawn from a host generator on both backends, so a seed means the same noise everywhere.
 
+A GPU multiplies matrices several times faster in TF32 than in float32: each factor is rounded to a mantissa of 10 bits,
+a relative error of at most 2^-11 = 4.9e-4, products and sums are float32.  That is the default on CuPy, NumPy has
+float32 only.  A bias gradient that is a column of a matrix product (ops/conv.py on a GPU) is rounded with it.
+
 This is the only file that may name CuPy.  Read next: autograd.py.
 """
 
@@ -28,6 +32,7 @@ class _ArrayModule:
     """Looks a name up in the chosen array module once and keeps it: the next look-up is a plain attribute (33 ns)."""
 
     _module: Any = np
+    _precision = "float32"
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(type(self)._module, name)
@@ -38,20 +43,46 @@ class _ArrayModule:
 xp: Any = _ArrayModule()
 
 
-def use_backend(name: str) -> None:
+def use_backend(name: str, precision: str | None = None) -> None:
     """Make `xp` answer with "numpy" or "cupy".  Call it first: arrays made before belong to the other backend.
 
-    Raises BackendError if CuPy or a GPU is missing, ValueError for any other name.
+    precision: of the factors of a matrix product, "tf32" (CuPy only, and its default) or "float32".
+    Raises BackendError if CuPy or a GPU is missing or does not work, ValueError for any other name or precision.
     """
     if name not in ("numpy", "cupy"):
         raise ValueError(f"backend must be 'numpy' or 'cupy', got {name!r}")
-    _ArrayModule._module = np if name == "numpy" else _load_cupy()
+    choices = ("float32",) if name == "numpy" else ("tf32", "float32")  # the default first
+    precision = choices[0] if precision is None else precision
+    if precision not in choices:
+        raise ValueError(f"precision must be {' or '.join(map(repr, choices))} on backend {name!r}, got {precision!r}")
+    _ArrayModule._module = np if name == "numpy" else _load_cupy(precision)
+    _ArrayModule._precision = precision
     xp.__dict__.clear()
 
 
 def backend_name() -> str:
     """ "numpy" or "cupy": the array module that `xp` stands for now."""
     return _ArrayModule._module.__name__
+
+
+def precision() -> str:
+    """ "float32" or "tf32": what the factors of a matrix product are rounded to now."""
+    return _ArrayModule._precision
+
+
+def describe() -> str:
+    """What computes, in one line: for a GPU its memory, the CUDA versions of CuPy and of the driver, and precision."""
+    module = _ArrayModule._module
+    if module is np:
+        return f"NumPy {np.__version__}"
+    runtime = module.cuda.runtime
+    name = runtime.getDeviceProperties(runtime.getDevice())["name"].decode()
+    free, total = (n / 2**30 for n in runtime.memGetInfo())
+    made, driver = _version(runtime.runtimeGetVersion()), _version(runtime.driverGetVersion())
+    memory = f"{free:.1f} of {total:.1f} GiB free"
+    return (
+        f"{name}, {memory}; CuPy {module.__version__} for CUDA {made}, driver for {driver}; products in {precision()}"
+    )
 
 
 def asarray(a: Any, dtype: Any = None) -> Any:
@@ -108,6 +139,16 @@ def raw_module(source: str) -> Any:
     return xp.RawModule(code=source, options=("--std=c++17",))
 
 
+def address(a: Any) -> int:
+    """Where the first number of an array lies in its backend's memory."""
+    return a.data.ptr if hasattr(a.data, "ptr") else a.ctypes.data
+
+
+def struct(numbers: list[int]) -> Any:
+    """Integers as one argument of a kernel: a struct of them, passed by value."""
+    return np.array(numbers, np.int64).view(f"V{8 * len(numbers)}")[0]
+
+
 def chunks(n: int, bytes_each: int) -> list[slice]:
     """Cut n images that need bytes_each of scratch into nearly equal slices whose scratch stays in a core's cache.
 
@@ -118,18 +159,40 @@ def chunks(n: int, bytes_each: int) -> list[slice]:
     return [slice(n * i // count, n * (i + 1) // count) for i in range(count)]
 
 
-def _load_cupy() -> Any:
-    extra = "pip install 'tinydiff[cuda13x]' (or cuda12x, to match the driver's CUDA version)"
+def _load_cupy(precision: str) -> Any:
+    """CuPy, once it has compiled a kernel and multiplied two matrices: what is missing shows now, not in mid-run.
+
+    What the check loads (CUDA's context, NVRTC, cuBLAS) the first step would load too, so it costs next to nothing.
+    """
     try:
         cupy = importlib.import_module("cupy")
-    except ImportError as error:
+        driver, made = cupy.cuda.runtime.driverGetVersion(), cupy.cuda.runtime.runtimeGetVersion()
+    except (ImportError, RuntimeError) as error:
+        extra = "pip install 'tinydiff[cuda13x]' (or cuda12x, to match the driver's CUDA version)"
         raise BackendError(f"backend 'cupy' needs CuPy, which does not import here ({error}): {extra}") from None
+    if driver == 0:
+        raise BackendError("backend 'cupy' finds no NVIDIA driver: install it, or use the numpy backend")
+    extra = f"pip install 'tinydiff[cuda{min(driver, made) // 1000}x]'"
+    if driver // 1000 < made // 1000:
+        remedy = (
+            f"pip uninstall cupy-cuda{made // 1000}x, then {extra}" if driver >= 12000 else "install a newer driver"
+        )
+        versions = f"CuPy is made for CUDA {_version(made)}, the driver for {_version(driver)}"
+        raise BackendError(f"backend 'cupy' does not work here: {versions}; {remedy}")
     try:
-        count = cupy.cuda.runtime.getDeviceCount()
-    except (ImportError, RuntimeError) as error:  # no driver, or CUDA libraries that are missing or do not match
-        raise BackendError(
-            f"backend 'cupy' finds no usable GPU ({error}): install the NVIDIA driver and {extra}"
-        ) from None
-    if count == 0:
-        raise BackendError("backend 'cupy' finds no GPU on this machine; use the numpy backend")
+        # Not the environment's CUPY_TF32: CuPy reads it once, and it would win over the choice without a word.
+        linalg = cupy._core._routines_linalg
+        kind = linalg.COMPUTE_TYPE_TF32 if precision == "tf32" else linalg.COMPUTE_TYPE_DEFAULT
+        linalg.set_compute_type("float32", kind)
+        a = cupy.ones((2, 2), "float32")
+        float((a @ a)[0, 0])
+    except Exception as error:  # a dozen kinds, the compiler's own among them
+        said = f"{type(error).__name__}: {error}".splitlines()[0]
+        hint = f"nvidia-smi should show a GPU with free memory, and {extra} brings CUDA's libraries and headers"
+        raise BackendError(f"backend 'cupy' does not work here ({said}): {hint}") from None
     return cupy
+
+
+def _version(number: int) -> str:
+    """CUDA's 12040 as 12.4."""
+    return f"{number // 1000}.{number % 1000 // 10}"

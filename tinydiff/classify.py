@@ -12,7 +12,7 @@ its label or draws no digit at all.  Read next: ../demos/train_classifier.py and
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,14 @@ import numpy as np
 
 from tinydiff import checkpoint, ops
 from tinydiff.autograd import Tensor, no_grad
-from tinydiff.backend import default_rng, to_numpy
+from tinydiff.backend import default_rng, precision, to_numpy
 from tinydiff.data import Dataset, epoch_indices
 from tinydiff.generate import load_network
 from tinydiff.nn import Module
 from tinydiff.nn.classifier import Classifier, cross_entropy
 from tinydiff.optim import Adam, clip_grad_norm, learning_rate
 from tinydiff.parallel import Batch, Workers
-from tinydiff.train import TrainingError
+from tinydiff.train import TrainingError, out_of_memory
 
 MAX_SHIFT = 2  # pixels
 SLICE = 250  # images that a worker reads at a time
@@ -72,13 +72,21 @@ def cross_entropy_losses(model: Module, batch: Batch, rng: np.random.Generator) 
 def train_classifier(workers: Workers, dataset: Dataset, config: ClassifierConfig) -> Iterator[float]:
     """Train the workers' network, yielding the mean loss of each step's batch.
 
-    Raises TrainingError, before that step's update, if the loss or its gradient is nan or infinite.
+    Raises TrainingError, before that step's update, if the loss or its gradient is nan or infinite, or if memory does
+    not suffice.
     """
     adam = Adam(workers.flat)
+
+    def losses(n: int) -> np.ndarray:
+        batch = draw_batch(dataset, replace(config, batch_size=n), step)
+        return workers.gradients(cross_entropy_losses, batch, (config.seed, step))
+
     for step in range(config.num_steps):
-        batch = draw_batch(dataset, config, step)
-        loss = float(workers.gradients(cross_entropy_losses, batch, (config.seed, step)).mean())
-        norm = clip_grad_norm(workers.flat, CLIP_NORM)
+        try:
+            loss = float(losses(config.batch_size).mean())
+        except MemoryError as error:
+            raise out_of_memory(error, config.batch_size, losses) from None
+        norm = float(clip_grad_norm(workers.flat, CLIP_NORM))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise TrainingError(f"step {step + 1}: loss is {loss}, gradient norm {norm}; stopped before the update")
         adam.step(learning_rate(step, config.num_steps, peak=config.peak_lr, warmup=config.warmup))
@@ -125,6 +133,8 @@ def save_classifier(
         "kind": "classifier",
         "model": workers.model.config,
         "train": asdict(config),
+        "precision": precision(),
+        "noise": "host",
         "data": {
             "name": dataset.name,
             "source": dataset.source,

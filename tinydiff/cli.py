@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from tinydiff.backend import TinydiffError
+from tinydiff.backend import TinydiffError, describe, use_backend
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -51,24 +51,38 @@ def parser(description: str | None, main: Callable[..., Any]) -> argparse.Argume
 
 
 def add_backend(to: argparse.ArgumentParser) -> None:
-    """Add --backend, the one option that every demo has."""
+    """Add --backend and --precision, the options that every demo has."""
     to.add_argument("--backend", choices=["numpy", "cupy"], help="arrays on the CPU, or on an NVIDIA GPU")
+    to.add_argument(
+        "--precision",
+        choices=["float32", "tf32"],
+        help="of a GPU's matrix products: tf32 (its default) rounds each factor to 10 bits and is faster",
+    )
+
+
+def start(backend: str, precision: str | None) -> None:
+    """Choose the backend, as the first thing in main, and say which GPU will work."""
+    use_backend(backend, precision)
+    if backend != "numpy":
+        print(describe())
 
 
 def run(main: Callable[..., Any], using: argparse.ArgumentParser) -> None:
     """Call main(**options) and end the program as a user expects.
 
-    A TinydiffError, or a file that cannot be opened or made, is printed without traceback, exit code 2; Ctrl-C gives
-    130; a reader of the output who has gone away (`| head`) gives 141 in silence.  Any other exception is a bug and
-    keeps its traceback.
+    A TinydiffError, a lack of memory, or a file that cannot be opened or made, is printed without traceback, exit code
+    2; Ctrl-C gives 130; a reader of the output who has gone away (`| head`) gives 141 in silence.  Any other exception
+    is a bug and keeps its traceback.
     """
     options = vars(using.parse_args())
+    if options.get("precision") == "tf32" and options["backend"] == "numpy":
+        using.error("--precision tf32 needs --backend cupy: NumPy multiplies in float32")
     try:
         main(**options)
         sys.stdout.flush()  # a reader gone away shows here, not after the end
-    except TinydiffError as error:
-        width = shutil.get_terminal_size().columns
-        for line in f"error: {error}".splitlines():  # a path or a command to copy stays in one piece
+    except (TinydiffError, MemoryError) as error:  # arrays of either backend say in a line what they lack memory for
+        width, said = shutil.get_terminal_size().columns, str(error) or "out of memory"
+        for line in f"error: {said}".splitlines():  # a path or a command to copy stays in one piece
             print(textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

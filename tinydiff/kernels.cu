@@ -204,9 +204,13 @@ extern "C" __global__ void softmax_backward(I size, const T *p, const T *g, T *d
     }
 }
 
-/* Adam with both bias corrections folded into rate and eps, see optim.py */
-extern "C" __global__ void adam(I size, T *theta, const T *g, T *m, T *v, double beta1, double beta2, double rate,
-                                double eps, double keep) {
+#define FINITE(x) ((x) - (x) == 0)
+
+/* Adam with both bias corrections folded into rate and eps, see optim.py; nothing where the gradient's norm is not
+   finite */
+extern "C" __global__ void adam(I size, T *theta, const T *g, T *m, T *v, const T *norm, double beta1, double beta2,
+                                double rate, double eps, double keep) {
+    if (!FINITE(*norm)) return;
     EACH(i, size) {
         m[i] = T(beta1) * m[i] + T(1 - beta1) * g[i];
         v[i] = T(beta2) * v[i] + T(1 - beta2) * g[i] * g[i];
@@ -214,7 +218,37 @@ extern "C" __global__ void adam(I size, T *theta, const T *g, T *m, T *v, double
     }
 }
 
-/* average += (1 - d) (theta - average) */
-extern "C" __global__ void ema(I size, T *average, const T *theta, double rest) {
+/* average += (1 - d) (theta - average), under the same condition */
+extern "C" __global__ void ema(I size, T *average, const T *theta, const T *norm, double rest) {
+    if (!FINITE(*norm)) return;
     EACH(i, size) average[i] += T(rest) * (theta[i] - average[i]);
+}
+
+/* norm = sqrt(square); g is scaled to max_norm where its norm is larger and finite */
+extern "C" __global__ void clip(I size, T *g, const T *square, T *norm, double max_norm) {
+    T found = sqrt(*square);
+    EACH(i, size) {
+        if (i == 0) *norm = found;
+        if (found > T(max_norm) && FINITE(found)) g[i] *= T(max_norm) / found;
+    }
+}
+
+/* Where some arrays lie, and where each ends once they lie end to end: passed by value, within the 4,096 bytes for
+   all of a kernel's arguments. */
+#define PARTS 240
+struct Parts {
+    const T *at[PARTS];
+    long long end[PARTS];
+};
+
+/* out = the arrays end to end, 0 where one lies nowhere */
+extern "C" __global__ void gather(I size, T *out, Parts parts, I count) {
+    EACH(i, size) {
+        I first = 0, last = count - 1;  // the array with number i is one of these
+        while (first < last) {
+            I middle = (first + last) / 2;
+            if (i < parts.end[middle]) last = middle; else first = middle + 1;
+        }
+        out[i] = parts.at[first] ? parts.at[first][i - (first ? I(parts.end[first - 1]) : 0)] : T(0);
+    }
 }

@@ -7,15 +7,17 @@ for the host and hold it to the NumPy way.  Axes as in ops/conv.py and ops/norm.
 
 import math
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from tinydiff.backend import backend_name, raw_module, xp
+from tinydiff.backend import address, backend_name, raw_module, struct, xp
 
 SOURCE = Path(__file__).with_name("kernels.cu").read_text("utf-8")
 THREADS = 256  # of a block; a power of two, see total() there
 FEW_ROWS = 256  # of an affine map: so few that one thread a result is soon done
 _MOST_SHORT = 1 << 30  # numbers of an array that a kernel's 32-bit index reaches, with room for a last block
+_PARTS = 240  # arrays that one launch gathers: PARTS in kernels.cu
 _SHORT = 64  # rows: so few one thread adds up sooner than a second launch begins
 
 
@@ -42,9 +44,13 @@ def _kernel(name: str, dtype: str, wide: bool) -> Any:
 
 @lru_cache(None)
 def _module(dtype: str, wide: bool) -> Any:
+    return raw_module(_text(dtype, wide))
+
+
+def _text(dtype: str, wide: bool) -> str:
     types = {"T": {"float32": "float", "float64": "double"}[dtype], "I": "long long" if wide else "int"}
     # CuPy passes a Python int as eight bytes, low ones first, of which a kernel takes what its int has.
-    return raw_module(f"typedef {types['T']} T;\ntypedef {types['I']} I;\n#define THREADS I({THREADS})\n{SOURCE}")
+    return f"typedef {types['T']} T;\ntypedef {types['I']} I;\n#define THREADS I({THREADS})\n{SOURCE}"
 
 
 def segments(rows: int) -> int:
@@ -185,11 +191,29 @@ class GroupNorm:
         return lambda: dx, lambda: total[:c], lambda: total[c:]
 
 
-def adam(theta: Any, g: Any, m: Any, v: Any, betas: tuple[float, float], rate: float, eps: float, keep: float) -> None:
-    """One step of Adam in place: see optim.py; keep = 1 - lr weight_decay."""
-    launch("adam", theta.size, theta, g, m, v, *map(float, (*betas, rate, eps, keep)))
+def adam(theta: Any, g: Any, m: Any, v: Any, norm: Any, *numbers: float) -> None:
+    """One step of Adam in place: see optim.py; numbers: beta1, beta2, rate, eps, 1 - lr weight_decay."""
+    launch("adam", theta.size, theta, g, m, v, norm, *map(float, numbers))
 
 
-def ema(average: Any, theta: Any, rest: float) -> None:
+def ema(average: Any, theta: Any, norm: Any, rest: float) -> None:
     """average += rest (theta - average), in place."""
-    launch("ema", average.size, average, theta, float(rest))
+    launch("ema", average.size, average, theta, norm, float(rest))
+
+
+def clip(g: Any, max_norm: float) -> Any:
+    """Scale g (n,) in place so that its norm is at most max_norm; return the norm before, (), still on the device."""
+    square, norm = xp.asarray(xp.vdot(g, g)), xp.empty((), g.dtype)
+    launch("clip", g.size, g, square, norm, float(max_norm))
+    return norm
+
+
+def gather(arrays: list[Any], sizes: list[int], out: Any) -> None:
+    """Lay arrays, of these sizes, end to end in out (n,): zeros for one that is None."""
+    for k in range(0, len(arrays), _PARTS):
+        part = [None if a is None else xp.ascontiguousarray(a) for a in arrays[k : k + _PARTS]]
+        ends = list(accumulate(sizes[k : k + _PARTS]))
+        rest = [0] * (_PARTS - len(part))
+        table = struct([*(0 if a is None else address(a) for a in part), *rest, *ends, *rest])
+        launch("gather", ends[-1], out[: ends[-1]], table, len(part))
+        out = out[ends[-1] :]

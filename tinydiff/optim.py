@@ -20,6 +20,8 @@ PIECE = 1 << 15  # numbers updated at a time: a few arrays of this length stay i
 class Flat:
     """Parameters and their gradients as views of two flat arrays, `data` and `grad`, in the order of the parameters.
 
+    norm: on a GPU the gradient's norm as clip_grad_norm found it: while it is not finite, nothing is updated.
+
     Raises ValueError if there are no parameters, if they have several dtypes, or if some belong to another Flat.
     """
 
@@ -35,11 +37,13 @@ class Flat:
             _flat_of[id(p)] = self
         values = xp.concatenate([p.data.reshape(-1) for p in parameters])
         self.move(values, xp.zeros_like(values))
+        self.norm = xp.zeros((), values.dtype)
 
     def move(self, data: Any, grad: Any) -> None:
         """Use these two 1-D arrays from now on, as they are: ValueError where a length does not fit."""
         views = list(zip(self.parameters, self.split(data), self.split(grad)))
         self.data, self.grad = data, grad
+        self._grads = [g for _, _, g in views]
         for p, theta, g in views:
             p.data, p.grad = theta, g
 
@@ -50,9 +54,13 @@ class Flat:
 
     def collect(self) -> None:
         """Gather the gradients in `grad`, 0 where there is none, and make them views of it again."""
-        found = [xp.zeros(p.size, p.dtype) if p.grad is None else p.grad.reshape(-1) for p in self.parameters]
-        xp.concatenate(found, out=self.grad)
-        self.move(self.data, self.grad)
+        if kernels.available():
+            kernels.gather([p.grad for p in self.parameters], [p.size for p in self.parameters], self.grad)
+        else:
+            found = [xp.zeros(p.size, p.dtype) if p.grad is None else p.grad.reshape(-1) for p in self.parameters]
+            xp.concatenate(found, out=self.grad)
+        for p, g in zip(self.parameters, self._grads):
+            p.grad = g
 
     def split(self, flat: Any) -> list[Any]:
         """The pieces of a flat array that belong to each parameter, as views in the parameters' shapes."""
@@ -123,7 +131,8 @@ class Adam:
         )  # both corrections, folded into two numbers
         if kernels.available():
             decay = 1 - lr * self.weight_decay
-            kernels.adam(self.flat.data, self.flat.grad, self.m, self.v, self.betas, rate, eps, decay)
+            flat = self.flat
+            kernels.adam(flat.data, flat.grad, self.m, self.v, flat.norm, *self.betas, rate, eps, decay)
             return
         for piece in _pieces(len(self.m)):
             theta, g, m, v = self.flat.data[piece], self.flat.grad[piece], self.m[piece], self.v[piece]
@@ -156,18 +165,22 @@ class EMA:
         d = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         self.num_updates += 1
         if kernels.available():
-            kernels.ema(self.data, self.flat.data, 1 - d)
+            kernels.ema(self.data, self.flat.data, self.flat.norm, 1 - d)
             return
         for piece in _pieces(len(self.data)):
             average = self.data[piece]
             average += (1 - d) * (self.flat.data[piece] - average)
 
 
-def clip_grad_norm(parameters: Flat | list[Tensor], max_norm: float) -> float:
+def clip_grad_norm(parameters: Flat | list[Tensor], max_norm: float) -> Any:
     """Scale all gradients together so that their Euclidean norm is at most max_norm; return the norm before.
 
-    A norm that is nan or infinite is returned as it is and nothing is scaled: the caller stops.
+    A norm that is nan or infinite is returned as it is and nothing is scaled: the caller stops.  Of a Flat on a GPU the
+    norm stays there, an array without axes: nothing waits, and should the norm be bad, Adam and EMA leave all as it is.
     """
+    if isinstance(parameters, Flat) and kernels.available():
+        parameters.norm = kernels.clip(parameters.grad, max_norm)
+        return parameters.norm
     grads = [parameters.grad] if isinstance(parameters, Flat) else [p.grad for p in parameters if p.grad is not None]
     norm = math.sqrt(sum(float(xp.vdot(g, g)) for g in grads))
     if max_norm < norm < math.inf:

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from tinydiff.backend import BackendError, TinydiffError, backend_name, default_rng, to_numpy, xp
+from tinydiff.backend import BackendError, TinydiffError, backend_name, default_rng, xp
 from tinydiff.nn import Module
 from tinydiff.optim import Flat
 
@@ -77,8 +77,8 @@ class Workers:
             self.close()
             raise
 
-    def gradients(self, losses_of: Losses, batch: Batch, seed: Sequence[int]) -> np.ndarray:
-        """Losses (N,) of the batch's examples; their mean's gradient goes to flat.grad.
+    def gradients(self, losses_of: Losses, batch: Batch, seed: Sequence[int]) -> Any:
+        """Losses (N,) of the batch's examples, on a GPU still there; their mean's gradient goes to flat.grad.
 
         losses_of(model, part of the batch, rng) -> Tensor of that part's losses; rng is the worker's own stream, named
         by `seed` and the worker's number.
@@ -328,7 +328,7 @@ class _Replica:
 
 def _losses_and_gradient(
     model: Module, flat: Flat, losses_of: Losses, batch: Batch, part: slice, n: int, rng: np.random.Generator
-) -> np.ndarray:
+) -> Any:
     """Losses of batch[part]; their share of the gradient of the mean over all n goes to flat.grad."""
     if part.start == part.stop:  # more workers than examples
         flat.grad[...] = 0
@@ -337,7 +337,7 @@ def _losses_and_gradient(
     losses = losses_of(model, {name: a[part] for name, a in batch.items()}, rng)
     losses.backward(xp.full(losses.shape, 1 / n, losses.dtype))
     flat.collect()
-    return to_numpy(losses)
+    return losses.data
 
 
 def _serve(pipe: Any, build: Callable[[], Module], index: int, name: str, layout: dict[str, tuple]) -> None:

@@ -14,16 +14,19 @@ Read next: generate.py, then ../demos/train_mnist.py.
 
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tinydiff import checkpoint, ops
+from tinydiff import checkpoint, kernels, ops
 from tinydiff.autograd import Tensor
-from tinydiff.backend import TinydiffError, asarray, default_rng, standard_normal, to_numpy
+from tinydiff.backend import TinydiffError, asarray, default_rng, precision, to_numpy, xp
 from tinydiff.checkpoint import CheckpointError
 from tinydiff.data import Dataset, epoch_indices
 from tinydiff.diffusion import Schedule, q_sample
@@ -32,6 +35,7 @@ from tinydiff.optim import EMA, Adam, clip_grad_norm, learning_rate
 from tinydiff.parallel import Batch, Workers
 
 NUM_BUCKETS = 4  # the loss is also kept by quarter of 1..T: it differs a hundredfold between them
+PERIOD = 50  # steps between two looks at what a GPU has computed, for each of which the host waits
 METRICS = ("loss", "grad_norm", "learning_rate", *(f"loss_t_bucket_{i + 1}" for i in range(NUM_BUCKETS)))
 
 
@@ -60,7 +64,7 @@ class TrainConfig:
 
 
 def draw_batch(dataset: Dataset, schedule: Schedule, config: TrainConfig, num_classes: int | None, step: int) -> Batch:
-    """The training examples of 0-based `step`, a pure function of its arguments.
+    """The training examples of 0-based `step`, a pure function of its arguments: on the host, whatever the backend.
 
     x_t, eps: (B, H, W, C) float32.  t: (B,) uniform in 1..T.  labels: (B,), num_classes where the label was dropped;
     absent for a network without classes.
@@ -68,8 +72,8 @@ def draw_batch(dataset: Dataset, schedule: Schedule, config: TrainConfig, num_cl
     rng = default_rng("batch", config.seed, step)
     x_0, labels = dataset.batch(epoch_indices(len(dataset), config.batch_size, config.seed, step))
     t = rng.integers(1, schedule.T + 1, config.batch_size)
-    eps = standard_normal(rng, x_0.shape)
-    batch = {"x_t": q_sample(schedule, asarray(x_0), t, eps), "eps": eps, "t": t}
+    eps = rng.standard_normal(x_0.shape, dtype="float32")
+    batch = {"x_t": q_sample(schedule, x_0, t, eps), "eps": eps, "t": t}
     if num_classes is not None:
         dropped = rng.random(config.batch_size) < config.label_drop
         batch["labels"] = np.where(dropped, num_classes, labels)
@@ -78,14 +82,14 @@ def draw_batch(dataset: Dataset, schedule: Schedule, config: TrainConfig, num_cl
 
 def noise_prediction_losses(model: Module, batch: Batch, rng: np.random.Generator) -> Tensor:
     """Mean over pixels of (eps_hat - eps)^2 for each example (N,) (Ho et al. 2020, eq. 14).  rng drives dropout."""
-    error = model(batch["x_t"], batch["t"], batch.get("labels"), rng=rng) - batch["eps"]
+    error = model(batch["x_t"], batch["t"], batch.get("labels"), rng=rng) - asarray(batch["eps"])
     return ops.mean(error * error, axis=(1, 2, 3))
 
 
 class Training:
     """The state of a run: weights, moments, average, the step to come, and the metrics so far.
 
-    step: steps done.  metrics: one row of METRICS a step done.
+    step: steps done.  rows: one row of METRICS for each of them; on a GPU the last few come with the next `settle`.
     """
 
     def __init__(self, workers: Workers, schedule: Schedule, config: TrainConfig):
@@ -95,32 +99,60 @@ class Training:
         self.adam = Adam(workers.flat, weight_decay=config.weight_decay)
         self.ema = EMA(workers.flat, config.ema_decay)
         self.step = 0
-        self.metrics: list[tuple[float, ...]] = []
+        self.rows: list[tuple[float, ...]] = []
+        self._pending: list[tuple] = []  # losses, norm, times and rate of the steps that have no row yet
+        self._period = PERIOD if kernels.available() else 1
+        self._thread = ThreadPoolExecutor(1)  # that draws ahead for a GPU; it starts with its first job
+        self._ahead: tuple[Any, Future | None] = None, None  # what for, and the batch to come
+
+    @property
+    def metrics(self) -> list[tuple[float, ...]]:
+        """One row of METRICS a step done; on a GPU this waits.  Raises TrainingError as `settle`."""
+        self.settle()
+        return self.rows
 
     def advance(self, dataset: Dataset) -> None:
-        """One step.  Raises TrainingError, before the update, if loss or gradient is nan or infinite."""
+        """One step.  Raises TrainingError if loss or gradient is nan or infinite: before the update, on a GPU up to
+        PERIOD steps later, where a step whose gradient is so has updated nothing.
+        """
         config = self.config
         if self._clock is None:
             self._clock = time.monotonic(), self.step
-        batch = draw_batch(dataset, self.schedule, config, self.workers.model.config["num_classes"], self.step)
+        batch = self._batch(dataset)
         losses = self.workers.gradients(noise_prediction_losses, batch, (config.seed, self.step))
         norm = clip_grad_norm(self.workers.flat, config.clip_norm)
-        loss = float(losses.mean())
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise TrainingError(
-                f"step {self.step + 1}: loss is {loss}, gradient norm {norm}; stopped before the update, "
-                "the last checkpoint is good"
-            )
         rate = learning_rate(self.step, self.num_steps, peak=config.peak_lr, warmup=config.warmup)
+        self._pending.append((losses, norm, batch["t"], rate))
+        if len(self._pending) >= self._period:
+            self.settle()
         self.adam.step(rate)
         self.ema.update()
         self.step += 1
-        self.metrics.append((loss, norm, rate, *_bucket_means(losses, batch["t"], self.schedule.T)))
         if config.minutes is not None and self.step == max(1, config.warmup):
+            self.settle()  # which waits until the steps are really done
             self.num_steps = min(self.num_steps, self._steps_that_fit(config.minutes))
 
+    def settle(self) -> None:
+        """Make rows of all steps so far: what they left on a GPU comes over together, and the host waits for it.
+
+        Raises TrainingError naming the first step whose loss or gradient is nan or infinite, at every call from then
+        on: such a run can no longer be saved.
+        """
+        if not self._pending:
+            return
+        losses, norms = (to_numpy(xp.stack(values)) for values in list(zip(*self._pending))[:2])
+        for values, norm in zip(losses, norms.tolist()):
+            loss = float(values.mean())
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise TrainingError(
+                    f"step {len(self.rows) + 1}: loss is {loss}, gradient norm {norm}; "
+                    "nothing was saved since, the last checkpoint is good"
+                )
+            _, _, t, rate = self._pending.pop(0)
+            self.rows.append((loss, norm, rate, *_bucket_means(values, t, self.schedule.T)))
+
     def save(self, path: Path, dataset: Dataset) -> None:
-        """Write everything that `restore` and sampling need, atomically."""
+        """Write everything that `restore` and sampling need, atomically.  Raises TrainingError as `settle`."""
         arrays = {"schedule/beta": self.schedule.beta, "metrics": np.array(self.metrics).reshape(-1, len(METRICS))}
         names = [name for name, _ in self.workers.model.named_parameters()]
         for kind, flat in self._buffers().items():
@@ -130,6 +162,8 @@ class Training:
             "step": self.step,
             "num_steps": self.num_steps,
             "num_workers": self.workers.num_workers,
+            "precision": precision(),
+            "noise": "host",  # NumPy's streams, whatever the backend
             "model": self.workers.model.config,
             "train": asdict(self.config),
             "data": {
@@ -158,7 +192,26 @@ class Training:
             view[...] = asarray(arrays[name])
         self.step, self.num_steps = meta["step"], meta["num_steps"]
         self.adam.num_steps = self.ema.num_updates = self.step
-        self.metrics = [tuple(row) for row in arrays["metrics"].tolist()]
+        self.rows, self._pending = [tuple(row) for row in arrays["metrics"].tolist()], []
+
+    def _batch(self, dataset: Dataset) -> Batch:
+        """The batch of this step.  For a GPU a thread has drawn it during the step before, and draws the next one now.
+
+        The thread works on host arrays only; NumPy lets go of the interpreter's lock meanwhile.  This thread alone
+        gives the device orders, and it takes them in order: the copy, from a pinned buffer which asarray fills and
+        which CuPy keeps until an event behind the copy has passed, comes after what still reads the batch before, in
+        other memory, and ahead of the kernels that read this one.
+        """
+        draw = partial(draw_batch, dataset, self.schedule, self.config, self.workers.model.config["num_classes"])
+        if not kernels.available():
+            return draw(self.step)
+        asked, future = self._ahead
+        if future is None or asked != (dataset, self.config, self.step):  # the first step, or not the one foreseen
+            future = self._thread.submit(_joined, draw, self.step)
+        self._ahead = (dataset, self.config, self.step + 1), self._thread.submit(_joined, draw, self.step + 1)
+        pair, batch = future.result()  # or what was raised there
+        x_t, eps = asarray(pair)
+        return batch | {"x_t": x_t, "eps": eps}
 
     def _steps_that_fit(self, minutes: float) -> int:
         assert self._clock is not None
@@ -171,10 +224,46 @@ class Training:
 
 
 def train(state: Training, dataset: Dataset) -> Iterator[Training]:
-    """Advance to state.num_steps, yielding the state after each step."""
+    """Advance to state.num_steps, yielding the state after each step.  Raises TrainingError as advance does, or if
+    memory does not suffice."""
+
+    def gradient(n: int) -> None:
+        workers, config = state.workers, replace(state.config, batch_size=n)
+        batch = draw_batch(dataset, state.schedule, config, workers.model.config["num_classes"], state.step)
+        workers.gradients(noise_prediction_losses, batch, (config.seed, state.step))
+
     while state.step < state.num_steps:
-        state.advance(dataset)
+        try:
+            state.advance(dataset)
+        except MemoryError as error:
+            raise out_of_memory(error, state.config.batch_size, gradient) from None
+        if state.step >= state.num_steps:
+            state.settle()
         yield state
+
+
+def out_of_memory(error: MemoryError, batch_size: int, gradient: Callable[[int], Any]) -> TrainingError:
+    """What to raise for a step that has found too little memory: it names the largest batch size that has enough.
+
+    gradient(n) computes that of n examples.  The size is measured: by bisection, until it is within an eighth.
+    """
+    fits, fails, said = 0, batch_size, str(error).rstrip(".") or "out of memory"
+    traceback.clear_frames(error.__traceback__)  # they hold the maps of the failed step
+    while fails - fits > 1 + fits // 8:
+        n = (fits + fails) // 2
+        try:
+            gradient(n)
+            fits = n
+        except MemoryError:
+            fails = n
+    remedy = f"batch size {fits} fits" if fits else "not even one example fits"
+    return TrainingError(f"batch size {batch_size} needs more memory than there is, {remedy} ({said})")
+
+
+def _joined(draw: Callable[[int], Batch], step: int) -> tuple[np.ndarray, Batch]:
+    """A batch, and its x_t and eps as one array: one copy to the device."""
+    batch = draw(step)
+    return np.stack((batch["x_t"], batch["eps"])), batch
 
 
 def _bucket_means(losses: np.ndarray, t: np.ndarray, T: int) -> list[float]:

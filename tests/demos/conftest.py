@@ -5,7 +5,18 @@ from pathlib import Path
 
 import pytest
 
+from tinydiff.backend import backend_name, precision, use_backend
+
 DEMOS = Path(__file__).parents[2] / "demos"
+
+
+@pytest.fixture(autouse=True)
+def same_precision_afterwards():
+    """A demo chooses the backend anew, on a GPU with TF32; the rest of the suite has chosen float32."""
+    before = backend_name(), precision()
+    yield
+    if (backend_name(), precision()) != before:
+        use_backend(*before)
 
 
 @pytest.fixture(scope="session")

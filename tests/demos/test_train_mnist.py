@@ -125,6 +125,20 @@ def test_a_new_run_keeps_the_older_checkpoint(load_demo, tmp_path):
     assert (tmp_path / "checkpoint.1.npz").read_bytes() == before != (tmp_path / "checkpoint.npz").read_bytes()
 
 
+def test_resume_in_another_precision_says_so_and_an_older_checkpoint_loads(load_demo, tmp_path, capsys):
+    """One note where the checkpoint says another precision; none where it says the same, or nothing as older ones."""
+    main, path = load_demo("train_mnist").main, tmp_path / "checkpoint.npz"
+    main(backend=backend_name(), precision="float32", out=tmp_path, steps=1, **SMALL)
+    arrays, meta = checkpoint.load(path)
+    assert (meta["precision"], meta["noise"]) == ("float32", "host")
+    older = {key: value for key, value in meta.items() if key not in ("precision", "noise")}
+    for saved, notes in ((meta, 0), (older, 0), (meta | {"precision": "tf32"}, 1)):
+        checkpoint.save(path, arrays, saved)
+        capsys.readouterr()
+        main(backend=backend_name(), precision="float32", out=tmp_path, resume=True, sample_steps=2)
+        assert capsys.readouterr().out.count("in tf32 before, in float32 now") == notes
+
+
 def test_resume_without_a_checkpoint_starts_from_the_beginning(load_demo, tmp_path, capsys):
     """A run that was killed before its first save is simply run."""
     load_demo("train_mnist").main(backend=backend_name(), out=tmp_path, steps=1, resume=True, **SMALL)

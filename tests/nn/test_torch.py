@@ -1,22 +1,25 @@
 """An outside witness: PyTorch's ops, and the reference U-Net written a second time on them, agree with ours.
 
-Skipped where torch is not installed.  Torch keeps channels first: maps are transposed on the way in and out, filters
+Skipped where torch is not installed.  On a GPU (pytest --backend cupy) torch takes our device's arrays by DLPack, which
+copies nothing, and answers on that device; where torch cannot use it, it answers on the CPU, and one skipped test says so.  Torch keeps channels first: maps are transposed on the way in and out, filters
 (KH, KW, C, O) become (O, C, KH, KW), and a linear layer's (in, out) becomes (out, in).
 """
 
 import importlib.util
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import strict
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tinydiff import ops
 from tinydiff.autograd import Tensor
-from tinydiff.backend import asarray, default_rng, to_numpy
+from tinydiff.backend import asarray, backend_name, default_rng, to_numpy, xp
 from tinydiff.nn import UNet
 
 pytestmark = pytest.mark.network
@@ -26,6 +29,29 @@ F = torch.nn.functional
 torch.set_num_threads(1)  # its threads wait for each other on a busy machine: five times slower
 
 SEEDS = st.integers(0, 2**32 - 1)
+ON_GPU = backend_name() == "cupy" and sys.modules["cupy"] is not strict.cupy
+SHARED = ON_GPU and torch.cuda.is_available()
+
+
+def in_torch(a):
+    """A host array as torch's: on a GPU through our backend's array, whose memory torch then shares."""
+    return torch.from_dlpack(asarray(a)) if SHARED else torch.tensor(a)
+
+
+def from_torch(z):
+    """Back again, as a host array."""
+    return to_numpy(xp.from_dlpack(z.detach().contiguous())) if SHARED else z.detach().numpy()
+
+
+@pytest.mark.skipif(not ON_GPU, reason="needs a GPU: pytest --backend cupy")
+def test_torch_shares_the_devices_memory():
+    """What torch writes is read by CuPy without a copy: the tests below compare on one device."""
+    if not SHARED:
+        pytest.skip("this torch has no CUDA, or finds no GPU: its answers below come from the CPU")
+    a = asarray(np.arange(4, dtype="float32"))
+    torch.from_dlpack(a).mul_(2)
+    torch.cuda.synchronize()
+    np.testing.assert_array_equal(to_numpy(a), [0, 2, 4, 6])
 
 
 def first(x):
@@ -45,15 +71,15 @@ def compare(ours, theirs, arrays, rng):
     """Values, and every gradient from one random cotangent, agree in float64."""
     leaves = [Tensor(asarray(a), requires_grad=True) for a in arrays]
     y = ours(*leaves)
-    others = [torch.tensor(a, requires_grad=True) for a in arrays]
+    others = [in_torch(a).requires_grad_() for a in arrays]
     z = theirs(*others)
     assert y.shape == tuple(z.shape)
     g = rng.standard_normal(y.shape)
     y.backward(asarray(g))
-    z.backward(torch.tensor(g))
-    for found, expected in [(y, z.detach()), *((leaf.grad, other.grad) for leaf, other in zip(leaves, others))]:
+    z.backward(in_torch(g))
+    for found, expected in [(y, z), *((leaf.grad, other.grad) for leaf, other in zip(leaves, others))]:
         # 1e-9: float64 sums of some hundred products, amplified where a norm meets a group of two near numbers.
-        np.testing.assert_allclose(to_numpy(found), expected.numpy(), rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(to_numpy(found), from_torch(expected), rtol=1e-9, atol=1e-9)
 
 
 @given(SEEDS, st.data())
@@ -122,6 +148,9 @@ torch_peer: Any = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(torch_peer)
 
 
+torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+
 # Float32: Winograd is off by 1e-5 of a map's largest value, and norms pass errors on.  Float64: the same, 5e8 smaller.
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("float64", 1e-11)])
 def test_the_reference_network_is_torchs(dtype, tolerance, rng):
@@ -135,18 +164,21 @@ def test_the_reference_network_is_torchs(dtype, tolerance, rng):
     shapes = {name: p.shape for name, p in twin.named_parameters()}
     state = dict(torch_peer.in_torch(name, to_numpy(p), shapes) for name, p in model.named_parameters())
     twin.load_state_dict({name: torch.tensor(a.copy()) for name, a in state.items()})
+    if SHARED:
+        twin = twin.cuda()
+        twin.frequencies = twin.frequencies.cuda()
 
     x, g = rng.standard_normal((2, 4, 28, 28, 1)).astype(dtype)
     t = np.array([1, 37, 500, 1000])
     y = model(asarray(x), t)
     y.backward(asarray(g))
-    z = twin(first(torch.tensor(x)), torch.tensor(t))
-    z.backward(first(torch.tensor(g)))
+    z = twin(first(in_torch(x)), in_torch(t))
+    z.backward(first(in_torch(g)))
 
     found = {"output": to_numpy(y)} | dict(
         torch_peer.in_torch(name, to_numpy(p.grad), shapes) for name, p in model.named_parameters()
     )
-    expected = {"output": last(z.detach()).numpy()} | {name: p.grad.numpy() for name, p in twin.named_parameters()}
+    expected = {"output": from_torch(last(z))} | {name: from_torch(p.grad) for name, p in twin.named_parameters()}
     assert found.keys() == expected.keys() and len(found) == 1 + len(shapes)
     off = {name: abs(found[name] - a).max() / abs(a).max() for name, a in expected.items()}
     assert max(off.values()) < tolerance, max(off, key=off.__getitem__)

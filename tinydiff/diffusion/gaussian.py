@@ -133,8 +133,15 @@ def eps_from_v(schedule: Schedule, x_t: Any, t: Any, v: Any) -> Any:
 
 
 def per_row(coef: Any, x: Any) -> Any:
-    """Host float64 coefficients, () or (N,), as an array of x.dtype, () or (N, 1, ..., 1), to scale the rows of x."""
-    return asarray(coef, x.dtype).reshape(coef.shape + (1,) * (coef.ndim * (x.ndim - 1)))
+    """Host float64 coefficients in x.dtype to scale the rows of x: (N,) as an array (N, 1, ..., 1), () as one number.
+
+    An array lies where x does: all of this file also works on host arrays beside a GPU.
+    """
+    a = coef.astype(x.dtype)
+    if not a.ndim:
+        return a[()]  # a launch takes it as an argument
+    a = a.reshape(-1, *(1,) * (x.ndim - 1))
+    return asarray(a) if isinstance(x, xp.ndarray) else a
 
 
 def check_float(name: str, x: Any) -> None:

@@ -68,16 +68,16 @@ def take(x, *, indices, axis=0):
     product with a one-hot matrix: the same order of summation every time, on either backend.
     """
     size, axis = x.shape[axis], axis % x.ndim
-    indices = host_integers("indices", indices, 0, size - 1)
+    indices = asarray(host_integers("indices", indices, 0, size - 1))
 
     def vjp(g):
-        one_hot = (xp.arange(size)[:, None] == asarray(indices.reshape(-1))).astype(g.dtype)  # (size, picks)
+        one_hot = (xp.arange(size)[:, None] == indices.reshape(-1)).astype(g.dtype)  # (size, picks)
         inner = tuple(range(axis, axis + indices.ndim))
         rest = tuple(i for i in range(g.ndim) if i not in inner)
         picked = g.transpose(inner + rest).reshape(indices.size, *(g.shape[i] for i in rest))
         return (xp.moveaxis(xp.tensordot(one_hot, picked, 1), 0, axis),)
 
-    return xp.take(x, asarray(indices), axis), vjp
+    return xp.take(x, indices, axis), vjp
 
 
 def _slice(ndim, axis, start, stop):

@@ -1,0 +1,145 @@
+"""Precision and memory of a GPU: what real CuPy does without one, and a device of limited memory on plain NumPy."""
+
+import gc
+import json
+import os
+import subprocess
+import sys
+import weakref
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinydiff import classify, train
+from tinydiff.classify import ClassifierConfig, build_classifier, train_classifier
+from tinydiff.data import Dataset
+from tinydiff.diffusion import Schedule
+from tinydiff.generate import build_unet
+from tinydiff.parallel import Workers
+from tinydiff.train import TrainConfig, Training, TrainingError, out_of_memory
+
+pytestmark = pytest.mark.training
+
+ROOM = 10  # examples that the device of these tests can take
+
+
+@pytest.fixture
+def dataset(rng):
+    images = rng.integers(0, 256, (50, 8, 8), dtype=np.uint8)
+    return Dataset("noise", images, rng.integers(0, 3, 50).astype(np.uint8), "noise", ("up", "down", "flat"))
+
+
+@given(st.integers(1, 10**5), st.data())
+def test_the_batch_size_named_fits_and_is_the_largest_to_an_eighth(batch_size, data):
+    """Whatever the memory, from none to one example too little; no trial is as large as what has failed."""
+    room = data.draw(st.integers(0, batch_size - 1))
+    tried = []
+
+    def gradient(n):
+        tried.append(n)
+        if n > room:
+            raise MemoryError
+
+    said = str(out_of_memory(MemoryError("so much."), batch_size, gradient))
+    assert said.startswith(f"batch size {batch_size} needs more memory than there is, ") and said.endswith("(so much)")
+    if room == 0:
+        assert "not even one example fits" in said
+    else:
+        fits = int(said.split("batch size ")[2].split()[0])
+        assert fits in tried and fits <= room <= fits + fits // 8
+    assert all(0 < n < batch_size for n in tried) and len(tried) <= 24  # 17 halvings of 10^5, then to an eighth
+
+
+def test_the_arrays_of_the_failed_step_are_gone_before_the_first_trial():
+    """The error's traceback holds the frames that hold them: with these alive every trial would find memory full."""
+    held = []
+
+    def fail(n):
+        maps = np.empty(n)
+        held.append(weakref.ref(maps))
+        raise MemoryError
+
+    def gradient(n):
+        assert all(ref() is None for ref in held)
+        fail(n)
+
+    gc.disable()
+    try:
+        fail(9)
+    except MemoryError as error:
+        assert held[0]() is not None
+        out_of_memory(error, 9, gradient)
+    finally:
+        gc.enable()
+    assert len(held) > 2
+
+
+def limited(losses_of, model, batch, rng):
+    """losses_of on a device with memory for ROOM examples."""
+    n = len(next(iter(batch.values())))
+    if n > ROOM:
+        raise MemoryError(f"Out of memory allocating {n} bytes")
+    return losses_of(model, batch, rng)
+
+
+def test_a_training_step_without_memory_names_a_batch_size_that_fits(monkeypatch, dataset):
+    """The message is one line with both sizes; the step is not taken, no weight has moved; the smaller size runs."""
+    monkeypatch.setattr(train, "noise_prediction_losses", partial(limited, train.noise_prediction_losses))
+    network = {"base_channels": 8, "channel_mults": [1, 2], "num_heads": 2, "num_groups": 4, "num_classes": 3}
+    make = partial(Training, Workers(partial(build_unet, network, 0)), Schedule.linear(100))
+    state = make(TrainConfig(num_steps=2, minutes=None, batch_size=32))
+    before = state.workers.flat.data.copy()
+    with pytest.raises(
+        TrainingError, match=r"^batch size 32 .* batch size (9|10) fits \(Out of .* 32 bytes\)$"
+    ) as error:
+        next(train.train(state, dataset))
+    assert "\n" not in str(error.value)
+    assert state.step == 0 and bool((state.workers.flat.data == before).all())
+    assert [s.step for s in train.train(make(TrainConfig(num_steps=2, minutes=None, batch_size=9)), dataset)] == [1, 2]
+
+
+def test_the_classifier_without_memory_names_a_batch_size_that_fits(monkeypatch, dataset):
+    """The same for train_classifier."""
+    monkeypatch.setattr(classify, "cross_entropy_losses", partial(limited, classify.cross_entropy_losses))
+    network = {"channels": [4, 8], "num_classes": 3, "num_groups": 2}
+    with Workers(partial(build_classifier, network, 0)) as pool:
+        with pytest.raises(TrainingError, match=r"^batch size 32 .* batch size (9|10) fits \("):
+            next(train_classifier(pool, dataset, ClassifierConfig(num_steps=1, batch_size=32)))
+
+
+@pytest.fixture(scope="module", params=["0", "1"], ids=["CUPY_TF32=0", "CUPY_TF32=1"])
+def real(request):
+    try:
+        version = metadata.version("cupy-cuda13x")
+    except metadata.PackageNotFoundError:
+        version = None
+    if version != "14.2.0":  # dry_run.py replaces private parts of this version
+        pytest.skip(f"needs CuPy 14.2.0, found {version}: pip install cupy-cuda13x==14.2.0")
+    environment = {**os.environ, "CUPY_TF32": request.param, "CUPY_GPU_MEMORY_LIMIT": "60000000"}
+    script = Path(__file__).with_name("dry_precision.py")
+    out = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=300)
+    assert out.returncode == 0, out.stderr
+    return json.loads(out.stdout)
+
+
+def test_real_cupy_asks_cublas_for_the_precision_chosen(real):
+    """Whatever CUPY_TF32 says, and after products in another precision too: two products each, the check's and ours."""
+    assert real["products"] == [name for name in ("float32", "tf32", "tf32", "float32") for _ in range(2)]
+
+
+def test_real_cupy_tells_what_is_described(real):
+    """The functions that describe() calls are there and give what it expects."""
+    assert real["describe"].startswith("A GPU, 3.0 of 4.0 GiB free; CuPy 14.2.0 for CUDA 13.")
+    assert real["describe"].endswith("driver for 13.2; products in tf32")
+
+
+def test_real_cupy_s_memory_holds_the_batch_size_that_is_named(real):
+    """With a pool of 60 MB: a whole step of the size named runs, one a quarter larger does not."""
+    memory = real["memory"]
+    assert "batch size 1000 needs more" in memory["said"] and "limit set to: 60,000,000 bytes" in memory["said"]
+    assert memory["fits"] is None and "needs more memory" in memory["larger"]
