@@ -19,14 +19,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from tinydiff import cli
 from tinydiff.autograd import no_grad
 from tinydiff.backend import default_rng, standard_normal, to_numpy, use_backend, xp
-from tinydiff.checkpoint import atomic_write
-from tinydiff.classify import load_classifier, read
 from tinydiff.data import Dataset, load
 from tinydiff.diffusion import (
     Schedule,
@@ -41,7 +37,6 @@ from tinydiff.diffusion import (
 from tinydiff.generate import SLICE, Recipe, build_unet, load_trained
 from tinydiff.optim import EMA
 from tinydiff.parallel import Workers, default_workers
-from tinydiff.plots import tile
 from tinydiff.train import TrainConfig, Training, train
 
 # ------------------------------------------------------------------------------------------------ mistakes in sampling

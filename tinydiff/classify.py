@@ -13,6 +13,7 @@ its label or draws no digit at all.  Read next: ../demos/train_classifier.py and
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,9 @@ def load_classifier(path: Path, num_workers: int) -> tuple[Workers, dict[str, An
 
     Raises CheckpointError if the file is not a whole checkpoint of a classifier.
     """
-    workers, _, meta = load_network(path, "classifier", "weights/", build_classifier, num_workers)
+    workers, _, meta = load_network(
+        path, "classifier", "weights/", lambda _, meta: partial(build_classifier, meta["model"], 0), num_workers
+    )
     return workers, meta
 
 
