@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tinydiff.backend import TinydiffError, asarray, backend_name, default_rng, standard_normal, to_numpy
-from tinydiff.classify import ClassifierConfig, build_classifier, save_classifier
+from tinydiff.classify import ClassifierConfig, build_classifier, read, save_classifier
 from tinydiff.data import load
 from tinydiff.diffusion import Schedule, ddpm_step, eps_from_x_0, timestep_pairs
 from tinydiff.generate import Recipe, build_unet, generate, load_trained
@@ -62,8 +62,9 @@ def test_every_mistake_has_its_row_sentence_and_digits(demo, rows):
     assert [case for _, case, _, _ in rows if case in demo.SAMPLING] == list(demo.SAMPLING)
     assert {case for _, case, _, _ in rows if case not in demo.SAMPLING} == set(demo.TRAINING)
     table = (out / "pitfalls.md").read_text()
-    for _, case, images, (asked, border) in rows:
-        assert case.why and f"| {case.name} | {asked:.1%} | {border:.1f} | {case.why} |" in table
+    for _, case, images, figures in rows:
+        assert case.why and f"| {case.name} | {' | '.join(figures.values())} | {case.why} |" in table
+        assert ("moved" in figures) == (case in demo.SAMPLING)
         assert images.shape == (10, 28, 28, 1) and abs(images).max() <= 1
     with Image.open(out / "pitfalls.png") as picture:
         assert 700 < picture.width < 1100 and picture.height > 20 * len(rows)
@@ -178,9 +179,17 @@ def test_the_border_is_the_outermost_pixels(demo):
     images[:, 1:-1, 1:-1] = 1
     pool = Workers(partial(build_classifier, CLASSIFIER, 0))
     big = np.pad(images, ((0, 0), (0, 23), (0, 23), (0, 0)), constant_values=-1)
-    asked, border = demo.measure(pool, big, np.zeros(3, int))
-    assert border == 0 and asked in (0, 1)
-    assert demo.measure(pool, -big, np.zeros(3, int))[1] == 255
+    assert demo.measure(pool, big, np.zeros(3, int))["border"] == "0.0"
+    assert demo.measure(pool, -big, np.zeros(3, int))["border"] == "255.0"
+    assert demo.measure(pool, big, np.zeros(3, int), big + 2 / 255)["moved"] == "1.0"
+
+
+def test_read_as_asked_is_the_share_of_the_classifiers_answers(demo, data):
+    """Labels that the classifier gives itself are all right, any others all wrong."""
+    pool, (images, _) = Workers(partial(build_classifier, CLASSIFIER, 0)), data.batch(np.arange(8))
+    answers = np.concatenate(list(read(pool, images))).argmax(1)
+    shares = [demo.measure(pool, images, labels)["read as asked"] for labels in (answers, answers + 1)]
+    assert shares == ["100%", "0%"]
 
 
 @pytest.mark.parametrize(
