@@ -61,9 +61,17 @@ MOST_DIFFERENCE = 1e-4  # of equal networks in float32: the convolutions round d
 TRAIN, FORWARD, OPTIMIZER = ("train",), ("forward",), ("optimizer",)  # jobs: a contestant's method and its arguments
 
 
-def main(*, backend="numpy", precision=None, batch_size=64, channels=32, rounds=11, workers=None, json_path=None):
-    """Print one table; returns what --json writes."""
+def main(*, backend="numpy", precision=None, batch_size=None, channels=32, rounds=11, workers=None, json_path=None):
+    """Print one table; returns what --json writes.  On a GPU gpu_benchmark.py does both."""
+    if backend == "cupy":
+        import gpu_benchmark
+
+        if workers is not None:
+            raise TinydiffError(f"--workers {workers}: a GPU has one process; leave it out")
+        sizes = {} if batch_size is None else {"batch_sizes": (batch_size,)}
+        return gpu_benchmark.main(precision=precision, channels=channels, rounds=rounds, json_path=json_path, **sizes)
     cli.start(backend, precision)
+    batch_size = batch_size or 64
     if json_path is not None and not Path(json_path).parent.is_dir():  # minutes before the file is opened
         raise TinydiffError(f"--json {json_path}: there is no such folder")
     workers = workers or default_workers()
@@ -405,7 +413,7 @@ def _number(x):
 if __name__ == "__main__":
     parser = cli.parser(__doc__, main)
     cli.add_backend(parser)
-    parser.add_argument("--batch-size", type=cli.positive_int, help="images a step")
+    parser.add_argument("--batch-size", type=cli.positive_int, help="images a step (default: 64; on a GPU 128 and 512)")
     parser.add_argument("--channels", type=cli.positive_int, help="channels of the first level")
     parser.add_argument("--rounds", type=cli.positive_int, help="how often each is timed")
     parser.add_argument(

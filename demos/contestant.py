@@ -67,7 +67,8 @@ def _serve(pipe, make):
             pipe.send(_portable(error))
             return
         stages = cache(lambda job: getattr(contestant, job[0])(*job[1:]))
-        functions = {"seconds": lambda job, repeats: mean_seconds(stages(job), repeats), "peak_mb": peak_mb}
+        memory = getattr(contestant, "peak_mb", peak_mb)  # it may hold some that is not this machine's
+        functions = {"seconds": lambda job, repeats: mean_seconds(stages(job), repeats), "peak_mb": memory}
         with contextlib.closing(contestant):
             pipe.send("ready")
             while True:

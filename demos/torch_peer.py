@@ -209,6 +209,31 @@ class Peer:
         return torch.randn(n, c, size, size).to(memory_format=self.layout)
 
 
+class OnDevice(Peer):
+    """The same on a GPU, or for a rehearsal on "cpu": with TF32 and compiled where asked for, the device waited for."""
+
+    def __init__(self, *, device, compiled, tf32, **settings):
+        torch.set_default_device(device)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+        super().__init__(**settings, cores=1)
+        self.cuda = device == "cuda"
+        if compiled:
+            self.model.compile()
+
+    def train(self):
+        return [*super().train(), self._wait]
+
+    def forward(self):
+        return [*super().forward(), self._wait]
+
+    def peak_mb(self):
+        return torch.cuda.max_memory_reserved() / 2**20 if self.cuda else None
+
+    def _wait(self, _):
+        if self.cuda:
+            torch.cuda.synchronize()
+
+
 def _forward_and_backward(f, leaves):
     for leaf in leaves:
         leaf.requires_grad_()

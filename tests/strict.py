@@ -30,7 +30,7 @@ import emulate
 import numpy as np
 
 from tinydiff import kernels
-from tinydiff.backend import backend_name, use_backend
+from tinydiff.backend import backend_name, precision, use_backend
 
 syncs: Counter[str] = Counter()  # how often the host waited for the device, by what it asked for
 
@@ -258,7 +258,7 @@ def stand_in(module: Any) -> None:
 @contextmanager
 def backend(name: str, module: Any = cupy) -> Iterator[None]:
     """Within the block the backend is the one of this name, and CuPy is this module."""
-    before, found = backend_name(), sys.modules.get("cupy")
+    before, found = (backend_name(), precision()), sys.modules.get("cupy")
     stand_in(module)
     try:
         use_backend(name)
@@ -266,7 +266,7 @@ def backend(name: str, module: Any = cupy) -> Iterator[None]:
         yield
     finally:
         stand_in(found)
-        use_backend(before)
+        use_backend(*before)
         _forget()
 
 

@@ -20,7 +20,7 @@ from ops.test_every_op import ROWS
 
 from tinydiff import ops
 from tinydiff.autograd import OPS, Tensor, no_grad
-from tinydiff.backend import asarray, backend_name, default_rng, standard_normal, to_numpy
+from tinydiff.backend import asarray, backend_name, default_rng, standard_normal, to_numpy, use_backend
 from tinydiff.diffusion import Schedule, classifier_free, ddim_step, ddpm_step, sample, timestep_pairs
 from tinydiff.nn import UNet
 from tinydiff.nn.classifier import Classifier, cross_entropy
@@ -30,18 +30,22 @@ pytestmark = [pytest.mark.engine, pytest.mark.skipif(emulate.COMPILER is None, r
 
 ON_GPU = backend_name() == "cupy" and sys.modules["cupy"] is not strict.cupy
 # In float32 each sum rounds by 6e-8 of itself, a few tens of layers one after another.  TF32 keeps 10 bits: 5e-4 each.
-BOUND = 3e-3 if ON_GPU and os.environ.get("CUPY_TF32") == "1" else 1e-5
+BOUNDS = {"float32": 1e-5, "tf32": 3e-3}
+PRECISIONS = ["float32", "tf32"] if ON_GPU else ["float32"]  # strict.py's products are NumPy's
+each_precision = pytest.mark.parametrize("precision", PRECISIONS)
 
 
-def on(name, compute, *arguments):
-    """What compute(*arguments) gives on a backend, as host arrays; the device is CuPy's where the suite runs on it."""
+def on(name, precision, compute):
+    """What compute() gives on a backend, as host arrays; the device is CuPy's where the suite runs on it."""
     with strict.backend(name, sys.modules["cupy"] if ON_GPU and name == "cupy" else strict.cupy):
-        return [to_numpy(a) for a in compute(*arguments)]
+        use_backend(name, precision)
+        return [to_numpy(a) for a in compute()]
 
 
-def same_numbers(compute, *arguments, bound=BOUND, least=0.0):
-    """The device's arrays are NumPy's, within bound times the largest value of each, `least` of all or more."""
-    expected, found = on("numpy", compute, *arguments), on("cupy", compute, *arguments)
+def same_numbers(compute, precision, times=1, least=0.0):
+    """The device's arrays are NumPy's, within the bound (times) the largest value of each, `least` of all or more."""
+    expected, found = on("numpy", "float32", compute), on("cupy", precision, compute)
+    bound = times * BOUNDS[precision]
     assert len(found) == len(expected) > 0
     floor = least * max(abs(a).max(initial=0) for a in expected)
     for i, (a, b) in enumerate(zip(found, expected)):
@@ -83,10 +87,11 @@ def classifier():
     return [losses.data, x.grad, *(p.grad for p in model.parameters())]
 
 
+@each_precision
 @pytest.mark.parametrize("network", [reference_network, classifier])
-def test_networks_output_and_gradients(network):
+def test_networks_output_and_gradients(network, precision):
     """The reference U-Net and the classifier, forward and backward from one random cotangent."""
-    same_numbers(network, least=0.01)
+    same_numbers(network, precision, least=0.01)
 
 
 def training_step():
@@ -102,14 +107,16 @@ def training_step():
     return [adam.flat.data, average.data, adam.m, np.array(float(norm))]
 
 
-def test_a_training_step():
+@each_precision
+def test_a_training_step(precision):
     """Weights, average and first moment, after one step; the step of a weight is 1e-3 whatever its gradient's size."""
-    same_numbers(training_step)
+    same_numbers(training_step, precision)
 
 
+@each_precision
 @pytest.mark.parametrize("step", [ddpm_step, ddim_step])
-def test_a_sampling_run(step):
-    """Three steps with guidance, unclipped steps too: the images at each time."""
+def test_a_sampling_run(step, precision):
+    """Three steps with guidance: the images at each time."""
 
     def run():
         schedule, rng = Schedule.linear(1000), default_rng("chain")
@@ -118,17 +125,18 @@ def test_a_sampling_run(step):
             pairs, one = timestep_pairs(1000, 3), lambda *args: step(schedule, *args, clip=True)
             return [x_t for _, x_t, _ in sample(one, eps_fn, pairs, standard_normal(rng, (2, 28, 28, 1)), rng)]
 
-    # Guidance triples the network's error, and 1 / sqrt(alpha_bar_T) = 158 enlarges it before the clip: 1.5e-4 was seen.
-    same_numbers(run, bound=30 * BOUND)
+    # Guidance triples the network's error, 1 / sqrt(alpha_bar_T) = 158 enlarges it before the clip: 1.5e-4 was seen.
+    same_numbers(run, precision, times=30)
 
 
 ONE = settings(max_examples=2, phases=[Phase.generate], derandomize=True, database=None)
 
 
+@each_precision
 @pytest.mark.parametrize("name", sorted(name for name in ROWS if "winograd" not in name))
 @ONE
 @given(data=st.data())
-def test_every_op(name, data):
+def test_every_op(name, precision, data):
     """Value and gradients, on arguments of test_every_op.py's rows; winograd.py's ops are NumPy's alone."""
     with strict.backend("numpy"):  # some rows make an array of the backend
         arrays, static = data.draw(ROWS[name].arguments)
@@ -139,7 +147,7 @@ def test_every_op(name, data):
         y.backward(standard_normal(default_rng("cotangent"), y.shape))
         return [y.data, *(leaf.grad for leaf in leaves)]
 
-    same_numbers(run, bound=10 * BOUND, least=1.0)  # 10: a group of few near numbers, 1 / deviation = 10
+    same_numbers(run, precision, times=10, least=1.0)  # 10: a group of few near numbers, 1 / deviation = 10
 
 
 def test_a_device_that_is_not_there_fails_the_suite():

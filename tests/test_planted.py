@@ -90,7 +90,8 @@ PLANTED = [
     Planted("the root of a number is a float64", "ops/attention.py", "scale = 1 / math.sqrt(q.shape[-1])",
             "scale = 1 / xp.sqrt(q.shape[-1])", "lint", "float64", numpy="error"),
     # What shows when it runs on a device that refuses what CuPy refuses.
-    Planted("a host array in arithmetic", "ops/pointwise.py", 'keep = asarray(rng.random(x.shape, dtype="float32") >= p)',
+    Planted("a host array in arithmetic", "ops/pointwise.py",
+            'keep = asarray(rng.random(x.shape, dtype="float32") >= p)',
             'keep = (rng.random(x.shape, dtype="float32") >= p)', "strict", "a host array"),
     Planted("a host array compared", "nn/classifier.py",
             "= asarray(host_integers(\"labels\", labels, 0, num_classes - 1, n))",

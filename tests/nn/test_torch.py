@@ -1,8 +1,9 @@
 """An outside witness: PyTorch's ops, and the reference U-Net written a second time on them, agree with ours.
 
 Skipped where torch is not installed.  On a GPU (pytest --backend cupy) torch takes our device's arrays by DLPack, which
-copies nothing, and answers on that device; where torch cannot use it, it answers on the CPU, and one skipped test says so.  Torch keeps channels first: maps are transposed on the way in and out, filters
-(KH, KW, C, O) become (O, C, KH, KW), and a linear layer's (in, out) becomes (out, in).
+copies nothing, and answers on that device; where torch cannot use it, it answers on the CPU, and one skipped test says
+so.  Torch keeps channels first: maps are transposed on the way in and out, filters (KH, KW, C, O) become
+(O, C, KH, KW), and a linear layer's (in, out) becomes (out, in).
 """
 
 import importlib.util
