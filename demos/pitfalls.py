@@ -11,8 +11,8 @@ learns for --train-steps steps, and a right one of the same length stands beside
                     network and one noise
 
 Without guidance (scale 1), which would hide a part of the damage.  About 7 minutes on 2 idle cores; --out gets
-pitfalls.png and pitfalls.md, with a sentence on each.  The answer: most mistakes in training ruin the digits, most slips
-in sampling leave some grey or less, so that the eye passes them and a test has to find them.
+pitfalls.png and pitfalls.md, with a sentence on each.  The answer: most mistakes in training ruin the digits, most of
+those in sampling leave some grey or less, so that the eye passes them and a test has to find them.
 """
 
 import io
