@@ -226,7 +226,7 @@ class Ours:
         self.update = _updater(self.pool.flat)
         x, eps = self.rng.standard_normal((2, batch_size, *IMAGE), dtype="float32")
         t = self.rng.integers(1, 1001, batch_size)
-        self.batch = {"x_t": asarray(x), "eps": asarray(eps), "t": t}
+        self.batch = {"x_t": asarray(x), "target": asarray(eps), "t": t}
         self.parts = list(zip(np.array_split(x, cores), np.array_split(t, cores)))
 
     def train(self):

@@ -117,7 +117,7 @@ class Step:
     def __init__(self, *, batch_size, channels, size, workers):
         self.pool, rng = Workers(partial(build_unet, {"base_channels": channels}, 0), workers), default_rng(0)
         x, eps = rng.standard_normal((2, batch_size, size, size, 1), dtype="float32")
-        self.batch = {"x_t": x, "eps": eps, "t": rng.integers(1, 1001, batch_size)}
+        self.batch = {"x_t": x, "target": eps, "t": rng.integers(1, 1001, batch_size)}
         self.adam, self.average = Adam(self.pool.flat), EMA(self.pool.flat)
 
     def train(self):

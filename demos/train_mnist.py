@@ -3,6 +3,7 @@
     python demos/train_mnist.py                      about 2,000 steps, fewer where 8 minutes do not suffice
     python demos/train_mnist.py --minutes 60         a long run
     python demos/train_mnist.py --resume             continue a run that was stopped or killed
+    python demos/train_mnist.py --target v --min-snr 5
 
 Everything goes to --out: checkpoint.npz, metrics.csv, a grid in progress/ every so often (same noise each time), and at
 the end samples.png, denoising.png, denoising.gif and loss.png.  Ctrl-C and SIGTERM save and end.
@@ -10,7 +11,7 @@ the end samples.png, denoising.png, denoising.gif and loss.png.  Ctrl-C and SIGT
 
 import csv
 import io
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from tinydiff.data import NAMES, Dataset, load
 from tinydiff.diffusion import Schedule
 from tinydiff.generate import Recipe, build_unet, frame_times, generate
 from tinydiff.parallel import Workers, default_workers
-from tinydiff.train import METRICS, NUM_BUCKETS, TrainConfig, Training, train
+from tinydiff.train import METRICS, NUM_BUCKETS, TARGETS, TrainConfig, Training, train
 
 UNLIMITED = 10**9  # steps, where the minutes decide
 NUM_GROUPS = 8  # of UNet
@@ -46,6 +47,8 @@ def main(
     resume=False,
     seed=None,
     workers=None,
+    target=None,
+    min_snr=None,
     save_every=100,
     sample_every=250,
     sample_steps=Recipe.num_steps,
@@ -56,6 +59,7 @@ def main(
     out = Path(out)
     path = out / "checkpoint.npz"
     wanted = {"batch_size": batch_size, "seed": seed, "num_steps": steps, "minutes": minutes}
+    wanted |= {"target": target, "min_snr": min_snr}
     wanted = {key: value for key, value in wanted.items() if value is not None}
     if steps is not None:
         wanted["minutes"] = None
@@ -69,11 +73,11 @@ def main(
         workers = workers or default_workers(config.batch_size)
     else:
         arrays, meta = saved
-        checkpoint.check_same(meta["train"], wanted, wanted)
+        config = TrainConfig(**meta["train"])
+        checkpoint.check_same(asdict(config), wanted, wanted)
         asked = {"base_channels": channels, "num": num_images, "name": None if data == "auto" else data}
         asked = {key: value for key, value in asked.items() if value is not None}
         checkpoint.check_same(meta["model"] | meta["data"], asked, asked)
-        config = TrainConfig(**meta["train"])
         dataset = _load_data(meta["data"]["name"], data_dir, config.seed, meta["data"]["num"])
         model_config, schedule = meta["model"], Schedule(arrays["schedule/beta"])
         workers = workers or (meta["num_workers"] if backend == "numpy" else 1)
@@ -87,7 +91,8 @@ def main(
         raise TinydiffError(f"--channels {channels}: must be a multiple of {NUM_GROUPS}, the groups of each group norm")
     recipe = Recipe(schedule, (*dataset.images.shape[1:3], 1), num_steps=sample_steps, scale=scale)
     out.mkdir(parents=True, exist_ok=True)
-    with Workers(partial(build_unet, model_config, config.seed), workers) as pool:
+    build = partial(build_unet, model_config, config.seed, TARGETS[config.target], schedule)
+    with Workers(build, workers) as pool:
         state = Training(pool, schedule, config)
         if saved is not None:
             state.restore(path, arrays, meta)
@@ -167,7 +172,7 @@ def _save_loss(state: Training, dataset: Dataset, out: Path) -> None:
         metrics[:, 0],
         metrics[:, -NUM_BUCKETS:],
         names,
-        f"{dataset.name}, noise-prediction loss",
+        f"{dataset.name}, loss per pixel of the target {state.config.target}",
     )
 
 
@@ -227,6 +232,8 @@ if __name__ == "__main__":
     parser.add_argument("--resume", action="store_true", help="continue the run in --out, with its settings")
     parser.add_argument("--seed", type=cli.non_negative_int, help=f"of weights, data and noise (default: {new.seed})")
     parser.add_argument("--workers", type=cli.positive_int, help="processes to split a batch over (default: all cores)")
+    parser.add_argument("--target", choices=TARGETS, help=f"what the network learns to say (default: {new.target})")
+    parser.add_argument("--min-snr", type=cli.positive_float, help="gamma of min-SNR weights, such as 5")
     parser.add_argument("--save-every", type=cli.positive_int, help="steps between checkpoints")
     parser.add_argument("--sample-every", type=cli.positive_int, help="steps between sample grids")
     parser.add_argument("--sample-steps", type=cli.positive_int, help="reverse steps of each picture")

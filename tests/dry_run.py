@@ -180,7 +180,7 @@ def main():
 
     rng = default_rng(0)
     x, eps = rng.standard_normal((2, 64, 28, 28, 1), dtype="float32")
-    batch = {"x_t": asarray(x), "eps": asarray(eps), "t": rng.integers(1, 1001, 64)}
+    batch = {"x_t": asarray(x), "target": asarray(eps), "t": rng.integers(1, 1001, 64)}
     pool = Workers(partial(build_unet, {}, 0), 1)
     adam, average = Adam(pool.flat), EMA(pool.flat)
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from tinydiff import checkpoint
-from tinydiff.backend import backend_name, default_rng, standard_normal, to_numpy
+from tinydiff.autograd import no_grad
+from tinydiff.backend import asarray, backend_name, default_rng, standard_normal, to_numpy
 from tinydiff.checkpoint import CheckpointError
 from tinydiff.data import Dataset
 from tinydiff.diffusion import (
@@ -36,7 +37,7 @@ from tinydiff.generate import (
     uniform,
 )
 from tinydiff.parallel import Workers
-from tinydiff.train import TrainConfig, Training
+from tinydiff.train import TARGETS, TrainConfig, Training
 
 pytestmark = pytest.mark.sampler
 
@@ -172,11 +173,40 @@ def test_a_checkpoint_draws_with_its_averaged_weights(tmp_path):
     }
 
 
+@pytest.mark.parametrize("target", ["eps", "x_0", "v", None])
+def test_whatever_it_was_trained_to_say_a_loaded_network_says_eps(tmp_path, target):
+    """load_trained's network is to_eps of what the averaged weights say; a file that names no target means eps."""
+    data = Dataset("blank", np.zeros((4, 8, 8), np.uint8), np.zeros(4, np.uint8), "blank", ("a", "b", "c"))
+    schedule, path = Schedule.linear(60), tmp_path / "c.npz"
+    config = TrainConfig(num_steps=1, minutes=None, target=target or "eps")
+    state = Training(Workers(partial(build_unet, NETWORK, 0)), schedule, config)
+    state.ema.data += 0.05 * standard_normal(default_rng(7), state.ema.data.shape)
+    state.save(path, data)
+    if target is None:  # as before there was a choice
+        arrays, meta = checkpoint.load(path)
+        del meta["train"]["target"], meta["train"]["min_snr"]
+        checkpoint.save(path, arrays, meta)
+    loaded, _, _ = load_trained(path, 1)
+    x_t, t, labels = standard_normal(default_rng(1), (4, 8, 8, 1)), np.array([1, 7, 30, 60]), [0, 1, 2, 3]
+    with state.workers.weights(state.ema.data), no_grad():
+        said = state.workers.model(x_t, t, labels)
+        expected = TARGETS[config.target].to_eps(schedule, x_t, t, asarray(said))
+        np.testing.assert_array_equal(to_numpy(loaded.model(x_t, t, labels)), to_numpy(expected))
+        assert abs(to_numpy(loaded.model(x_t, t, labels))).max() > 0.1  # it does say something
+        # Guidance mixes before or after the conversion, which is affine: the same to float32's rounding of
+        # x_t/sqrt(1 - alpha_bar_t) <= 25 and guided numbers of that size.
+        guided = classifier_free(loaded.model, labels, 3.0)(x_t, 7)
+        mixed = classifier_free(state.workers.model, labels, 3.0)(x_t, 7)
+        expected = TARGETS[config.target].to_eps(schedule, x_t, 7, mixed)
+        np.testing.assert_allclose(to_numpy(guided), to_numpy(expected), rtol=0, atol=1e-4)
+
+
 def test_other_checkpoints_are_refused(tmp_path):
     """A classifier's checkpoint, and one whose weights do not fit its own configuration, are named and refused."""
     checkpoint.save(tmp_path / "a.npz", {"x": np.zeros(3)}, {"kind": "classifier"})
     with pytest.raises(CheckpointError, match=r"a\.npz holds a network of kind 'classifier', not 'diffusion'"):
         load_trained(tmp_path / "a.npz", 1)
-    checkpoint.save(tmp_path / "b.npz", {"ema/x": np.zeros(3)}, {"kind": "diffusion", "model": NETWORK})
+    arrays = {"ema/x": np.zeros(3), "schedule/beta": Schedule.linear(60).beta}
+    checkpoint.save(tmp_path / "b.npz", arrays, {"kind": "diffusion", "model": NETWORK, "train": {}})
     with pytest.raises(CheckpointError, match=r"b\.npz: parameter"):
         load_trained(tmp_path / "b.npz", 1)

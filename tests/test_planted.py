@@ -55,7 +55,7 @@ class Planted(NamedTuple):
 
 
 CLIP = "return xp.clip(x_0_hat, -1, 1) if clip else x_0_hat"
-LOSS = "return ops.mean(error * error, axis=(1, 2, 3))"
+LOSS = "losses = ops.mean(error * error, axis=(1, 2, 3))"
 PICK = 'indices = asarray(host_integers("indices", indices, 0, size - 1))'
 ADD_UP = "return (xp.moveaxis(xp.tensordot(one_hot, picked, 1), 0, axis),)"
 WINDOWS = "windows = xp.lib.stride_tricks.as_strided(padded, (n, oh, ow, kh, kw, c), strides)"
@@ -104,8 +104,8 @@ PLANTED = [
             "assert np.isfinite(np.asarray(error.data)).all()\n    " + LOSS, "strict", "use to_numpy"),
     Planted("float64 coefficients", "diffusion/gaussian.py", "a = coef.astype(x.dtype)", "a = coef",
             "strict", "float32 became float64|of different dtypes", numpy="error"),
-    Planted("a NumPy number as guidance's scale", "diffusion/guidance.py", "scale = float(scale)",
-            "import numpy as np\n    scale = np.float64(scale)", "strict", "float32 became float64", numpy="error"),
+    Planted("a NumPy number as guidance's scale", "diffusion/guidance.py", "return float(value)",
+            "import numpy as np\n    return np.float64(value)", "strict", "float32 became float64", numpy="error"),
     Planted("a root on the device", "ops/pointwise.py", "* (1 / (1 - p))", "/ xp.sqrt((1.0 - p) ** 2)",
             "strict", "float32 became float64", numpy="error"),
     Planted("a boolean mask", "diffusion/samplers.py", CLIP,

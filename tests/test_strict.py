@@ -349,7 +349,7 @@ def example(dtype):
 
 def loss_of(model, dtype, step=0):
     x_0, eps, t = example(dtype)
-    batch = {"x_t": q_sample(Schedule.linear(100), x_0, t, eps), "eps": eps, "t": t, "labels": np.array(LABELS)}
+    batch = {"x_t": q_sample(Schedule.linear(100), x_0, t, eps), "target": eps, "t": t, "labels": np.array(LABELS)}
     return ops.mean(noise_prediction_losses(model, batch, default_rng("dropout", step)))
 
 

@@ -4,6 +4,7 @@ import math
 import warnings
 from dataclasses import asdict, replace
 from functools import partial
+from types import SimpleNamespace
 
 import emulate
 import numpy as np
@@ -16,11 +17,11 @@ from tinydiff.autograd import Tensor
 from tinydiff.backend import asarray, backend_name, default_rng, to_numpy
 from tinydiff.checkpoint import CheckpointError
 from tinydiff.data import Dataset, epoch_indices
-from tinydiff.diffusion import Schedule, ScheduleWarning
+from tinydiff.diffusion import Schedule, ScheduleWarning, min_snr_weight
 from tinydiff.generate import build_unet
 from tinydiff.optim import EMA, Adam, clip_grad_norm, learning_rate
 from tinydiff.parallel import Workers
-from tinydiff.train import TrainConfig, Training, TrainingError, draw_batch, noise_prediction_losses
+from tinydiff.train import TARGETS, TrainConfig, Training, TrainingError, draw_batch, noise_prediction_losses
 
 pytestmark = pytest.mark.training
 
@@ -65,7 +66,7 @@ def test_batch_obeys_the_closed_form(dataset):
     """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps for an image x_0 of the data set and its own label."""
     schedule = Schedule.linear(100)
     batch = draw_batch(dataset, schedule, replace(CONFIG, label_drop=0.0), 10, 0)
-    x_t, eps = to_numpy(batch["x_t"]).astype(np.float64), to_numpy(batch["eps"])
+    x_t, eps = to_numpy(batch["x_t"]).astype(np.float64), to_numpy(batch["target"])
     alpha_bar = schedule.alpha_bar[batch["t"]][:, None, None, None]
     x_0 = (x_t - np.sqrt(1 - alpha_bar) * eps) / np.sqrt(alpha_bar)
     data, _ = dataset.batch(np.arange(len(dataset)))
@@ -75,7 +76,7 @@ def test_batch_obeys_the_closed_form(dataset):
             distance.min() < 1e-6 / signal + 1e-6
         )  # x_t is float32, and dividing by the signal magnifies its rounding
         assert dataset.labels[distance.argmin()] == label
-    assert batch["x_t"].dtype == batch["eps"].dtype == np.float32
+    assert batch["x_t"].dtype == batch["target"].dtype == np.float32 and "weight" not in batch
 
 
 class Every:
@@ -159,17 +160,49 @@ def test_network_without_classes_gets_no_labels(dataset):
 def test_loss_is_the_mean_square_over_pixels(dataset, rng):
     """losses[n] = mean over pixels of (eps_hat_n - eps_n)^2, one number an example (Ho et al. 2020, eq. 14)."""
     batch = draw_batch(dataset, Schedule.linear(100), CONFIG, 10, 0)
-    answer = rng.standard_normal(batch["eps"].shape).astype(np.float32)
+    answer = rng.standard_normal(batch["target"].shape).astype(np.float32)
     calls = []
 
-    def model(x_t, t, labels, rng):
+    def forward(x_t, t, labels, rng):
         calls.append((x_t, t, labels))
         return Tensor(answer)
 
-    losses = to_numpy(noise_prediction_losses(model, batch, rng))
-    expected = [np.mean((a.astype(np.float64) - e) ** 2) for a, e in zip(answer, to_numpy(batch["eps"]))]
+    losses = to_numpy(noise_prediction_losses(SimpleNamespace(forward=forward), batch, rng))
+    expected = [np.mean((a.astype(np.float64) - e) ** 2) for a, e in zip(answer, to_numpy(batch["target"]))]
     np.testing.assert_allclose(losses, expected, rtol=1e-5)  # float32 sums of 64 numbers
     assert calls[0][0] is batch["x_t"] and calls[0][1] is batch["t"] and calls[0][2] is batch["labels"]
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_batch_holds_its_target_and_its_weight(dataset, name):
+    """Beside the same x_t, t and labels as for eps: the target of the same x_0 and eps, and min-SNR's weight of t."""
+    schedule, drop = Schedule.linear(100), replace(CONFIG, label_drop=0.0)
+    plain = draw_batch(dataset, schedule, drop, 10, 3)
+    batch = draw_batch(dataset, schedule, replace(drop, target=name, min_snr=0.05), 10, 3)
+    for key in ("x_t", "t", "labels"):
+        np.testing.assert_array_equal(batch[key], plain[key])
+    eps, t = plain["target"], batch["t"]
+    x_0, _ = dataset.batch(epoch_indices(len(dataset), drop.batch_size, drop.seed, 3))
+    assert batch["target"].dtype == batch["weight"].dtype == np.float32
+    np.testing.assert_array_equal(batch["target"], to_numpy(TARGETS[name].of(schedule, x_0, t, eps)))
+    np.testing.assert_array_equal(batch["weight"], min_snr_weight(TARGETS[name], schedule, t, 0.05).astype("float32"))
+    assert len(set(batch["weight"].tolist())) > 1  # they do differ
+
+
+def test_a_weight_multiplies_its_examples_loss(dataset, make):
+    """With min_snr the losses are those without times the weights, and so is the gradient of each example."""
+    state = make()
+    state.advance(dataset)  # away from the start, where most gradients are 0
+    batch = draw_batch(dataset, state.schedule, replace(CONFIG, target="v", min_snr=2.0), 10, 1)
+    plain = {name: a for name, a in batch.items() if name != "weight"}
+    losses, unweighted = (to_numpy(state.workers.gradients(noise_prediction_losses, b, (0,))) for b in (batch, plain))
+    np.testing.assert_allclose(losses, batch["weight"] * unweighted, rtol=1e-6)  # one rounding each
+    grads = []
+    for example in (batch, plain):
+        state.workers.gradients(noise_prediction_losses, {name: a[:1] for name, a in example.items()}, (0,))
+        grads.append(to_numpy(state.workers.flat.grad).astype("float64"))
+    scale = abs(grads[1]).max()
+    np.testing.assert_allclose(grads[0], float(batch["weight"][0]) * grads[1], rtol=1e-4, atol=1e-5 * scale)  # float32
 
 
 def test_the_gradient_is_the_mean_of_those_of_the_examples(dataset, make):

@@ -16,6 +16,7 @@ its label or draws no digit at all.  Read next: ../demos/train_classifier.py and
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -212,14 +213,18 @@ def load_classifier(path: Path, num_workers: int) -> tuple[Workers, dict[str, An
 
     Raises CheckpointError if the file is not a whole checkpoint of a classifier.
     """
-    workers, _, meta = load_network(path, "classifier", "weights/", build_classifier, num_workers)
+    workers, _, meta = load_network(path, "classifier", "weights/", _builder, num_workers)
     return workers, meta
 
 
 def load_noisy_classifier(path: Path) -> tuple[Module, Schedule]:
     """A saved noisy classifier, and the schedule of the noise that it knows; CheckpointError as in load_classifier."""
-    workers, arrays, _ = load_network(path, "noisy classifier", "weights/", build_classifier, 1)
+    workers, arrays, _ = load_network(path, "noisy classifier", "weights/", _builder, 1)
     return workers.model, Schedule(arrays["schedule/beta"])
+
+
+def _builder(_: dict, meta: dict[str, Any]) -> Callable[[], Module]:
+    return partial(build_classifier, meta["model"], 0)
 
 
 def _read_slice(model: Module, job: tuple[np.ndarray, np.ndarray | None]) -> np.ndarray:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tinydiff import checkpoint
-from tinydiff.autograd import no_grad
+from tinydiff.autograd import Tensor, no_grad
 from tinydiff.backend import TinydiffError, default_rng, standard_normal, to_numpy
 from tinydiff.checkpoint import CheckpointError
 from tinydiff.diffusion import (
@@ -29,8 +29,10 @@ from tinydiff.diffusion import (
     unconditional,
 )
 from tinydiff.diffusion.guidance import EpsFn
+from tinydiff.diffusion.targets import EPS, Target
 from tinydiff.nn import Module, UNet
 from tinydiff.parallel import Workers
+from tinydiff.train import TARGETS
 
 # DDPM(schedule) is a step, as is DPM_SOLVER_2M(schedule), which remembers; clip, for images lie in [-1, 1].
 DDPM = partial(partial, ddpm_step, clip=True)
@@ -96,9 +98,13 @@ def frame_times(recipe: Recipe) -> list[int]:
     return [arrivals[i] for i in _kept(recipe)]
 
 
-def build_unet(config: dict[str, Any], seed: int) -> UNet:
-    """The U-Net of a configuration (UNet.config), its parameters drawn from seed: picklable, for Workers."""
-    return UNet(**config, rng=default_rng(seed))
+def build_unet(config: dict[str, Any], seed: int, target: Target = EPS, schedule: Schedule | None = None) -> UNet:
+    """The U-Net of a configuration (UNet.config), its parameters drawn from seed: picklable, for Workers.
+
+    When called it says eps_hat, whatever target it was trained for; only a target other than EPS needs the schedule.
+    """
+    rng = default_rng(seed)
+    return UNet(**config, rng=rng) if schedule is None or target == EPS else _OtherUNet(target, schedule, config, rng)
 
 
 def load_trained(path: Path, num_workers: int) -> tuple[Workers, Schedule, dict[str, Any]]:
@@ -106,27 +112,44 @@ def load_trained(path: Path, num_workers: int) -> tuple[Workers, Schedule, dict[
 
     Raises CheckpointError if the file is not a whole checkpoint of a diffusion model.
     """
-    workers, arrays, meta = load_network(path, "diffusion", "ema/", build_unet, num_workers)
+
+    def make(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> Callable[[], UNet]:
+        target = TARGETS[meta["train"].get("target", "eps")]  # files from before there was a choice
+        return partial(build_unet, meta["model"], 0, target, Schedule(arrays["schedule/beta"]))
+
+    workers, arrays, meta = load_network(path, "diffusion", "ema/", make, num_workers)
     return workers, Schedule(arrays["schedule/beta"]), meta
 
 
 def load_network(
-    path: Path, kind: str, prefix: str, build: Callable[[dict, int], Module], num_workers: int
+    path: Path, kind: str, prefix: str, make: Callable[[dict, dict], Callable[[], Module]], num_workers: int
 ) -> tuple[Workers, dict[str, np.ndarray], dict[str, Any]]:
     """Workers that hold the network of a checkpoint of this kind, with the weights whose names start with prefix.
 
-    Returns them with all arrays and settings of the file.  Raises CheckpointError if it is not such a checkpoint.
+    make(arrays, settings) -> what builds the network, for Workers.  Returns the workers with all arrays and settings of
+    the file.  Raises CheckpointError if it is not such a checkpoint.
     """
     arrays, meta = checkpoint.load(path)
     if meta.get("kind") != kind:
         raise CheckpointError(f"{path} holds a network of kind {meta.get('kind')!r}, not {kind!r}")
-    workers = Workers(partial(build, meta["model"], 0), num_workers)
+    workers = Workers(make(arrays, meta), num_workers)
     try:
         workers.model.load_state_dict({n[len(prefix) :]: a for n, a in arrays.items() if n.startswith(prefix)})
     except ValueError as error:
         workers.close()
         raise CheckpointError(f"{path}: {error}") from None
     return workers, arrays, meta
+
+
+class _OtherUNet(UNet):
+    """A U-Net of another target than EPS: forward is what it says, and called it is eps_hat, as a UNet is."""
+
+    def __init__(self, target: Target, schedule: Schedule, config: dict[str, Any], rng: Any):
+        super().__init__(**config, rng=rng)
+        self._target, self._schedule = target, schedule
+
+    def __call__(self, x_t: Any, t: Any, *args: Any, **kwargs: Any) -> Tensor:
+        return Tensor(self._target.to_eps(self._schedule, x_t, t, self.forward(x_t, t, *args, **kwargs).data))
 
 
 def _kept(recipe: Recipe) -> list[int]:

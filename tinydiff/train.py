@@ -29,13 +29,14 @@ from tinydiff.autograd import Tensor
 from tinydiff.backend import TinydiffError, asarray, default_rng, precision, to_numpy, xp
 from tinydiff.checkpoint import CheckpointError
 from tinydiff.data import Dataset, epoch_indices
-from tinydiff.diffusion import Schedule, q_sample
+from tinydiff.diffusion import EPS, X_0, Schedule, V, min_snr_weight, q_sample
 from tinydiff.nn import Module
 from tinydiff.optim import EMA, Adam, clip_grad_norm, learning_rate
 from tinydiff.parallel import Batch, Workers
 
 NUM_BUCKETS = 4  # the loss is also kept by quarter of 1..T: it differs a hundredfold between them
 PERIOD = 50  # steps between two looks at what a GPU has computed, for each of which the host waits
+TARGETS = {"eps": EPS, "x_0": X_0, "v": V}  # as a checkpoint names them
 METRICS = ("loss", "grad_norm", "learning_rate", *(f"loss_t_bucket_{i + 1}" for i in range(NUM_BUCKETS)))
 
 
@@ -49,6 +50,7 @@ class TrainConfig:
 
     minutes: None, or the time that training may take: at the end of the warm-up the speed so far tells how many steps
     fit, and num_steps is lowered to that.  Only there does a clock enter, and the checkpoint keeps what was decided.
+    target: what the network learns to say, of TARGETS.  min_snr: gamma of min_snr_weight, None where all t weigh alike.
     """
 
     num_steps: int = 2000
@@ -61,19 +63,24 @@ class TrainConfig:
     ema_decay: float = 0.995
     label_drop: float = 0.1
     seed: int = 0
+    target: str = "eps"
+    min_snr: float | None = None
 
 
 def draw_batch(dataset: Dataset, schedule: Schedule, config: TrainConfig, num_classes: int | None, step: int) -> Batch:
     """The training examples of 0-based `step`, a pure function of its arguments: on the host, whatever the backend.
 
-    x_t, eps: (B, H, W, C) float32.  t: (B,) uniform in 1..T.  labels: (B,), num_classes where the label was dropped;
-    absent for a network without classes.
+    x_t, target: (B, H, W, C) float32.  t: (B,) uniform in 1..T.  labels: (B,), num_classes where the label was dropped;
+    absent for a network without classes.  weight: (B,) float32, absent where every t weighs alike.
     """
     rng = default_rng("batch", config.seed, step)
     x_0, labels = dataset.batch(epoch_indices(len(dataset), config.batch_size, config.seed, step))
     t = rng.integers(1, schedule.T + 1, config.batch_size)
     eps = rng.standard_normal(x_0.shape, dtype="float32")
-    batch = {"x_t": q_sample(schedule, x_0, t, eps), "eps": eps, "t": t}
+    target = TARGETS[config.target]
+    batch = {"x_t": q_sample(schedule, x_0, t, eps), "target": target.of(schedule, x_0, t, eps), "t": t}
+    if config.min_snr is not None:
+        batch["weight"] = min_snr_weight(target, schedule, t, config.min_snr).astype("float32")
     if num_classes is not None:
         dropped = rng.random(config.batch_size) < config.label_drop
         batch["labels"] = np.where(dropped, num_classes, labels)
@@ -81,9 +88,13 @@ def draw_batch(dataset: Dataset, schedule: Schedule, config: TrainConfig, num_cl
 
 
 def noise_prediction_losses(model: Module, batch: Batch, rng: np.random.Generator) -> Tensor:
-    """Mean over pixels of (eps_hat - eps)^2 for each example (N,) (Ho et al. 2020, eq. 14).  rng drives dropout."""
-    error = model(batch["x_t"], batch["t"], batch.get("labels"), rng=rng) - asarray(batch["eps"])
-    return ops.mean(error * error, axis=(1, 2, 3))
+    """Mean over pixels of (eps_hat - eps)^2 for each example (N,) (Ho et al. 2020, eq. 14).  rng drives dropout.
+
+    With another target it is what stands in the place of eps, and an example's weight multiplies its loss.
+    """
+    error = model.forward(batch["x_t"], batch["t"], batch.get("labels"), rng=rng) - asarray(batch["target"])
+    losses = ops.mean(error * error, axis=(1, 2, 3))
+    return losses * asarray(batch["weight"]) if "weight" in batch else losses
 
 
 class Training:
@@ -210,8 +221,8 @@ class Training:
             future = self._thread.submit(_joined, draw, self.step)
         self._ahead = (dataset, self.config, self.step + 1), self._thread.submit(_joined, draw, self.step + 1)
         pair, batch = future.result()  # or what was raised there
-        x_t, eps = asarray(pair)
-        return batch | {"x_t": x_t, "eps": eps}
+        x_t, target = asarray(pair)
+        return batch | {"x_t": x_t, "target": target}
 
     def _steps_that_fit(self, minutes: float) -> int:
         assert self._clock is not None
@@ -261,9 +272,9 @@ def out_of_memory(error: MemoryError, batch_size: int, gradient: Callable[[int],
 
 
 def _joined(draw: Callable[[int], Batch], step: int) -> tuple[np.ndarray, Batch]:
-    """A batch, and its x_t and eps as one array: one copy to the device."""
+    """A batch, and its x_t and target as one array: one copy to the device."""
     batch = draw(step)
-    return np.stack((batch["x_t"], batch["eps"])), batch
+    return np.stack((batch["x_t"], batch["target"])), batch
 
 
 def _bucket_means(losses: np.ndarray, t: np.ndarray, T: int) -> list[float]:

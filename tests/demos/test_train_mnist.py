@@ -109,11 +109,28 @@ def test_resume_refuses_other_settings(load_demo, tmp_path):
         ({"steps": 9}, "num_steps is 1 in the checkpoint, 9 is wanted"),
         ({"num_images": 30}, "num is 20 in the checkpoint, 30 is wanted"),
         ({"channels": 16}, "base_channels is 8 in the checkpoint, 16 is wanted"),
+        ({"target": "v"}, "target is 'eps' in the checkpoint, 'v' is wanted"),
+        ({"min_snr": 5.0}, r"min_snr is None in the checkpoint, 5\.0 is wanted"),
         ({"data": "mnist"}, "name is 'glyphs' in the checkpoint, 'mnist' is wanted"),
     ):
         with pytest.raises(CheckpointError, match=message):
             main(backend=backend_name(), out=tmp_path, resume=True, **{**SMALL, **option})
     assert (tmp_path / "checkpoint.npz").read_bytes() == before
+
+
+@pytest.mark.parametrize("target", ["x_0", "v"])
+def test_another_target_is_trained_resumed_and_drawn(load_demo, tmp_path, target):
+    """--target and --min-snr are the checkpoint's from then on: --resume needs neither, pictures see eps_hat."""
+    main = load_demo("train_mnist").main
+    main(backend=backend_name(), out=tmp_path, steps=2, sample_every=1, target=target, min_snr=5.0, **SMALL)
+    _, meta = weights(tmp_path)
+    assert (meta["train"]["target"], meta["train"]["min_snr"], meta["step"]) == (target, 5.0, 2)
+    before = {name: (tmp_path / name).read_bytes() for name in ("samples.png", "checkpoint.npz")}
+    main(backend=backend_name(), out=tmp_path, resume=True, **SMALL)
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    sampled = load_demo("sample").main
+    sampled(tmp_path / "checkpoint.npz", backend=backend_name(), num=2, steps=2, workers=1, out=tmp_path / "s.png")
+    assert (tmp_path / "s.png").stat().st_size > 0
 
 
 def test_a_new_run_keeps_the_older_checkpoint(load_demo, tmp_path):
@@ -195,6 +212,8 @@ def test_kill_9_at_random_moments_loses_nothing_but_time(tmp_path, kills):
     [
         (["--backend=nonsense"], "choose from"),
         (["--data=nonsense"], "choose from"),
+        (["--target=noise"], "choose from"),
+        (["--min-snr=0"], "above 0"),
         (["--steps=0"], "at least 1"),
         (["--steps=2", "--minutes=1"], "not allowed with"),
         (["--sample-steps=2000", "--steps=1"], "T = 1000 steps"),

@@ -1,7 +1,8 @@
 """The mathematics of diffusion on plain arrays: no network, no autograd.
 
 Read in this order: schedule.py (the tables), gaussian.py (the closed forms), times.py (which t to visit), samplers.py
-(the reverse steps), guidance.py (from a network to eps_fn), likelihood.py (what the model spends on an image, in nats).
+(the reverse steps), targets.py (what a network may say), guidance.py (from a network to eps_fn), likelihood.py (what
+the model spends on an image, in nats).
 """
 
 from tinydiff.diffusion.gaussian import (
@@ -26,11 +27,17 @@ from tinydiff.diffusion.likelihood import (
 )
 from tinydiff.diffusion.samplers import ddim_step, ddpm_step, dpm_solver_2m, sample
 from tinydiff.diffusion.schedule import Schedule, ScheduleWarning
+from tinydiff.diffusion.targets import EPS, X_0, Target, V, as_eps_fn, min_snr_weight
 from tinydiff.diffusion.times import log_snr_pairs, quadratic_pairs, timestep_pairs
 
 __all__ = [
+    "EPS",
+    "X_0",
     "Schedule",
     "ScheduleWarning",
+    "Target",
+    "V",
+    "as_eps_fn",
     "bound_term",
     "classifier_free",
     "classifier_guided",
@@ -43,6 +50,7 @@ __all__ = [
     "gaussian_kl",
     "gaussian_log_density",
     "log_snr_pairs",
+    "min_snr_weight",
     "prior_kl",
     "q_sample",
     "q_x_s_given_x_t_x_0",

@@ -1,0 +1,407 @@
+"""What does each classic mistake cost?  Made on purpose, side by side with the right thing, and measured.
+
+    python demos/pitfalls.py runs/mnist/checkpoint.npz runs/classifier/checkpoint.npz
+
+Mistakes in sampling are made with the checkpoint's network.  Mistakes in training need a training each: a small network
+learns for --train-steps steps, and a right one of the same length stands beside it.  The figures:
+
+    read as asked   share of the digits that the classifier reads as the digit asked for; chance alone gives 10%
+    border          mean grey level, 0 to 255, of the outermost pixels, which are black in real digits
+    moved           RMS difference from the right picture, in grey levels; only within sampling, where all rows have one
+                    network and one noise
+
+Without guidance (scale 1), which would hide a part of the damage.  About 7 minutes on 2 idle cores; --out gets
+pitfalls.png and pitfalls.md, with a sentence on each.  The answer: most mistakes in training ruin the digits, most of
+those in sampling leave some grey or less, so that the eye passes them and a test has to find them.
+"""
+
+import io
+import itertools
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+from tqdm import tqdm
+
+from tinydiff import cli
+from tinydiff.autograd import no_grad
+from tinydiff.backend import TinydiffError, default_rng, standard_normal, to_numpy, xp
+from tinydiff.checkpoint import atomic_write
+from tinydiff.classify import load_classifier, read
+from tinydiff.data import Dataset, load
+from tinydiff.diffusion import (
+    Schedule,
+    ScheduleWarning,
+    classifier_free,
+    ddpm_step,
+    eps_from_x_0,
+    sample,
+    timestep_pairs,
+    x_0_from_eps,
+)
+from tinydiff.generate import SLICE, Recipe, build_unet, load_trained
+from tinydiff.optim import EMA
+from tinydiff.parallel import Workers, default_workers
+from tinydiff.plots import tile
+from tinydiff.train import TrainConfig, Training, train
+
+# ------------------------------------------------------------------------------------------------ mistakes in sampling
+# Each is draw(schedule, step, eps_fn, pairs, x_T, rng) -> x_0; step is ddpm_step with x_0_hat kept where the data lie.
+
+
+def right(schedule, step, eps_fn, pairs, x_T, rng):
+    *_, (_, x_0, _) = sample(partial(step, schedule), eps_fn, pairs, x_T, rng)
+    return x_0
+
+
+def in_one_step(schedule, step, eps_fn, pairs, x_T, rng):
+    return right(schedule, step, eps_fn, [(schedule.T, 0)], x_T, rng)
+
+
+def noise_at_the_end(schedule, step, eps_fn, pairs, x_T, rng):
+    x_0 = right(schedule, step, eps_fn, pairs, x_T, rng)
+    return x_0 + float(schedule.beta_t_given_s(*pairs[-1])) ** 0.5 * standard_normal(rng, x_0.shape, x_0.dtype)
+
+
+def larger_variance(schedule, step, eps_fn, pairs, x_T, rng):
+    return right(schedule, partial(step, variance=Schedule.beta_t_given_s), eps_fn, pairs, x_T, rng)
+
+
+def network_told(other, schedule, step, eps_fn, pairs, x_T, rng):
+    """other(pairs): the pairs whose t the network is told in place of the true ones."""
+    told = {t: wrong for (t, _), (wrong, _) in zip(pairs, other(pairs))}
+    return right(schedule, step, lambda x_t, t: eps_fn(x_t, told[t]), pairs, x_T, rng)
+
+
+def coefficients_of(other, schedule, step, eps_fn, pairs, x_T, rng):
+    """other(pairs): the pairs whose coefficients each step takes in place of the true ones."""
+    used = dict(zip(pairs, other(pairs)))
+
+    def wrong_step(schedule, x_t, eps_hat, t, s, noise):
+        if noise is None:  # the true step is the last, the wrong one is not
+            noise = standard_normal(rng, x_t.shape, x_t.dtype)
+        return step(schedule, x_t, eps_hat, *used[t, s], noise)
+
+    return right(schedule, wrong_step, eps_fn, pairs, x_T, rng)
+
+
+def one_less(pairs):
+    """t - 1 in place of t."""
+    return [(max(t - 1, 1), max(s - 1, 0)) for t, s in pairs]
+
+
+def step_behind(pairs):
+    """What belongs to the step before, which has more noise."""
+    return [pairs[0], *pairs[:-1]]
+
+
+def step_ahead(pairs):
+    """What belongs to the step to come, which has less noise."""
+    return [*pairs[1:], pairs[-1]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row of the picture: what was done, and one sentence on why it is wrong."""
+
+    name: str
+    why: str
+    draw: Callable = right
+
+
+SAMPLING = (
+    Case("as it should be", "Ancestral steps with variance beta_tilde, and no noise in the last."),
+    Case(
+        "x_0_hat of x_T, in one step",
+        "What the network misses of eps is divided by sqrt(alpha_bar_T) = 0.0064; and without a miss all digits of a "
+        "class would be one grey blur, their mean.",
+        in_one_step,
+    ),
+    Case(
+        "noise added at the last step",
+        "That step arrives at the data, and what is added there stays: with 50 steps ten grey levels, with 1,000 only "
+        "one, which nobody sees.",
+        noise_at_the_end,
+    ),
+    Case(
+        "variance beta, not beta_tilde",
+        "No mistake but the other choice of Ho et al.: the two meet in 1,000 steps, and in 50 the larger one leaves "
+        "specks of grey.",
+        larger_variance,
+    ),
+    Case(
+        "network told t - 1",
+        "Off by one of 1,000 is less than a network can tell: harmless, so only a test finds it.",
+        partial(network_told, one_less),
+    ),
+    Case(
+        "network told t, a step ahead",
+        "It looks for less noise than there is: one step of 50 is 20 of 1,000, which changes strokes but not digits.",
+        partial(network_told, step_ahead),
+    ),
+    Case(
+        "network told t, a step behind",
+        "It looks for more noise than there is and takes some of the digit for it; the black turns grey, and still the "
+        "digits read.",
+        partial(network_told, step_behind),
+    ),
+    Case(
+        "coefficients of t - 1",
+        "Harmless too, and less than telling the network: a third of a grey level.",
+        partial(coefficients_of, one_less),
+    ),
+    Case(
+        "coefficients a step ahead",
+        "Each step takes out too little noise, but the network is told the true t and the next step sees what was "
+        "left; that of the last ones stays.",
+        partial(coefficients_of, step_ahead),
+    ),
+    Case(
+        "coefficients a step behind",
+        "The walk ends one step early: the noise that belongs to its last t but one stays in the picture.",
+        partial(coefficients_of, step_behind),
+    ),
+)
+
+# ------------------------------------------------------------------------------------------------ mistakes in training
+
+
+def flat_schedule(beta, T=1000):
+    return Schedule(np.full(T, beta))
+
+
+def unscaled_schedule():
+    """The betas of T = 1,000 for a chain of 50."""
+    return Schedule(np.linspace(1e-4, 0.02, FEW))
+
+
+@dataclass(frozen=True)
+class Run(Case):
+    """A row that needs a training: its schedule, and the range in which the network sees the pixels."""
+
+    schedule: Callable = Schedule.linear
+    low: float = -1.0
+    high: float = 1.0
+    warm_up: bool = True  # of the moving average
+
+
+FEW = 50  # steps of a chain whose betas should have been scaled
+COLD_DECAY = 0.9999  # Ho et al. 2020, appendix B, where training takes 800,000 steps
+
+TRAINING = (
+    Run("as it should be", "Linear schedule, T = 1,000; pixels in -1..1; the average of the weights warms up."),
+    Run(
+        "average without warm-up",
+        "With decay 0.9999 the random start still makes up 96% of it after 400 steps; the weights themselves are fine.",
+        warm_up=False,
+    ),
+    Run(
+        "beta = 1e-3: alpha_bar_T = 0.37",
+        "x_T holds 0.61 x_0, and sampling starts from N(0, I), which the network has never seen.",
+        schedule=partial(flat_schedule, 1e-3),
+    ),
+    Run(
+        "beta = 0.1: alpha_bar_T = 2e-46",
+        "After 50 of 1,000 steps all is noise: 19 of 20 examples teach nothing, and 50 steps of 20 jump over the rest.",
+        schedule=partial(flat_schedule, 0.1),
+    ),
+    Run(
+        "T = 50, same betas: alpha_bar_T = 0.60",
+        "x_T holds 0.78 x_0: with fewer steps each must add more noise, beta times 1000/T.",
+        schedule=unscaled_schedule,
+    ),
+    Run(
+        "pixels in 0..1",
+        "Half the signal beside the same noise, and no mean of 0: it only shifts the schedule, and does no harm here.",
+        low=0.0,
+    ),
+    Run(
+        "pixels in 0..255",
+        "Noise of std 1 cannot hide them: x_T holds up to 1.6 of x_0, and the network is fed numbers in the hundreds.",
+        low=0.0,
+        high=255.0,
+    ),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Ranged(Dataset):
+    """A data set whose batches lie in low..high."""
+
+    low: float
+    high: float
+
+    def batch(self, indices):
+        x_0, labels = super().batch(indices)
+        return self.low + (x_0 + 1) * ((self.high - self.low) / 2), labels
+
+
+def step_within(low, high, schedule, x_t, eps_hat, t, s, noise, **options):
+    """ddpm_step with x_0_hat kept in low..high, where the data lie."""
+    x_0_hat = xp.clip(x_0_from_eps(schedule, x_t, t, eps_hat), low, high)
+    return ddpm_step(schedule, x_t, eps_from_x_0(schedule, x_t, t, x_0_hat), t, s, noise, **options)
+
+
+# ---------------------------------------------------------------------------------------------------------- the demo
+
+
+def main(
+    checkpoint,
+    classifier,
+    *,
+    backend="numpy",
+    precision=None,
+    num=100,
+    steps=Recipe.num_steps,
+    train_steps=400,
+    channels=16,
+    data_dir=None,
+    seed=0,
+    out="runs/pitfalls",
+    workers=None,
+):
+    """Write the picture and the table; returns the rows [(group, case, images (num, H, W, C), figures)]."""
+    cli.start(backend, precision)
+    out, workers = Path(out), workers or default_workers()
+    out.mkdir(parents=True, exist_ok=True)
+    if num < 10:
+        raise TinydiffError(f"--num {num}: must be at least 10, one of each digit")
+    if channels % 8:
+        raise TinydiffError(f"--channels {channels}: must be a multiple of 8, the groups of each group norm")
+    reader, _ = load_classifier(Path(classifier), workers)
+    pool, schedule, meta = load_trained(Path(checkpoint), workers)
+    if steps > min(schedule.T, FEW):
+        raise TinydiffError(f"--steps {steps}: must be at most {min(schedule.T, FEW)}, the steps of the shortest chain")
+    labels = np.arange(num) % 10
+    jobs = [(labels[i : i + SLICE].tolist(), (seed, i // SLICE)) for i in range(0, num, SLICE)]
+    shape = tuple(meta["data"]["image_shape"])
+    drawn = []  # (group, case, images)
+
+    with pool, tqdm(SAMPLING, desc="sampling") as bar:
+        for case in bar:
+            images = draw(pool, case.draw, schedule, steps, jobs, shape)
+            drawn.append((f"one trained network, drawn in {steps} steps", case, images))
+    dataset = load(meta["data"]["name"], "train", data_dir, seed)
+    for run, images in train_and_draw(dataset, channels, train_steps, seed, workers, steps, jobs, shape):
+        drawn.append((f"a small network, {train_steps} steps of training", run, images))
+    right_images = drawn[0][2]
+    with reader:
+        rows = [
+            (group, case, images, measure(reader, images, labels, None if isinstance(case, Run) else right_images))
+            for group, case, images in drawn
+        ]
+    report(rows, out)
+    return rows
+
+
+def train_and_draw(dataset, channels, train_steps, seed, workers, *how):
+    """Yield (run, its images) for each of TRAINING; how: what follows the schedule in `draw`."""
+    config = TrainConfig(num_steps=train_steps, minutes=None, warmup=min(100, train_steps // 4), seed=seed)
+    build = partial(build_unet, {"base_channels": channels, "num_classes": len(dataset.classes)}, seed)
+    kinds = dict.fromkeys((run.schedule, run.low, run.high) for run in TRAINING)  # one training each
+    with tqdm(total=train_steps * len(kinds), desc="training", unit="step") as bar:
+        for kind in kinds:
+            make_schedule, low, high = kind
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ScheduleWarning)  # it is right
+                schedule = make_schedule()
+            with Workers(build, workers) as pool:
+                state = Training(pool, schedule, config)
+                cold = EMA(pool.flat, COLD_DECAY)
+                cold.num_updates = 10**9  # past the warm-up
+                for _ in train(state, Ranged(**vars(dataset), low=low, high=high)):
+                    cold.update()
+                    bar.update()
+                for run in TRAINING:
+                    if (run.schedule, run.low, run.high) == kind:
+                        with pool.weights((state.ema if run.warm_up else cold).data):
+                            yield run, draw(pool, run.draw, schedule, *how, low, high)
+
+
+def draw(pool, how, schedule, steps, jobs, shape, low=-1.0, high=1.0):
+    return np.concatenate(list(pool.map(partial(draw_slice, how, schedule, low, high, steps, shape), jobs)))
+
+
+def draw_slice(how, schedule, low, high, steps, shape, model, job):
+    """The images (n, H, W, C) of one slice of labels, in [-1, 1]; noise as in generate.py."""
+    labels, name = job
+    rng = default_rng("slice", *name)
+    x_T = standard_normal(rng, (len(labels), *shape))
+    with no_grad():
+        eps_fn = classifier_free(model, labels, 1.0)
+        x_0 = how(schedule, partial(step_within, low, high), eps_fn, timestep_pairs(schedule.T, steps), x_T, rng)
+    return ((to_numpy(x_0) - low) * (2 / (high - low)) - 1).clip(-1, 1)
+
+
+def measure(reader, images, labels, right_images=None):
+    """What the columns of the table hold, by name; moved only where there are right images."""
+    asked = np.concatenate(list(read(reader, images))).argmax(1) == labels
+    border = np.ones(images.shape[1:3], bool)
+    border[1:-1, 1:-1] = False
+    figures = {"read as asked": f"{asked.mean():.0%}", "border": f"{(images[:, border] + 1).mean() * 127.5:.1f}"}
+    if right_images is not None:
+        figures["moved"] = f"{((images - right_images) ** 2).mean() ** 0.5 * 127.5:.1f}"
+    return figures
+
+
+def report(rows, out):
+    """Print the table; write it as pitfalls.md, and one row of digits for each case as pitfalls.png."""
+    lines = []
+    for group, cases in itertools.groupby(rows, lambda row: row[0]):
+        cases = list(cases)
+        names = list(cases[0][3])
+        lines += [f"| {group} | {' | '.join(names)} | |", "|---" * (len(names) + 2) + "|"]
+        lines += [f"| {c.name} | {' | '.join(figures.values())} | {c.why} |" for _, c, _, figures in cases] + [""]
+    text = "\n".join(lines)
+    print(text)
+    with atomic_write(out / "pitfalls.md") as file:
+        file.write(text.encode())
+    with atomic_write(out / "pitfalls.png") as file:
+        canvas = io.BytesIO()
+        picture(rows).savefig(canvas, format="png")
+        Image.open(canvas).convert("L").quantize(16).save(file, "png")  # noise in 256 greys is a large file
+    print(f"results: {out}/pitfalls.png, pitfalls.md")
+
+
+def picture(rows):
+    """A figure: for each group its cases, each with ten digits and its figures."""
+    groups = [list(cases) for _, cases in itertools.groupby(rows, lambda row: row[0])]
+    figure = Figure(figsize=(8, 0.323 * (len(rows) + 2 * len(groups))), dpi=100)
+    figure.subplots_adjust(0.375, 0.01, 0.795, 0.932, hspace=0.2)
+    all_axes = figure.subplots(len(groups), squeeze=False, height_ratios=[len(cases) for cases in groups])[:, 0]
+    for axes, cases in zip(all_axes, groups):
+        grid = tile(np.concatenate([images[:10] for _, _, images, _ in cases]), columns=10)[..., 0]
+        height, right = grid.shape[0] / len(cases), grid.shape[1]
+        axes.imshow(grid, cmap="gray", vmin=0, vmax=255, aspect="auto")
+        axes.set_yticks([(i + 0.5) * height for i in range(len(cases))], [c.name for _, c, _, _ in cases], fontsize=10)
+        for column, name in enumerate(cases[0][3]):
+            x = (1.13 + 0.155 * column) * right
+            axes.text(x, -6, name.replace("read as ", "read as\n"), ha="right", va="bottom", fontsize=9, color="0.35")
+            for i, (*_, figures) in enumerate(cases):
+                axes.text(x, (i + 0.5) * height, figures[name], ha="right", va="center", fontsize=10)
+        axes.set_xticks([])
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        axes.set_title(cases[0][0], fontsize=11, loc="left")
+    return figure
+
+
+if __name__ == "__main__":
+    parser = cli.parser(__doc__, main)
+    parser.add_argument("checkpoint", help="checkpoint.npz of train_mnist.py")
+    parser.add_argument("classifier", help="checkpoint.npz of train_classifier.py")
+    cli.add_backend(parser)
+    parser.add_argument("--num", type=cli.positive_int, help="images for each row, ten of which are shown")
+    parser.add_argument("--steps", type=cli.positive_int, help="reverse steps, at most 50")
+    parser.add_argument("--train-steps", type=cli.positive_int, help="steps of each training")
+    parser.add_argument("--channels", type=cli.positive_int, help="of the small networks")
+    parser.add_argument("--data-dir", help="folder with the MNIST files")
+    parser.add_argument("--seed", type=cli.non_negative_int, help="of weights, batches and noise")
+    parser.add_argument("--out", help="folder for the picture and the table")
+    parser.add_argument("--workers", type=cli.positive_int, help="processes to share the work (default: all cores)")
+    cli.run(main, parser)

@@ -1,0 +1,202 @@
+"""The mistakes are the ones that they claim to be, and the right rows are right."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tinydiff.backend import TinydiffError, asarray, backend_name, default_rng, standard_normal, to_numpy
+from tinydiff.classify import ClassifierConfig, build_classifier, read, save_classifier
+from tinydiff.data import load
+from tinydiff.diffusion import Schedule, ddpm_step, eps_from_x_0, timestep_pairs
+from tinydiff.generate import Recipe, build_unet, generate, load_trained
+from tinydiff.parallel import Workers
+from tinydiff.train import TrainConfig, Training
+
+pytestmark = pytest.mark.program
+
+CLASSIFIER = {"channels": (8, 8, 8)}
+
+
+@pytest.fixture(scope="module")
+def demo(load_demo):
+    return load_demo("pitfalls")
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load("glyphs", num=20)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, data):
+    """A network after one step, its average moved off the start, and a classifier that has learned nothing."""
+    folder = tmp_path_factory.mktemp("trained")
+    state = Training(
+        Workers(partial(build_unet, {"base_channels": 8, "num_classes": 10}, 0)),
+        Schedule.linear(100),
+        TrainConfig(num_steps=1, minutes=None, batch_size=2),
+    )
+    state.advance(data)
+    state.ema.data += 0.05 * standard_normal(default_rng(7), state.ema.data.shape)
+    state.save(folder / "checkpoint.npz", data)
+    pool = Workers(partial(build_classifier, CLASSIFIER, 0))
+    save_classifier(folder / "classifier.npz", pool, ClassifierConfig(), data, data, 0)
+    return folder / "checkpoint.npz", folder / "classifier.npz"
+
+
+@pytest.fixture(scope="module")
+def rows(demo, trained, data, tmp_path_factory):
+    """What main returns and writes, in its smallest form."""
+    out = tmp_path_factory.mktemp("pitfalls")
+    options = {"num": 10, "steps": 2, "train_steps": 1, "channels": 8, "workers": 1}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "load", lambda *_: data)  # 60,000 glyphs take seconds to draw
+        return demo.main(*trained, backend=backend_name(), out=out, **options), out
+
+
+def test_every_mistake_has_its_row_sentence_and_digits(demo, rows):
+    """One row each in the table and the picture, beside a right one in each group."""
+    rows, out = rows
+    assert [case for _, case, _, _ in rows if case in demo.SAMPLING] == list(demo.SAMPLING)
+    assert {case for _, case, _, _ in rows if case not in demo.SAMPLING} == set(demo.TRAINING)
+    table = (out / "pitfalls.md").read_text()
+    for _, case, images, figures in rows:
+        assert case.why and f"| {case.name} | {' | '.join(figures.values())} | {case.why} |" in table
+        assert ("moved" in figures) == (case in demo.SAMPLING)
+        assert images.shape == (10, 28, 28, 1) and abs(images).max() <= 1
+    with Image.open(out / "pitfalls.png") as picture:
+        assert 700 < picture.width < 1100 and picture.height > 20 * len(rows)
+
+
+def test_the_right_row_is_what_sample_draws(rows, trained):
+    """Without guidance, with the noise that generate() draws: the same images to float32's rounding."""
+    _, _, images, _ = rows[0][0]
+    pool, schedule, _ = load_trained(trained[0], 1)
+    recipe = Recipe(schedule, (28, 28, 1), num_steps=2, scale=1.0)
+    (frames,) = generate(pool, recipe, list(range(10)), 0)
+    # x_0_hat is turned into eps_hat and back, at a cost of 1/sqrt(alpha_bar_T) = 158 roundings at the first step.
+    np.testing.assert_allclose(images, frames[-1].clip(-1, 1), rtol=0, atol=1e-4)
+    for _, case, other, _ in rows[0][1:]:
+        assert abs(other - images).max() > 1e-3, case.name  # no mistake leaves the images as they were
+
+
+# ----------------------------------------------------------------------------- each mistake, with a denoiser that knows
+
+X_0 = 0.5
+
+
+@pytest.fixture
+def walk(demo):
+    """Draw with the exact eps of data that is one point; told collects the times that eps_fn is asked about."""
+    schedule, pairs = Schedule.linear(100), timestep_pairs(100, 5)
+
+    def walk(how):
+        told = []
+
+        def eps_fn(x_t, t):
+            told.append(t)
+            return eps_from_x_0(schedule, x_t, t, 0 * x_t + X_0)
+
+        x_T = standard_normal(default_rng(0), (400, 2), "float64")
+        step = partial(demo.step_within, -1.0, 1.0)
+        return to_numpy(how(schedule, step, eps_fn, pairs, x_T, default_rng(1))), told
+
+    return walk
+
+
+def test_what_is_right_ends_on_the_data(demo, walk):
+    """A single point is found by the right sampler, in one step too, and with either variance: 1e-12 of rounding."""
+    for how, times in ((demo.right, [100, 80, 60, 40, 20]), (demo.in_one_step, [100]), (demo.larger_variance, None)):
+        x_0, told = walk(how)
+        assert abs(x_0 - X_0).max() < 1e-12 and told == (times or told)
+
+
+def test_noise_at_the_end_stays(demo, walk):
+    """It has the last step's std, sqrt(1 - alpha_bar_20): within 4 standard errors, 1/sqrt(2 n) each."""
+    x_0, _ = walk(demo.noise_at_the_end)
+    std = Schedule.linear(100).one_minus_alpha_bar[20] ** 0.5
+    assert abs(x_0.std() / std - 1) < 4 / 1600**0.5
+
+
+def test_the_network_is_told_another_t(demo, walk):
+    """One less of T, the next step's, the step's before; at the ends of the chain its own."""
+    for other, times in (
+        (demo.one_less, [99, 79, 59, 39, 19]),
+        (demo.step_ahead, [80, 60, 40, 20, 20]),
+        (demo.step_behind, [100, 100, 80, 60, 40]),
+    ):
+        _, told = walk(partial(demo.network_told, other))
+        assert told == times
+
+
+def test_a_step_takes_another_steps_coefficients(demo):
+    """Step by step: ddpm_step at the wrong pair, and noise in the last step where the wrong one has some."""
+    schedule, pairs = Schedule.linear(100), timestep_pairs(100, 2)
+    for other, used in ((demo.one_less, [(99, 49), (49, 0)]), (demo.step_ahead, [(50, 0), (50, 0)]),
+                        (demo.step_behind, [(100, 50), (100, 50)])):  # fmt: skip
+        x_t, rng = standard_normal(default_rng(0), (3, 2), "float64"), default_rng(1)
+        step = partial(demo.step_within, -1e9, 1e9)
+        drawn = demo.coefficients_of(other, schedule, step, lambda x_t, t: x_t / 2, pairs, x_t, rng)
+        rng = default_rng(1)
+        for i, (t, s) in enumerate(used):
+            noise = standard_normal(rng, (3, 2), "float64") if i == 0 or s else None
+            x_t, _ = ddpm_step(schedule, x_t, x_t / 2, t, s, noise)
+        np.testing.assert_allclose(to_numpy(drawn), to_numpy(x_t), rtol=1e-9)  # eps_hat to x_0_hat and back
+
+
+def test_the_bad_schedules_are_as_bad_as_their_names_say(demo):
+    """alpha_bar_T: 0.37 and 2e-46 of constant betas, 0.60 of 50 unscaled ones."""
+    for run in demo.TRAINING:
+        if "alpha_bar_T" in run.name:
+            with np.errstate(), pytest.MonkeyPatch.context() as patch:
+                patch.setattr("warnings.warn", lambda *_, **__: None)
+                alpha_bar_T = run.schedule().alpha_bar[-1]
+            assert alpha_bar_T == pytest.approx(float(run.name.split("= ")[-1]), rel=0.2)
+
+
+def test_a_range_is_the_pixels_range(demo, data):
+    """Black is low and ink is high, float32 as ever; a drawn image is scaled back."""
+    x_0, labels = data.batch(np.arange(20))
+    for low, high in ((0.0, 1.0), (0.0, 255.0)):
+        ranged, same = demo.Ranged(**vars(data), low=low, high=high).batch(np.arange(20))
+        assert ranged.dtype == np.float32 and (ranged.min(), ranged.max()) == (low, high) and (same == labels).all()
+        np.testing.assert_allclose((ranged - low) * (2 / (high - low)) - 1, x_0, atol=1e-6)
+
+
+def test_x_0_hat_stays_in_the_range(demo):
+    """A step's x_0_hat is clipped to low..high, and so is where the last step arrives."""
+    schedule, x = Schedule.linear(100), asarray([[-9.0, 0.0, 9.0, 300.0]], "float64")
+    x_0, x_0_hat = demo.step_within(0.0, 255.0, schedule, x, 0 * x, 1, 0, None)
+    np.testing.assert_allclose(to_numpy(x_0), [[0, 0, 9 / schedule.alpha_bar[1] ** 0.5, 255]], atol=1e-9)
+    np.testing.assert_allclose(to_numpy(x_0_hat), to_numpy(x_0), atol=1e-9)
+
+
+def test_the_border_is_the_outermost_pixels(demo):
+    """0 for black, 255 for white, and what is inside does not count."""
+    images = np.full((3, 5, 5, 1), -1.0, np.float32)
+    images[:, 1:-1, 1:-1] = 1
+    pool = Workers(partial(build_classifier, CLASSIFIER, 0))
+    big = np.pad(images, ((0, 0), (0, 23), (0, 23), (0, 0)), constant_values=-1)
+    assert demo.measure(pool, big, np.zeros(3, int))["border"] == "0.0"
+    assert demo.measure(pool, -big, np.zeros(3, int))["border"] == "255.0"
+    assert demo.measure(pool, big, np.zeros(3, int), big + 2 / 255)["moved"] == "1.0"
+
+
+def test_read_as_asked_is_the_share_of_the_classifiers_answers(demo, data):
+    """Labels that the classifier gives itself are all right, any others all wrong."""
+    pool, (images, _) = Workers(partial(build_classifier, CLASSIFIER, 0)), data.batch(np.arange(8))
+    answers = np.concatenate(list(read(pool, images))).argmax(1)
+    shares = [demo.measure(pool, images, labels)["read as asked"] for labels in (answers, answers + 1)]
+    assert shares == ["100%", "0%"]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [({"num": 9}, "--num 9"), ({"channels": 12}, "--channels 12"), ({"steps": 51}, "--steps 51: must be at most 50")],
+)
+def test_bad_options_are_named(demo, trained, tmp_path, option, message):
+    """Before any work is done."""
+    with pytest.raises(TinydiffError, match=message):
+        demo.main(*trained, backend=backend_name(), out=tmp_path, workers=1, **option)

@@ -1,0 +1,71 @@
+"""What a network may be trained to say of x_t, and how eps_hat is read off it.
+
+    EPS   the noise                                             Ho et al. 2020, eq. 14
+    X_0   the data                                              Salimans & Ho 2022, section 4
+    V     sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0     Salimans & Ho 2022, section 4 and appendix D
+
+Given x_t the three are one estimate under three names, and an error of sqrt(1 - alpha_bar_t) in x_0 is one of
+sqrt(alpha_bar_t) in eps and of 1 in v.  So squared errors stand as 1 : SNR : SNR + 1 with SNR = alpha_bar_t/(1 -
+alpha_bar_t), and to choose a target is to choose a weight for each t, and what the network finds easy to say.
+min_snr_weight makes that weight the same for all three.
+
+Samplers, guidance and the bound meet eps_fn only: as_eps_fn makes one, whatever the network says.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tinydiff.backend import host_integers
+from tinydiff.diffusion.gaussian import eps_from_v, eps_from_x_0, v_from_x_0_eps
+from tinydiff.diffusion.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Target:
+    """One of the three names.
+
+    of(schedule, x_0, t, eps): what the network should say.  to_eps(schedule, x_t, t, said): the eps_hat that goes with
+    what it says.  Arrays, times and errors as in gaussian.py: X_0 has no eps_hat at t = 0.
+    holds_eps, holds_x_0: 1 where it does, else 0.
+    """
+
+    of: Callable[[Schedule, Any, Any, Any], Any]
+    to_eps: Callable[[Schedule, Any, Any, Any], Any]
+    holds_eps: int
+    holds_x_0: int
+
+
+def _the_last(schedule: Schedule, x: Any, t: Any, eps: Any) -> Any:
+    return eps
+
+
+def _the_first(schedule: Schedule, x_0: Any, t: Any, eps: Any) -> Any:
+    return x_0
+
+
+EPS = Target(_the_last, _the_last, 1, 0)
+X_0 = Target(_the_first, eps_from_x_0, 0, 1)
+V = Target(v_from_x_0_eps, eps_from_v, 1, 1)
+
+
+def as_eps_fn(target: Target, schedule: Schedule, predict: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """eps_fn(x_t, t) of a network of this target; predict(x_t, t) is what it says, an array like x_t."""
+    return lambda x_t, t: target.to_eps(schedule, x_t, t, predict(x_t, t))
+
+
+def min_snr_weight(target: Target, schedule: Schedule, t: Any, gamma: float) -> Any:
+    """The weight of a squared error in this target, such that it weighs min(SNR, gamma) in x_0 (Hang et al. 2023).
+
+        eps: min(SNR, gamma)/SNR     x_0: min(SNR, gamma)     v: min(SNR, gamma)/(SNR + 1)
+
+    It holds back the small t, where an x_0 that is nearly seen would count by the thousands.  gamma = inf counts the
+    error in eps, for every target; 5 is the paper's choice.  t: integers in 1..T, else ValueError, which gamma <= 0
+    raises too.  Returns float64 of t's shape, on the host, and is finite at every t.
+    """
+    if not gamma > 0:
+        raise ValueError(f"gamma must be above 0, got {gamma}")
+    t = host_integers("t", t, 1, schedule.T)
+    signal = schedule.alpha_bar[t].clip(1e-300)  # a brutal schedule loses it; for eps it cancels
+    noise = schedule.one_minus_alpha_bar[t]
+    return signal.clip(max=gamma * noise) / (target.holds_eps * signal + target.holds_x_0 * noise)
