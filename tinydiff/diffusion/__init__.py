@@ -1,9 +1,11 @@
 """The mathematics of diffusion on plain arrays: no network, no autograd.
 
 Read in this order: schedule.py (the tables), gaussian.py (the closed forms), samplers.py (the reverse steps),
-guidance.py (from a network to eps_fn), likelihood.py (what the model spends on an image, in nats).
+guidance.py (from a network to eps_fn), editing.py (existing images edited), likelihood.py (what the model spends on an
+image, in nats).
 """
 
+from tinydiff.diffusion.editing import ddim_invert, inpaint, pairs_below, sdedit, slerp
 from tinydiff.diffusion.gaussian import (
     eps_from_v,
     eps_from_x_0,
@@ -32,6 +34,7 @@ __all__ = [
     "ScheduleWarning",
     "bound_term",
     "classifier_free",
+    "ddim_invert",
     "ddim_step",
     "ddpm_step",
     "discretized_log_prob",
@@ -39,12 +42,16 @@ __all__ = [
     "eps_from_x_0",
     "gaussian_kl",
     "gaussian_log_density",
+    "inpaint",
+    "pairs_below",
     "prior_kl",
     "q_sample",
     "q_x_s_given_x_t_x_0",
     "q_x_t_given_x_s",
     "sample",
     "sampled_bound",
+    "sdedit",
+    "slerp",
     "timestep_pairs",
     "unconditional",
     "v_from_x_0_eps",
