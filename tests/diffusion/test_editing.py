@@ -292,15 +292,15 @@ def test_the_round_trips_error_halves_as_steps_double(linear, seed):
     ]
     for coarse, fine in pairwise(errors):  # 2 in the limit
         assert 1.6 < coarse / fine < 2.4
-    assert errors[-1] < 0.02
+    assert errors[-1] < 0.03
 
 
-@given(seed=seeds, num_steps=st.integers(20, 60))
+@given(seed=seeds, num_steps=st.integers(20, 40))
 def test_iterations_make_the_inversion_exact(linear, seed, num_steps):
     """Each brings x_t nearer to the point that the step down takes to x_s; after many only rounding is left."""
     eps_fn, x_0 = gaussian_eps_fn(linear, np.array([0.3, -0.2]), np.array([[0.5, 0.3], [0.3, 0.6]])), normal(seed, 9, 2)
     errors = [
-        float(abs(round_trip(linear, eps_fn, num_steps, x_0, iterations=k)[1] - x_0).max()) for k in (1, 2, 4, 60)
+        float(abs(round_trip(linear, eps_fn, num_steps, x_0, iterations=k)[1] - x_0).max()) for k in (1, 2, 4, 30)
     ]
     assert errors[0] > 2 * errors[1] > 4 * errors[2]
     assert errors[3] < 1e-9
@@ -323,10 +323,11 @@ def test_inversion_maps_gaussian_data_to_noise(linear, seed):
     """x_T is (x_0 - mean)/std, as the flow of Gaussian data has it, to the first order of the steps."""
     x_0 = normal(seed, 4, 3)
     eps_fn = gaussian_eps_fn(linear, np.full(3, 0.2), 0.25 * np.eye(3))
-    x_T, _ = round_trip(linear, eps_fn, 1000, x_0, iterations=1)
+    x_T, _ = round_trip(linear, eps_fn, 200, x_0, iterations=1)
     size = float(abs(x_0 - 0.2).max()) / 0.5
-    # first order: DDIM's own std is off by 0.3% at 1,000 steps (test_samplers); x_T keeps 6e-3 of the mean besides
-    assert float(abs(x_T - (x_0 - 0.2) / 0.5).max()) < 0.02 * size + 0.002
+    # First order: at 200 steps the slope is off by 0.3% and the mean by 0.007, at 100 by twice that; and x_T keeps
+    # sqrt(alpha_bar_T) = 6e-3 of the mean.
+    assert float(abs(x_T - (x_0 - 0.2) / 0.5).max()) < 0.006 * size + 0.012
 
 
 def test_eps_is_asked_for_at_trained_times_only(linear):
