@@ -214,7 +214,7 @@ def picture_blocks(pool, schedule, dataset, fill_in, known, steps, seed):
 
 def save_blocks(path, blocks):
     """The blocks two by two."""
-    figure = Figure(figsize=(12.8, 6), dpi=100, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(11.6, 5.5), dpi=100, layout="constrained", facecolor="white")
     heights = {"height_ratios": [max(len(rows) for _, _, rows in pair) for pair in (blocks[:2], blocks[2:])]}
     for axes, (title, labels, rows) in zip(figure.subplots(2, 2, gridspec_kw=heights).flat, blocks):
         canvas = plots.tile(np.concatenate(rows), SHOWN)
