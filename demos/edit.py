@@ -12,11 +12,13 @@ An evaluation of the network takes 1/660 s on two idle cores: by default 300 dig
 """
 
 import argparse
+import io
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 from tqdm import tqdm
 
 from tinydiff import cli, plots
@@ -214,7 +216,7 @@ def picture_blocks(pool, schedule, dataset, fill_in, known, steps, seed):
 
 def save_blocks(path, blocks):
     """The blocks two by two."""
-    figure = Figure(figsize=(11.6, 5.5), dpi=100, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(12.8, 6), dpi=100, layout="constrained", facecolor="white")
     heights = {"height_ratios": [max(len(rows) for _, _, rows in pair) for pair in (blocks[:2], blocks[2:])]}
     for axes, (title, labels, rows) in zip(figure.subplots(2, 2, gridspec_kw=heights).flat, blocks):
         canvas = plots.tile(np.concatenate(rows), SHOWN)
@@ -225,8 +227,10 @@ def save_blocks(path, blocks):
         axes.set_xticks([])
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
+    page = io.BytesIO()
+    figure.savefig(page, format="png")
     with atomic_write(path) as file:
-        figure.savefig(file, format="png", pil_kwargs={"optimize": True})
+        Image.open(page).convert("L").quantize(16).save(file, "PNG", optimize=True)  # 16 greys: 67 kB in place of 165
 
 
 def step_counts(text):
