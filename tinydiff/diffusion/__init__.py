@@ -1,10 +1,11 @@
 """The mathematics of diffusion on plain arrays: no network, no autograd.
 
 Read in this order: schedule.py (the tables), gaussian.py (the closed forms), times.py (which t to visit), samplers.py
-(the reverse steps), targets.py (what a network may say), guidance.py (from a network to eps_fn), likelihood.py (what
-the model spends on an image, in nats).
+(the reverse steps), targets.py (what a network may say), guidance.py (from a network to eps_fn), editing.py (existing
+images edited), likelihood.py (what the model spends on an image, in nats).
 """
 
+from tinydiff.diffusion.editing import ddim_invert, inpaint, pairs_below, sdedit, slerp
 from tinydiff.diffusion.gaussian import (
     eps_from_v,
     eps_from_x_0,
@@ -41,6 +42,7 @@ __all__ = [
     "bound_term",
     "classifier_free",
     "classifier_guided",
+    "ddim_invert",
     "ddim_step",
     "ddpm_step",
     "discretized_log_prob",
@@ -49,8 +51,10 @@ __all__ = [
     "eps_from_x_0",
     "gaussian_kl",
     "gaussian_log_density",
+    "inpaint",
     "log_snr_pairs",
     "min_snr_weight",
+    "pairs_below",
     "prior_kl",
     "q_sample",
     "q_x_s_given_x_t_x_0",
@@ -59,6 +63,8 @@ __all__ = [
     "rescaled",
     "sample",
     "sampled_bound",
+    "sdedit",
+    "slerp",
     "timestep_pairs",
     "unconditional",
     "v_from_x_0_eps",

@@ -1,0 +1,128 @@
+"""Edits of existing images, each a small function around eps_fn and a step: fill in, redraw, encode, blend.
+
+    inpaint      keep some pixels and draw the others to match                    Lugmayr et al. 2022, algorithm 1
+    sdedit       add noise up to t_start and sample down from there               Meng et al. 2022, algorithm 1
+    ddim_invert  the x_T from which DDIM would draw this image                    Song et al. 2021, section 4.3
+    slerp        between two such x_T, along the sphere that noise lies on        Shoemake 1985
+
+Like sample() they are generators of (t, x_t, x_0_hat).  pairs are timestep_pairs(T, n) or any other chain (t, s) down
+to 0; steps and eps_fn are those of samplers.py.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from tinydiff.backend import asarray, host_integers, standard_normal, xp
+from tinydiff.diffusion.gaussian import check_alike, q_sample, q_x_t_given_x_s, x_0_from_eps
+from tinydiff.diffusion.samplers import sample
+from tinydiff.diffusion.schedule import Schedule
+
+EpsFn = Callable[[Any, int], Any]
+Step = Callable[..., tuple[Any, Any]]
+Pairs = Iterable[tuple[int, int]]
+States = Iterator[tuple[int, Any, Any]]
+
+
+def inpaint(
+    schedule: Schedule,
+    step: Step,
+    eps_fn: EpsFn,
+    pairs: Pairs,
+    x_T: Any,
+    x_0: Any,
+    known: Any,
+    rng: Any,
+    resample: int = 1,
+) -> States:
+    """Sample from x_T, holding x_t to x_0 where known (RePaint; Lugmayr et al. 2022, algorithm 1, eq. 8).
+
+        x_s = known q_sample(x_0, s, fresh noise) + (1 - known) step(x_t)
+
+    At s = 0 the known pixels are x_0's bit for bit.  The replaced pixels know nothing of what the step drew beside
+    them; each step is therefore taken `resample` times, with x_t ~ q(x_t | x_s) in between, which lets the two agree.
+    A step to s = 0 is taken once.  Evaluations: resample (num_steps - 1) + 1.
+
+    x_T, x_0: (N, ...) of one dtype.  known: boolean, of a shape that broadcasts to theirs, else ValueError.
+    rng: as in sample(); the noise of known pixels and jumps comes from a child of it, so that with resample = 1 and
+    nothing known this is sample(), bit for bit.
+    """
+    check_alike("x_0", x_0, "x_T", x_T)
+    known = asarray(known)
+    fits = known.ndim <= x_0.ndim and all(k in (1, n) for k, n in zip(known.shape[::-1], x_0.shape[::-1]))
+    if known.dtype != bool or not fits:
+        raise ValueError(f"known must be boolean and broadcast to {x_0.shape}, got {known.dtype} {known.shape}")
+    resample = int(host_integers("resample", resample, 1, 10_000))
+    (own_rng,) = rng.spawn(1)
+    x_t = x_T
+    for t, s in pairs:
+        for visit in range(resample if s > 0 else 1):
+            if visit:  # back up to t
+                mean, var = q_x_t_given_x_s(schedule, x_t, s, t)
+                x_t = mean + var**0.5 * standard_normal(own_rng, x_t.shape, x_t.dtype)
+            ((_, x_s, x_0_hat),) = sample(step, eps_fn, [(t, s)], x_t, rng)
+            x_t = xp.where(known, q_sample(schedule, x_0, s, standard_normal(own_rng, x_0.shape, x_0.dtype)), x_s)
+        yield s, x_t, x_0_hat
+
+
+def sdedit(schedule: Schedule, step: Step, eps_fn: EpsFn, pairs: Pairs, x_0: Any, t_start: int, rng: Any) -> States:
+    """Noise x_0 to t_start, then sample down from there (Meng et al. 2022): what the noise hid is drawn anew.
+
+    t_start: 0 gives x_0 back, T forgets it but for sqrt(alpha_bar_T).  The first state is (t_start, x_t, x_0); the
+    others are those of sample() on pairs_below(pairs, t_start).
+    """
+    x_t = q_sample(schedule, x_0, t_start, standard_normal(rng, x_0.shape, x_0.dtype))
+    yield t_start, x_t, x_0
+    yield from sample(step, eps_fn, pairs_below(pairs, t_start), x_t, rng)
+
+
+def pairs_below(pairs: Pairs, t_start: int) -> list[tuple[int, int]]:
+    """The part of a chain that lies below t_start, its first pair cut to begin there; none for t_start = 0."""
+    return [(min(t, t_start), s) for t, s in pairs if s < t_start]
+
+
+def ddim_invert(schedule: Schedule, eps_fn: EpsFn, pairs: Pairs, x_0: Any, iterations: int = 2) -> States:
+    """Encode x_0: the x_T from which ddim_step, unclipped, comes down to it (Song et al. 2021, section 4.3).
+
+        x_t = sqrt(alpha_bar_t) x_0_hat + sqrt(1 - alpha_bar_t) eps_hat,   x_0_hat from x_s and eps_hat at s
+        eps_hat = eps_fn(x_s, t), then eps_fn(x_t, t) of the x_t found so far: `iterations` evaluations a step
+
+    At the eps_fn(x_t, t) of its own result a step undoes ddim_step exactly.  x_s in place of x_t errs by a stride, so
+    the round trip's error falls as 1/num_steps; each further iteration makes it several times smaller.  eps_fn is asked
+    at t and not, as in the paper, at s, for which x_s would be right: no network was trained at 0.
+    pairs run down as for sample() and are walked upwards, so the last state is (T, x_T, x_0_hat).
+    iterations: at least 1, else ValueError.
+    """
+    iterations = int(host_integers("iterations", iterations, 1, 10_000))
+    x_s = x_0
+    for t, s in reversed(list(pairs)):
+        x_t = x_s
+        for _ in range(iterations):
+            eps_hat = eps_fn(x_t, t)
+            x_0_hat = x_0_from_eps(schedule, x_s, s, eps_hat)
+            x_t = q_sample(schedule, x_0_hat, t, eps_hat)
+        x_s = x_t
+        yield t, x_s, x_0_hat
+
+
+def slerp(x: Any, y: Any, u: float) -> Any:
+    """The point that lies the share u of the way from x to y along the arc between them, row by row (Shoemake 1985).
+
+        sin((1 - u) theta)/sin(theta) x + sin(u theta)/sin(theta) y,   theta the angle between x and y
+
+    Noise of D pixels has a norm near sqrt(D), and so has every point of this arc; halfway along the straight line it
+    would be 0.7 of that, which no x_T is.  x, y: (N, ...) of one dtype.  0 gives x and 1 gives y, bit for bit.
+    Parallel rows go along the line.  Opposite rows have no one arc between them: ValueError.
+    """
+    check_alike("y", y, "x", x)
+    scaled_x, scaled_y = _norm(y) * x, _norm(x) * y
+    theta = 2 * xp.arctan2(_norm(scaled_x - scaled_y), _norm(scaled_x + scaled_y))  # acos is blind to small angles
+    arc = xp.sinc(theta / math.pi)  # sin(theta)/theta, and 1 at 0
+    if (arc < 1e-4).any():
+        raise ValueError("x and y must not be opposite: no one arc leads from a row of x to that of y")
+    return sum(share * xp.sinc(share * theta / math.pi) / arc * z for share, z in ((1 - u, x), (u, y)))
+
+
+def _norm(x: Any) -> Any:
+    """Of each row of x (N, ...), as (N, 1, ..., 1)."""
+    return xp.sqrt((x * x).sum(tuple(range(1, x.ndim)), keepdims=True))
