@@ -118,8 +118,8 @@ def main(
             }
             rows.append(row | verdict)
         flows[name] = list(zip([T, *(s for _, s in pairs["ddim"])], paths["ddim"]))
-        title = f"{name}: target {target}, {steps:,} training steps, {seconds:.0f} s"
-        caption = f"energy distance {distance:.4f} (real to real {floor:.4f}), p = {p:.2f}"
+        title = f"{name}: target {target}, {steps:,} training steps"
+        caption = f"energy distance {distance:.4f}, real {floor:.4f}, p = {p:.2f}"
         field = partial(flow_velocity, schedule, eps_fn_of(model, schedule, way))
         figure = portrait(schedule, field, flows[name], paths["ddpm"][-1], real, title, caption)
         _save(figure, out / f"points_2d_{name}.png")
@@ -347,11 +347,11 @@ def save_flow(path, flows, side=240, num=700, frames=48):
 
 
 def _save(figure, path):
-    """A .png of 64 colours: thousands of dots take a quarter of the room."""
+    """A .png of 128 colours: thousands of dots take a quarter of the room."""
     file = io.BytesIO()
     figure.savefig(file, format="png")
     with atomic_write(path) as small:
-        Image.open(file).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+        Image.open(file).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
 
 
 def _angle(x):

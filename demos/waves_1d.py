@@ -76,7 +76,7 @@ def main(
         rows.append({"drawn": name, **to, "real to real": round(spectral_distance(other[i], real[i]), 2)})
     print(f"trained in {seconds:.0f} s; rms difference of mean spectra in dB, {num} waves each:")
     _write_table(out / "results.csv", rows)
-    title = f"three timbres: {steps:,} training steps, {seconds:.0f} s, {sampling_steps} DDIM steps"
+    title = f"three timbres: {steps:,} training steps, {sampling_steps} DDIM steps"
     with atomic_write(out / "waves_1d.png") as file:
         portrait(real, drawn, rows, title).savefig(file, format="png")
     save_wav(out / "waves_1d.wav", [note for row in drawn for note in row[:4]])

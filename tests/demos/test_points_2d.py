@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from PIL import Image
 
@@ -57,8 +58,9 @@ def test_main_writes_a_picture_for_each_set_an_animation_and_the_table(demo, few
 
 
 @pytest.mark.parametrize("target", ["eps", "x_0", "v"])
-def test_the_seed_decides_everything(demo, few_steps, tmp_path, target):
+def test_the_seed_decides_everything(demo, few_steps, monkeypatch, tmp_path, target):
     """The same seed gives the same table but for the seconds, another seed another one, for every target."""
+    monkeypatch.setattr(demo, "portrait", lambda *_: Figure())  # a whole one takes most of the time
     runs = [
         demo.main(backend=backend_name(), out=tmp_path, data="moons", target=target, seed=seed, **SMALLEST)
         for seed in (1, 1, 2)
@@ -67,17 +69,20 @@ def test_the_seed_decides_everything(demo, few_steps, tmp_path, target):
     assert first == again != other
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [(["--flow-steps", "1001"], "T = 1000"), (["--num", "1"], "2 points or more"), (["--data", "rings"], "rings")],
-)
-def test_a_users_mistake_is_one_message_and_exit_code_2(tmp_path, options, message):
-    """Too many steps, too few points, an unknown set: exit code 2, no traceback, nothing written."""
-    command = [sys.executable, PATH, f"--out={tmp_path / 'out'}", *options]
+def test_a_users_mistake_is_one_message_and_exit_code_2(tmp_path):
+    """Too few points: exit code 2, no traceback, nothing written."""
+    command = [sys.executable, PATH, f"--out={tmp_path / 'out'}", "--num=1"]
     environment = {"PYTHONPATH": str(PATH.parents[1]), "COLUMNS": "500"}
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
-    assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr
+    assert result.returncode == 2 and "2 points or more" in result.stderr and "Traceback" not in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_too_many_steps_are_refused_before_the_work(demo, tmp_path):
+    """The message names the option and T."""
+    with pytest.raises(TinydiffError, match="--flow-steps 1001: the schedule has T = 1000 steps"):
+        demo.main(backend=backend_name(), out=tmp_path / "out", flow_steps=1001)
+    assert not (tmp_path / "out").exists()
 
 
 # The data.
@@ -215,10 +220,3 @@ def test_the_seed_decides_p(demo):
     x, y = rng.standard_normal((2, 40, 2))
     p = [demo.energy_test(x, y, default_rng(seed), permutations=199)[1] for seed in (0, 0, 1)]
     assert p[0] == p[1] != p[2] and abs(p[0] - p[2]) < 0.2  # 4 times sqrt(2 p (1 - p)/200)
-
-
-def test_too_many_steps_are_refused_before_the_work(demo, tmp_path):
-    """The message names the option and T."""
-    with pytest.raises(TinydiffError, match="--flow-steps 1001: the schedule has T = 1000 steps"):
-        demo.main(backend=backend_name(), out=tmp_path / "out", flow_steps=1001)
-    assert not (tmp_path / "out").exists()
