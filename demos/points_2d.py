@@ -1,0 +1,398 @@
+"""Points in the plane: two moons, a spiral and eight Gaussians, learned by a small network and drawn from noise.
+
+    python demos/points_2d.py                          some 20 s a set; pictures in runs/points_2d/
+    python demos/points_2d.py --data spiral --target v
+
+    points_2d_SET.png   where particles go, samples on held-out data, and the learned field at six times
+    points_2d.gif       the particles on their way
+    results.csv         the two-sample test of samples against held-out data
+
+In two dimensions everything can be seen, and nothing is hidden in a U-Net: the network is 25 lines below, the training
+loop 15.  The process, the samplers and the optimizer are those of the digits; they know nothing but the arrays' shape.
+
+Points are drawn twice.  The particles of the pictures follow DDIM, which draws no noise: each is carried by the field
+-v_hat(x_t, t), the velocity of the probability flow (Song et al. 2021, Score-Based Generative Modeling, eq. 13) by the
+angle phi, alpha_bar_t = cos(phi)^2.  The samples take all T steps of DDPM, whose fresh noise wears off the errors of
+the steps before.  Are they the data?  The energy distance of two distributions is 0 only if they are one, and
+relabelling the points at random says how large chance alone makes that of two sets (Szekely & Rizzo 2013).
+"""
+
+import csv
+import io
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw
+from tqdm import tqdm
+
+from tinydiff import cli, ops
+from tinydiff.autograd import Tensor, no_grad
+from tinydiff.backend import TinydiffError, asarray, default_rng, standard_normal, to_numpy, xp
+from tinydiff.checkpoint import atomic_write
+from tinydiff.diffusion import (
+    Schedule,
+    ddim_step,
+    ddpm_step,
+    q_sample,
+    sample,
+    timestep_pairs,
+    v_from_x_0_eps,
+    x_0_from_eps,
+)
+from tinydiff.diffusion.targets import EPS, X_0, V, as_eps_fn
+from tinydiff.nn import Linear, Module
+from tinydiff.nn.unet import time_code
+from tinydiff.optim import EMA, Adam, learning_rate
+from tinydiff.parallel import Workers, default_workers
+
+TARGETS = {"eps": EPS, "x_0": X_0, "v": V}
+T = 1000
+WIDTH, BLOCKS, TIME_FEATURES, OCTAVES = 128, 3, 64, 3  # of the network
+STEPS = {"ddim": ddim_step, "ddpm": ddpm_step}
+SLICE = 250  # points that a worker draws at a time
+PERMUTATIONS = 999
+VIEW = 3.0  # pictures show the square of -VIEW..VIEW
+
+
+def main(
+    *,
+    backend="numpy",
+    precision=None,
+    data="all",
+    target="eps",
+    steps=6000,
+    batch_size=256,
+    flow_steps=200,
+    num=1000,
+    seed=0,
+    workers=None,
+    out="runs/points_2d",
+):
+    """Train on each set, draw num points, test them against num held-out ones.  Returns the rows of results.csv."""
+    cli.start(backend, precision)
+    if flow_steps > T:
+        raise TinydiffError(f"--flow-steps {flow_steps}: the schedule has T = {T} steps, no more")
+    if num < 2:
+        raise TinydiffError(f"--num {num}: a two-sample test needs 2 points or more")
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    schedule, way = Schedule.linear(T), TARGETS[target]
+    rows, flows = [], {}
+    for name in SETS if data == "all" else [data]:
+        began = time.monotonic()
+        with Workers(partial(PointNet, seed), workers or min(2, default_workers())) as pool:
+            with tqdm(total=steps, desc=name, unit="step", dynamic_ncols=True) as bar:
+                for losses in train(pool, schedule, SETS[name], way, steps, batch_size, seed):
+                    bar.set_postfix_str(f"loss {losses.mean():.3f}", refresh=False)
+                    bar.update()
+            seconds = time.monotonic() - began
+            jobs = [(min(SLICE, num - i), (seed, i // SLICE)) for i in range(0, num, SLICE)]
+            pairs = {"ddim": timestep_pairs(T, flow_steps), "ddpm": timestep_pairs(T, T)}
+            paths = {  # (K, num, 2): where each particle is at T, ..., 0
+                sampler: np.concatenate(
+                    list(pool.map(partial(draw, STEPS[sampler], schedule, way, pairs[sampler]), jobs)), 1
+                )
+                for sampler in STEPS
+            }
+            model = pool.model
+        real, other = (SETS[name](default_rng(word, seed), num) for word in ("held out", "held out too"))
+        floor = energy_distance(other, real)
+        row = {
+            "data": name,
+            "target": target,
+            "seed": seed,
+            "steps": steps,
+            "seconds": round(seconds, 1),
+            "points": num,
+        }
+        for sampler in STEPS:
+            distance, p = energy_test(paths[sampler][-1], real, default_rng("permutations", seed))
+            verdict = {
+                "sampler": sampler,
+                "energy distance": f"{distance:.5f}",
+                "of real": f"{floor:.5f}",
+                "p": round(p, 3),
+            }
+            rows.append(row | verdict)
+        flows[name] = list(zip([T, *(s for _, s in pairs["ddim"])], paths["ddim"]))
+        title = f"{name}: target {target}, {steps:,} training steps"
+        caption = f"energy distance {distance:.4f}, real {floor:.4f}, p = {p:.2f}"
+        field = partial(flow_velocity, schedule, eps_fn_of(model, schedule, way))
+        figure = portrait(schedule, field, flows[name], paths["ddpm"][-1], real, title, caption)
+        _save(figure, out / f"points_2d_{name}.png")
+    save_flow(out / "points_2d.gif", flows)
+    _write_table(out / "results.csv", rows)
+    print(f"pictures and results.csv: {out}/")
+    return rows
+
+
+# The data: each generator draws n points, (n, 2) float32, from a host generator.  Both axes spread by about 1.
+
+
+def moons(rng, n):
+    """Two half circles of radius sqrt(2), each the other turned by 180 degrees about the origin; noise of std 0.1.
+
+    x = +-sqrt(2) (cos a - 1/2, sin a - 1/4) + 0.1 z,  a uniform on 0..pi
+    """
+    a, side = rng.uniform(0, np.pi, n), rng.choice([-1, 1], n)
+    return _noisy(rng, 2**0.5 * side * (np.cos(a) - 0.5), 2**0.5 * side * (np.sin(a) - 0.25), 0.1)
+
+
+def spiral(rng, n):
+    """One arm of 2 1/4 turns out to radius 2, about as dense everywhere; noise of std 0.05.
+
+    x = 2 r (cos a, sin a) + 0.05 z,  a = 4.5 pi r,  r^2 uniform on 0..1
+    """
+    r = np.sqrt(rng.random(n))
+    return _noisy(rng, 2 * r * np.cos(4.5 * np.pi * r), 2 * r * np.sin(4.5 * np.pi * r), 0.05)
+
+
+def mixture(rng, n):
+    """Eight Gaussians of std 0.1 on a circle of radius sqrt(2), equally likely."""
+    a = rng.integers(8, size=n) * np.pi / 4
+    return _noisy(rng, 2**0.5 * np.cos(a), 2**0.5 * np.sin(a), 0.1)
+
+
+SETS = {"moons": moons, "spiral": spiral, "mixture": mixture}
+
+
+def _noisy(rng, x, y, std):
+    return (np.stack([x, y], 1) + std * rng.standard_normal((len(x), 2))).astype(np.float32)
+
+
+# The network and its training.
+
+
+class PointNet(Module):
+    """said = model(x_t, t): residual blocks on features of the point, the time added in each.  (N, 2) -> (N, 2).
+
+        h = W [x_t, sin(1.5 x_t), cos(1.5 x_t), sin(3 x_t), ...]
+        h <- h + B_i silu(A_i silu(h + code(t)))          for each block
+        said = W' silu(h)
+
+    The sines let it turn quickly from place to place (Tancik et al. 2020).  t: an integer or (N,) integers in 0..T.
+    """
+
+    def __init__(self, seed):
+        rng = default_rng("weights", seed)
+        self.codes = to_numpy(time_code(range(T + 1), TIME_FEATURES))
+        self.inner = Linear(2 + 4 * OCTAVES, WIDTH, rng=rng)
+        self.time = Linear(TIME_FEATURES, WIDTH, rng=rng)
+        self.a = [Linear(WIDTH, WIDTH, rng=rng) for _ in range(BLOCKS)]
+        self.b = [Linear(WIDTH, WIDTH, rng=rng, zero=True) for _ in range(BLOCKS)]
+        self.outer = Linear(WIDTH, 2, rng=rng, zero=True)
+
+    def forward(self, x_t, t):
+        x_t = asarray(x_t)
+        waves = [wave(x_t * (1.5 * 2**k)) for k in range(OCTAVES) for wave in (xp.sin, xp.cos)]
+        h = self.inner(Tensor(xp.concatenate([x_t, *waves], 1)))
+        code = self.time(Tensor(asarray(self.codes[np.atleast_1d(t)])))  # (N, WIDTH), or (1, WIDTH) for one t
+        for a, b in zip(self.a, self.b):
+            h = h + b(ops.silu(a(ops.silu(h + code))))
+        return self.outer(ops.silu(h))
+
+
+def squared_errors(model, batch, rng):
+    """The loss of each example (N,): mean of (said - wanted)^2 over the coordinates."""
+    error = model(batch["x_t"], batch["t"]) - batch["wanted"]
+    return ops.mean(error * error, axis=1)
+
+
+def train(pool, schedule, points, target, steps, batch_size, seed):
+    """Yield each step's losses (Ho et al. 2020, algorithm 1, any target); the workers end with the averaged weights.
+
+    Every batch is fresh points, so nothing can be learned by heart, and any points drawn later are held-out data.
+    """
+    adam, average = Adam(pool.flat), EMA(pool.flat, decay=0.999)
+    for step in range(steps):
+        rng = default_rng("batch", seed, step)
+        x_0 = asarray(points(rng, batch_size))
+        t = rng.integers(1, schedule.T + 1, batch_size)
+        eps = standard_normal(rng, x_0.shape)
+        batch = {"x_t": q_sample(schedule, x_0, t, eps), "t": t, "wanted": target.of(schedule, x_0, t, eps)}
+        losses = pool.gradients(squared_errors, batch, (seed, step))
+        adam.step(learning_rate(step, steps, peak=2e-3, warmup=100))
+        average.update()
+        yield losses
+    pool.flat.data[...] = average.data
+
+
+def eps_fn_of(model, schedule, target):
+    return as_eps_fn(target, schedule, lambda x_t, t: asarray(model(x_t, t)))
+
+
+def draw(step, schedule, target, pairs, model, job):
+    """The paths of some particles from noise to data, (len(pairs) + 1, n, 2) on the host; job: n, and its stream."""
+    n, name = job
+    rng = default_rng("sample", *name)
+    x_T = standard_normal(rng, (n, 2))
+    with no_grad():
+        walk = sample(partial(step, schedule), eps_fn_of(model, schedule, target), pairs, x_T, rng)
+        return np.stack([to_numpy(x_T), *(to_numpy(x_t) for _, x_t, _ in walk)])
+
+
+def flow_velocity(schedule, eps_fn, x_t, t):
+    """-v_hat(x_t, t), (N, 2) on the host: the way that the probability flow moves a point as its noise fades."""
+    x_t = asarray(x_t)
+    with no_grad():
+        eps_hat = eps_fn(x_t, t)
+        return -to_numpy(v_from_x_0_eps(schedule, x_0_from_eps(schedule, x_t, t, eps_hat), t, eps_hat))
+
+
+# The two-sample test, in plain NumPy.
+
+
+def energy_distance(x, y):
+    """2 E|X - Y| - E|X - X'| - E|Y - Y'| over the points of two sets, x (n, d), y (m, d) (Szekely & Rizzo 2013, eq. 6).
+
+    At least 0, and 0 where the two are the same points; of two samples of one distribution it falls as 1/n + 1/m.
+    """
+    return float(_energy(_distances(x, y), _signs(x, y)[None])[0])
+
+
+def energy_test(x, y, rng, permutations=PERMUTATIONS):
+    """The energy distance, and its p-value: how often points relabelled at random lie as far apart, or farther.
+
+    p = (1 + #{relabelled >= observed}) / (1 + permutations), uniform on its multiples of 1/(1 + permutations) where x
+    and y have one distribution.
+    """
+    signs = _signs(x, y)
+    relabelled = np.stack([signs, *(rng.permutation(signs) for _ in range(permutations))])
+    distances = _energy(_distances(x, y), relabelled)
+    return float(distances[0]), float(np.mean(distances >= distances[0] - 1e-12))  # rounding is not a difference
+
+
+def _distances(x, y):
+    points = np.concatenate([x, y]).astype(np.float64)
+    return np.sqrt(((points[:, None] - points) ** 2).sum(-1))
+
+
+def _signs(x, y):
+    return np.repeat([1 / len(x), -1 / len(y)], [len(x), len(y)])
+
+
+def _energy(distances, signs):
+    """-sum_ij s_i |z_i - z_j| s_j for each row s of signs: all relabellings in one product."""
+    return -np.sum(signs @ distances * signs, 1)
+
+
+# Pictures.
+
+
+def portrait(schedule, field, flow, samples, real, title, verdict):
+    """A figure: trajectories, samples on held-out data, and the field at six times."""
+    figure = Figure(figsize=(8, 9.6), dpi=100, layout="constrained", facecolor="white")
+    panels = figure.subplot_mosaic([["way"] * 3 + ["end"] * 3] * 3 + [[i // 2 for i in range(6)]] * 2 +
+                                   [[3 + i // 2 for i in range(6)]] * 2)  # fmt: skip
+    path = np.stack([x_t for _, x_t in flow])[:, :120]  # (K, N, 2)
+    for i, colour in enumerate(_colours(path[0])):
+        panels["way"].plot(*path[:, i].T, color=colour, lw=0.7, alpha=0.8)
+    panels["way"].scatter(*path[0].T, s=5, color="0.6", zorder=3)
+    panels["way"].scatter(*path[-1].T, s=5, color="black", zorder=3)
+    panels["way"].set_title("from noise (grey) to data (black)", fontsize=10)
+    panels["end"].scatter(*real.T, s=4, color="0.65", label=f"{len(real):,} held-out points")
+    panels["end"].scatter(*samples.T, s=4, color="C3", label=f"{len(samples):,} samples")
+    panels["end"].set_title(verdict, fontsize=10)
+    panels["end"].legend(fontsize=8, loc="upper right", framealpha=0.9, borderpad=0.3, handletextpad=0.1)
+    axis = np.linspace(-VIEW, VIEW, 23)[1:-1]
+    grid = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2).astype(np.float32)
+    for panel, k in enumerate(_evenly_in_angle(schedule, flow[:-1], 6)):
+        t, x_t = flow[k]
+        velocity = field(grid, t)
+        speed = np.linalg.norm(velocity, axis=1)
+        axes = panels[panel]
+        axes.scatter(*x_t[:500].T, s=1.5, color="0.75")
+        arrows = velocity / speed[:, None].clip(1e-6)
+        axes.quiver(*grid.T, *arrows.T, speed, cmap="viridis_r", clim=(0, 3), scale=30, width=0.006, headwidth=4)
+        noise_std = schedule.one_minus_alpha_bar[t] ** 0.5
+        axes.set_title(f"t = {t}, noise {noise_std:.2f}", fontsize=9)
+    for axes in panels.values():
+        axes.set(xlim=(-VIEW, VIEW), ylim=(-VIEW, VIEW), xticks=[], yticks=[], aspect="equal")
+    figure.suptitle(title, fontsize=11)
+    figure.supxlabel("below: the way that the flow carries a point at that time, dark = fast", fontsize=9)
+    return figure
+
+
+def save_flow(path, flows, side=240, num=700, frames=48):
+    """Write a looping .gif of num particles of each set, side by side, each in the colour of where it starts.
+
+    flows: {name: flow}, of one schedule and one number of steps.
+    """
+    colours = 24
+    palette = [255, 255, 255, 60, 60, 60, *np.rint(255 * colormaps["hsv"](np.arange(colours) / colours))[:, :3].ravel()]
+    pictures = []
+    count = len(next(iter(flows.values())))
+    for k in np.unique(np.linspace(0, count - 1, frames).astype(int)):
+        canvas = np.zeros((side, side * len(flows)), np.uint8)
+        for i, flow in enumerate(flows.values()):
+            start, x_t = flow[0][1][:num], flow[k][1][:num]
+            index = 2 + (_angle(start) * colours).astype(np.uint8) % colours
+            column, row = np.rint((x_t * [1, -1] / VIEW + 1) / 2 * (side - 1)).astype(int).T
+            for down, right in ((0, 0), (0, 1), (1, 0), (1, 1)):
+                inside = (row >= 0) & (row < side - 1) & (column >= 0) & (column < side - 1)
+                canvas[row[inside] + down, i * side + column[inside] + right] = index[inside]
+        picture = Image.fromarray(canvas)
+        picture.putpalette([int(level) for level in palette])
+        for i, (name, flow) in enumerate(flows.items()):
+            ImageDraw.Draw(picture).text((i * side + 6, 4), f"{name}, t = {flow[k][0]}", fill=1)
+        pictures.append(picture)
+    durations = [800] + (len(pictures) - 2) * [70] + [2500]
+    with atomic_write(path) as file:
+        pictures[0].save(
+            file, "GIF", save_all=True, append_images=pictures[1:], duration=durations[: len(pictures)], loop=0
+        )
+
+
+def _save(figure, path):
+    """A .png of 128 colours: thousands of dots take a quarter of the room."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    with atomic_write(path) as small:
+        Image.open(file).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+
+
+def _angle(x):
+    """The direction of each point from the origin, in turns, 0..1."""
+    return np.arctan2(x[:, 1], x[:, 0]) / (2 * np.pi) % 1
+
+
+def _colours(x):
+    return colormaps["hsv"](_angle(x))
+
+
+def _evenly_in_angle(schedule, flow, num):
+    """Indices of num moments of the flow, evenly spread over the angle phi, alpha_bar_t = cos(phi)^2, ends left out."""
+    angles = np.array([np.arccos(schedule.alpha_bar[t] ** 0.5) for t, _ in flow])
+    return [int(abs(angles - phi).argmin()) for phi in np.linspace(1.45, 0.1, num)]
+
+
+def _write_table(path, rows):
+    """Print the rows as a table, and write them as .csv."""
+    widths = {key: max(len(key), *(len(str(row[key])) for row in rows)) for key in rows[0]}
+    for row in [{key: key for key in rows[0]}, *rows]:
+        print("  ".join(f"{row[key]!s:>{width}}" for key, width in widths.items()))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode())
+
+
+if __name__ == "__main__":
+    parser = cli.parser(__doc__, main)
+    cli.add_backend(parser)
+    parser.add_argument("--data", choices=[*SETS, "all"], help="which set, or all of them in turn")
+    parser.add_argument("--target", choices=TARGETS, help="what the network is trained to say")
+    parser.add_argument("--steps", type=cli.positive_int, help="how many batches to train on")
+    parser.add_argument("--batch-size", type=cli.positive_int, help="points a step")
+    parser.add_argument("--flow-steps", type=cli.positive_int, help=f"of DDIM, at most {T}")
+    parser.add_argument("--num", type=cli.positive_int, help="points to draw, and to hold out, 2 or more")
+    parser.add_argument("--seed", type=cli.non_negative_int, help="of everything random")
+    parser.add_argument("--workers", type=cli.positive_int, help="processes that share the work (default: 2)")
+    parser.add_argument("--out", metavar="DIR", help="folder for the results")
+    cli.run(main, parser)

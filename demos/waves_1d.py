@@ -1,0 +1,320 @@
+"""Sound: waveforms of three timbres, learned and drawn on demand by a network of 1 x 5 convolutions.
+
+    python demos/waves_1d.py                      two minutes; results in runs/waves_1d/
+
+    waves_1d.png   real and drawn waveforms of each timbre, and their mean spectra
+    waves_1d.wav   a few drawn notes of each timbre, to be listened to
+    results.csv    how far the drawn spectra of one timbre lie from the real ones of another, in dB
+
+A wave is an image of height 1: (N, 1, L, 1).  The process, the sampler, convolution, norm, attention and the optimizer
+are those of the digits.  What is new is what a U-Net needs of them in one dimension, 60 lines below: zeros on the left
+and right only, and a change of resolution that is a reshape, neighbours' channels side by side.
+"""
+
+import csv
+import io
+import time
+import wave
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+from tqdm import tqdm
+
+from tinydiff import cli, ops
+from tinydiff.autograd import Tensor, no_grad
+from tinydiff.backend import TinydiffError, asarray, default_rng, standard_normal, to_numpy, use_backend
+from tinydiff.checkpoint import atomic_write
+from tinydiff.diffusion import Schedule, ddpm_step, q_sample, sample, timestep_pairs
+from tinydiff.nn import Attention, Conv2d, Embedding, GroupNorm, Linear, Module
+from tinydiff.nn.unet import time_code
+from tinydiff.optim import EMA, Adam, clip_grad_norm, learning_rate
+from tinydiff.parallel import Workers, default_workers
+
+RATE, LENGTH = 8000, 1024  # samples a second, and of a wave: 0.128 s
+LOWEST, HIGHEST = 100, 200  # Hz: pitches
+BAND = 2000  # Hz: no harmonic lies above
+TIMBRES = ("flute", "clarinet", "string")
+T = 1000
+PATCH, CHANNELS, CODE = 8, 32, 64  # of the network: samples a place, channels at full resolution, width of the code
+FLOOR = -50  # dB below a wave's loudest frequency: what is softer counts as this
+MULTIPLES = np.arange(0.5, 16, 0.025)  # of the pitch, where spectra are compared
+SLICE = 16  # waves that a worker draws at a time
+
+
+def main(
+    *, backend="numpy", steps=1500, batch_size=64, sampling_steps=200, num=64, seed=0, workers=None, out="runs/waves_1d"
+):
+    """Train, draw num waves of each timbre, compare their spectra.  Returns the table of distances as rows."""
+    use_backend(backend)
+    if sampling_steps > T:
+        raise TinydiffError(f"--sampling-steps {sampling_steps}: the schedule has T = {T} steps, no more")
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    schedule = Schedule.linear(T)
+    with Workers(partial(WaveNet, seed), workers or default_workers()) as pool:
+        print(f"network: {pool.model.num_parameters():,} parameters; {pool.num_workers} worker(s); results in {out}/")
+        began = time.monotonic()
+        with tqdm(total=steps, desc="training", unit="step", dynamic_ncols=True) as bar:
+            for losses in train(pool, schedule, steps, batch_size, seed):
+                bar.set_postfix_str(f"loss {losses.mean():.4f}", refresh=False)
+                bar.update()
+        seconds = time.monotonic() - began
+        asked = [(timbre, n) for timbre in range(len(TIMBRES)) for n in _slices(num)]
+        jobs = [([timbre] * n, (seed, i)) for i, (timbre, n) in enumerate(asked)]
+        pairs = timestep_pairs(T, sampling_steps)
+        drawn = np.concatenate(
+            list(tqdm(pool.map(partial(draw, schedule, pairs), jobs), "drawing", len(jobs), dynamic_ncols=True))
+        ).reshape(len(TIMBRES), num, LENGTH)
+    real, other = (
+        [waves(default_rng(word, seed, i), [i] * num) for i in range(len(TIMBRES))] for word in ("real", "other")
+    )
+    rows = []
+    for i, name in enumerate(TIMBRES):
+        to = {f"to real {TIMBRES[j]}": round(spectral_distance(drawn[i], real[j]), 2) for j in range(len(TIMBRES))}
+        rows.append({"drawn": name, **to, "real to real": round(spectral_distance(other[i], real[i]), 2)})
+    print(f"trained in {seconds:.0f} s; rms difference of mean spectra in dB, {num} waves each:")
+    _write_table(out / "results.csv", rows)
+    title = f"three timbres: {steps:,} training steps, {sampling_steps} DDPM steps"
+    picture = io.BytesIO()
+    portrait(real, drawn, rows, title).savefig(picture, format="png")
+    with atomic_write(out / "waves_1d.png") as file:  # in 32 colours: a quarter of the room
+        Image.open(picture).convert("RGB").quantize(32, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+    save_wav(out / "waves_1d.wav", [note for row in drawn for note in row[:4]])
+    return rows
+
+
+# The data.
+
+
+def waves(rng, labels):
+    """Draw a wave of each label's timbre, (N, LENGTH) float32: pitch and phase at random, no harmonic above BAND.
+
+        x(s) = g sum_k a_k Im z(s)^k,   z(s) = exp((2 pi i f - d) s + i phase),   a_k = 0 where k f > BAND
+
+        flute      a = 1, 0.3, 0.1             clarinet   a_k = 1/k, k odd             both d = 0
+        string     a_k = 1/k, d = 10/s, so that harmonic k fades k times as fast
+
+    f is log-uniform in LOWEST..HIGHEST, and g makes the power sum_k (g a_k)^2/2 at s = 0 equal 1.
+    """
+    labels = np.asarray(labels)[:, None]
+    f = LOWEST * (HIGHEST / LOWEST) ** rng.random((len(labels), 1))
+    phase = rng.uniform(0, 2 * np.pi, (len(labels), 1))
+    k = np.arange(1, BAND // LOWEST + 1)
+    a = np.choose(labels, [np.select([k == 1, k == 2, k == 3], [1, 0.3, 0.1]), k % 2 / k, 1 / k]) * (k * f <= BAND)
+    a *= np.sqrt(2 / (a**2).sum(1, keepdims=True))
+    z = np.exp((2j * np.pi * f - 10 * (labels == 2)) * (np.arange(LENGTH) / RATE) + 1j * phase).astype(np.complex64)
+    x, power = np.zeros(z.shape, np.float32), z
+    for a_k in a.T.astype(np.float32):
+        x += a_k[:, None] * power.imag
+        power = power * z
+    return x
+
+
+# The network.
+
+
+class Conv1d(Conv2d):
+    """A 1 x kernel_size convolution of maps (N, 1, W, in_channels) that keeps W: conv2d pads both axes alike, so the
+    width is padded here and the height not at all."""
+
+    def __init__(self, in_channels, out_channels, kernel_size=5, *, rng, zero=False):
+        super().__init__(in_channels, out_channels, kernel_size, padding=0, rng=rng, zero=zero)
+        side = kernel_size // 2
+        self.widths = ((0, 0), (0, 0), (side, side), (0, 0))
+        middle = self.w.data[side : side + 1] * kernel_size**0.5  # one row, of the variance that its fan asks for
+        self.w = Tensor(middle.copy(), requires_grad=True)
+
+    def forward(self, x, *plus):
+        return super().forward(ops.pad(x, widths=self.widths), *plus)
+
+
+class ResBlock1d(Module):
+    """x -> skip(x) + conv2(silu(norm2(conv1(silu(norm1(x))) + code))), as in nn/unet.py; code (N, CODE)."""
+
+    def __init__(self, in_channels, out_channels, *, rng):
+        self.norm1 = GroupNorm(8, in_channels, silu=True)
+        self.conv1 = Conv1d(in_channels, out_channels, rng=rng)
+        self.code = Linear(CODE, out_channels, rng=rng)
+        self.norm2 = GroupNorm(8, out_channels, silu=True)
+        self.conv2 = Conv1d(out_channels, out_channels, rng=rng, zero=True)
+        self.skip = Linear(in_channels, out_channels, rng=rng)
+
+    def forward(self, x, code):
+        return self.conv2(self.norm2(self.conv1(self.norm1(x), self.code(code))), self.skip(x))
+
+
+class WaveNet(Module):
+    """eps_hat = model(x_t, t, labels): (N, 1, L, 1) -> (N, 1, L, 1), L divisible by 4 PATCH.
+
+        patches -> blocks -> fold 4 -> block, attention, block -> unfold 4 -> concat -> blocks -> norm, silu -> patches
+
+    fold lays `factor` neighbours' channels side by side, (N, 1, W, C) -> (N, 1, W / factor, factor C), and unfold takes
+    them apart again: both are reshapes.  t: an integer or (N,) integers in 0..T.  labels: (N,) timbres.
+    """
+
+    def __init__(self, seed):
+        rng = default_rng("weights", seed)
+        c = CHANNELS
+        self.codes = to_numpy(time_code(range(T + 1), CODE))
+        self.time1, self.time2 = Linear(CODE, CODE, rng=rng), Linear(CODE, CODE, rng=rng)
+        self.label = Embedding(len(TIMBRES), CODE, rng=rng)
+        self.inner = Linear(PATCH, c, rng=rng)
+        self.before = [ResBlock1d(c, c, rng=rng) for _ in range(2)]
+        self.down = Linear(4 * c, 2 * c, rng=rng)
+        self.middle1 = ResBlock1d(2 * c, 2 * c, rng=rng)
+        self.attention = Attention(2 * c, num_heads=4, num_groups=8, rng=rng)
+        self.middle2 = ResBlock1d(2 * c, 2 * c, rng=rng)
+        self.up = Linear(2 * c, 4 * c, rng=rng)
+        self.after = [ResBlock1d(2 * c, c, rng=rng), ResBlock1d(c, c, rng=rng)]
+        self.norm = GroupNorm(8, c, silu=True)
+        self.outer = Linear(c, PATCH, rng=rng, zero=True)
+
+    def forward(self, x_t, t, labels):
+        code = self.time1(Tensor(asarray(self.codes[np.broadcast_to(t, len(x_t))])))
+        code = ops.silu(self.time2(ops.silu(code)) + self.label(labels))
+        h = self.inner(fold(Tensor(asarray(x_t)), PATCH))
+        for block in self.before:
+            h = block(h, code)
+        m = self.middle1(self.down(fold(h, 4)), code)
+        m = self.up(self.middle2(self.attention(m), code))
+        h = ops.concat(h, fold(m, 1 / 4))
+        for block in self.after:
+            h = block(h, code)
+        return fold(self.outer(self.norm(h)), 1 / PATCH)
+
+
+def fold(x, factor):
+    """(N, 1, W, C) -> (N, 1, W / factor, factor C): places become channels, or channels places where factor < 1."""
+    n, _, w, c = x.shape
+    return ops.reshape(x, shape=(n, 1, int(w / factor), int(c * factor)))
+
+
+def squared_errors(model, batch, rng):
+    """The loss of each wave (N,): mean of (eps_hat - eps)^2 (Ho et al. 2020, eq. 14)."""
+    error = model(batch["x_t"], batch["t"], batch["labels"]) - batch["eps"]
+    return ops.mean(error * error, axis=(1, 2, 3))
+
+
+def train(pool, schedule, steps, batch_size, seed):
+    """Yield each step's losses (Ho et al. 2020, algorithm 1), on fresh waves; the workers end with the average."""
+    adam, average = Adam(pool.flat), EMA(pool.flat, decay=0.995)
+    for step in range(steps):
+        rng = default_rng("batch", seed, step)
+        labels = rng.integers(len(TIMBRES), size=batch_size)
+        x_0 = asarray(waves(rng, labels)[:, None, :, None])  # (N, L) -> (N, 1, L, 1)
+        t = rng.integers(1, schedule.T + 1, batch_size)
+        eps = standard_normal(rng, x_0.shape)
+        batch = {"x_t": q_sample(schedule, x_0, t, eps), "t": t, "labels": labels, "eps": eps}
+        losses = pool.gradients(squared_errors, batch, (seed, step))
+        clip_grad_norm(pool.flat, 1.0)
+        adam.step(learning_rate(step, steps, peak=2e-3, warmup=100))
+        average.update()
+        yield losses
+    pool.flat.data[...] = average.data
+
+
+def draw(schedule, pairs, model, job):
+    """Waves (n, LENGTH) on the host; job: their n labels, and the name of their random stream."""
+    labels, name = job
+    rng = default_rng("sample", *name)
+    x_T = standard_normal(rng, (len(labels), 1, LENGTH, 1))
+    with no_grad():
+        for _, x_t, _ in sample(  # noqa: B007
+            partial(ddpm_step, schedule), lambda x_t, t: asarray(model(x_t, t, labels)), pairs, x_T, rng
+        ):
+            pass
+    return to_numpy(x_t)[:, 0, :, 0]
+
+
+def _slices(num):
+    return [min(SLICE, num - i) for i in range(0, num, SLICE)]
+
+
+# What is measured, heard and seen.
+
+
+def spectrum(x):
+    """Power in dB at MULTIPLES of each wave's own pitch, below its loudest frequency, at least FLOOR: (N, M).
+
+    The pitch is where the spectrum is highest near LOWEST..HIGHEST.  With random pitches laid on one another harmonics
+    fall on harmonics, and what is between them is noise.  x: (N, LENGTH), taken under a Hann window.
+    """
+    size = 8 * LENGTH  # zeros behind the wave: the spectrum between the frequencies of its length
+    power = np.abs(np.fft.rfft(x * np.hanning(LENGTH), size)) ** 2
+    decibel = 10 * np.log10((power / power.max(1, keepdims=True)).clip(10 ** (FLOOR / 10)))
+    hertz = np.fft.rfftfreq(size, 1 / RATE)
+    near = (hertz > 0.9 * LOWEST) & (hertz < 1.1 * HIGHEST)
+    pitch = hertz[near][power[:, near].argmax(1)]
+    return np.stack([np.interp(MULTIPLES * f, hertz, row) for f, row in zip(pitch, decibel)])
+
+
+def spectral_distance(x, y):
+    """Root of the mean over MULTIPLES of (mean spectrum of x - mean spectrum of y)^2, in dB."""
+    return float(np.sqrt(np.mean((spectrum(x).mean(0) - spectrum(y).mean(0)) ** 2)))
+
+
+def save_wav(path, notes, pause=0.05):
+    """Write notes (each (L,)) and pauses as 16-bit mono at RATE; faded in and out over 4 ms against clicks."""
+    ramp = np.minimum(np.arange(LENGTH) + 1, 32) / 32
+    silence = np.zeros(round(pause * RATE))
+    sound = np.concatenate([part for note in notes for part in (note * ramp * ramp[::-1], silence)])
+    sound = np.rint(sound / max(abs(sound).max(), 1e-9) * 30_000).astype("<i2")
+    with atomic_write(path) as file, wave.open(file, "wb") as wav:
+        wav.setnchannels(1)
+        wav.setsampwidth(2)
+        wav.setframerate(RATE)
+        wav.writeframes(sound.tobytes())
+
+
+def portrait(real, drawn, rows, title):
+    """A figure: a row a timbre, with real waves, drawn waves and the mean spectra of both."""
+    figure = Figure(figsize=(10, 7), dpi=100, layout="constrained", facecolor="white")
+    grid = figure.subplots(3, 3, width_ratios=[1, 1, 1.1])
+    ms = np.arange(LENGTH) / RATE * 1000
+    shown = ms < 64
+    for row, (name, axes) in enumerate(zip(TIMBRES, grid)):
+        for panel, (what, x, colour) in zip(axes, (("real", real[row], "0.35"), ("drawn", drawn[row], "C3"))):
+            for i in range(min(3, len(x))):
+                panel.plot(ms[shown], x[i][shown] - 6 * i, color=colour, lw=0.8)
+            panel.set(title=f"{what} {name}", yticks=[], xlim=(0, 64))
+        axes[2].plot(MULTIPLES, spectrum(real[row]).mean(0), color="0.35", lw=2.2, label="real")
+        axes[2].plot(MULTIPLES, spectrum(drawn[row]).mean(0), color="C3", lw=1, label="drawn")
+        distance, floor = rows[row][f"to real {name}"], rows[row]["real to real"]
+        axes[2].set(title=f"mean spectra {distance} dB apart, real ones {floor}", xlim=(0, 16), ylabel="dB")
+        for panel in axes:
+            panel.title.set_fontsize(10)
+            panel.spines[["top", "right"]].set_visible(False)
+    grid[0][2].legend(frameon=False)
+    for panel, unit in zip(grid[2], ("ms", "ms", "frequency / pitch")):
+        panel.set_xlabel(unit)
+    figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def _write_table(path, rows):
+    """Print the rows as a table, and write them as .csv."""
+    widths = {key: max(len(key), *(len(str(row[key])) for row in rows)) for key in rows[0]}
+    for row in [{key: key for key in rows[0]}, *rows]:
+        print("  ".join(f"{row[key]!s:>{width}}" for key, width in widths.items()))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode())
+
+
+if __name__ == "__main__":
+    parser = cli.parser(__doc__, main)
+    cli.add_backend(parser)
+    parser.add_argument("--steps", type=cli.positive_int, help="how many batches to train on")
+    parser.add_argument("--batch-size", type=cli.positive_int, help="waves a step")
+    parser.add_argument("--sampling-steps", type=cli.positive_int, help=f"of DDPM, at most {T}")
+    parser.add_argument("--num", type=cli.positive_int, help="waves to draw of each timbre")
+    parser.add_argument("--seed", type=cli.non_negative_int, help="of everything random")
+    parser.add_argument("--workers", type=cli.positive_int, help="processes that share the work (default: all cores)")
+    parser.add_argument("--out", metavar="DIR", help="folder for the results")
+    cli.run(main, parser)
