@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from tinydiff import cli, ops
 from tinydiff.autograd import Tensor, no_grad
-from tinydiff.backend import TinydiffError, asarray, default_rng, standard_normal, to_numpy, use_backend
+from tinydiff.backend import TinydiffError, asarray, default_rng, standard_normal, to_numpy
 from tinydiff.checkpoint import atomic_write
 from tinydiff.diffusion import Schedule, ddpm_step, q_sample, sample, timestep_pairs
 from tinydiff.nn import Attention, Conv2d, Embedding, GroupNorm, Linear, Module
@@ -45,10 +45,19 @@ SLICE = 16  # waves that a worker draws at a time
 
 
 def main(
-    *, backend="numpy", steps=1500, batch_size=64, sampling_steps=200, num=64, seed=0, workers=None, out="runs/waves_1d"
+    *,
+    backend="numpy",
+    precision=None,
+    steps=1500,
+    batch_size=64,
+    sampling_steps=200,
+    num=64,
+    seed=0,
+    workers=None,
+    out="runs/waves_1d",
 ):
     """Train, draw num waves of each timbre, compare their spectra.  Returns the table of distances as rows."""
-    use_backend(backend)
+    cli.start(backend, precision)
     if sampling_steps > T:
         raise TinydiffError(f"--sampling-steps {sampling_steps}: the schedule has T = {T} steps, no more")
     out = Path(out)
