@@ -29,6 +29,7 @@ from tinydiff.classify import load_classifier, read
 from tinydiff.data import load
 from tinydiff.diffusion import ddim_invert, ddim_step, inpaint, sample, sdedit, slerp, timestep_pairs, unconditional
 from tinydiff.generate import DDPM, load_trained
+from tinydiff.metrics import wilson_interval
 from tinydiff.parallel import default_workers
 
 SLICE = 20  # images that a worker edits at a time
@@ -103,14 +104,14 @@ def complete(schedule, known, steps, resample, model, job):
     """x_0 with its unknown pixels drawn anew (RePaint): (n, H, W, C)."""
     x_0, rng = start(job)
     x_T = standard_normal(rng, x_0.shape)
-    pairs, step = timestep_pairs(schedule.T, steps), partial(DDPM, schedule)
+    pairs, step = timestep_pairs(schedule.T, steps), DDPM(schedule)
     return last(inpaint(schedule, step, unconditional(model), pairs, x_T, x_0, known, rng, resample))
 
 
 def redraw(schedule, t_start, steps, model, job):
     """x_0 noised to t_start and sampled down (SDEdit): (n, H, W, C)."""
     x_0, rng = start(job)
-    pairs, step = timestep_pairs(schedule.T, steps), partial(DDPM, schedule)
+    pairs, step = timestep_pairs(schedule.T, steps), DDPM(schedule)
     return last(sdedit(schedule, step, unconditional(model), pairs, x_0, t_start, rng))
 
 
@@ -189,10 +190,9 @@ def readings(path, workers, images, labels, classes):
 
 
 def share(found):
-    """'k of n, p (95% interval low to high)' (Wilson 1927)."""
-    k, n, z = int(found.sum()), len(found), 1.96
-    middle, half = k / n + z * z / (2 * n), z * (k / n * (1 - k / n) / n + z * z / (4 * n * n)) ** 0.5
-    low, high = ((middle + sign * half) / (1 + z * z / n) for sign in (-1, 1))
+    """'k of n, p (95% interval low to high)'."""
+    k, n = int(found.sum()), len(found)
+    low, high = wilson_interval(k, n)
     return f"{k} of {n}, {k / n:.1%} (95% interval {low:.1%} to {high:.1%})"
 
 

@@ -32,6 +32,7 @@ from tinydiff.classify import class_score, load_classifier, load_noisy_classifie
 from tinydiff.data import load
 from tinydiff.diffusion import classifier_free, classifier_guided, rescaled, unconditional, within
 from tinydiff.generate import Recipe, generate, load_trained
+from tinydiff.metrics import wilson_interval
 from tinydiff.parallel import default_workers
 
 METHODS = ("free", "interval", "rescaled", "classifier")
@@ -161,12 +162,6 @@ def spread(features, labels):
 def contrast(images):
     """Mean over the images (N, H, W, C) of the standard deviation of an image's pixels."""
     return float(images.reshape(len(images), -1).std(1).mean())
-
-
-def wilson_interval(right, n, z=1.96):
-    """Where the true share lies with 95% confidence, given `right` of n (Wilson 1927)."""
-    centre, half = (right + z * z / 2) / (n + z * z), z / (n + z * z) * (right * (n - right) / n + z * z / 4) ** 0.5
-    return centre - half, centre + half
 
 
 def draw(rows, pictures):
