@@ -155,6 +155,6 @@ def _read_slice(model: Module, images: np.ndarray) -> np.ndarray:
         return to_numpy(ops.softmax(model(images)))
 
 
-def _slice_features(model: Classifier, images: np.ndarray) -> np.ndarray:
+def _slice_features(model: Any, images: np.ndarray) -> np.ndarray:
     with no_grad():
         return to_numpy(model.features(images))
