@@ -68,9 +68,8 @@ class Recipe:
 
     schedule: Schedule
     image_shape: tuple[int, int, int]
-    step: Callable[[Schedule], Callable] = (
-        DDPM  # in few steps its noise wipes out what the steps before got wrong; DDIM keeps it
-    )
+    # DDPM's noise wipes out what the steps before got wrong; DDIM and 2M keep it.
+    step: Callable[[Schedule], Callable] = DDPM
     num_steps: int = 50
     scale: float = 2.0
     keep: int = 1

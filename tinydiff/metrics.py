@@ -15,6 +15,7 @@ floor: real data against real data, in sets of the same size.  Read next: ../dem
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -65,4 +66,5 @@ def _fit(name: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if rows.ndim != 2 or len(rows) < 2 or not np.isfinite(rows).all():
         raise ValueError(f"{name} must be finite, of shape (N, D) with N >= 2, got shape {rows.shape}")
     mean = rows.mean(0)
-    return mean, np.asarray(np.linalg.qr((rows - mean) / (len(rows) - 1) ** 0.5, mode="r"))
+    F: Any = np.linalg.qr((rows - mean) / (len(rows) - 1) ** 0.5, mode="r")
+    return mean, F
