@@ -12,7 +12,8 @@ Prints a table, and writes it with a picture to --out: for each method and scale
 
 free leads by the network itself, with and without a label; interval does so in the noise levels of Kynkaanniemi et al.
 2024 only, and rescaled as Lin et al. 2023 have it, both at the largest scale; classifier leads the network without any
-label by a noisy classifier (train_classifier.py --noisy).
+label by a noisy classifier (train_classifier.py --noisy), whose gradients are a good deal too short: it takes scales of
+its own.
 """
 
 import csv
@@ -53,6 +54,7 @@ def main(
     precision=None,
     num=200,
     scales=(0.0, 1.0, 2.0, 4.0, 8.0),
+    classifier_scales=(1.0, 4.0, 8.0, 20.0),
     methods=METHODS,
     steps=Recipe.num_steps,
     seed=0,
@@ -78,7 +80,7 @@ def main(
         plan["rescaled"] = partial(with_contrast, schedule), largest
         if "classifier" in methods:
             leader = load_leader(noisy_classifier, schedule, pool.model.num_classes)
-            plan["classifier"] = partial(by_classifier, schedule, leader), [scale for scale in scales if scale != 0]
+            plan["classifier"] = partial(by_classifier, schedule, leader), classifier_scales
         cells = [(name, scale, plan[name][0]) for name in METHODS if name in methods for scale in plan[name][1]]
         test = load(meta["data"]["name"], "test", data_dir, meta["train"]["seed"])
         images, labels = test.batch(np.arange(min(2000, len(test))) * len(test) // min(2000, len(test)))
@@ -166,8 +168,8 @@ def contrast(images):
 
 def draw(rows, pictures):
     """Left what guidance gives and takes, against the scale; right one digit of each class for each row."""
-    figure = Figure(figsize=(10.6, max(4.8, 0.55 * len(rows) + 0.9)), dpi=100, layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.35))
+    figure = Figure(figsize=(10.6, max(4.8, 0.5 * len(rows) + 0.5)), dpi=100, layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.25))
     panels = left.subplots(3, 1, sharex=True)
     scales = sorted({scale for _, scale, *_ in rows})
     shares = [("read as asked", [r[2] / r[3] for r in rows]), ("spread within a class", [r[4] for r in rows])]
@@ -217,7 +219,8 @@ if __name__ == "__main__":
     parser.add_argument("--classifier", help="checkpoint.npz of train_classifier.py, the judge")
     parser.add_argument("--noisy-classifier", help="checkpoint.npz of train_classifier.py --noisy, the leader")
     parser.add_argument("--num", type=cli.positive_int, help="images a row")
-    parser.add_argument("--scales", type=numbers, help="of guidance, such as 0,1,2")
+    parser.add_argument("--scales", type=numbers, help="of classifier-free guidance, such as 0,1,2")
+    parser.add_argument("--classifier-scales", type=numbers, help="of classifier guidance")
     parser.add_argument("--methods", type=names, help=f"some of {','.join(METHODS)}")
     parser.add_argument("--steps", type=cli.positive_int, help="reverse steps, at most the schedule's T")
     parser.add_argument("--seed", type=cli.non_negative_int, help="of the noise")

@@ -50,7 +50,15 @@ def demo(load_demo, monkeypatch):
 
 
 def run(demo, files, out, noisy="noisy.npz", **options):
-    options = {"num": 12, "steps": 2, "scales": [0.0, 3.0], "workers": 1, "backend": backend_name(), **options}
+    options = {
+        "num": 12,
+        "steps": 2,
+        "scales": [0.0, 3.0],
+        "classifier_scales": [3.0],
+        "workers": 1,
+        "backend": backend_name(),
+        **options,
+    }
     leader = noisy and files / noisy
     return demo.main(
         files / "unet.npz", classifier=files / "classifier.npz", noisy_classifier=leader, out=out, **options
@@ -125,7 +133,20 @@ def test_from_the_command_line(files, tmp_path, monkeypatch, capsys):
     test = load("glyphs", "test", num=40)
     monkeypatch.setattr("tinydiff.data.load", lambda *_: test)
     words = ["--classifier", files / "classifier.npz", "--noisy-classifier", files / "noisy.npz", "--num", 3]
-    words += ["--scales", "0,1.5", "--methods", "interval,classifier", "--steps", 1, "--seed", 4, "--workers", 1]
+    words += [
+        "--scales",
+        "0,1.5",
+        "--classifier-scales",
+        "1",
+        "--methods",
+        "interval,classifier",
+        "--steps",
+        1,
+        "--seed",
+        4,
+        "--workers",
+        1,
+    ]
     words += ["--out", tmp_path / "new" / "folder", "--backend", backend_name()]
     monkeypatch.setattr("sys.argv", [str(PATH), str(files / "unet.npz"), *map(str, words)])
     runpy.run_path(str(PATH), run_name="__main__")
