@@ -1,6 +1,6 @@
 """Points in the plane: two moons, a spiral and eight Gaussians, learned by a small network and drawn from noise.
 
-    python demos/points_2d.py                          some 20 s a set; pictures in runs/points_2d/
+    python demos/points_2d.py                          some 25 s a set; pictures in runs/points_2d/
     python demos/points_2d.py --data spiral --target v
 
     points_2d_SET.png   where particles go, samples on held-out data, and the learned field at six times
