@@ -15,7 +15,7 @@ from tinydiff.autograd import Tensor
 from tinydiff.backend import backend_name, default_rng, xp
 from tinydiff.nn import UNet
 from tinydiff.ops import winograd
-from tinydiff.optim import EMA, Adam, clip_grad_norm
+from tinydiff.optim import EMA, Adam, Flat, clip_grad_norm
 
 pytestmark = [
     pytest.mark.engine,
@@ -34,6 +34,7 @@ def each_way(compute, lanes=1):
             patch.setattr(winograd, "pays", lambda *_: False)
             if gpu:
                 emulate.install(patch, lanes)
+                patch.setattr(xp, "empty", lambda shape, dtype=float: np.full(shape, np.nan, dtype))  # all is written
             results.append(compute())
     return results
 
@@ -142,6 +143,18 @@ def test_softmax_and_attention(seed, n, heads, l, m):
     agree(both_ways(ops.softmax, x, axis=1), 1e-12)  # along another axis there is no kernel
     q, k, v = host_normal(seed, (n, heads, l, 3), (n, heads, m, 3), (n, heads, m, 2))
     agree(both_ways(ops.attention, q, k, v), 1e-12)
+
+
+@pytest.mark.parametrize("size", [1, 2, 300])
+def test_the_norm_before_clipping_comes_back_whatever_the_size(size):
+    """A gradient of one number has a norm as well."""
+
+    def compute():
+        flat = Flat([Tensor(np.zeros(size), requires_grad=True)])
+        flat.grad[...] = host_normal(0, (size,))[0]
+        return [np.array(float(clip_grad_norm(flat, 0.01))), flat.grad]
+
+    agree(each_way(compute), 1e-14)
 
 
 @pytest.mark.parametrize("weight_decay", [0, 0.1])
