@@ -12,8 +12,7 @@ Prints a table, and writes it with a picture to --out: for each method and scale
 
 free leads by the network itself, with and without a label; interval does so in the noise levels of Kynkaanniemi et al.
 2024 only, and rescaled as Lin et al. 2023 have it, both at the largest scale; classifier leads the network without any
-label by a noisy classifier (train_classifier.py --noisy), whose gradients are a good deal too short: it takes scales of
-its own.
+label by a noisy classifier (train_classifier.py --noisy), at scales of its own.
 """
 
 import csv
