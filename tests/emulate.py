@@ -45,7 +45,8 @@ def library(dtype: str, wide: bool, lanes: int) -> ctypes.CDLL:
     with tempfile.TemporaryDirectory() as scratch:
         source, result = Path(scratch) / "kernels.cpp", Path(scratch) / "kernels.so"
         source.write_text(text)
-        options = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Wdouble-promotion", "-Werror", "-shared", "-fPIC", "-pthread"]
+        options = ["-std=c++17", "-O1", "-shared", "-fPIC", "-pthread"]
+        options += ["-Wall", "-Wextra", "-Wdouble-promotion", "-Werror"]
         subprocess.run([str(COMPILER), *options, str(source), "-o", str(result)], check=True)
         made = ctypes.CDLL(str(result))
         made.prepare()
