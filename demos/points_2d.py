@@ -17,7 +17,6 @@ the steps before.  Are they the data?  The energy distance of two distributions 
 relabelling the points at random says how large chance alone makes that of two sets (Szekely & Rizzo 2013).
 """
 
-import csv
 import io
 import time
 from functools import partial
@@ -125,7 +124,7 @@ def main(
         figure = portrait(schedule, field, flows[name], paths["ddpm"][-1], real, title, caption)
         _save(figure, out / f"points_2d_{name}.png")
     save_flow(out / "points_2d.gif", flows)
-    _write_table(out / "results.csv", rows)
+    cli.write_table(out / "results.csv", rows)
     print(f"pictures and results.csv: {out}/")
     return rows
 
@@ -368,19 +367,6 @@ def _evenly_in_angle(schedule, flow, num):
     """Indices of num moments of the flow, evenly spread over the angle phi, alpha_bar_t = cos(phi)^2, ends left out."""
     angles = np.array([np.arccos(schedule.alpha_bar[t] ** 0.5) for t, _ in flow])
     return [int(abs(angles - phi).argmin()) for phi in np.linspace(1.45, 0.1, num)]
-
-
-def _write_table(path, rows):
-    """Print the rows as a table, and write them as .csv."""
-    widths = {key: max(len(key), *(len(str(row[key])) for row in rows)) for key in rows[0]}
-    for row in [{key: key for key in rows[0]}, *rows]:
-        print("  ".join(f"{row[key]!s:>{width}}" for key, width in widths.items()))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode())
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ are those of the digits.  What is new is what a U-Net needs of them in one dimen
 and right only, and a change of resolution that is a reshape, neighbours' channels side by side.
 """
 
-import csv
 import io
 import time
 import wave
@@ -85,7 +84,7 @@ def main(
         to = {f"to real {TIMBRES[j]}": round(spectral_distance(drawn[i], real[j]), 2) for j in range(len(TIMBRES))}
         rows.append({"drawn": name, **to, "real to real": round(spectral_distance(other[i], real[i]), 2)})
     print(f"trained in {seconds:.0f} s; rms difference of mean spectra in dB, {num} waves each:")
-    _write_table(out / "results.csv", rows)
+    cli.write_table(out / "results.csv", rows)
     title = f"three timbres: {steps:,} training steps, {sampling_steps} DDPM steps"
     picture = io.BytesIO()
     portrait(real, drawn, rows, title).savefig(picture, format="png")
@@ -301,19 +300,6 @@ def portrait(real, drawn, rows, title):
         panel.set_xlabel(unit)
     figure.suptitle(title, fontsize=12)
     return figure
-
-
-def _write_table(path, rows):
-    """Print the rows as a table, and write them as .csv."""
-    widths = {key: max(len(key), *(len(str(row[key])) for row in rows)) for key in rows[0]}
-    for row in [{key: key for key in rows[0]}, *rows]:
-        print("  ".join(f"{row[key]!s:>{width}}" for key, width in widths.items()))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode())
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ Read next: demos/train_mnist.py.
 
 import argparse
 import contextlib
+import csv
 import inspect
+import io
 import math
 import os
 import re
@@ -25,10 +27,12 @@ import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from tinydiff.backend import TinydiffError, describe, use_backend
+from tinydiff.checkpoint import atomic_write
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -173,6 +177,19 @@ def stop_signals() -> Iterator[Stop]:
         yield stop
     finally:
         restore()
+
+
+def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Print rows of one set of keys as a table, and write them as .csv."""
+    widths = {key: max(len(key), *(len(str(row[key])) for row in rows)) for key in rows[0]}
+    for row in [{key: key for key in rows[0]}, *rows]:
+        print("  ".join(f"{row[key]!s:>{width}}" for key, width in widths.items()))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode())
 
 
 def _number(text: str, kind: type, what: str, fits: Callable[[Any], bool]) -> Any:
