@@ -12,7 +12,6 @@ from tinydiff.autograd import no_grad
 from tinydiff.backend import asarray, default_rng, standard_normal, to_numpy
 from tinydiff.checkpoint import CheckpointError
 from tinydiff.classify import (
-    CLIP_NORM,
     MAX_SHIFT,
     SLICE,
     ClassifierConfig,
@@ -32,7 +31,7 @@ from tinydiff.classify import (
 from tinydiff.data import Dataset, epoch_indices
 from tinydiff.diffusion import Schedule
 from tinydiff.parallel import Workers
-from tinydiff.train import TrainingError
+from tinydiff.train import CLIP_NORM, TrainingError
 
 pytestmark = pytest.mark.training
 

@@ -269,6 +269,26 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(dataset, make, tm
     assert (tmp_path / "whole.npz").read_bytes() == (tmp_path / "second.npz").read_bytes()
 
 
+def test_another_draw_and_further_settings_take_the_place_of_the_usual(dataset, make, tmp_path):
+    """A run draws its batches by `draw` with draw_batch's arguments, and keeps the settings that save is given."""
+    asked = []
+
+    def draw(*arguments):
+        asked.append(arguments)
+        return {**draw_batch(*arguments), "t": np.full(CONFIG.batch_size, 7)}
+
+    usual, other = make(), make()
+    other.draw = draw
+    usual.advance(dataset)
+    other.advance(dataset)
+    step = usual.workers.model.config["num_classes"], 0
+    assert asked[0] == (dataset, other.schedule, CONFIG, *step)  # on a GPU the next one is asked for ahead
+    assert usual.metrics != other.metrics
+    other.save(tmp_path / "other.npz", dataset, kind="other", held_out=[1])
+    _, meta = checkpoint.load(tmp_path / "other.npz")
+    assert (meta["kind"], meta["held_out"], meta["step"]) == ("other", [1], 1)
+
+
 def test_not_a_number_stops_before_the_update(dataset, make):
     """A nan in the loss raises TrainingError naming the step, and nothing of the state has changed."""
     state = make()
@@ -385,8 +405,8 @@ def test_batches_drawn_ahead_are_those_of_their_steps(dataset, make, gpu):
         drawn.append(args[-1])
         return draw_batch(*args)
 
-    gpu.setattr(train, "draw_batch", draw)
     state, other = make(), replace(dataset, images=255 - dataset.images)
+    state.draw = draw
     for step, config, data in [
         *((k, CONFIG, dataset) for k in (0, 1, 2, 7, 8)),
         *((k, replace(CONFIG, seed=6), dataset) for k in (9, 10)),
@@ -409,12 +429,12 @@ def test_what_drawing_ahead_raises_comes_out_in_its_own_step(dataset, make, gpu)
             raise ZeroDivisionError("planted")
         return draw_batch(*args)
 
-    gpu.setattr(train, "draw_batch", fail)
+    state.draw = fail
     run(state, dataset, 2)
     with pytest.raises(ZeroDivisionError, match="planted"):
         state.advance(dataset)
     assert state.step == 2 == len(state.metrics)
-    gpu.setattr(train, "draw_batch", draw_batch)
+    state.draw = draw_batch
     state.advance(dataset)
     assert same_bits(buffers(whole), buffers(state))
 

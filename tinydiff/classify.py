@@ -13,7 +13,6 @@ is the figure that says whether generated digits are the digits they should be: 
 its label or draws no digit at all.  Read next: ../demos/train_classifier.py and ../demos/classify.py.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -30,25 +29,19 @@ from tinydiff.diffusion import Schedule
 from tinydiff.generate import load_network
 from tinydiff.nn import Module
 from tinydiff.nn.classifier import Classifier, cross_entropy
-from tinydiff.optim import Adam, clip_grad_norm, learning_rate
 from tinydiff.parallel import Batch, Workers
-from tinydiff.train import TrainConfig, TrainingError, out_of_memory
+from tinydiff.train import FitConfig, TrainConfig, fit
 from tinydiff.train import draw_batch as draw_diffusion_batch
 
 MAX_SHIFT = 2  # pixels
 SLICE = 250  # images that a worker reads at a time
-CLIP_NORM = 1.0
 
 
 @dataclass(frozen=True)
-class ClassifierConfig:
+class ClassifierConfig(FitConfig):
     """What a training run is, besides its network and its data."""
 
     num_steps: int = 1800
-    batch_size: int = 128
-    peak_lr: float = 3e-3
-    warmup: int = 100  # steps
-    seed: int = 0
 
 
 def shift(images: np.ndarray, dy: Any, dx: Any, background: float = -1.0) -> np.ndarray:
@@ -90,26 +83,11 @@ def train_classifier(
 ) -> Iterator[float]:
     """Train the workers' network, yielding the mean loss of each step's batch.
 
-    draw: draw_batch, or draw_noisy_batch with its schedule filled in.
-    Raises TrainingError, before that step's update, if the loss or its gradient is nan or infinite, or if memory does
-    not suffice.
+    draw: draw_batch, or draw_noisy_batch with its schedule filled in.  Raises TrainingError as `fit`.
     """
-    adam = Adam(workers.flat)
-
-    def losses(n: int) -> np.ndarray:
-        batch = draw(dataset, replace(config, batch_size=n), step)
-        return workers.gradients(cross_entropy_losses, batch, (config.seed, step))
-
-    for step in range(config.num_steps):
-        try:
-            loss = float(losses(config.batch_size).mean())
-        except MemoryError as error:
-            raise out_of_memory(error, config.batch_size, losses) from None
-        norm = float(clip_grad_norm(workers.flat, CLIP_NORM))
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise TrainingError(f"step {step + 1}: loss is {loss}, gradient norm {norm}; stopped before the update")
-        adam.step(learning_rate(step, config.num_steps, peak=config.peak_lr, warmup=config.warmup))
-        yield loss
+    return fit(
+        workers, cross_entropy_losses, lambda n, step: draw(dataset, replace(config, batch_size=n), step), config
+    )
 
 
 def read(workers: Workers, images: np.ndarray, t: np.ndarray | None = None) -> Iterator[np.ndarray]:

@@ -32,9 +32,10 @@ from tinydiff.data import Dataset, epoch_indices
 from tinydiff.diffusion import EPS, X_0, Schedule, V, min_snr_weight, q_sample
 from tinydiff.nn import Module
 from tinydiff.optim import EMA, Adam, clip_grad_norm, learning_rate
-from tinydiff.parallel import Batch, Workers
+from tinydiff.parallel import Batch, Losses, Workers
 
 NUM_BUCKETS = 4  # the loss is also kept by quarter of 1..T: it differs a hundredfold between them
+CLIP_NORM = 1.0  # of a gradient
 PERIOD = 50  # steps between two looks at what a GPU has computed, for each of which the host waits
 TARGETS = {"eps": EPS, "x_0": X_0, "v": V}  # as a checkpoint names them
 METRICS = ("loss", "grad_norm", "learning_rate", *(f"loss_t_bucket_{i + 1}" for i in range(NUM_BUCKETS)))
@@ -59,7 +60,7 @@ class TrainConfig:
     peak_lr: float = 2e-3
     warmup: int = 100  # steps
     weight_decay: float = 0.0
-    clip_norm: float = 1.0
+    clip_norm: float = CLIP_NORM
     ema_decay: float = 0.995
     label_drop: float = 0.1
     seed: int = 0
@@ -100,11 +101,14 @@ def noise_prediction_losses(model: Module, batch: Batch, rng: np.random.Generato
 class Training:
     """The state of a run: weights, moments, average, the step to come, and the metrics so far.
 
+    draw: what draws a batch, with draw_batch's arguments.
     step: steps done.  rows: one row of METRICS for each of them; on a GPU the last few come with the next `settle`.
     """
 
-    def __init__(self, workers: Workers, schedule: Schedule, config: TrainConfig):
-        self.workers, self.schedule, self.config = workers, schedule, config
+    def __init__(
+        self, workers: Workers, schedule: Schedule, config: TrainConfig, draw: Callable[..., Batch] = draw_batch
+    ):
+        self.workers, self.schedule, self.config, self.draw = workers, schedule, config, draw
         self.num_steps = config.num_steps
         self._clock: tuple[float, int] | None = None  # when this process began its first step, and which that was
         self.adam = Adam(workers.flat, weight_decay=config.weight_decay)
@@ -162,8 +166,11 @@ class Training:
             _, _, t, rate = self._pending.pop(0)
             self.rows.append((loss, norm, rate, *_bucket_means(values, t, self.schedule.T)))
 
-    def save(self, path: Path, dataset: Dataset) -> None:
-        """Write everything that `restore` and sampling need, atomically.  Raises TrainingError as `settle`."""
+    def save(self, path: Path, dataset: Dataset, **more: Any) -> None:
+        """Write everything that `restore` and sampling need, atomically.  Raises TrainingError as `settle`.
+
+        more: further settings to keep, or others in place of these, such as the kind.
+        """
         arrays = {"schedule/beta": self.schedule.beta, "metrics": np.array(self.metrics).reshape(-1, len(METRICS))}
         names = [name for name, _ in self.workers.model.named_parameters()]
         for kind, flat in self._buffers().items():
@@ -184,7 +191,7 @@ class Training:
                 "image_shape": list(dataset.images.shape[1:3]) + [1],
             },
         }
-        checkpoint.save(path, arrays, meta)
+        checkpoint.save(path, arrays, meta | more)
 
     def restore(self, path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
         """Continue from what `save` wrote: CheckpointError if it was written for another network."""
@@ -213,7 +220,7 @@ class Training:
         which CuPy keeps until an event behind the copy has passed, comes after what still reads the batch before, in
         other memory, and ahead of the kernels that read this one.
         """
-        draw = partial(draw_batch, dataset, self.schedule, self.config, self.workers.model.config["num_classes"])
+        draw = partial(self._draw, dataset, self.config)
         if not kernels.available():
             return draw(self.step)
         asked, future = self._ahead
@@ -223,6 +230,9 @@ class Training:
         pair, batch = future.result()  # or what was raised there
         x_t, target = asarray(pair)
         return batch | {"x_t": x_t, "target": target}
+
+    def _draw(self, dataset: Dataset, config: TrainConfig, step: int) -> Batch:
+        return self.draw(dataset, self.schedule, config, self.workers.model.config.get("num_classes"), step)
 
     def _steps_that_fit(self, minutes: float) -> int:
         assert self._clock is not None
@@ -239,9 +249,8 @@ def train(state: Training, dataset: Dataset) -> Iterator[Training]:
     memory does not suffice."""
 
     def gradient(n: int) -> None:
-        workers, config = state.workers, replace(state.config, batch_size=n)
-        batch = draw_batch(dataset, state.schedule, config, workers.model.config["num_classes"], state.step)
-        workers.gradients(noise_prediction_losses, batch, (config.seed, state.step))
+        batch = state._draw(dataset, replace(state.config, batch_size=n), state.step)
+        state.workers.gradients(noise_prediction_losses, batch, (state.config.seed, state.step))
 
     while state.step < state.num_steps:
         try:
@@ -251,6 +260,49 @@ def train(state: Training, dataset: Dataset) -> Iterator[Training]:
         if state.step >= state.num_steps:
             state.settle()
         yield state
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """What a short run is, besides its network, its data and its loss."""
+
+    num_steps: int
+    batch_size: int = 128
+    peak_lr: float = 3e-3
+    warmup: int = 100  # steps
+    seed: int = 0
+
+
+def fit(
+    workers: Workers,
+    losses_of: Losses,
+    draw: Callable[[int, int], Batch],
+    config: FitConfig,
+    betas: tuple[float, float] = (0.9, 0.999),
+) -> Iterator[float]:
+    """Train the workers' network on any loss, yielding the mean loss of each step's batch: a run of minutes, without
+    average or resume.
+
+    losses_of(model, batch, rng) -> Tensor (N,), as Workers.gradients takes it.  draw(n, step) -> the n examples of
+    0-based `step`.  betas: of Adam.
+    Raises TrainingError, before that step's update, if the loss or its gradient is nan or infinite, or if memory does
+    not suffice.
+    """
+    adam = Adam(workers.flat, betas=betas)
+
+    def losses(n: int) -> np.ndarray:
+        return workers.gradients(losses_of, draw(n, step), (config.seed, step))
+
+    for step in range(config.num_steps):
+        try:
+            loss = float(losses(config.batch_size).mean())
+        except MemoryError as error:
+            raise out_of_memory(error, config.batch_size, losses) from None
+        norm = float(clip_grad_norm(workers.flat, CLIP_NORM))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise TrainingError(f"step {step + 1}: loss is {loss}, gradient norm {norm}; stopped before the update")
+        adam.step(learning_rate(step, config.num_steps, peak=config.peak_lr, warmup=config.warmup))
+        yield loss
 
 
 def out_of_memory(error: MemoryError, batch_size: int, gradient: Callable[[int], Any]) -> TrainingError:
