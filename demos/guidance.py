@@ -10,9 +10,9 @@ Prints a table, and writes it with a picture to --out: for each method and scale
               before its last layer) from their class's mean, relative to that of real test digits
     contrast  the pixels' standard deviation in an image, relative to that of real test digits
 
-free leads by the network itself, with and without a label; interval does so in the noise levels of Kynkaanniemi et al.
-2024 only, and rescaled as Lin et al. 2023 have it, both at the largest scale; classifier leads the network without any
-label by a noisy classifier (train_classifier.py --noisy), at scales of its own.
+free leads by the network itself, with and without a label; interval does so at middle noise levels only (Kynkaanniemi
+et al. 2024), and rescaled as Lin et al. 2023 have it, both at the largest scale; classifier leads the network without
+any label by a noisy classifier (train_classifier.py --noisy), at scales of its own.
 """
 
 import csv
@@ -28,18 +28,16 @@ from tinydiff import cli, plots
 from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, to_numpy
 from tinydiff.checkpoint import atomic_write
-from tinydiff.classify import class_score, load_classifier, load_noisy_classifier
+from tinydiff.classify import load_classifier, load_noisy_classifier
 from tinydiff.data import load
 from tinydiff.diffusion import classifier_free, classifier_guided, rescaled, unconditional, within
 from tinydiff.generate import Recipe, generate, load_trained
 from tinydiff.metrics import wilson_interval
 from tinydiff.parallel import default_workers
+from tinydiff.scores import class_score
 
 METHODS = ("free", "interval", "rescaled", "classifier")
-SIGMA = (
-    0.28,
-    2.9,
-)  # noise to signal, sqrt(1/alpha_bar - 1), of the interval, near those that Kynkaanniemi et al. 2024 use
+SIGMA = 0.28, 2.9  # noise to signal, sqrt(1/alpha_bar - 1), of the interval: middle noise levels
 PHI = 0.7  # Lin et al. 2023, section 3.4
 SLICE = 250  # images that a worker reads at a time
 

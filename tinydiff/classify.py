@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from tinydiff import checkpoint, ops
-from tinydiff.autograd import Tensor, enable_grad, no_grad
-from tinydiff.backend import default_rng, precision, to_numpy, xp
+from tinydiff.autograd import Tensor, no_grad
+from tinydiff.backend import default_rng, precision, to_numpy
 from tinydiff.data import Dataset, epoch_indices
 from tinydiff.diffusion import Schedule
 from tinydiff.generate import load_network
@@ -97,29 +97,6 @@ def read(workers: Workers, images: np.ndarray, t: np.ndarray | None = None) -> I
     """
     slices = [slice(i, i + SLICE) for i in range(0, len(images), SLICE)]
     return workers.map(_read_slice, [(images[part], None if t is None else t[part]) for part in slices])
-
-
-def class_score(model: Module, labels: Any) -> Callable[[Any, int], Any]:
-    """score_fn(x_t, t) = grad_{x_t} log p(labels | x_t), by a backward pass: what diffusion.classifier_guided asks for.
-
-    model: a noisy classifier; its parameters get no gradient.  labels: one integer or (N,).  Works inside no_grad().
-    """
-    parameters = model.parameters()
-
-    def score_fn(x_t: Any, t: int) -> Any:
-        x = Tensor(x_t, requires_grad=True)
-        for p in parameters:
-            p.requires_grad = False  # nothing is then computed for them, only what leads to x_t
-        try:
-            with enable_grad():
-                losses = cross_entropy(model(x, t), labels)
-        finally:
-            for p in parameters:
-                p.requires_grad = True
-        losses.backward(xp.full(losses.shape, -1, losses.dtype))  # row by row: no image enters another's loss
-        return x.grad
-
-    return score_fn
 
 
 def features(workers: Workers, images: np.ndarray) -> Iterator[np.ndarray]:

@@ -95,7 +95,8 @@ def classifier_guided(schedule: Schedule, eps_fn: EpsFn, score_fn: EpsFn, scale:
         eps_hat = eps_fn(x_t, t) - scale sqrt(1 - alpha_bar_t) score_fn(x_t, t)
 
     score_fn(x_t, t) -> grad_{x_t} log p(y | x_t), like x_t, of a classifier that knows noise, such as
-    classify.class_score.  scale: any finite number; at 0 the classifier is not asked.
+    scores.class_score, or of whatever else is known of x_0, such as some of its pixels: scores.known_score.
+    scale: any finite number; at 0 score_fn is not asked.
     """
     scale = _finite("scale", scale)
 

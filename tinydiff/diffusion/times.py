@@ -2,7 +2,7 @@
 
     timestep_pairs    evenly in t            t_i = floor(i T/n)            Song et al. 2021, DDIM, D.2, linear
     quadratic_pairs   evenly in sqrt(t)      t_i = floor((i/n)^2 T)        the same, quadratic
-    log_snr_pairs     evenly in log SNR      log_snr(t_i) evenly spaced    Lu et al. 2022, DPM-Solver, section 3.3
+    log_snr_pairs     evenly in log SNR      log_snr(t_i) evenly spaced    Lu et al. 2022, DPM-Solver
 
 With few steps it matters where they are spent: the last two spend more of them at small t, where log SNR falls fastest.
 Read next: samplers.py.
@@ -40,7 +40,7 @@ def quadratic_pairs(T: int, num_steps: int) -> Pairs:
 
 
 def log_snr_pairs(schedule: Schedule, num_steps: int) -> Pairs:
-    """Steps of one size in log SNR, from t = T to t = 1, and then to x_0 (Lu et al. 2022, DPM-Solver, section 3.3).
+    """Steps of one size in log SNR, from t = T to t = 1, and then to x_0 (Lu et al. 2022, DPM-Solver).
 
         log_snr(t_i) = log_snr(T) + (log_snr(1) - log_snr(T)) (n - i)/(n - 1),   i = 1..n,   n = num_steps
 
