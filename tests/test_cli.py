@@ -137,7 +137,6 @@ def test_a_lack_of_memory_is_one_line(monkeypatch, capsys):
         (cli.non_negative_int, {"0": 0, "7": 7}, ["-1", "0.5", "nan"]),
         (cli.positive_float, {"1e-3": 1e-3, "2": 2.0}, ["0", "-1", "nan", "inf", "1e999", "x"]),
         (cli.non_negative_float, {"0": 0.0, "2.5": 2.5}, ["-0.1", "nan", "inf"]),
-        (cli.fraction, {"0": 0.0, "1": 1.0, "0.25": 0.25}, ["-0.01", "1.01", "nan", "1%"]),
     ],
 )
 def test_a_number_out_of_range_is_refused_with_its_value(monkeypatch, capsys, kind, good, bad):

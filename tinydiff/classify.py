@@ -99,6 +99,11 @@ def read(workers: Workers, images: np.ndarray, t: np.ndarray | None = None) -> I
     return workers.map(_read_slice, [(images[part], None if t is None else t[part]) for part in slices])
 
 
+def class_probs(model: Module) -> Callable[[Any, int], np.ndarray]:
+    """class_probs(x_t, t) = p(k | x_t), (N, num_classes) on the host, of a noisy classifier; records no graph."""
+    return lambda x_t, t: _read_slice(model, (x_t, t))
+
+
 def features(workers: Workers, images: np.ndarray) -> Iterator[np.ndarray]:
     """Yield Classifier.features, (n, D) for each slice of n <= SLICE images in order; what metrics.py compares."""
     return workers.map(_slice_features, [images[i : i + SLICE] for i in range(0, len(images), SLICE)])
@@ -182,7 +187,7 @@ def _builder(_: dict, meta: dict[str, Any]) -> Callable[[], Module]:
     return partial(build_classifier, meta["model"], 0)
 
 
-def _read_slice(model: Module, job: tuple[np.ndarray, np.ndarray | None]) -> np.ndarray:
+def _read_slice(model: Module, job: tuple[Any, Any]) -> np.ndarray:
     with no_grad():
         return to_numpy(ops.softmax(model(*job)))
 

@@ -122,11 +122,6 @@ def non_negative_float(text: str) -> float:
     return _number(text, float, "a number of at least 0", lambda x: 0 <= x < math.inf)
 
 
-def fraction(text: str) -> float:
-    """Option type: a number in 0..1."""
-    return _number(text, float, "a number from 0 to 1", lambda x: 0 <= x <= 1)
-
-
 def labels(text: str) -> tuple[int, ...]:
     """Option type: digits 0..9 and ranges of them, separated by commas, in the order given: "7", "0-9", "3,3,7-9"."""
     chosen: list[int] = []

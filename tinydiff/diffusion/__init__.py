@@ -16,7 +16,14 @@ from tinydiff.diffusion.gaussian import (
     x_0_from_eps,
     x_0_from_v,
 )
-from tinydiff.diffusion.guidance import classifier_free, classifier_guided, rescaled, unconditional, within
+from tinydiff.diffusion.guidance import (
+    classifier_free,
+    classifier_guided,
+    rescaled,
+    unconditional,
+    with_drawn_labels,
+    within,
+)
 from tinydiff.diffusion.likelihood import (
     bound_term,
     discretized_log_prob,
@@ -69,6 +76,7 @@ __all__ = [
     "unconditional",
     "v_from_x_0_eps",
     "variational_bound",
+    "with_drawn_labels",
     "within",
     "x_0_from_eps",
     "x_0_from_v",
