@@ -123,7 +123,7 @@ def with_drawn_labels(model: Any, class_probs: EpsFn, scale: float, rng: Any) ->
 
     def eps_fn(x_t: Any, t: int) -> Any:
         up_to = class_probs(x_t, t).cumsum(1)
-        labels = (up_to < rng.random((len(x_t), 1)) * up_to[:, -1:]).sum(1)
+        labels = (up_to <= rng.random((len(x_t), 1)) * up_to[:, -1:]).sum(1)
         return classifier_free(model, labels, scale)(x_t, t)
 
     return eps_fn
