@@ -338,7 +338,7 @@ def test_what_is_no_gradient_of_x_t_is_refused(linear):
 
 
 class Components:
-    """The exact denoiser of N(PLACES[k], var I) for each label k; p(k | x_t) where label k has the weight WEIGHTS[k]."""
+    """The exact denoiser of N(PLACES[k], var I) for label k, and p(k | x_t) where k has the weight WEIGHTS[k]."""
 
     num_classes = 5
 
