@@ -29,22 +29,23 @@ def class_score(model: Module, labels: Any) -> ScoreFn:
     return _score(model, lambda x_t, t: -cross_entropy(model(x_t, t), labels))
 
 
-def known_score(schedule: Schedule, model: Module, x_0: Any, known: Any) -> ScoreFn:
-    """score_fn(x_t, t) = grad_{x_t} log p(x_0 where known | x_t), the answer of a network that is told no label.
+def known_score(schedule: Schedule, model: Module, x_0: Any, known: Any, labels: Any = None) -> ScoreFn:
+    """score_fn(x_t, t) = grad_{x_t} log p(x_0 where known | x_t, labels), as a diffusion model itself answers.
 
         log p = -|known (x_0 - x_0_hat(x_t))|^2 / (2 var_t),   var_t = 1 - alpha_bar_t
-        x_0_hat = (x_t - sqrt(1 - alpha_bar_t) eps_hat)/sqrt(alpha_bar_t),   eps_hat = model(x_t, t)
+        x_0_hat = (x_t - sqrt(1 - alpha_bar_t) eps_hat)/sqrt(alpha_bar_t),   eps_hat = model(x_t, t, labels)
 
     x_0 is taken for Gaussian around x_0_hat (Ho et al. 2022, "Video diffusion models", eq. 7), and with the variance
     of a pixel of unit variance that was seen in x_t (Song et al. 2023, "Pseudoinverse-guided diffusion models", r_t^2).
-    x_0, known: as in diffusion.inpaint.  The network's gradient is needed, because the pixels that are not known move
-    x_0_hat where they are: it is how what is known reaches them.
+    x_0, known: as in diffusion.inpaint.  labels: as the model takes them, None for "no label".
+    The network's gradient is needed, because the pixels that are not known move x_0_hat where they are: it is how what
+    is known reaches them.
     """
     x_0, known = asarray(x_0), asarray(known)
 
     def log_p(x_t: Tensor, t: int) -> Tensor:
         signal_std, noise_std = (float(a[t]) ** 0.5 for a in (schedule.alpha_bar, schedule.one_minus_alpha_bar))
-        x_0_hat = (x_t - model(x_t, t) * noise_std) * (1 / signal_std)
+        x_0_hat = (x_t - model(x_t, t, labels) * noise_std) * (1 / signal_std)
         error = (x_0_hat - x_0) * xp.where(known, 1, 0).astype(x_0.dtype)
         return ops.sum(error * error, axis=tuple(range(1, x_0.ndim))) * (-0.5 / noise_std**2)
 

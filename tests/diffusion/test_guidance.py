@@ -367,7 +367,7 @@ class Even:
 def test_over_all_drawn_labels_the_mean_is_the_unconditional_eps(linear, t, seed):
     """sum_k p(k | x_t) eps(x_t, k) = eps(x_t): each label is drawn as often as it is likely, to one row in 1,000."""
     model, x_t = Components(linear, VAR), xp.repeat(normal(seed, 1, 2), 1000, 0)
-    eps_hat = to_numpy(with_drawn_labels(model, model.class_probs, 1, Even())(x_t, t))
+    eps_hat = to_numpy(with_drawn_labels(model.class_probs, partial(classifier_free, model, scale=1), Even())(x_t, t))
     expected = to_numpy(mixture_eps_fn(linear, WEIGHTS, PLACES, VAR)(x_t[:1], t))[0]
     # a label's count is off by less than one row; where two labels' eps differ, by the distance of the extremes at most
     assert (abs(eps_hat.mean(0) - expected) <= 5 * (eps_hat.max(0) - eps_hat.min(0)) / 1000 + 1e-12).all()
@@ -376,7 +376,7 @@ def test_over_all_drawn_labels_the_mean_is_the_unconditional_eps(linear, t, seed
 def test_sampling_with_drawn_labels_recovers_the_weights_of_a_mixture(linear):
     """No label is given, and each component is drawn as often as its weight says; p as in test_samplers.py."""
     model, rng = Components(linear, 0.01), default_rng(0)
-    eps_fn = with_drawn_labels(model, model.class_probs, 1, default_rng(1))
+    eps_fn = with_drawn_labels(model.class_probs, partial(classifier_free, model, scale=1), default_rng(1))
     x_T = standard_normal(rng, (3000, 2), "float64")
     *_, (_, x_0, _) = sample(partial(ddpm_step, linear), eps_fn, timestep_pairs(1000, 200), x_T, rng)
     counts = nearest(x_0, PLACES)
@@ -386,7 +386,7 @@ def test_sampling_with_drawn_labels_recovers_the_weights_of_a_mixture(linear):
 
 @pytest.mark.parametrize("u", [0.0, 0.5, 1 - 2**-53])
 def test_a_label_without_probability_is_never_drawn(u):
-    """Nor one past the last, whatever the number drawn; each row has its own, and the scale is that of guidance."""
+    """Nor one past the last, whatever the number drawn; each row has its own."""
     model, x_t = Model(), normal(0, 3, 4)
     probs = np.eye(NO_LABEL, dtype="float32")[[0, 4, 9]]
 
@@ -394,7 +394,7 @@ def test_a_label_without_probability_is_never_drawn(u):
         def random(self, shape):
             return np.full(shape, u)
 
-    eps_hat = with_drawn_labels(model, lambda x, t: probs, 2.5, Fixed())(x_t, 7)
+    eps_hat = with_drawn_labels(lambda x, t: probs, partial(classifier_free, model, scale=2.5), Fixed())(x_t, 7)
     assert_same(eps_hat, classifier_free(model, [0, 4, 9], 2.5)(x_t, 7))
 
 

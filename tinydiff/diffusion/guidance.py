@@ -108,23 +108,24 @@ def classifier_guided(schedule: Schedule, eps_fn: EpsFn, score_fn: EpsFn, scale:
     return guided if scale else eps_fn
 
 
-def with_drawn_labels(model: Any, class_probs: EpsFn, scale: float, rng: Any) -> EpsFn:
+def with_drawn_labels(class_probs: EpsFn, by_label: Callable[[Any], EpsFn], rng: Any) -> EpsFn:
     """eps_fn of a model with classes that is told no label: at every call each row draws its own from p(y | x_t).
 
-        y ~ p(y | x_t),   eps_hat = classifier_free(model, y, scale)(x_t, t)
+        y ~ p(y | x_t),   eps_hat = by_label(y)(x_t, t)
 
-    At scale 1 a random step's law stays the unconditional one, p(x_s | x_t) = sum_y p(y | x_t) p(x_s | x_t, y), and the
+    The law of a random step stays the unconditional one, p(x_s | x_t) = sum_y p(y | x_t) p(x_s | x_t, y), and the
     network is asked what it learned best: what it says without a label it was shown in a tenth of its training only.
     In much noise every label is likely, and they settle as the image does.
 
     class_probs(x_t, t) -> (N, num_classes) on the host, such as classify.class_probs of a noisy classifier.
+    by_label(labels (N,)) -> eps_fn, such as partial(classifier_free, model, scale=1).
     rng: numpy Generator that draws the labels.
     """
 
     def eps_fn(x_t: Any, t: int) -> Any:
         up_to = class_probs(x_t, t).cumsum(1)
         labels = (up_to <= rng.random((len(x_t), 1)) * up_to[:, -1:]).sum(1)
-        return classifier_free(model, labels, scale)(x_t, t)
+        return by_label(labels)(x_t, t)
 
     return eps_fn
 
