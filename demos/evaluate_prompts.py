@@ -3,8 +3,8 @@
     python demos/evaluate_prompts.py runs/prompts/checkpoint.npz
 
 --num prompts name a digit, thin or thick, and left or right, each combination as often as the others, but no held-out
-one, in any words of the grammar; --num-held-out more name those only.  The classifier (of train_classifier.py) reads the
-digit of each image; the rest is measured as it was on the training set (captions.py):
+one, in any words of the grammar; --num-held-out more name those only.  The classifier (of train_classifier.py) reads
+the digit of each image; the rest is measured as it was on the training set (captions.py):
 
     thick, thin         thicker, thinner than the median of the training set
     left, right         a slant below 0, above 0
@@ -114,9 +114,9 @@ def judged(asked, answer, measured, thresholds):
 
 def save_rows(path, images, rows):
     """The first SHOWN images of each combination, which were dealt out in turn."""
-    columns = min(SHOWN, len(images) // len(rows))
-    chosen = [images[k :: len(rows)][:columns] for k in range(len(rows))]
-    names = [" ".join(row) for row in rows]
+    columns = min(SHOWN, len(images) // len(rows)) or 1
+    chosen = [images[k :: len(rows)][:columns] for k in range(min(len(rows), len(images)))]
+    names = [" ".join(row) for row in rows][: len(chosen)]
     plots.save_grid(path, np.concatenate(chosen), columns=columns, title="never trained on", row_labels=names)
 
 
