@@ -57,7 +57,7 @@ SLICE = 5000  # pictures measured at a time
 
 
 def measure(images):
-    """{"thickness": (N,), "slant": (N,), "size": (N,)} of images (N, H, W, 1) in [-1, 1], in pixels, float64.
+    """{"thickness": (N,), "slant": (N,), "size": (N,)} of images (N, H, W, 1) in [-1, 1]: float64, lengths in pixels.
 
     A picture without ink has thickness, slant and size 0.
     """
@@ -70,7 +70,7 @@ def _measure(images):
     area = ink.sum((1, 2))
     p = np.pad(ink, ((0, 0), (1, 1), (1, 1)))
     diagonals = p[:, 1:, 1:] - p[:, :-1, :-1], p[:, 1:, :-1] - p[:, :-1, 1:]
-    perimeter = np.hypot(*diagonals).sum((1, 2)) / 2**0.5  # the length of the gradient on each 2x2 pixels
+    perimeter = np.hypot(*diagonals).sum((1, 2)) / 2**0.5  # of the gradient's length on each 2x2 pixels
     y, x = np.indices(ink.shape[1:])
     dy, dx = (z - ((ink * z).sum((1, 2)) / _or_1(area))[:, None, None] for z in (y, x))
     mu_11, mu_20, mu_02 = ((ink * z).sum((1, 2)) for z in (dx * dy, dx * dx, dy * dy))
@@ -147,9 +147,7 @@ def caption(attributes, rng):
         noun = one_of("", "digit", "number")
     words = [*rng.permutation(before).tolist(), noun, *rng.permutation(after).tolist()]
     text = " ".join(word for word in words if word)
-    article = one_of("", "a", "the") if noun else ""
-    if article == "a" and text[0] in "aeiou8":
-        article = "an"
+    article = one_of("", "an" if text.startswith(("upright", "eight", "8")) else "a", "the") if noun else ""
     return f"{article} {text}".strip()
 
 

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from captions import DIGITS, NAMES, by_prompt, caption, load_trained, measure, tokenize
+from captions import DIGITS, NAMES, by_prompt, caption, load_trained, measure, parse, tokenize
 from tqdm import tqdm
 
 from tinydiff import cli, plots
@@ -60,10 +60,10 @@ def main(
         others = [row for row in others if row not in kept]
         recipe = Recipe(schedule, tuple(meta["data"]["image_shape"]), num_steps=steps, scale=scale)
         for which, rows, n in (("", others, num), ("held out: ", kept, num_held_out)):
-            asked = [rows[i % len(rows)] for i in range(n)]
-            images = draw(pool, recipe, [tokenize(text, meta["vocabulary"]) for text in said(asked, seed)], seed)
+            prompts = said([rows[i % len(rows)] for i in range(n)], seed)
+            images = draw(pool, recipe, [tokenize(text, meta["vocabulary"]) for text in prompts], seed)
             answer = np.concatenate(list(read(judge, images))).argmax(1)
-            for what, right in judged(asked, answer, measure(images), meta["thresholds"]).items():
+            for what, right in judged(prompts, answer, measure(images), meta["thresholds"]).items():
                 table[which + what] = share(right)
                 print(f"  {which + what:28}{table[which + what]}", flush=True)
     lines = [f"| {what} | {found} |" for what, found in table.items()]
@@ -75,10 +75,10 @@ def main(
     return table
 
 
-def said(asked, seed):
+def said(rows, seed):
     """A sentence for each (digit, thickness, slant)."""
     rng = default_rng("said", seed)
-    return [caption(dict(zip(("digit", "thickness", "slant"), row)), rng) for row in asked]
+    return [caption(dict(zip(("digit", "thickness", "slant"), row)), rng) for row in rows]
 
 
 def draw(pool, recipe, prompts, seed):
@@ -91,14 +91,15 @@ def draw(pool, recipe, prompts, seed):
     return np.clip(np.concatenate(parts), -1, 1)
 
 
-def judged(asked, answer, measured, thresholds):
+def judged(prompts, answer, measured, thresholds):
     """{what was asked for: which images that were asked for it have it}, without what was asked of none.
 
-    asked: (digit, thickness, slant) of each image.  answer: the digit read (N,).  measured, thresholds: of captions.py.
+    prompts: of each image, naming digit, thickness and slant.  answer: the digit read (N,).  measured, thresholds: of
+    captions.py.
     """
-    digit, thick, right = (np.array(column) for column in zip(*asked))
-    thick, right = thick == "thick", right == "right"
-    digit_right = answer == np.array([DIGITS.index(name) for name in digit])
+    asked = [parse(prompt) for prompt in prompts]
+    thick, right = np.array([(a["thickness"] == "thick", a["slant"] == "right") for a in asked]).T
+    digit_right = answer == np.array([DIGITS.index(a["digit"]) for a in asked])
     thickness_right = (measured["thickness"] > thresholds["thickness"][1]) == thick
     slant_right = (measured["slant"] > 0) == right
     found = {

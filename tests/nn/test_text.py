@@ -133,7 +133,7 @@ def test_the_order_of_the_words_matters(rng):
 
 
 def test_every_parameter_of_the_encoder_has_a_gradient(rng):
-    """A random cotangent reaches every number but the padding's vector and the keys' biases, to which nothing answers."""
+    """A random cotangent reaches every number but the padding's vector and the keys' biases, which nothing sees."""
     model, tokens = encoder(rng), np.array([[1, 2, 3, 4, 5, 6], [6, 5, 0, 0, 0, 0]])
     features, present = model.encode(tokens)
     features.backward(asarray(rng.standard_normal(features.shape) * to_numpy(present)[..., None]))

@@ -179,7 +179,7 @@ def test_each_block_begins_as_its_skip(rng):
 
 
 def test_a_network_begins_to_read_as_if_there_were_no_text(rng):
-    """With the weights of one that takes no text it gives the same bits, whatever the text: what is added starts at 0."""
+    """With the weights of one that takes no text it gives the same bits, whatever the text: what it adds is 0."""
     plain = UNet(base_channels=8, num_groups=4, rng=rng)
     reading = UNet(base_channels=8, num_groups=4, text_features=5, rng=rng)
     for p in plain.parameters():
