@@ -29,6 +29,7 @@ from tinydiff.train import METRICS, NUM_BUCKETS, TrainConfig, Training, train
 
 UNLIMITED = 10**9  # steps, where the minutes decide
 MINUTES = 18.0
+NUM_GROUPS = 8  # of UNet
 SHOWN = ("a {}", "a thin {} leaning left", "a thin {} leaning right", "a thick {} leaning left", "a thick upright {}")
 PICTURE_SEED = 1
 
@@ -82,6 +83,8 @@ def main(
         if meta["num_workers"] != workers:
             print(f"note: {meta['num_workers']} worker(s) before, {workers} now: the sums round differently")
 
+    if model_config["unet"]["base_channels"] % NUM_GROUPS:
+        raise TinydiffError(f"--channels {channels}: must be a multiple of {NUM_GROUPS}, the groups of each group norm")
     captioned = Captioned(dataset)
     recipe = Recipe(schedule, (*dataset.images.shape[1:3], 1), num_steps=sample_steps)
     out.mkdir(parents=True, exist_ok=True)
