@@ -29,7 +29,7 @@ from tinydiff.classify import load_classifier, read
 from tinydiff.data import load
 from tinydiff.diffusion import ddim_invert, ddim_step, inpaint, sample, sdedit, slerp, timestep_pairs, unconditional
 from tinydiff.generate import DDPM, load_trained
-from tinydiff.metrics import wilson_interval
+from tinydiff.metrics import share
 from tinydiff.parallel import default_workers
 
 SLICE = 20  # images that a worker edits at a time
@@ -187,13 +187,6 @@ def readings(path, workers, images, labels, classes):
     clear = ~np.isin(labels, [k for k, name in enumerate(classes) if name in AMBIGUOUS])
     counts = {f"without {', '.join(AMBIGUOUS)}": right[clear], "all digits": right}
     return [(name, share(found)) for name, found in counts.items() if len(found)]
-
-
-def share(found):
-    """'k of n, p (95% interval low to high)'."""
-    k, n = int(found.sum()), len(found)
-    low, high = wilson_interval(k, n)
-    return f"{k} of {n}, {k / n:.1%} (95% interval {low:.1%} to {high:.1%})"
 
 
 def picture_blocks(pool, schedule, dataset, fill_in, known, steps, seed):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinydiff.metrics import frechet_distance, frechet_with_floor, wilson_interval
+from tinydiff.metrics import frechet_distance, frechet_with_floor, share, wilson_interval
 
 pytestmark = pytest.mark.program
 
@@ -171,3 +171,9 @@ def test_the_intervals_ends_are_the_shares_that_the_count_just_contradicts(count
     assert high - low > 0.5 / n  # never a certainty
     for q in (low, high):
         assert (right / n - q) ** 2 == pytest.approx(1.96**2 * q * (1 - q) / n, abs=1e-12)
+
+
+def test_a_share_is_said_with_its_interval():
+    """Wilson's interval of 90 in 100 is 82.6% to 94.5%; of all, it still ends below certainty at its lower end."""
+    assert share(np.arange(100) < 90) == "90 of 100, 90.0% (95% interval 82.6% to 94.5%)"
+    assert share(np.ones(100, bool)) == "100 of 100, 100.0% (95% interval 96.3% to 100.0%)"

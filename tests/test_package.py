@@ -160,7 +160,7 @@ def test_only_the_backend_knows_cupy():
 
 def test_nothing_is_borrowed():
     """Only the standard library, NumPy and what draws pictures and bars: no other framework does the work."""
-    allowed = sys.stdlib_module_names | THIRD_PARTY | {"tinydiff", "contestant"}  # demos/contestant.py
+    allowed = sys.stdlib_module_names | THIRD_PARTY | {"tinydiff", "contestant", "captions"}  # in demos/
     witness = {"demos.benchmark", "demos.gpu_benchmark", "demos.torch_peer"}  # PyTorch stands there to be compared with
     for name, source in EVERY_SOURCE.items() - {(name, EVERY_SOURCE[name]) for name in witness}:
         assert {top(other) for other in imports(source)} - allowed == set(), name
@@ -265,7 +265,7 @@ def test_every_op_is_offered_by_ops():
 
 OFFERED = {
     "tinydiff": "use_backend to_numpy Tensor no_grad",
-    "tinydiff.nn": "Module Linear Conv2d GroupNorm Embedding Attention UNet",
+    "tinydiff.nn": "Module Linear Conv2d GroupNorm Embedding Attention CrossAttention UNet TextUNet Prompted",
     "tinydiff.optim": "Adam EMA clip_grad_norm",
     "tinydiff.diffusion": "Schedule q_sample q_x_t_given_x_s q_x_s_given_x_t_x_0 x_0_from_eps eps_from_x_0 ddpm_step "
     "ddim_step dpm_solver_2m timestep_pairs sample classifier_free",

@@ -60,6 +60,13 @@ def wilson_interval(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
     return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
 
 
+def share(right: np.ndarray) -> str:
+    """'k of n, p (95% interval low to high)' of booleans (n,), as the demos' tables have it."""
+    k, n = int(right.sum()), len(right)
+    low, high = wilson_interval(k, n)
+    return f"{k} of {n}, {k / n:.1%} (95% interval {low:.1%} to {high:.1%})"
+
+
 def _fit(name: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The mean (D,) of rows (N, D), and F (min(N, D), D), their covariance being F^T F."""
     rows = np.asarray(rows, np.float64)

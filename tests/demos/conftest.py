@@ -21,12 +21,14 @@ def same_precision_afterwards():
 
 @pytest.fixture(scope="session")
 def load_demo():
-    """load_demo("sample") is the module of demos/sample.py."""
+    """load_demo("sample") is the module of demos/sample.py, which finds its neighbours as a script does."""
 
     def load(name):
         spec = importlib.util.spec_from_file_location(name, DEMOS / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(DEMOS)
+            spec.loader.exec_module(module)
         return module
 
     return load

@@ -96,12 +96,6 @@ def test_the_seed_decides_everything(demo):
     assert (draw[0] == draw[1]).all() and (draw[0] != draw[2]).any() and (draw[0] != draw[3]).any()
 
 
-def test_a_share_is_printed_with_its_interval(demo):
-    """Wilson's interval of 90 in 100 is 82.6% to 94.5%; of all, it still ends below certainty at its lower end."""
-    assert demo.share(np.arange(100) < 90) == "90 of 100, 90.0% (95% interval 82.6% to 94.5%)"
-    assert demo.share(np.ones(100, bool)) == "100 of 100, 100.0% (95% interval 96.3% to 100.0%)"
-
-
 @pytest.mark.parametrize(
     "options, message",
     [

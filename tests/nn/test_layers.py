@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tinydiff.autograd import Tensor
 from tinydiff.backend import asarray, default_rng, to_numpy, xp
-from tinydiff.nn import Attention, Conv2d, Embedding, GroupNorm, Linear, Module, layers
+from tinydiff.nn import Attention, Conv2d, CrossAttention, Embedding, GroupNorm, Linear, Module, layers
 
 pytestmark = pytest.mark.network
 
@@ -27,7 +27,9 @@ ROWS = {
     "GroupNorm silu": (lambda rng: GroupNorm(2, 6, silu=True), (2, 3, 4, 6)),
     "Embedding": (lambda rng: Embedding(4, 3, rng=rng), None),
     "Attention": (lambda rng: Attention(8, num_heads=2, num_groups=4, rng=rng), (2, 3, 2, 8)),
+    "CrossAttention": (lambda rng: CrossAttention(8, 5, num_heads=2, num_groups=4, rng=rng), (2, 3, 2, 8)),
 }
+PRESENT = np.array([[True, True, False, True], [False, True, False, False]])
 each_layer = pytest.mark.parametrize("name", ROWS)
 
 
@@ -43,6 +45,16 @@ def make(name, rng, dtype="float64"):
     build, shape = ROWS[name]
     x = np.array([3, 1, 1, 0, 2]) if shape is None else asarray(rng.standard_normal(shape), dtype)
     return random_parameters(build(rng), rng, dtype), x
+
+
+def call(name, layer, x):
+    """layer(x), beside the same text every time where it takes one."""
+    if name == "Embedding":
+        return layer(x)
+    if name != "CrossAttention":
+        return layer(x if isinstance(x, Tensor) else Tensor(x))
+    features = asarray(default_rng(1).standard_normal((*PRESENT.shape, 5)), x.dtype)
+    return layer(x if isinstance(x, Tensor) else Tensor(x), Tensor(features), PRESENT)
 
 
 def numpy_parameters(module):
@@ -157,15 +169,77 @@ def test_attention_mixes_the_values_of_all_pixels(seed, num_heads, features, h, 
     np.testing.assert_allclose(to_numpy(layer(tensor(x))), expected, rtol=1e-8, atol=1e-8)
 
 
+@given(SEEDS, st.integers(1, 3), st.integers(2, 4), SIZES, SIZES, SIZES)
+def test_cross_attention_mixes_the_values_of_the_words_that_are_there(seed, num_heads, features, h, w, m):
+    """x + out(softmax(q k^T / sqrt(D)) v), word by word: q from the normalised pixel, k and v from the text."""
+    rng, c = default_rng(seed), num_heads * features
+    layer = random_parameters(CrossAttention(c, 5, num_heads=num_heads, num_groups=num_heads, rng=rng), rng)
+    x, text, present = rng.standard_normal((2, h, w, c)), rng.standard_normal((2, m, 5)), rng.random((2, m)) < 0.6
+    present[:, rng.integers(m)] = True
+    p = numpy_parameters(layer)
+    q = group_norm(x, p["norm.gamma"], p["norm.beta"], num_heads) @ p["q.w"] + p["q.b"]
+    mixed = np.zeros_like(x)
+    for image, i, j in np.ndindex(2, h, w):
+        words = [word @ p["kv.w"] + p["kv.b"] for word, there in zip(text[image], present[image]) if there]
+        for head in range(num_heads):
+            part = slice(head * features, (head + 1) * features)
+            weights = [math.exp(q[image, i, j, part] @ word[:c][part] / math.sqrt(features)) for word in words]
+            for weight, word in zip(weights, words):
+                mixed[image, i, j, part] += weight / sum(weights) * word[c:][part]
+    expected = x + mixed @ p["out.w"] + p["out.b"]
+    # 1e-8: rounding amplified by the norm and by the exponential, as above.
+    np.testing.assert_allclose(to_numpy(layer(tensor(x), tensor(text), present)), expected, rtol=1e-8, atol=1e-8)
+
+
+@given(SEEDS)
+def test_one_word_alone_is_one_vector_for_all_pixels(seed):
+    """With one token present cross-attention adds out(v(token)) to each pixel, an embedding, whatever the queries."""
+    rng = default_rng(seed)
+    layer = random_parameters(CrossAttention(6, 5, num_heads=3, num_groups=2, rng=rng), rng)
+    x, text = rng.standard_normal((2, 3, 4, 6)), rng.standard_normal((2, 4, 5))
+    p = numpy_parameters(layer)
+    v = text[[0, 1], [2, 0]] @ p["kv.w"][:, 6:] + p["kv.b"][6:]  # of token 2 of the first, token 0 of the second
+    expected = x + (v @ p["out.w"] + p["out.b"])[:, None, None]
+    present = np.array([[False, False, True, False], [True, False, False, False]])
+    assert_close(layer(tensor(x), tensor(text), present), expected)
+
+
+def test_a_word_that_is_not_there_has_no_influence(rng):
+    """Whatever features an absent token has, the result is the same bits and its gradient is exactly 0."""
+    layer = random_parameters(CrossAttention(8, 5, num_heads=2, num_groups=4, rng=rng), rng)
+    x, text = rng.standard_normal((2, 3, 4, 8)), rng.standard_normal((*PRESENT.shape, 5))
+    other = np.where(PRESENT[..., None], text, 1e3 * text + 7)
+    leaf = Tensor(asarray(text), requires_grad=True)
+    y = layer(tensor(x), leaf, PRESENT)
+    np.testing.assert_array_equal(to_numpy(y), to_numpy(layer(tensor(x), tensor(other), PRESENT)))
+    y.backward(asarray(rng.standard_normal(y.shape)))
+    np.testing.assert_array_equal(to_numpy(leaf.grad).any(2), PRESENT)
+
+
+def test_what_attends_may_be_replaced(rng):
+    """`attend` is called with queries, keys and values by heads and the mask, and what it returns is what is added."""
+    layer = random_parameters(CrossAttention(8, 5, num_heads=2, num_groups=4, rng=rng), rng)
+    x, text, seen = tensor(rng.standard_normal((2, 3, 2, 8))), tensor(rng.standard_normal((*PRESENT.shape, 5))), []
+
+    def attend(q, k, v, *, mask):
+        seen.append([a.shape for a in (q, k, v, mask)])
+        return 0 * q
+
+    layer.attend = attend
+    assert_close(layer(x, text, PRESENT), to_numpy(x) + to_numpy(layer.out.b))
+    assert seen == [[(2, 2, 6, 4), (2, 2, 4, 4), (2, 2, 4, 4), (2, 1, 1, 4)]]
+
+
 # How a layer starts.
 
 
-def test_attention_starts_as_the_identity(rng):
-    """Its last map starts at zero, so that at first x + out(...) is x, bit for bit."""
+@pytest.mark.parametrize("name", ["Attention", "CrossAttention"])
+def test_attention_starts_as_the_identity(name, rng):
+    """Its last map starts at zero, so that at first x + out(...) is x, bit for bit; the others do not."""
     x = rng.standard_normal((2, 3, 4, 8), dtype="float32")
-    layer = Attention(8, num_heads=2, num_groups=4, rng=rng)
-    np.testing.assert_array_equal(to_numpy(layer(tensor(x))), x)
-    assert float(abs(layer.qkv.w.data).max()) > 0
+    layer = ROWS[name][0](rng)
+    np.testing.assert_array_equal(to_numpy(call(name, layer, asarray(x))), x)
+    assert {key for key, p in layer.named_parameters() if key[-1] == "w" and not to_numpy(p).any()} == {"out.w"}
 
 
 @pytest.mark.parametrize(
@@ -232,14 +306,14 @@ def test_every_layer_has_a_row():
 def test_every_parameter_has_a_gradient(name, rng):
     """A random cotangent reaches every number of every parameter: nothing is made and then left unused."""
     layer, x = make(name, rng)
-    y = layer(x if name == "Embedding" else Tensor(x))
+    y = call(name, layer, x)
     y.backward(asarray(rng.standard_normal(y.shape)))
     for key, p in layer.named_parameters():
         grad = abs(to_numpy(p.grad))
-        if key == "qkv.b":
-            of_queries, of_keys, of_values = grad.reshape(3, -1)
+        if key in ("qkv.b", "kv.b"):
+            *of_queries, of_keys, of_values = grad.reshape(len(key) - 2, -1)
             assert of_keys.max() < 1e-12  # one shift of all keys shifts each softmax's input, which it does not notice
-            grad = np.stack([of_queries, of_values])
+            grad = np.stack([*of_queries, of_values])
         assert grad.min() > 1e-9, key  # rounding alone would leave 1e-15
 
 
@@ -248,7 +322,7 @@ def test_the_gradient_is_the_derivative_along_a_random_direction(name, rng):
     """sum <dp, d> = d/dh <g, layer(x + h d_x; p + h d_p)> at h = 0, over the input and all parameters together."""
     layer, x = make(name, rng)
     inputs = layer.parameters() + ([] if name == "Embedding" else [Tensor(x, requires_grad=True)])
-    y = layer(x if name == "Embedding" else inputs[-1])
+    y = call(name, layer, x if name == "Embedding" else inputs[-1])
     g = asarray(rng.standard_normal(y.shape))
     y.backward(g)
     directions = [asarray(rng.standard_normal(p.shape)) for p in inputs]
@@ -257,7 +331,7 @@ def test_the_gradient_is_the_derivative_along_a_random_direction(name, rng):
     def along(h):
         for p, start, d in zip(inputs, starts, directions):
             p.data = start + h * d
-        return float((g * layer(x if name == "Embedding" else inputs[-1]).data).sum())
+        return float((g * call(name, layer, x if name == "Embedding" else inputs[-1]).data).sum())
 
     h = 1e-4
     slope = (8 * (along(h) - along(-h)) - (along(2 * h) - along(-2 * h))) / (12 * h)
@@ -271,7 +345,7 @@ def test_float32_stays_float32(name, rng):
     """From float32 parameters and input come float32 results and gradients."""
     layer, x = make(name, rng, "float32")
     x = x if name == "Embedding" else Tensor(x, requires_grad=True)
-    y = layer(x)
+    y = call(name, layer, x)
     y.backward(asarray(rng.standard_normal(y.shape), "float32"))
     assert {str(a.dtype) for a in [y.data, *(p.grad for p in layer.parameters())]} == {"float32"}
     assert name == "Embedding" or x.grad.dtype == xp.float32
@@ -287,9 +361,11 @@ def test_groups_must_divide_the_channels():
 
 
 def test_heads_must_divide_the_channels(rng):
-    """Attention names both numbers where num_heads does not divide channels; its norm checks its groups."""
+    """Attention of either kind names both numbers where num_heads does not divide channels; norms check groups."""
     with pytest.raises(ValueError, match="num_heads=4 does not divide channels=6"):
         Attention(6, num_heads=4, num_groups=2, rng=rng)
+    with pytest.raises(ValueError, match="num_heads=4 does not divide channels=6"):
+        CrossAttention(6, 5, num_heads=4, num_groups=2, rng=rng)
     with pytest.raises(ValueError, match="num_groups=4 does not divide channels=6"):
         Attention(6, num_heads=2, num_groups=4, rng=rng)
 

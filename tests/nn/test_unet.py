@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tinydiff import ops
 from tinydiff.autograd import Tensor, no_grad
 from tinydiff.backend import asarray, default_rng, to_numpy, xp
-from tinydiff.nn import Attention, Module, UNet
+from tinydiff.nn import Attention, CrossAttention, Module, UNet
 from tinydiff.nn.unet import ResBlock, time_code
 from tinydiff.ops import winograd
 
@@ -72,9 +72,18 @@ def configs(draw):
         "num_groups": draw(st.sampled_from([1, 2, 4])),
         "num_classes": draw(st.sampled_from([None, 1, 3])),
         "dropout": draw(st.sampled_from([0.0, 0.2])),
+        "text_features": draw(st.sampled_from([None, 5])),
     }
     unit = 2 ** (levels - 1)
     return config, (3, unit * draw(st.integers(2, 3)), unit * draw(st.integers(2, 3)), config["in_channels"])
+
+
+def text_for(config, rng, n, dtype="float64"):
+    """None, or the random features of a text of four tokens for each image, of which one or two are there."""
+    if config.get("text_features") is None:
+        return None
+    present = np.arange(4) >= 2 + np.arange(n)[:, None] % 2
+    return Tensor(asarray(rng.standard_normal((n, 4, config["text_features"])), dtype)), asarray(present)
 
 
 # Its size and shape.
@@ -99,7 +108,8 @@ def test_any_configuration_maps_images_to_images_and_trains_all_of_itself(drawn,
     rng = default_rng(seed)
     model = tiny(rng, "float32", **config)
     labels = None if config["num_classes"] is None else np.arange(shape[0]) % (config["num_classes"] + 1)
-    y = model(images(rng, *shape, dtype="float32"), np.array([1, 50, 1000]), labels)
+    text = text_for(config, rng, shape[0], "float32")
+    y = model(images(rng, *shape, dtype="float32"), np.array([1, 50, 1000]), labels, text=text)
     assert (y.shape, y.dtype) == (shape, xp.float32)
     y.backward(images(rng, *shape, dtype="float32"))
     sizes = {}
@@ -128,17 +138,26 @@ def test_a_configuration_makes_the_same_network_again(drawn, seed):
 @FEWER
 @given(configs(), SEEDS)
 def test_attention_is_in_the_middle_and_at_the_levels_that_ask_for_it(drawn, seed):
-    """One at the lowest resolution, and one after each of a level's 2 num_res_blocks + 1 blocks, at its resolution."""
+    """One at the lowest resolution, and one after each of a level's 2 num_res_blocks + 1 blocks, at its resolution.
+
+    A text is read at the lowest resolution and at every level but the first.
+    """
     config, shape = drawn
     model = tiny(default_rng(seed), "float32", **config)
     seen = []
     for attention in modules(model, Attention):
         attention.forward = lambda x, forward=attention.forward: (seen.append(x.shape[1:3]), forward(x))[1]
-    model(images(default_rng(seed), *shape, dtype="float32"), 1)
+    read = []
+    for cross in modules(model, CrossAttention):
+        cross.forward = lambda x, *text, forward=cross.forward: (read.append(x.shape[1:3]), forward(x, *text))[1]
+    text = text_for(config, default_rng(seed), shape[0], "float32")
+    model(images(default_rng(seed), *shape, dtype="float32"), 1, text=text)
     sizes = [(shape[1] >> level, shape[2] >> level) for level in range(len(config["channel_mults"]))]
     blocks = 2 * config["num_res_blocks"] + 1
     expected = [sizes[-1]] + [sizes[level] for level in config["attention_levels"] for _ in range(blocks)]
     assert sorted(seen) == sorted(expected)
+    expected = [sizes[-1]] + [size for size in sizes[1:] for _ in range(blocks)]
+    assert sorted(read) == (sorted(expected) if text else [])
 
 
 def test_the_network_begins_by_predicting_nothing(rng):
@@ -157,6 +176,19 @@ def test_each_block_begins_as_its_skip(rng):
     x = Tensor(images(rng, 2, 4, 4, 8, dtype="float32"))
     code = Tensor(asarray(rng.standard_normal((2, 128), dtype="float32")))
     np.testing.assert_array_equal(to_numpy(block(x, code, None)), to_numpy(x))
+
+
+def test_a_network_begins_to_read_as_if_there_were_no_text(rng):
+    """With the weights of one that takes no text it gives the same bits, whatever the text: what it adds is 0."""
+    plain = UNet(base_channels=8, num_groups=4, rng=rng)
+    reading = UNet(base_channels=8, num_groups=4, text_features=5, rng=rng)
+    for p in plain.parameters():
+        p.data = asarray(rng.standard_normal(p.shape) / math.sqrt(p.size / p.shape[-1]), "float32")
+    new = {name: a for name, a in reading.state_dict().items() if ".cross." in name}
+    assert plain.state_dict().keys() == reading.state_dict().keys() - new.keys()
+    reading.load_state_dict(plain.state_dict() | new)
+    x, text = images(rng, 2, 8, 8, dtype="float32"), text_for({"text_features": 5}, rng, 2, "float32")
+    np.testing.assert_array_equal(run(reading, x, 7, text=text), run(plain, x, 7))
 
 
 # What it computes.
@@ -387,6 +419,15 @@ def test_a_float64_picture_does_not_enter_a_float32_network(rng):
         tiny(rng, "float32")(images(rng, 1), 1)
 
 
+def test_a_text_where_none_belongs_and_none_where_one_does_are_refused(rng):
+    """A network without text_features takes no text; one with them does not guess it."""
+    text = text_for({"text_features": 5}, rng, 2)
+    with pytest.raises(ValueError, match="text is given, for a network whose text_features is None"):
+        tiny(rng)(images(rng, 2), 1, text=text)
+    with pytest.raises(ValueError, match="text is missing, for a network whose text_features is 5"):
+        tiny(rng, text_features=5)(images(rng, 2), 1)
+
+
 # The gradient of the whole.
 
 
@@ -404,14 +445,22 @@ def graph(y):
 @FEWER
 @given(SEEDS, st.booleans(), st.sampled_from([0.0, 0.3]))
 def test_the_gradient_is_the_derivative_along_a_random_direction(seed, labelled, dropout):
-    """sum <dp, d> = d/dh <g, model(x + h d_x; p + h d_p)> at h = 0, over the image and all parameters together."""
+    """sum <dp, d> = d/dh <g, model(x + h d_x; p + h d_p)> at h = 0, over the image and all parameters together.
+
+    A network without labels has a text in their place, and its features are among what is moved.
+    """
     rng = default_rng(seed)
-    model = tiny(rng, num_classes=3 if labelled else None, attention_levels=(1,), num_res_blocks=2, dropout=dropout)
+    options = {"num_classes": 3} if labelled else {"text_features": 5}
+    model = tiny(rng, attention_levels=(1,), num_res_blocks=2, dropout=dropout, **options)
     inputs = [*model.parameters(), Tensor(images(rng, 2), requires_grad=True)]
+    text = text_for(options, rng, 2)
+    if text is not None:
+        text[0].requires_grad = True
+        inputs.insert(0, text[0])
     t, labels = rng.integers(1, 1001, 2), rng.integers(0, 4, 2) if labelled else None
 
     def forward():
-        return model(inputs[-1], t, labels, rng=default_rng(seed))
+        return model(inputs[-1], t, labels, text=text, rng=default_rng(seed))
 
     g = images(rng, 2)
     forward().backward(g)

@@ -230,7 +230,10 @@ def a_small_map_and_a_convolution(draw):
 @row("attention", linear=(2,))
 def queries_keys_and_values(draw):
     lead, l, m, d, e = draw(shapes(0, 2)), draw(MAYBE_EMPTY), draw(SIZES), draw(SIZES), draw(MAYBE_EMPTY)
-    return [normal(draw, (*lead, *shape)) for shape in [(l, d), (m, d), (m, e)]], {}
+    mask = default_rng(draw(SEEDS)).random(draw(st.sampled_from([(m,), (l, m), (*lead, 1, m)]))) < 0.5
+    mask[..., draw(st.integers(0, m - 1))] = True
+    arrays = [normal(draw, (*lead, *shape)) for shape in [(l, d), (m, d), (m, e)]]
+    return arrays, draw(st.sampled_from([{}, {"mask": mask}]))
 
 
 # Maps.

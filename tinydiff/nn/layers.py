@@ -6,6 +6,7 @@ Read next: unet.py.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from tinydiff import ops
@@ -90,20 +91,59 @@ class Attention(Module):
     """
 
     def __init__(self, channels: int, *, num_heads: int, num_groups: int, rng: Any):
-        if channels % num_heads:
-            raise ValueError(f"num_heads={num_heads} does not divide channels={channels}")
+        check_heads(num_heads, channels)
         self.num_heads = num_heads
         self.norm = GroupNorm(num_groups, channels)
         self.qkv = Linear(channels, 3 * channels, rng=rng)
         self.out = Linear(channels, channels, rng=rng, zero=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        n, h, w, c = x.shape
-        qkv = ops.reshape(self.qkv(self.norm(x)), shape=(n, h * w, 3, self.num_heads, c // self.num_heads))
-        qkv = ops.transpose(qkv, axes=(2, 0, 3, 1, 4))  # (3, N, heads, L, D)
-        y = ops.attention(qkv[0], qkv[1], qkv[2])
-        y = ops.reshape(ops.transpose(y, axes=(0, 2, 1, 3)), shape=x.shape)  # heads side by side again
-        return x + self.out(y)
+        qkv = split_heads(self.qkv(self.norm(x)), 3, self.num_heads)
+        return x + self.out(join_heads(ops.attention(qkv[0], qkv[1], qkv[2]), x.shape))
+
+
+class CrossAttention(Module):
+    """What each pixel of a map takes from a text, added to the map: x + out(attention(q, k, v)).
+
+        q = q(group norm of x),   k, v = kv(features)                                   Rombach et al. 2022, section 3.3
+
+    x: (N, H, W, channels).  features: (N, M, text_features), one vector a token.  present: (N, M) booleans, at least
+    one True in each row: other tokens have no influence.  num_heads must divide channels, else ValueError.
+    attend: ops.attention; whoever wants to see the weights may put a function of the same arguments in its place.
+    """
+
+    def __init__(self, channels: int, text_features: int, *, num_heads: int, num_groups: int, rng: Any):
+        check_heads(num_heads, channels)
+        self.num_heads = num_heads
+        self.attend: Callable[..., Tensor] = ops.attention
+        self.norm = GroupNorm(num_groups, channels)
+        self.q = Linear(channels, channels, rng=rng)
+        self.kv = Linear(text_features, 2 * channels, rng=rng)
+        self.out = Linear(channels, channels, rng=rng, zero=True)
+
+    def forward(self, x: Tensor, features: Tensor, present: Any) -> Tensor:
+        q = split_heads(self.q(self.norm(x)), 1, self.num_heads)
+        kv = split_heads(self.kv(features), 2, self.num_heads)
+        y = self.attend(q[0], kv[0], kv[1], mask=asarray(present)[:, None, None])  # (N, 1, 1, M)
+        return x + self.out(join_heads(y, x.shape))
+
+
+def check_heads(num_heads: int, channels: int) -> None:
+    """Raise a ValueError unless the channels can be dealt out evenly to the heads."""
+    if channels % num_heads:
+        raise ValueError(f"num_heads={num_heads} does not divide channels={channels}")
+
+
+def split_heads(x: Tensor, parts: int, num_heads: int) -> Tensor:
+    """(N, ..., parts C) -> (parts, N, heads, L, C / heads): queries, keys, values, whichever stand side by side."""
+    n, size, c = x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1] // parts
+    x = ops.reshape(x, shape=(n, size, parts, num_heads, c // num_heads))
+    return ops.transpose(x, axes=(2, 0, 3, 1, 4))
+
+
+def join_heads(y: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """(N, heads, L, C / heads) -> shape (N, ..., C): heads side by side again."""
+    return ops.reshape(ops.transpose(y, axes=(0, 2, 1, 3)), shape=shape)
 
 
 def _weights(rng: Any, shape: tuple[int, ...], fan_in: int, fan_out: int, zero: bool) -> Tensor:

@@ -4,12 +4,13 @@
 
 Every map made on the way down is put beside the map of the same size on the way up (a skip).  The time t enters each
 residual block as a bias of its first convolution; a class label is added to the time code, and one more label stands
-for "no label", so that one network serves conditional and unconditional sampling (Ho & Salimans 2022).  The last
-convolution of each block starts at zero: the network begins as a short, nearly linear one.
+for "no label", so that one network serves conditional and unconditional sampling (Ho & Salimans 2022).  A text comes in
+by cross-attention, at every resolution but the first (Rombach et al. 2022).  The last convolution of each block starts
+at zero: the network begins as a short, nearly linear one.
 
     model(x_t, t, labels) -> eps_hat (N, H, W, C)
 
-Read next: ../train.py.
+Read next: text.py, ../train.py.
 """
 
 import math
@@ -18,11 +19,13 @@ from typing import Any
 from tinydiff import ops
 from tinydiff.autograd import Tensor
 from tinydiff.backend import asarray, host_integers
-from tinydiff.nn.layers import Attention, Conv2d, Embedding, GroupNorm, Linear, norm_silu_conv
+from tinydiff.nn.layers import Attention, Conv2d, CrossAttention, Embedding, GroupNorm, Linear, norm_silu_conv
 from tinydiff.nn.module import Module
 
 TIME_FEATURES = 128  # width of the time code that every block sees
 LONGEST_PERIOD = 10_000  # of the sinusoids, in steps
+
+Text = tuple[Tensor, Any]  # features (N, M, F), and present (N, M): see CrossAttention
 
 
 def time_code(t: Any, features: int, dtype: Any = "float32") -> Any:
@@ -38,13 +41,23 @@ def time_code(t: Any, features: int, dtype: Any = "float32") -> Any:
 
 
 class ResBlock(Module):
-    """x -> skip(x) + conv2(silu(norm2(conv1(silu(norm1(x))) + time))), then attention where num_heads is given.
+    """x -> skip(x) + conv2(silu(norm2(conv1(silu(norm1(x))) + time))), then attention where `attend` says so.
 
-    The skip is the identity, or a 1x1 convolution where the numbers of channels differ.
+    The skip is the identity, or a 1x1 convolution where the numbers of channels differ.  text_features: of a text that
+    is attended to at the end, else None.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, *, num_groups: int, num_heads: int | None, dropout: float, rng: Any
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        num_groups: int,
+        num_heads: int,
+        attend: bool,
+        text_features: int | None,
+        dropout: float,
+        rng: Any,
     ):
         self.dropout = dropout
         self.norm1 = GroupNorm(num_groups, in_channels, silu=True)
@@ -53,18 +66,19 @@ class ResBlock(Module):
         self.norm2 = GroupNorm(num_groups, out_channels, silu=True)
         self.conv2 = Conv2d(out_channels, out_channels, rng=rng, zero=True)
         self.skip = Linear(in_channels, out_channels, rng=rng) if in_channels != out_channels else None
-        self.attention = (
-            Attention(out_channels, num_heads=num_heads, num_groups=num_groups, rng=rng) if num_heads else None
-        )
+        options: dict[str, Any] = {"num_heads": num_heads, "num_groups": num_groups, "rng": rng}
+        self.attention = Attention(out_channels, **options) if attend else None
+        self.cross = CrossAttention(out_channels, text_features, **options) if text_features else None
 
-    def forward(self, x: Tensor, code: Tensor, rng: Any) -> Tensor:
+    def forward(self, x: Tensor, code: Tensor, rng: Any, text: Text | None = None) -> Tensor:
         h = norm_silu_conv(self.norm1, self.conv1, x, self.time(code))
         other = x if self.skip is None else self.skip(x)
         if rng is not None and self.dropout > 0:
             h = self.conv2(ops.dropout(self.norm2(h), p=self.dropout, rng=rng), other)
         else:
             h = norm_silu_conv(self.norm2, self.conv2, h, other)
-        return h if self.attention is None else self.attention(h)
+        h = h if self.attention is None else self.attention(h)
+        return h if self.cross is None or text is None else self.cross(h, *text)
 
 
 class Downsample(Conv2d):
@@ -93,6 +107,8 @@ class UNet(Module):
     channel_mults: one entry a level, the level's channels as a multiple of base_channels.
     attention_levels: levels (0 = full size) whose blocks are followed by attention; the middle always has one.
     dropout: probability in each residual block, active in calls that pass `rng` (training), not otherwise.
+    text_features: None, or the features F of each token of a text, which the blocks of every level but the first and
+    the middle attend to: text is then (features (N, M, F), present (N, M)), as CrossAttention takes it.
     """
 
     def __init__(
@@ -106,6 +122,7 @@ class UNet(Module):
         num_groups: int = 8,
         num_classes: int | None = None,
         dropout: float = 0.0,
+        text_features: int | None = None,
         *,
         rng: Any,
     ):
@@ -126,12 +143,21 @@ class UNet(Module):
             "num_groups": num_groups,
             "num_classes": num_classes,
             "dropout": dropout,
+            "text_features": text_features,
         }
         self.base_channels, self.num_classes, self.num_levels = base_channels, num_classes, len(channel_mults)
 
-        def block(c_in: int, c_out: int, attend: bool) -> ResBlock:
-            heads = num_heads if attend else None
-            return ResBlock(c_in, c_out, num_groups=num_groups, num_heads=heads, dropout=dropout, rng=rng)
+        def block(c_in: int, c_out: int, attend: bool, reads: bool) -> ResBlock:
+            return ResBlock(
+                c_in,
+                c_out,
+                num_groups=num_groups,
+                num_heads=num_heads,
+                attend=attend,
+                text_features=text_features if reads else None,
+                dropout=dropout,
+                rng=rng,
+            )
 
         self.time1 = Linear(base_channels, TIME_FEATURES, rng=rng)
         self.time2 = Linear(TIME_FEATURES, TIME_FEATURES, rng=rng)
@@ -143,36 +169,39 @@ class UNet(Module):
         self.down: list[Module] = []
         for level, mult in enumerate(channel_mults):
             for _ in range(num_res_blocks):
-                self.down.append(block(c, base_channels * mult, level in attention_levels))
+                self.down.append(block(c, base_channels * mult, level in attention_levels, level > 0))
                 c = base_channels * mult
                 skips.append(c)
             if level < self.num_levels - 1:
                 self.down.append(Downsample(c, rng=rng))
                 skips.append(c)
-        self.middle = [block(c, c, True), block(c, c, False)]
+        self.middle = [block(c, c, True, True), block(c, c, False, False)]
         self.up: list[Module] = []
         for level, mult in reversed(list(enumerate(channel_mults))):
             for _ in range(num_res_blocks + 1):
-                self.up.append(block(c + skips.pop(), base_channels * mult, level in attention_levels))
+                self.up.append(block(c + skips.pop(), base_channels * mult, level in attention_levels, level > 0))
                 c = base_channels * mult
             if level > 0:
                 self.up.append(Upsample(c, rng=rng))
         self.norm_out = GroupNorm(num_groups, c, silu=True)
         self.conv_out = Conv2d(c, in_channels, rng=rng, zero=True)
 
-    def forward(self, x_t: Any, t: Any, labels: Any = None, *, rng: Any = None) -> Tensor:
+    def forward(self, x_t: Any, t: Any, labels: Any = None, *, text: Text | None = None, rng: Any = None) -> Tensor:
         x = x_t if isinstance(x_t, Tensor) else Tensor(asarray(x_t))
         self._check_size(x.shape)
+        if (text is None) != (self.config["text_features"] is None):
+            said = "missing" if text is None else "given"
+            raise ValueError(f"text is {said}, for a network whose text_features is {self.config['text_features']}")
         code = self._time_and_label(t, labels, len(x))
         h = self.conv_in(x)
         skips = [h]
         for layer in self.down:
-            h = layer(h, code, rng) if isinstance(layer, ResBlock) else layer(h)
+            h = layer(h, code, rng, text) if isinstance(layer, ResBlock) else layer(h)
             skips.append(h)
         for layer in self.middle:
-            h = layer(h, code, rng)
+            h = layer(h, code, rng, text)
         for layer in self.up:
-            h = layer(ops.concat(h, skips.pop()), code, rng) if isinstance(layer, ResBlock) else layer(h)
+            h = layer(ops.concat(h, skips.pop()), code, rng, text) if isinstance(layer, ResBlock) else layer(h)
         return norm_silu_conv(self.norm_out, self.conv_out, h)
 
     def _time_and_label(self, t: Any, labels: Any, n: int) -> Tensor:

@@ -1,0 +1,132 @@
+"""A text that tells the U-Net what to draw: its encoder, the two of them as one network, and prompts as classes.
+
+    tokens -> vectors of word + place -> [norm, self-attention, norm, MLP] x blocks -> norm -> features, one a token
+
+the transformer of Vaswani et al. 2017 with its norms before each branch, read by the U-Net through cross-attention
+(Rombach et al. 2022).  Both are trained together, on the loss of noise prediction alone.
+
+    model(x_t, t, tokens) -> eps_hat                          TextUNet: what training sees
+    Prompted(model, prompts, negative)(x_t, t, labels)        class i is prompt i, "no label" the negative prompt
+
+So to diffusion/ a list of prompts is a set of classes, and a negative prompt is what guidance leads away from.
+Read next: ../train.py.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from tinydiff import ops
+from tinydiff.autograd import Tensor, no_grad
+from tinydiff.backend import asarray, host_integers, xp
+from tinydiff.nn.layers import Embedding, GroupNorm, Linear, check_heads, join_heads, split_heads
+from tinydiff.nn.module import Module
+from tinydiff.nn.unet import Text, UNet
+
+PADDING = 0  # the token that fills a row up: it is no word, and nothing looks at it
+
+
+class LayerNorm(GroupNorm):
+    """Each token's features brought to mean 0 and variance 1: group norm of a map of one pixel, in one group."""
+
+    def __init__(self, features: int):
+        super().__init__(1, features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, features = x.shape
+        return ops.reshape(super().forward(ops.reshape(x, shape=(n * length, features))), shape=x.shape)
+
+
+class TextBlock(Module):
+    """x -> x + out(attention of norm1(x)), then x -> x + mlp2(silu(mlp1(norm2(x)))); both branches start at zero."""
+
+    def __init__(self, features: int, *, num_heads: int, rng: Any):
+        check_heads(num_heads, features)
+        self.num_heads = num_heads
+        self.norm1 = LayerNorm(features)
+        self.qkv = Linear(features, 3 * features, rng=rng)
+        self.out = Linear(features, features, rng=rng, zero=True)
+        self.norm2 = LayerNorm(features)
+        self.mlp1 = Linear(features, 4 * features, rng=rng)
+        self.mlp2 = Linear(4 * features, features, rng=rng, zero=True)
+
+    def forward(self, x: Tensor, present: Any) -> Tensor:
+        qkv = split_heads(self.qkv(self.norm1(x)), 3, self.num_heads)
+        y = ops.attention(qkv[0], qkv[1], qkv[2], mask=present[:, None, None])  # (N, 1, 1, L)
+        x = x + self.out(join_heads(y, x.shape))
+        return x + self.mlp2(ops.silu(self.mlp1(self.norm2(x))))
+
+
+class TextEncoder(Module):
+    """encode(tokens) -> (features (N, L, F), present (N, L)), as UNet.forward takes a text.
+
+    tokens: (N, L) host integers, 1 <= L <= max_length, in 0..num_words - 1, of which PADDING is not there; every row
+    has another one; else ValueError.  num_heads must divide features, else ValueError.
+    """
+
+    def __init__(
+        self,
+        num_words: int,
+        max_length: int = 16,
+        features: int = 64,
+        num_blocks: int = 2,
+        num_heads: int = 4,
+        *,
+        rng: Any,
+    ):
+        self.config = {
+            "num_words": num_words,
+            "max_length": max_length,
+            "features": features,
+            "num_blocks": num_blocks,
+            "num_heads": num_heads,
+        }
+        self.words = Embedding(num_words, features, rng=rng)
+        self.places = Embedding(max_length, features, rng=rng)
+        self.blocks = [TextBlock(features, num_heads=num_heads, rng=rng) for _ in range(num_blocks)]
+        self.norm = LayerNorm(features)
+
+    def encode(self, tokens: Any) -> Text:
+        tokens = host_integers("tokens", tokens, 0, self.config["num_words"] - 1)
+        there = tokens != PADDING
+        if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= self.config["max_length"] or not there.any(1).all():
+            raise ValueError(
+                f"tokens must have shape (N, L), 1 <= L <= {self.config['max_length']}, and a word in each row, "
+                f"got shape {tokens.shape}"
+            )
+        present = asarray(there)
+        x = self.words(tokens) + self.places.w[: tokens.shape[1]]  # (N, L, F)
+        for block in self.blocks:
+            x = block(x, present)
+        return self.norm(x), present
+
+
+class TextUNet(Module):
+    """eps_hat = model(x_t, t, tokens): a U-Net and the encoder of the text that it attends to.
+
+    encoder: arguments of TextEncoder.  unet: arguments of UNet; text_features are the encoder's.
+    """
+
+    def __init__(self, encoder: dict[str, Any], unet: dict[str, Any], *, rng: Any):
+        self.encoder = TextEncoder(**encoder, rng=rng)
+        self.unet = UNet(**unet | {"text_features": self.encoder.config["features"]}, rng=rng)
+        self.config = {"encoder": self.encoder.config, "unet": self.unet.config}
+
+    def forward(self, x_t: Any, t: Any, tokens: Any, *, rng: Any = None) -> Tensor:
+        return self.unet(x_t, t, text=self.encoder.encode(tokens), rng=rng)
+
+
+class Prompted:
+    """A trained TextUNet and some prompts as a model with classes: label i is prompt i, num_classes the negative one.
+
+    prompts, negative: token rows of one length.  Each is encoded once.
+    """
+
+    def __init__(self, model: TextUNet, prompts: Sequence[Sequence[int]], negative: Sequence[int]):
+        self.unet, self.num_classes = model.unet, len(prompts)
+        with no_grad():
+            features, self._present = model.encoder.encode([*prompts, negative])
+        self._features = features.data
+
+    def __call__(self, x_t: Any, t: Any, labels: Any) -> Tensor:
+        rows = asarray(host_integers("labels", labels, 0, self.num_classes, len(x_t)))
+        return self.unet(x_t, t, text=(Tensor(xp.take(self._features, rows, 0)), xp.take(self._present, rows, 0)))
