@@ -28,13 +28,12 @@ from tinydiff import cli, plots
 from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, to_numpy
 from tinydiff.checkpoint import atomic_write
-from tinydiff.classify import load_classifier, load_noisy_classifier
+from tinydiff.classify import class_score, load_classifier, load_noisy_classifier
 from tinydiff.data import load
 from tinydiff.diffusion import classifier_free, classifier_guided, rescaled, unconditional, within
 from tinydiff.generate import Recipe, generate, load_trained
 from tinydiff.metrics import wilson_interval
 from tinydiff.parallel import default_workers
-from tinydiff.scores import class_score
 
 METHODS = ("free", "interval", "rescaled", "classifier")
 SIGMA = 0.28, 2.9  # noise to signal, sqrt(1/alpha_bar - 1), of the interval: middle noise levels
@@ -76,7 +75,7 @@ def main(
         plan = {"free": (classifier_free, scales), "interval": (partial(in_interval, low, high), largest)}
         plan["rescaled"] = partial(with_contrast, schedule), largest
         if "classifier" in methods:
-            leader = load_leader(noisy_classifier, schedule, pool.model.num_classes)
+            leader = load_noisy_classifier(Path(noisy_classifier), schedule, pool.model.num_classes)
             plan["classifier"] = partial(by_classifier, schedule, leader), classifier_scales
         cells = [(name, scale, plan[name][0]) for name in METHODS if name in methods for scale in plan[name][1]]
         test = load(meta["data"]["name"], "test", data_dir, meta["train"]["seed"])
@@ -127,14 +126,6 @@ def with_contrast(schedule, model, labels, scale):
 
 def by_classifier(schedule, leader, model, labels, scale):
     return classifier_guided(schedule, unconditional(model), class_score(leader, labels), scale)
-
-
-def load_leader(path, schedule, num_classes):
-    """The noisy classifier, if it knows this schedule's noise and these classes; else TinydiffError."""
-    leader, its = load_noisy_classifier(Path(path))
-    if leader.num_classes != num_classes or not np.array_equal(its.beta, schedule.beta):
-        raise TinydiffError(f"{path}: it was trained for other classes, or for another schedule, than the checkpoint")
-    return leader
 
 
 def look(judge, images):

@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 
 from tinydiff import checkpoint
 from tinydiff.autograd import no_grad
-from tinydiff.backend import default_rng, to_numpy
+from tinydiff.backend import TinydiffError, asarray, default_rng, standard_normal, to_numpy
 from tinydiff.checkpoint import CheckpointError
 from tinydiff.classify import (
     MAX_SHIFT,
     SLICE,
     ClassifierConfig,
     build_classifier,
+    class_score,
     draw_batch,
     draw_noisy_batch,
     features,
@@ -228,21 +229,77 @@ def test_a_noisy_classifier_trains_on_its_draw_and_reads_each_picture_at_its_tim
     np.testing.assert_allclose(probabilities, np.exp(logits) / np.exp(logits).sum(1, keepdims=True), atol=1e-5)
 
 
+def classifier(seed):
+    """A small noisy classifier in float64, for differences."""
+    model = build_classifier(NOISY, seed)
+    for p in model.parameters():
+        p.data = asarray(to_numpy(p.data) + 0.3 * default_rng(seed, p.size).standard_normal(p.shape), "float64")
+    return model
+
+
+@given(st.integers(0, 99), st.integers(1, 1000), st.lists(st.integers(0, 2), min_size=1, max_size=3))
+def test_the_score_is_the_gradient_of_each_rows_log_probability(seed, t, labels):
+    """<score, d> = d/dh log p(label | x + h d), row by row, along a random direction; each row alone gives its own."""
+    model, n = classifier(seed), len(labels)
+    x, d = (standard_normal(default_rng(seed, k), (n, 6, 6, 1), "float64") for k in (1, 2))
+    score = class_score(model, labels)(x, t)
+    assert score.shape == x.shape and score.dtype == x.dtype
+
+    def log_p(x):
+        logits = to_numpy(model(x, t))
+        return (logits - np.logaddexp.reduce(logits, 1, keepdims=True))[np.arange(n), labels]
+
+    h = 1e-5  # differences are off by h^2 times a third derivative, and by 1e-15 / h: both near 1e-10
+    slope = (log_p(x + h * d) - log_p(x - h * d)) / (2 * h)
+    np.testing.assert_allclose(to_numpy((score * d).sum((1, 2, 3))), slope, rtol=1e-5, atol=1e-6)
+    alone = class_score(model, labels[0])(x[:1], t)
+    np.testing.assert_allclose(to_numpy(alone), to_numpy(score[:1]), rtol=1e-9, atol=1e-12)
+
+
+def test_the_score_leaves_no_trace_and_needs_no_recording(rng):
+    """Inside no_grad as outside; no parameter gets a gradient, and each still wants one, after an error too."""
+    model = build_classifier(NOISY, 0)
+    x = asarray(rng.standard_normal((2, 6, 6, 1), dtype="float32"))
+    score_fn = class_score(model, [0, 1])
+    outside = score_fn(x, 5)
+    with no_grad():
+        assert np.array_equal(to_numpy(score_fn(x, 5)), to_numpy(outside))
+        assert not model(x, 5).requires_grad
+    assert outside.dtype == "float32" and float(abs(outside).max()) > 0
+    with pytest.raises(ValueError, match="labels must"):
+        class_score(model, [0, 3])(x, 5)
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert len(model.parameters()) == len(build_classifier(NOISY, 1).parameters())
+
+
+def test_no_gradient_of_a_parameter_is_even_computed(rng, monkeypatch):
+    """While the score is computed no parameter requires a gradient, so no vjp of one is called."""
+    model, wanted = build_classifier(NOISY, 0), []
+    forward = type(model).forward
+    record = lambda self, *a: wanted.extend(p.requires_grad for p in everything) or forward(self, *a)  # noqa: E731
+    everything = model.parameters()
+    monkeypatch.setattr(type(model), "forward", record)
+    class_score(model, 1)(asarray(rng.standard_normal((2, 6, 6, 1), dtype="float32")), 5)
+    assert wanted == [False] * len(everything)
+
+
 def test_a_noisy_classifier_is_saved_with_its_noise_and_is_no_judge(tmp_path, rng):
     """It comes back with its schedule, bit for bit; as a classifier of clean pictures it is refused, and so back."""
     dataset, path, schedule = random_pictures(10, rng), tmp_path / "checkpoint.npz", Schedule.linear(60)
     x = rng.standard_normal((3, 6, 6, 1), dtype="float32")
     with Workers(partial(build_classifier, NOISY, 5)) as workers:
         save_classifier(path, workers, ClassifierConfig(), dataset, dataset, 4, schedule)
-        model, its = load_noisy_classifier(path)
+        model = load_noisy_classifier(path, schedule, 3)
         assert np.array_equal(to_numpy(model(x, 7)), to_numpy(workers.model(x, 7)))
-    assert np.array_equal(its.beta, schedule.beta)
+    for its_schedule, num_classes in ((Schedule.linear(61), 3), (schedule, 4)):
+        with pytest.raises(TinydiffError, match=r"checkpoint\.npz: it was trained for other classes, or for another"):
+            load_noisy_classifier(path, its_schedule, num_classes)
     with pytest.raises(CheckpointError, match="holds a network of kind 'noisy classifier', not 'classifier'"):
         load_classifier(path, 1)
     with Workers(partial(build_classifier, SMALL, 5)) as workers:
         save_classifier(path, workers, ClassifierConfig(), dataset, dataset, 4)
     with pytest.raises(CheckpointError, match="holds a network of kind 'classifier', not 'noisy classifier'"):
-        load_noisy_classifier(path)
+        load_noisy_classifier(path, schedule, 3)
 
 
 def test_another_network_is_not_taken_for_a_classifier(tmp_path, rng):

@@ -41,7 +41,6 @@ LAYERS = {
     "train": 4,
     "generate": 4,
     "classify": 4,
-    "scores": 4,
     "metrics": 4,
 }
 # Work on host arrays: files, tables, pictures, processes.  Everything else computes with xp.

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from tinydiff import checkpoint, ops
-from tinydiff.autograd import Tensor, no_grad
-from tinydiff.backend import default_rng, precision, to_numpy
+from tinydiff.autograd import Tensor, enable_grad, no_grad
+from tinydiff.backend import TinydiffError, default_rng, precision, to_numpy, xp
 from tinydiff.data import Dataset, epoch_indices
 from tinydiff.diffusion import Schedule
 from tinydiff.generate import load_network
@@ -97,6 +97,29 @@ def read(workers: Workers, images: np.ndarray, t: np.ndarray | None = None) -> I
     """
     slices = [slice(i, i + SLICE) for i in range(0, len(images), SLICE)]
     return workers.map(_read_slice, [(images[part], None if t is None else t[part]) for part in slices])
+
+
+def class_score(model: Module, labels: Any) -> Callable[[Any, int], Any]:
+    """score_fn(x_t, t) = grad_{x_t} log p(labels | x_t), by a backward pass: what diffusion.classifier_guided asks for.
+
+    model: a noisy classifier; its parameters get no gradient.  labels: one integer or (N,).  Works inside no_grad().
+    """
+    parameters = model.parameters()
+
+    def score_fn(x_t: Any, t: int) -> Any:
+        x = Tensor(x_t, requires_grad=True)
+        for p in parameters:
+            p.requires_grad = False  # nothing is then computed for them, only what leads to x_t
+        try:
+            with enable_grad():
+                losses = cross_entropy(model(x, t), labels)
+        finally:
+            for p in parameters:
+                p.requires_grad = True
+        losses.backward(xp.full(losses.shape, -1, losses.dtype))  # row by row: no image enters another's loss
+        return x.grad
+
+    return score_fn
 
 
 def class_probs(model: Module) -> Callable[[Any, int], np.ndarray]:
@@ -177,10 +200,16 @@ def load_classifier(path: Path, num_workers: int) -> tuple[Workers, dict[str, An
     return workers, meta
 
 
-def load_noisy_classifier(path: Path) -> tuple[Module, Schedule]:
-    """A saved noisy classifier, and the schedule of the noise that it knows; CheckpointError as in load_classifier."""
+def load_noisy_classifier(path: Path, schedule: Schedule, num_classes: int) -> Module:
+    """A saved noisy classifier, to lead a model of this schedule and so many classes.
+
+    Raises CheckpointError as load_classifier, and TinydiffError if it knows other noise or other classes.
+    """
     workers, arrays, _ = load_network(path, "noisy classifier", "weights/", _builder, 1)
-    return workers.model, Schedule(arrays["schedule/beta"])
+    its = Schedule(arrays["schedule/beta"])
+    if workers.model.config["num_classes"] != num_classes or not np.array_equal(its.beta, schedule.beta):
+        raise TinydiffError(f"{path}: it was trained for other classes, or for another schedule, than the checkpoint")
+    return workers.model
 
 
 def _builder(_: dict, meta: dict[str, Any]) -> Callable[[], Module]:

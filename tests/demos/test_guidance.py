@@ -13,12 +13,11 @@ from matplotlib.image import imread
 from tinydiff import checkpoint
 from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, asarray, backend_name, default_rng, standard_normal, to_numpy
-from tinydiff.classify import ClassifierConfig, build_classifier, save_classifier
+from tinydiff.classify import ClassifierConfig, build_classifier, class_score, save_classifier
 from tinydiff.data import load
 from tinydiff.diffusion import Schedule, classifier_free, classifier_guided, unconditional
 from tinydiff.generate import Recipe, build_unet, generate
 from tinydiff.parallel import Workers
-from tinydiff.scores import class_score
 from tinydiff.train import TrainConfig, Training
 
 pytestmark = pytest.mark.program

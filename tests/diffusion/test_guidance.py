@@ -23,6 +23,7 @@ from tinydiff.diffusion import (
     classifier_guided,
     ddim_step,
     ddpm_step,
+    known_probs,
     rescaled,
     sample,
     timestep_pairs,
@@ -382,6 +383,29 @@ def test_sampling_with_drawn_labels_recovers_the_weights_of_a_mixture(linear):
     counts = nearest(x_0, PLACES)
     assert chi_square_p_value(counts, 3000 * WEIGHTS) > 1e-4
     assert chi_square_p_value(counts, np.full(5, 600)) < 1e-9  # it has eyes
+
+
+@given(st.integers(1, 1000), st.integers(0, 999))
+def test_what_is_known_of_x_0_judges_labels_by_bayes_rule(linear, t, seed):
+    """p(y | x_0's first number, x_t) of independent Gaussians: the first number of x_t then says nothing more."""
+    model, x_0, x_t = Components(linear, VAR), normal(seed, 3, 2), normal(seed + 1, 3, 2)
+    found = known_probs(linear, model, model.class_probs, x_0, np.array([True, False]), VAR)(x_t, t)
+    a, x, known = float(linear.alpha_bar[t]), to_numpy(x_t)[:, 1], to_numpy(x_0)[:, 0]
+    of_known = (known[:, None] - PLACES[:, 0]) ** 2 / (2 * VAR)
+    of_other = (x[:, None] - a**0.5 * PLACES[:, 1]) ** 2 / (2 * (a * VAR + 1 - a))
+    expected = WEIGHTS * np.exp(-of_known - of_other)
+    np.testing.assert_allclose(found, expected / expected.sum(1, keepdims=True), rtol=0, atol=1e-10)
+
+
+def test_where_nothing_is_known_labels_stay_as_likely_as_they_were(linear):
+    """The classifier's answer, and one that has underflowed to 0 stays finite."""
+    model, x_t = Components(linear, VAR), normal(0, 3, 2)
+    probs = model.class_probs(x_t, 500)
+    found = known_probs(linear, model, lambda x, t: probs, xp.zeros((3, 2)), np.array([False, False]), VAR)(x_t, 500)
+    np.testing.assert_allclose(found, probs, rtol=1e-12)
+    certain = np.eye(5)[[0, 0, 4]]
+    found = known_probs(linear, model, lambda x, t: certain, xp.zeros((3, 2)), np.array([True, True]), VAR)(x_t, 500)
+    np.testing.assert_allclose(found, certain, atol=1e-12)
 
 
 @pytest.mark.parametrize("u", [0.0, 0.5, 1 - 2**-53])

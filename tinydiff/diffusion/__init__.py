@@ -19,6 +19,7 @@ from tinydiff.diffusion.gaussian import (
 from tinydiff.diffusion.guidance import (
     classifier_free,
     classifier_guided,
+    known_probs,
     rescaled,
     unconditional,
     with_drawn_labels,
@@ -59,6 +60,7 @@ __all__ = [
     "gaussian_kl",
     "gaussian_log_density",
     "inpaint",
+    "known_probs",
     "log_snr_pairs",
     "min_snr_weight",
     "pairs_below",
