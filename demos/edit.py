@@ -1,14 +1,18 @@
 """Edit test digits with a trained checkpoint: fill in, redraw, encode and decode, blend.  One picture, one table.
 
     python demos/edit.py runs/mnist/checkpoint.npz
-    python demos/edit.py runs/mnist/checkpoint.npz --classifier runs/classifier/checkpoint.npz --num 1000
+    python demos/edit.py runs/mnist/checkpoint.npz --classifier runs/classifier/checkpoint.npz \\
+        --noisy-classifier runs/noisy_classifier/checkpoint.npz
 
-Nothing here is told a label.  The lower half of --num digits is drawn to match the upper half (RePaint); with
---classifier (of train_classifier.py) the table says how many are read as the original's digit, with and without 4, 7
-and 9, whose upper halves may look alike.  The round trip x_0 -> x_T -> x_0 of DDIM is measured on --digits digits for
+Nothing here is told a label.  The lower half of --num digits is drawn to match the upper half: by RePaint, with the
+network's answer without a label, each step taken --resample times; or, with --noisy-classifier (train_classifier.py
+--noisy), with labels drawn anew at each step, of those that say best what is known, and each step taken once.  With
+--classifier the table says how many are read as the original's digit, with and without 4, 7 and 9, whose upper halves
+may look alike.  The round trip x_0 -> x_T -> x_0 of DDIM is measured on --digits digits for
 each number of steps in --round-trips.  --out gets edit.png and edit.md.
 
-An evaluation of the network takes 1/660 s on two idle cores: by default 300 digits x 491 and 256 x 3 x 180, 8 minutes.
+An evaluation of the network takes 1/660 s on two idle cores: by default 300 digits x 491 (with drawn labels x 550) and
+256 x 3 x 180, 8 minutes.
 """
 
 import argparse
@@ -25,9 +29,21 @@ from tinydiff import cli, plots
 from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, asarray, default_rng, standard_normal, to_numpy
 from tinydiff.checkpoint import atomic_write
-from tinydiff.classify import load_classifier, read
+from tinydiff.classify import class_probs, load_classifier, load_noisy_classifier, read
 from tinydiff.data import load
-from tinydiff.diffusion import ddim_invert, ddim_step, inpaint, sample, sdedit, slerp, timestep_pairs, unconditional
+from tinydiff.diffusion import (
+    classifier_free,
+    ddim_invert,
+    ddim_step,
+    inpaint,
+    known_probs,
+    sample,
+    sdedit,
+    slerp,
+    timestep_pairs,
+    unconditional,
+    with_drawn_labels,
+)
 from tinydiff.generate import DDPM, load_trained
 from tinydiff.metrics import share
 from tinydiff.parallel import default_workers
@@ -35,6 +51,7 @@ from tinydiff.parallel import default_workers
 SLICE = 20  # images that a worker edits at a time
 SHOWN = 10  # digits side by side in the picture
 LEVELS = (0.2, 0.4, 0.6, 0.8)  # SDEdit's t_start, as shares of T
+PIXEL_VAR = 0.3  # of a pixel in [-1, 1], about
 AMBIGUOUS = ("4", "7", "9")  # the upper half of one may be that of another
 
 
@@ -44,6 +61,7 @@ def main(
     backend="numpy",
     precision=None,
     classifier=None,
+    noisy_classifier=None,
     num=300,
     steps=50,
     resample=10,
@@ -65,7 +83,8 @@ def main(
         check(num, digits, steps, round_trips, len(dataset), schedule.T)
         print(f"data: {dataset.source}; network: {meta['step']:,} steps; no labels are given")
         known = np.arange(dataset.images.shape[1])[:, None, None] < dataset.images.shape[1] // 2  # (H, 1, 1)
-        fill_in = partial(complete, schedule, known, steps, resample)
+        reader = noisy_classifier and load_noisy_classifier(Path(noisy_classifier), schedule, pool.model.num_classes)
+        fill_in = partial(complete, schedule, known, steps, resample, reader)
         x_0, labels = spread(dataset, num)
         done = edit(pool, fill_in, x_0, "fill in", seed)
         changed = (plots.tile(done, 1) != plots.tile(x_0, 1)).reshape(-1)  # what an 8-bit file would hold
@@ -100,12 +119,16 @@ class Table(dict):
 # ------------------------------------------------------------- the edits: f(..., model, (x_0, rng's name)) -> (n, ...)
 
 
-def complete(schedule, known, steps, resample, model, job):
+def complete(schedule, known, steps, resample, reader, model, job):
     """x_0 with its unknown pixels drawn anew (RePaint): (n, H, W, C)."""
     x_0, rng = start(job)
     x_T = standard_normal(rng, x_0.shape)
+    eps_fn = unconditional(model)
+    if reader is not None:
+        probs = known_probs(schedule, model, class_probs(reader), x_0, known, PIXEL_VAR)
+        eps_fn, resample = with_drawn_labels(probs, partial(classifier_free, model, scale=1), *rng.spawn(1)), 1
     pairs, step = timestep_pairs(schedule.T, steps), DDPM(schedule)
-    return last(inpaint(schedule, step, unconditional(model), pairs, x_T, x_0, known, rng, resample))
+    return last(inpaint(schedule, step, eps_fn, pairs, x_T, x_0, known, rng, resample))
 
 
 def redraw(schedule, t_start, steps, model, job):
@@ -240,6 +263,7 @@ if __name__ == "__main__":
     parser.add_argument("checkpoint", help="checkpoint.npz of train_mnist.py")
     cli.add_backend(parser)
     parser.add_argument("--classifier", help="checkpoint.npz of train_classifier.py, to read what was filled in")
+    parser.add_argument("--noisy-classifier", help="checkpoint.npz of train_classifier.py --noisy, to draw labels by")
     parser.add_argument("--num", type=cli.positive_int, help="test digits to fill in")
     parser.add_argument("--steps", type=cli.positive_int, help="of inpainting")
     parser.add_argument("--resample", type=cli.positive_int, help="times that inpainting takes each step")

@@ -8,10 +8,11 @@ import pytest
 from matplotlib.image import imread
 
 from tinydiff import checkpoint
-from tinydiff.backend import TinydiffError, backend_name
+from tinydiff.autograd import Tensor
+from tinydiff.backend import TinydiffError, asarray, backend_name
 from tinydiff.classify import ClassifierConfig, build_classifier, save_classifier
 from tinydiff.data import load
-from tinydiff.diffusion import Schedule
+from tinydiff.diffusion import Schedule, eps_from_x_0
 from tinydiff.generate import build_unet
 from tinydiff.nn import Module
 from tinydiff.parallel import Workers
@@ -33,6 +34,8 @@ def trained(tmp_path_factory):
         state.save(folder / "checkpoint.npz", data)
     with Workers(lambda: build_classifier({"num_classes": 10}, 0)) as pool:
         save_classifier(folder / "classifier.npz", pool, ClassifierConfig(), data, data, 0)
+    with Workers(lambda: build_classifier({"num_classes": 10, "channels": [8], "time": True}, 0)) as pool:
+        save_classifier(folder / "noisy.npz", pool, ClassifierConfig(), data, data, 0, Schedule.linear(100))
     return folder
 
 
@@ -49,8 +52,8 @@ SMALL = {"num": 7, "digits": 3, "steps": 2, "resample": 2, "round_trips": (1, 2)
 def test_the_smallest_run_fills_table_and_picture(demo, trained, tmp_path, capsys):
     """Known pixels are exact, each question has its line, printed and in edit.md; the picture is no blank."""
     out = tmp_path / "new"
-    classifier = trained / "classifier.npz"
-    table = demo.main(trained / "checkpoint.npz", backend=backend_name(), classifier=classifier, out=out, **SMALL)
+    judges = {"classifier": trained / "classifier.npz", "noisy_classifier": trained / "noisy.npz"}
+    table = demo.main(trained / "checkpoint.npz", backend=backend_name(), out=out, **judges, **SMALL)
     assert table["known pixels changed"] == f"0 of {7 * 14 * 28:,}"
     assert table["read as the original, all digits"].split(",")[0].endswith("of 7")
     assert [name for name in table if "round trip" in name] == ["round trip, 1 steps", "round trip, 2 steps"]
@@ -76,7 +79,7 @@ def test_each_edit_does_what_its_name_says(demo):
     x_0, _ = load("glyphs", "test", num=4).batch(np.arange(4))
     known = np.arange(28)[:, None, None] < 14
     job = (x_0, (0, 0))
-    done = demo.complete(schedule, known, 3, 2, Zero(), job)
+    done = demo.complete(schedule, known, 3, 2, None, Zero(), job)
     assert (done[:, :14] == x_0[:, :14]).all() and (done[:, 14:] != x_0[:, 14:]).any()
     assert (demo.redraw(schedule, 0, 3, Zero(), job) == x_0).all()
     assert (demo.redraw(schedule, 50, 3, Zero(), job) != x_0).any()
@@ -87,6 +90,36 @@ def test_each_edit_does_what_its_name_says(demo):
     between = demo.blend(schedule, 3, [0.0, 0.5, 1.0], Zero(), job)
     assert np.allclose(between[:, 0], x_0, rtol=1e-5, atol=0)
     assert np.allclose(between[:, 2], np.roll(x_0, -1, 0), rtol=1e-5, atol=0)
+
+
+class ByLabel(Zero):
+    """The exact denoiser of one digit a label."""
+
+    num_classes = 10
+
+    def __init__(self, schedule, digits):
+        self.schedule, self.digits = schedule, digits
+
+    def __call__(self, x_t, t, labels):
+        return eps_from_x_0(self.schedule, x_t, t, asarray(self.digits[np.broadcast_to(labels, len(x_t))]))
+
+
+class Undecided(Module):
+    """A reader to whom every class looks alike."""
+
+    def forward(self, x_t, t):
+        return Tensor(asarray(np.zeros((len(x_t), 10), "float32")))
+
+
+def test_labels_are_drawn_of_those_that_say_what_is_known(demo):
+    """A network that knows ten digits by heart, and a reader that knows nothing: the upper half decides which."""
+    schedule = Schedule.linear(100)
+    glyphs = load("glyphs", "test", num=100)
+    digits, _ = glyphs.batch(np.array([np.flatnonzero(glyphs.labels == k)[0] for k in range(10)]))
+    known = np.arange(28)[:, None, None] < 14
+    half = np.where(known, digits, 0).astype("float32")
+    done = demo.complete(schedule, known, 3, 1, Undecided(), ByLabel(schedule, digits), (half, (0, 0)))
+    np.testing.assert_allclose(done, digits, atol=1e-5)  # float32
 
 
 def test_the_seed_decides_everything(demo):
