@@ -23,10 +23,11 @@ import numpy as np
 
 from tinydiff import checkpoint, ops
 from tinydiff.autograd import Tensor, enable_grad, no_grad
-from tinydiff.backend import default_rng, precision, to_numpy, xp
+from tinydiff.backend import TinydiffError, default_rng, precision, to_numpy, xp
 from tinydiff.data import Dataset, epoch_indices
 from tinydiff.diffusion import Schedule
 from tinydiff.generate import load_network
+from tinydiff.metrics import coverage, frechet_distance, spread
 from tinydiff.nn import Module
 from tinydiff.nn.classifier import Classifier, cross_entropy
 from tinydiff.parallel import Batch, Workers
@@ -125,6 +126,42 @@ def class_score(model: Module, labels: Any) -> Callable[[Any, int], Any]:
 def features(workers: Workers, images: np.ndarray) -> Iterator[np.ndarray]:
     """Yield Classifier.features, (n, D) for each slice of n <= SLICE images in order; what metrics.py compares."""
     return workers.map(_slice_features, [images[i : i + SLICE] for i in range(0, len(images), SLICE)])
+
+
+class Judge:
+    """What a classifier says of samples, beside real digits: a share read as asked, and how near and varied they are.
+
+    num: of the samples to be judged, and of the test digits that are judged like them, `real`: as many of each class.
+    TinydiffError if num is no multiple of the classes, or if the test set has not twice as many of each.
+    """
+
+    def __init__(self, workers: Workers, test: Dataset, num: int):
+        self.workers, self.num = workers, num
+        by_label = [np.flatnonzero(test.labels == k) for k in range(len(test.classes))]
+        least = min(map(len, by_label))
+        if num % len(by_label) or least * len(by_label) < 2 * num:
+            raise TinydiffError(
+                f"--num {num}: must be a multiple of {len(by_label)}, and the test set have twice as many of each class"
+            )
+        rng = default_rng("judge", 0)
+        images, labels = test.batch(np.stack([rng.permutation(rows)[:least] for rows in by_label], 1).reshape(-1))
+        self._features = np.concatenate(list(features(workers, images[num:])))
+        self.real = self(images[:num], labels[:num])
+
+    def __call__(self, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """{"right", "frechet", "coverage", "spread"} of num images (N, H, W, C) and the labels (N,) asked for.
+
+        right: how many are read as their label.  frechet: distance of their features from those of the test set without
+        `real`, coverage: of num of these (see metrics.py).  spread: of the features within a class.
+        """
+        found = np.concatenate(list(features(self.workers, images)))
+        answers = np.concatenate(list(read(self.workers, images))).argmax(1)
+        return {
+            "right": int((answers == labels).sum()),
+            "frechet": frechet_distance(found, self._features),
+            "coverage": coverage(found, self._features[: self.num]),
+            "spread": spread(found, labels),
+        }
 
 
 def misread_rows(

@@ -180,14 +180,18 @@ def stop_signals() -> Iterator[Stop]:
 
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Print rows of one set of keys as a table, and write them as .csv."""
+    """Print rows of one set of keys as a table, and write them as .csv, or as Markdown where the path ends in .md."""
     widths = {key: max(len(key), *(len(str(row[key])) for row in rows)) for key in rows[0]}
     for row in [{key: key for key in rows[0]}, *rows]:
         print("  ".join(f"{row[key]!s:>{width}}" for key, width in widths.items()))
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    if path.suffix == ".md":
+        for cells in (rows[0], ["---"] * len(rows[0]), *(row.values() for row in rows)):
+            text.write("| " + " | ".join(map(str, cells)) + " |\n")
+    else:
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
     with atomic_write(path) as file:
         file.write(text.getvalue().encode())
 
