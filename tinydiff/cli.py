@@ -31,6 +31,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from tqdm import tqdm
+
 from tinydiff.backend import TinydiffError, describe, use_backend
 from tinydiff.checkpoint import atomic_write
 
@@ -177,6 +179,17 @@ def stop_signals() -> Iterator[Stop]:
         yield stop
     finally:
         restore()
+
+
+def progress(losses: Iterator[float], num_steps: int, batch_size: int, name: str = "") -> Iterator[float]:
+    """Pass on what train.fit yields, under a bar that shows images, rate, time left and the loss, a running mean."""
+    with tqdm(total=num_steps * batch_size, unit="img", desc=name or None, dynamic_ncols=True) as bar:
+        smooth = 0.0
+        for step, loss in enumerate(losses):
+            smooth += (loss - smooth) / min(step + 1, 50)
+            bar.set_postfix_str(f"step {step + 1}, loss {smooth:.4g}", refresh=False)
+            bar.update(batch_size)
+            yield loss
 
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> None:

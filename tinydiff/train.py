@@ -308,7 +308,7 @@ def fit(
 def steps_that_fit(
     workers: Workers, losses_of: Losses, draw: Callable[[int, int], Batch], batch_size: int, minutes: float
 ) -> int:
-    """How many steps of `fit` take these minutes, at least one, as ten gradients say of which the first do not count."""
+    """How many steps of `fit` take these minutes, at least one: by the time of ten gradients, the first three apart."""
     began = 0.0
     for step in range(10):
         if step == 3:
