@@ -105,18 +105,11 @@ def class_score(model: Module, labels: Any) -> Callable[[Any, int], Any]:
 
     model: a noisy classifier; its parameters get no gradient.  labels: one integer or (N,).  Works inside no_grad().
     """
-    parameters = model.parameters()
 
     def score_fn(x_t: Any, t: int) -> Any:
         x = Tensor(x_t, requires_grad=True)
-        for p in parameters:
-            p.requires_grad = False  # nothing is then computed for them, only what leads to x_t
-        try:
-            with enable_grad():
-                losses = cross_entropy(model(x, t), labels)
-        finally:
-            for p in parameters:
-                p.requires_grad = True
+        with enable_grad(), model.frozen():
+            losses = cross_entropy(model(x, t), labels)
         losses.backward(xp.full(losses.shape, -1, losses.dtype))  # row by row: no image enters another's loss
         return x.grad
 
