@@ -87,24 +87,10 @@ def main(
         judge, classes, size = Judge(judge_pool, test, num), len(test.classes), test.images.shape[1]
         labels = np.arange(num) % classes
         print(f"data: {dataset.source}; {workers} worker(s), {minutes:g} minutes a model; results in {out}/")
-        models = {
-            "VAE": OneShot(
-                partial(build_vae, {"latent_channels": CODE, "channels": [channels, 2 * channels]}, classes, seed),
-                vae_losses,
-                decode,
-                (size // 4, size // 4, CODE),
-                FitConfig.peak_lr,
-                (0.9, 0.999),
-            ),
-            # Adam with a short memory: the gradient turns, for what either player should do depends on the other.
-            "GAN": OneShot(
-                partial(build_gan, size, channels, classes, seed), gan_losses, make, (Z,), 1e-3, (0.5, 0.999)
-            ),
-        }
         one_each = [np.flatnonzero(test.labels == k)[0] for k in range(classes)]
         pictures, curves = {"real digits": test.batch(one_each)[0]}, {}
         rows = [table_row("test digits", judge.real, judge)]
-        for name, model in models.items():
+        for name, model in one_shot_models(size, channels, classes, seed).items():
             with Workers(model.build, workers) as pool:
                 began = time.monotonic()
                 curves[name] = train_one_shot(name, model, pool, dataset, minutes, batch_size, seed)
@@ -113,21 +99,19 @@ def main(
                 cost = {"evaluations": 1, "seconds": seconds, "parameters": pool.model.num_parameters()}
             rows.append(table_row(name, judge(images, labels), judge, trained=trained, **cost))
             pictures[f"{name}, one shot"] = images[: 2 * classes]
-        recipe = Recipe(schedule, (size, size, 1), num_steps=steps, scale=scale, keep=classes)
-        frames, seconds = draw_all(recipe, ddpm, labels, seed)
-        its = meta["train"]
-        trained = f"{meta['step']:,} steps of {its['batch_size']}"
-        if its["minutes"] is not None:
-            trained += f", at most {its['minutes']:g} minutes"
-        evaluations = steps * (1 if scale in (0, 1) else 2)
-        cost = {"evaluations": evaluations, "seconds": seconds, "parameters": ddpm.model.num_parameters()}
-        images, moments = (
-            np.clip(frames[-1], -1, 1),
-            np.arange(classes) * len(frames) // classes,
-        )  # fewer steps: repeated
+        recipe = Recipe(schedule, (size, size, 1), num_steps=steps, scale=scale, keep=steps)
+        film, seconds = draw_all(recipe, ddpm, labels, seed)  # (steps, N, H, W, 1)
+        images = np.clip(film[-1], -1, 1)
+        trained = f"{meta['step']:,} steps of {meta['train']['batch_size']}"
+        if meta["train"]["minutes"] is not None:
+            trained += f", at most {meta['train']['minutes']:g} minutes"
+        cost = {"evaluations": steps * (1 if scale in (0, 1) else 2), "seconds": seconds}
+        cost["parameters"] = ddpm.model.num_parameters()
         rows.append(table_row("DDPM", judge(images, labels), judge, trained=trained, **cost))
         pictures[f"DDPM, {steps} steps"] = images[: 2 * classes]
-        pictures[f"the way of its {test.classes[-1]}, t = {frame_times(recipe)[0]} to 0"] = frames[moments, classes - 1]
+        shares = np.linspace(0, 1, classes)
+        moments = np.rint((steps - 1) * (1 - (1 - shares) ** 1.5)).astype(int)  # closer together towards the end
+        pictures[f"its last digit, t = {frame_times(recipe)[0]} to 0"] = film[moments, classes - 1]
         curves["DDPM"] = checkpoint.load(source)[0]["metrics"][:, 0]
     cli.write_table(out / "one_shot_vs_gradual.md", rows)
     labels = [name if i == 0 else "" for name, a in pictures.items() for i in range(len(a) // classes)]
@@ -138,6 +122,17 @@ def main(
         loss_figure(curves).savefig(file, format="png")
     print(f"table and pictures: {out}/one_shot_vs_gradual.md, one_shot_vs_gradual.png, loss.png")
     return rows
+
+
+def one_shot_models(size, channels, num_classes, seed):
+    config = {"latent_channels": CODE, "channels": [channels, 2 * channels], "num_classes": num_classes}
+    vae, gan = partial(build_vae, config, seed), partial(build_gan, size, channels, num_classes, seed)
+    code = (size // 4, size // 4, CODE)
+    return {
+        "VAE": OneShot(vae, vae_losses, decode, code, FitConfig.peak_lr, (0.9, 0.999)),
+        # Adam with a short memory: where one player should go changes as the other moves.
+        "GAN": OneShot(gan, gan_losses, make, (Z,), 1e-3, (0.5, 0.999)),
+    }
 
 
 def train_one_shot(name, model, pool, dataset, minutes, batch_size, seed):
@@ -178,8 +173,8 @@ def draw_all(recipe, pool, labels, seed):
 # -------------------------------------------------------------------------------------------------------------- the VAE
 
 
-def build_vae(config, num_classes, seed):
-    return Autoencoder(**config, num_classes=num_classes, rng=default_rng(seed))
+def build_vae(config, seed):
+    return Autoencoder(**config, rng=default_rng(seed))
 
 
 def vae_losses(model, batch, rng):

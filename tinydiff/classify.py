@@ -124,8 +124,8 @@ def features(workers: Workers, images: np.ndarray) -> Iterator[np.ndarray]:
 class Judge:
     """What a classifier says of samples, beside real digits: a share read as asked, and how near and varied they are.
 
-    num: of the samples to be judged, and of the test digits that are judged like them, `real`: as many of each class.
-    TinydiffError if num is no multiple of the classes, or if the test set has not twice as many of each.
+    num: of the samples to be judged, and of test digits, as many of each class, that are judged like them: `real`.
+    others: the features of the rest.  TinydiffError if num is no multiple of the classes, or the test set too small.
     """
 
     def __init__(self, workers: Workers, test: Dataset, num: int):
@@ -138,21 +138,21 @@ class Judge:
             )
         rng = default_rng("judge", 0)
         images, labels = test.batch(np.stack([rng.permutation(rows)[:least] for rows in by_label], 1).reshape(-1))
-        self._features = np.concatenate(list(features(workers, images[num:])))
+        self.others = np.concatenate(list(features(workers, images[num:])))
         self.real = self(images[:num], labels[:num])
 
     def __call__(self, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """{"right", "frechet", "coverage", "spread"} of num images (N, H, W, C) and the labels (N,) asked for.
 
-        right: how many are read as their label.  frechet: distance of their features from those of the test set without
-        `real`, coverage: of num of these (see metrics.py).  spread: of the features within a class.
+        right: how many are read as their label.  frechet: the distance of their features from `others`.  coverage: of
+        num of the others.  spread: of their features within a class.  See metrics.py.
         """
         found = np.concatenate(list(features(self.workers, images)))
         answers = np.concatenate(list(read(self.workers, images))).argmax(1)
         return {
             "right": int((answers == labels).sum()),
-            "frechet": frechet_distance(found, self._features),
-            "coverage": coverage(found, self._features[: self.num]),
+            "frechet": frechet_distance(found, self.others),
+            "coverage": coverage(found, self.others[: self.num]),
             "spread": spread(found, labels),
         }
 
