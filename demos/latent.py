@@ -56,7 +56,7 @@ UNLIMITED = 10**9  # steps, where the minutes decide
 SLICE = 250  # pictures that a worker encodes or decodes at a time
 AT_ONCE = 50  # latents that a worker draws at a time: they are small, and the calls take most of the time
 ROUNDS = 5  # of drawing, and of training steps, in both spaces in turn
-FEW = 16  # pictures whose memory is measured
+FEW = 64  # pictures whose operations and memory are counted together
 
 
 def main(
@@ -116,6 +116,13 @@ def main(
             table.cost(name, space, datasets[name])
             table[f"seconds a sample, {steps} steps, guidance {scale:g}", name] = f"{seconds[name] / num:.4f}"
             table.quality(name, judge(images[name], labels), judge.real, num)
+        model = coder.pool.model
+        table["parameters of the autoencoder", "latent"] = f"{model.num_parameters():,}"
+        for what, work in (
+            ("encode", partial(encode_slice, model, x_0[:FEW])),
+            ("decode", partial(decode_slice, model, z[:FEW])),
+        ):
+            table[f"GFLOP to {what}, once", "latent"] = f"{operations(work) / FEW / 1e9:.3f}"
         table.quality("test digits", judge.real, judge.real, num)
         for name, pictures in (("latent", decoded), ("test digits", x_0)):
             right = np.concatenate(list(read(judge_pool, pictures))).argmax(1) == digits
@@ -315,10 +322,6 @@ class Table:
         """Size of the network, operations and memory."""
         model, schedule = space.pool.model, space.recipe.schedule
         batch = draw_batch(dataset, schedule, TrainConfig(batch_size=FEW), model.num_classes, 0)
-        self["training", name] = space.trained
-        self["numbers in x_t", name] = " x ".join(map(str, space.recipe.image_shape))
-        self["parameters of the U-Net", name] = f"{model.num_parameters():,}"
-        self["GFLOP an evaluation", name] = f"{operations(model, batch) / FEW / 1e9:.3f}"
 
         def evaluate():
             with no_grad():
@@ -328,6 +331,10 @@ class Table:
             losses = noise_prediction_losses(model, batch, default_rng(0))
             losses.backward(losses.data)
 
+        self["training", name] = space.trained
+        self["numbers in x_t", name] = " x ".join(map(str, space.recipe.image_shape))
+        self["parameters of the U-Net", name] = f"{model.num_parameters():,}"
+        self["GFLOP an evaluation", name] = f"{operations(evaluate) / FEW / 1e9:.3f}"
         self[f"MB a picture, evaluating {FEW}", name] = f"{peak_mb(evaluate) / FEW:.2f}"
         self[f"MB a picture, training on {FEW}", name] = f"{peak_mb(step) / FEW:.2f}"
 
@@ -339,8 +346,8 @@ class Table:
         self["spread within a class, of real digits'", name] = f"{found['spread'] / real['spread']:.1%}"
 
 
-def operations(model, batch):
-    """2 M K N of every matrix product of a forward pass."""
+def operations(work):
+    """2 M K N of every matrix product in work(), with convolutions as direct ones."""
     count = 0
 
     def counted(multiply):
@@ -353,8 +360,8 @@ def operations(model, batch):
         return call
 
     direct = mock.patch.object(winograd, "pays", lambda *_: False)
-    with direct, mock.patch.dict(vars(xp), matmul=counted(xp.matmul), dot=counted(xp.dot)), no_grad():
-        model(batch["x_t"], batch["t"], batch["labels"])
+    with direct, mock.patch.dict(vars(xp), matmul=counted(xp.matmul), dot=counted(xp.dot)):
+        work()
     return count
 
 

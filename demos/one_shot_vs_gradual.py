@@ -6,7 +6,8 @@ All three are told the label.  VAE and GAN are trained here, --minutes each; the
 for as long as the table says.
 
     VAE    decodes z ~ N(0, 1): one evaluation.  Trained on its bound, the decoder being N(x_hat, SIGMA^2) (Kingma &
-           Welling 2014); what is shown and judged is x_hat, without that noise
+           Welling 2014); what is shown and judged is x_hat, without that noise.  Its z is one vector: in a map of many
+           places, as latent.py has it, each would be drawn without regard to the others
     GAN    makes a picture of z ~ N(0, 1): one evaluation.  A discriminator learns to tell real from made, and the
            generator to be taken for real, both at every step (Goodfellow et al. 2014)
     DDPM   --steps steps of two evaluations each, from noise to picture, with guidance
@@ -39,7 +40,8 @@ from tinydiff.parallel import Workers, default_workers
 from tinydiff.train import FitConfig, TrainConfig, fit, steps_that_fit
 
 SIGMA = 0.3  # of the VAE's p(x | z); pictures lie in [-1, 1]
-CODE = 4  # channels of the VAE's z
+CODE = 32  # numbers of the VAE's z
+LEVELS = 5  # of the VAE: framed to 32x32, a picture is halved until one place is left
 Z = 64  # numbers that the GAN makes a picture of
 SMOOTH = 0.9  # how real the discriminator is told that real pictures are: one that is sure teaches nothing
 SLICE = 50  # pictures that a worker makes at a time in one shot
@@ -125,11 +127,11 @@ def main(
 
 
 def one_shot_models(size, channels, num_classes, seed):
-    config = {"latent_channels": CODE, "channels": [channels, 2 * channels], "num_classes": num_classes}
+    widths = [channels, *[2 * channels] * (LEVELS - 1)]
+    config = {"latent_channels": CODE, "channels": widths, "num_classes": num_classes}
     vae, gan = partial(build_vae, config, seed), partial(build_gan, size, channels, num_classes, seed)
-    code = (size // 4, size // 4, CODE)
     return {
-        "VAE": OneShot(vae, vae_losses, decode, code, FitConfig.peak_lr, (0.9, 0.999)),
+        "VAE": OneShot(vae, vae_losses, partial(decode, size), (1, 1, CODE), FitConfig.peak_lr, (0.9, 0.999)),
         # Adam with a short memory: where one player should go changes as the other moves.
         "GAN": OneShot(gan, gan_losses, make, (Z,), 1e-3, (0.5, 0.999)),
     }
@@ -179,12 +181,20 @@ def build_vae(config, seed):
 
 def vae_losses(model, batch, rng):
     """The bound: the code's noise eps is the batch's z."""
-    return negative_elbo(batch["x"], *model(batch["x"], batch["z"], batch["labels"]), SIGMA)
+    x = np.pad(batch["x"], ((0, 0), frame(batch["x"].shape[1]), frame(batch["x"].shape[2]), (0, 0)), constant_values=-1)
+    return negative_elbo(x, *model(x, batch["z"], batch["labels"]), SIGMA)
 
 
-def decode(model, job):
+def frame(size):
+    """Background before and after, so that the side can be halved LEVELS times."""
+    missing = -size % 2**LEVELS
+    return missing // 2, missing - missing // 2
+
+
+def decode(size, model, job):
     with no_grad():
-        return to_numpy(model.decode(*job))
+        start, _ = frame(size)
+        return to_numpy(model.decode(*job))[:, start : start + size, start : start + size]
 
 
 # -------------------------------------------------------------------------------------------------------------- the GAN

@@ -9,7 +9,7 @@ from matplotlib.image import imread
 
 from tinydiff import checkpoint
 from tinydiff.autograd import Tensor
-from tinydiff.backend import asarray, backend_name, default_rng, to_numpy
+from tinydiff.backend import backend_name, to_numpy
 from tinydiff.classify import ClassifierConfig, build_classifier, save_classifier
 from tinydiff.data import load
 from tinydiff.diffusion import Schedule
@@ -126,19 +126,11 @@ def test_a_data_set_of_latents_is_drawn_from_as_one_of_pictures(demo):
 
 
 @pytest.mark.skipif(backend_name() != "numpy", reason="a GPU's products of few rows are one launch, and not counted")
-def test_operations_are_two_for_each_multiply_add(demo):
+def test_operations_are_two_for_each_multiply_add(demo, rng):
     """Of a convolution, wide enough for Winograd, and a linear layer: 2 H W 9 C O and 2 H W C O an image."""
-
-    class Two(Module):
-        def __init__(self, rng):
-            self.conv, self.linear = Conv2d(16, 32, rng=rng), Linear(32, 5, rng=rng)
-
-        def forward(self, x, t, labels):
-            return self.linear(self.conv(Tensor(x)))
-
-    x = default_rng(0).standard_normal((3, 8, 6, 16), dtype="float32")
-    batch = {"x_t": asarray(x), "t": 1, "labels": 0}
-    assert demo.operations(Two(default_rng(0)), batch) == 3 * 48 * 2 * (9 * 16 * 32 + 32 * 5)
+    conv, linear = Conv2d(16, 32, rng=rng), Linear(32, 5, rng=rng)
+    x = Tensor(rng.standard_normal((3, 8, 6, 16), dtype="float32"))
+    assert demo.operations(lambda: linear(conv(x))) == 3 * 48 * 2 * (9 * 16 * 32 + 32 * 5)
 
 
 def test_the_peak_is_of_what_the_work_held(demo):
