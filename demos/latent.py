@@ -210,9 +210,8 @@ def train_both(path, dataset, coder_config, coder_minutes, unet_config, config, 
         with tqdm(unit="img", desc="U-Net", dynamic_ncols=True) as bar:
             for _ in train(state, latents):
                 bar.total = None if state.num_steps == UNLIMITED else state.num_steps * config.batch_size
-                bar.set_postfix_str(
-                    f"step {state.step}, loss {np.mean([row[0] for row in state.rows[-50:]]):.4f}", False
-                )
+                recent = [row[0] for row in state.rows[-50:]]  # on a GPU the last steps have none yet
+                bar.set_postfix_str(f"step {state.step}, loss {sum(recent) / max(1, len(recent)):.4f}", refresh=False)
                 bar.update(config.batch_size)
         names = [name for name, _ in pool.model.named_parameters()]
         arrays |= {f"ema/{name}": to_numpy(a) for name, a in zip(names, pool.flat.split(state.ema.data))}
