@@ -32,7 +32,7 @@ from tinydiff.classify import class_score, load_classifier, load_noisy_classifie
 from tinydiff.data import load
 from tinydiff.diffusion import classifier_free, classifier_guided, rescaled, unconditional, within
 from tinydiff.generate import Recipe, generate, load_trained
-from tinydiff.metrics import wilson_interval
+from tinydiff.metrics import spread, wilson_interval
 from tinydiff.parallel import default_workers
 
 METHODS = ("free", "interval", "rescaled", "classifier")
@@ -138,15 +138,6 @@ def look_at_slice(model, images):
     with no_grad():
         features = model.features(images)
         return to_numpy(model.out(features)).argmax(1), to_numpy(features)
-
-
-def spread(features, labels):
-    """Root of the mean squared distance from the class's mean, unbiased: mean over the classes that have two or more.
-
-    features (N, C), labels (N,).  nan where no class has two.
-    """
-    variances = [features[labels == k].var(0, ddof=1).sum() for k in set(labels.tolist()) if (labels == k).sum() > 1]
-    return float(np.mean(variances)) ** 0.5 if variances else float("nan")
 
 
 def contrast(images):

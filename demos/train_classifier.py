@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from tinydiff import checkpoint, cli, plots
 from tinydiff.backend import asarray, default_rng, standard_normal, to_numpy
@@ -58,12 +57,8 @@ def main(
     with Workers(partial(build_classifier, model_config, seed), workers) as pool:
         print(f"data: {dataset.source}")
         print(f"network: {pool.model.num_parameters():,} parameters; {workers} worker(s); results in {out}/")
-        with tqdm(total=steps * batch_size, unit="img", dynamic_ncols=True) as bar:
-            smooth = 0.0
-            for step, loss in enumerate(train_classifier(pool, dataset, config, draw)):
-                smooth += (loss - smooth) / min(step + 1, 50)
-                bar.set_postfix_str(f"step {step + 1}, loss {smooth:.4f}", refresh=False)
-                bar.update(batch_size)
+        for _ in cli.progress(train_classifier(pool, dataset, config, draw), steps, batch_size):
+            pass
         images, labels = test.batch(np.arange(len(test)))
         images, t = noised(schedule, images, seed) if noisy else (images, None)
         probabilities = np.concatenate(list(read(pool, images, t)))

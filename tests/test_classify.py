@@ -15,6 +15,7 @@ from tinydiff.classify import (
     MAX_SHIFT,
     SLICE,
     ClassifierConfig,
+    Judge,
     build_classifier,
     class_score,
     draw_batch,
@@ -30,6 +31,7 @@ from tinydiff.classify import (
 )
 from tinydiff.data import Dataset, epoch_indices
 from tinydiff.diffusion import Schedule
+from tinydiff.metrics import coverage, frechet_distance, spread
 from tinydiff.parallel import Workers
 from tinydiff.train import CLIP_NORM, TrainingError
 
@@ -311,3 +313,44 @@ def test_another_network_is_not_taken_for_a_classifier(tmp_path, rng):
     checkpoint.save(path, {"weights/out.b": np.zeros(3)}, {"kind": "classifier", "model": SMALL})
     with pytest.raises(CheckpointError, match=r"checkpoint\.npz: parameter .* is missing"):
         load_classifier(path, 1)
+
+
+def test_a_judge_says_of_samples_what_reading_and_features_say():
+    """Right answers are counted; distance and coverage are from test digits that are not judged beside the samples."""
+    rng = default_rng(3)
+    test = random_pictures(90, rng)
+    with Workers(partial(build_classifier, SMALL, 0)) as workers:
+        judge = Judge(workers, test, 12)
+        images, labels = test.batch(np.arange(12))
+        found = judge(images, labels)
+        answers, seen = (np.concatenate(list(f(workers, images))) for f in (read, features))
+        assert found["right"] == (answers.argmax(1) == labels).sum()
+        assert found["spread"] == spread(seen, labels)
+        # Every picture is among the samples, the real ones or those compared with: by its features it is found again.
+        everything = np.concatenate(list(features(workers, test.batch(np.arange(90))[0])))
+        assert (abs(everything[:, None] - judge.others[None]).sum(2).min(0) < 1e-5).all()
+        assert found["frechet"] == frechet_distance(seen, judge.others)
+        assert found["coverage"] == coverage(seen, judge.others[:12])
+        assert judge.real["frechet"] > 0  # those judged as real are not among those compared with
+
+
+def test_a_judge_takes_as_many_of_each_class():
+    """Both halves of the test set are balanced; a number that cannot be is refused."""
+    rng = default_rng(3)
+    test = random_pictures(90, rng)
+    least = min(np.bincount(test.labels))
+    with Workers(partial(build_classifier, SMALL, 0)) as workers:
+        seen = []
+        judge = Judge(workers, test, 12)
+        assert len(judge.others) == 3 * least - 12
+
+        class Listening(Judge):
+            def __call__(self, images, labels):
+                seen.append(np.bincount(labels))
+                return {}
+
+        Listening(workers, test, 12)
+        assert seen[0].tolist() == [4, 4, 4]
+        for num in (10, 3 * (least // 2 + 1)):
+            with pytest.raises(TinydiffError, match=f"--num {num}: must be a multiple of 3"):
+                Judge(workers, test, num)

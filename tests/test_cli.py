@@ -325,3 +325,29 @@ def test_a_system_without_sigterm_still_stops_on_ctrl_c(handlers, monkeypatch):
     with stop_signals() as stop:
         signal.raise_signal(signal.SIGINT)
         assert stop.signal == "SIGINT"
+
+
+def test_a_table_is_printed_and_written_by_its_suffix(tmp_path, capsys):
+    """As .csv, or as the rows of a Markdown table; every cell is in each."""
+    rows = [{"name": "a", "value": 1.5}, {"name": "long", "value": ""}]
+    cli.write_table(tmp_path / "t.csv", rows)
+    cli.write_table(tmp_path / "t.md", rows)
+    assert (tmp_path / "t.csv").read_text() == "name,value\na,1.5\nlong,\n"
+    assert (tmp_path / "t.md").read_text() == "| name | value |\n| --- | --- |\n| a | 1.5 |\n| long |  |\n"
+    assert capsys.readouterr().out == 2 * "name  value\n   a    1.5\nlong       \n"
+
+
+def test_progress_passes_losses_on_and_shows_them(capsys):
+    """What comes out is what went in, each when it is there; the bar counts images and shows the mean loss."""
+    made = []
+
+    def losses():
+        for loss in (3.0, 1.0):
+            made.append(loss)
+            yield loss
+
+    bar = cli.progress(losses(), 2, 32, "net")
+    assert next(bar) == 3.0 and made == [3.0]
+    assert list(bar) == [1.0]
+    shown = capsys.readouterr().err
+    assert "net" in shown and "64/64" in shown and "step 2, loss 2" in shown

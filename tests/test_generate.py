@@ -210,3 +210,12 @@ def test_other_checkpoints_are_refused(tmp_path):
     checkpoint.save(tmp_path / "b.npz", arrays, {"kind": "diffusion", "model": NETWORK, "train": {}})
     with pytest.raises(CheckpointError, match=r"b\.npz: parameter"):
         load_trained(tmp_path / "b.npz", 1)
+
+
+def test_a_recipe_may_draw_more_at_once(workers):
+    """at_once images a slice: each slice has the stream of its own number."""
+    recipe = replace(RECIPE, at_once=3)
+    parts = list(generate(workers, recipe, [0, 1, 2, 0, 1], 9))
+    assert [part.shape[1] for part in parts] == [3, 2]
+    assert (parts[0] == images(workers, RECIPE, [0, 1, 2], seed=9)).all()  # one slice, the first
+    assert (parts[1][:, :1] != parts[0][:, :1]).any()

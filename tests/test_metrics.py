@@ -1,11 +1,13 @@
-"""The Frechet distance against its closed forms, for full and for missing rank; what few samples add to it; shares."""
+"""The Frechet distance against its closed forms, for any rank; what few samples add to it; coverage; shares."""
+
+import math
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinydiff.metrics import frechet_distance, frechet_with_floor, share, wilson_interval
+from tinydiff.metrics import coverage, frechet_distance, frechet_with_floor, share, wilson_interval
 
 pytestmark = pytest.mark.program
 
@@ -177,3 +179,52 @@ def test_a_share_is_said_with_its_interval():
     """Wilson's interval of 90 in 100 is 82.6% to 94.5%; of all, it still ends below certainty at its lower end."""
     assert share(np.arange(100) < 90) == "90 of 100, 90.0% (95% interval 82.6% to 94.5%)"
     assert share(np.ones(100, bool)) == "100 of 100, 100.0% (95% interval 96.3% to 100.0%)"
+
+
+def loop_coverage(samples, real, k):
+    """Row by row, by sorting."""
+    covered = 0
+    for i, row in enumerate(real):
+        others = sorted(np.linalg.norm(row - other) for j, other in enumerate(real) if j != i)
+        covered += min(np.linalg.norm(row - s) for s in samples) <= others[k - 1]
+    return covered / len(real)
+
+
+@given(seeds, st.integers(1, 4), st.integers(1, 9), st.integers(1, 5))
+def test_coverage_is_its_definition(seed, D, m, k):
+    """The share of real rows with a sample no farther than their k-th nearest other real row, by a plain loop."""
+    _, samples, real = draw(seed, m, 8, D)
+    assert coverage(samples, real, k) == loop_coverage(samples, real, k)
+
+
+def test_coverage_of_cases_made_by_hand():
+    """On a line, k = 1: a heap of samples at one real row covers it and those whose ball reaches it, and no others."""
+    real = np.array([[0.0], [1.0], [3.0], [10.0], [12.0]])  # radii 1, 1, 2, 2, 2
+    for samples, covered in (
+        (real, 1.0),
+        ([[0.0]] * 7, 2 / 5),  # itself, and 1, whose ball ends at 0
+        ([[-1.0]], 1 / 5),  # at the very end of a ball is in it
+        ([[-1.001]], 0.0),
+        ([[5.0]], 1 / 5),
+        ([[11.0], [2.0]], 4 / 5),
+    ):
+        assert coverage(np.array(samples), real, 1) == covered
+    with pytest.raises(ValueError, match="real must have more than k = 5 rows, got 5"):
+        coverage(real, real)
+
+
+@pytest.mark.parametrize("n, m", [(30, 30), (40, 20)])
+def test_coverage_of_one_law_by_itself_is_what_the_docstring_says(n, m):
+    """1 - C(n-1, k)/C(n+m-1, k), in few dimensions or many: the mean of 100, to 4 standard errors."""
+    rng = np.random.default_rng(0)
+    expected = 1 - math.comb(n - 1, 5) / math.comb(n + m - 1, 5)
+    for D in (1, 20):
+        found = [coverage(rng.normal(size=(m, D)), rng.normal(size=(n, D))) for _ in range(100)]
+        assert abs(np.mean(found) - expected) < 4 * np.std(found) / 10
+        assert np.std(found) / 10 < 0.02
+
+
+def test_coverage_tells_near_rows_apart_far_from_0():
+    """A distance is of the difference: rows 1/1024 apart at 1e6 have it right, where squares of 1e12 would cancel."""
+    real = 1e6 + np.arange(8.0)[:, None] / 1024
+    assert coverage(real[:1], real, 1) == 2 / 8

@@ -509,3 +509,19 @@ def test_bucket_means_against_a_loop(rng):
     means = train._bucket_means(losses, t, T)
     np.testing.assert_allclose(means, [np.mean(s) if s else math.nan for s in sums])
     assert math.isnan(train._bucket_means(losses[:1], t[:1], T)[3])
+
+
+def test_the_steps_that_fit_are_counted_by_gradients_and_at_least_one(monkeypatch, make):
+    """Minutes over the seconds of a gradient, the first three of ten not counted: by a clock of the test's own."""
+    pool, now, drawn = make().workers, [0.0], []
+
+    def draw(n, step):
+        drawn.append((n, step))
+        now[0] += 100 if step < 3 else 2
+        return {"x": np.zeros((n, 1), np.float32)}
+
+    monkeypatch.setattr(train.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(pool, "gradients", lambda losses_of, batch, seed: None)
+    assert train.steps_that_fit(pool, None, draw, 4, 3.0) == 90
+    assert drawn == [(4, step) for step in range(10)]
+    assert train.steps_that_fit(pool, None, draw, 4, 0.01) == 1

@@ -27,6 +27,7 @@ from tinydiff.backend import TinydiffError, default_rng, precision, to_numpy, xp
 from tinydiff.data import Dataset, epoch_indices
 from tinydiff.diffusion import Schedule
 from tinydiff.generate import load_network
+from tinydiff.metrics import coverage, frechet_distance, spread
 from tinydiff.nn import Module
 from tinydiff.nn.classifier import Classifier, cross_entropy
 from tinydiff.parallel import Batch, Workers
@@ -104,18 +105,11 @@ def class_score(model: Module, labels: Any) -> Callable[[Any, int], Any]:
 
     model: a noisy classifier; its parameters get no gradient.  labels: one integer or (N,).  Works inside no_grad().
     """
-    parameters = model.parameters()
 
     def score_fn(x_t: Any, t: int) -> Any:
         x = Tensor(x_t, requires_grad=True)
-        for p in parameters:
-            p.requires_grad = False  # nothing is then computed for them, only what leads to x_t
-        try:
-            with enable_grad():
-                losses = cross_entropy(model(x, t), labels)
-        finally:
-            for p in parameters:
-                p.requires_grad = True
+        with enable_grad(), model.frozen():
+            losses = cross_entropy(model(x, t), labels)
         losses.backward(xp.full(losses.shape, -1, losses.dtype))  # row by row: no image enters another's loss
         return x.grad
 
@@ -130,6 +124,42 @@ def class_probs(model: Module) -> Callable[[Any, int], np.ndarray]:
 def features(workers: Workers, images: np.ndarray) -> Iterator[np.ndarray]:
     """Yield Classifier.features, (n, D) for each slice of n <= SLICE images in order; what metrics.py compares."""
     return workers.map(_slice_features, [images[i : i + SLICE] for i in range(0, len(images), SLICE)])
+
+
+class Judge:
+    """What a classifier says of samples, beside real digits: a share read as asked, and how near and varied they are.
+
+    num: of the samples to be judged, and of test digits, as many of each class, that are judged like them: `real`.
+    others: the features of the rest.  TinydiffError if num is no multiple of the classes, or the test set too small.
+    """
+
+    def __init__(self, workers: Workers, test: Dataset, num: int):
+        self.workers, self.num = workers, num
+        by_label = [np.flatnonzero(test.labels == k) for k in range(len(test.classes))]
+        least = min(map(len, by_label))
+        if num % len(by_label) or least * len(by_label) < 2 * num:
+            raise TinydiffError(
+                f"--num {num}: must be a multiple of {len(by_label)}, and the test set have twice as many of each class"
+            )
+        rng = default_rng("judge", 0)
+        images, labels = test.batch(np.stack([rng.permutation(rows)[:least] for rows in by_label], 1).reshape(-1))
+        self.others = np.concatenate(list(features(workers, images[num:])))
+        self.real = self(images[:num], labels[:num])
+
+    def __call__(self, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """{"right", "frechet", "coverage", "spread"} of num images (N, H, W, C) and the labels (N,) asked for.
+
+        right: how many are read as their label.  frechet: the distance of their features from `others`.  coverage: of
+        num of the others.  spread: of their features within a class.  See metrics.py.
+        """
+        found = np.concatenate(list(features(self.workers, images)))
+        answers = np.concatenate(list(read(self.workers, images))).argmax(1)
+        return {
+            "right": int((answers == labels).sum()),
+            "frechet": frechet_distance(found, self.others),
+            "coverage": coverage(found, self.others[: self.num]),
+            "spread": spread(found, labels),
+        }
 
 
 def misread_rows(

@@ -64,6 +64,7 @@ class Recipe:
     num_steps: of 1..T.  pairs(schedule, num_steps): the times to visit: uniform, quadratic or log_snr_pairs.
     scale: of guidance, 0 = unconditional, 1 = conditional.  guide(model, labels, scale) -> eps_fn.
     keep: how many moments of the trajectory to return, evenly spread over its steps, the last one the final image.
+    at_once: images in a slice; small ones are faster many at a time.
     """
 
     schedule: Schedule
@@ -75,6 +76,7 @@ class Recipe:
     keep: int = 1
     guide: Callable = by_label
     pairs: Callable[[Schedule, int], list[tuple[int, int]]] = uniform
+    at_once: int = SLICE
 
     def __post_init__(self) -> None:
         if self.num_steps > self.schedule.T:
@@ -85,9 +87,10 @@ def generate(workers: Workers, recipe: Recipe, labels: Sequence[int], seed: int)
     """Draw one image for each label, slice by slice in order, with the workers' weights as they stand.
 
     labels: each in 0..num_classes, where num_classes means "no label"; for a network without classes they only count.
-    Yields (keep, n, H, W, C) float32 frames for n <= SLICE labels: frames[-1] is final, values near [-1, 1].
+    Yields (keep, n, H, W, C) float32 frames for n <= recipe.at_once labels: frames[-1] is final, values near [-1, 1].
     """
-    jobs = [(labels[i : i + SLICE], (seed, i // SLICE)) for i in range(0, len(labels), SLICE)]
+    n = recipe.at_once
+    jobs = [(labels[i : i + n], (seed, i // n)) for i in range(0, len(labels), n)]
     return workers.map(partial(_draw_slice, recipe), jobs)
 
 

@@ -305,6 +305,18 @@ def fit(
         yield loss
 
 
+def steps_that_fit(
+    workers: Workers, losses_of: Losses, draw: Callable[[int, int], Batch], batch_size: int, minutes: float
+) -> int:
+    """How many steps of `fit` take these minutes, at least one: by the time of ten gradients, the first three apart."""
+    began = 0.0
+    for step in range(10):
+        if step == 3:
+            began = time.monotonic()
+        workers.gradients(losses_of, draw(batch_size, step), (0, step))
+    return max(1, int(minutes * 60 / ((time.monotonic() - began) / 7)))
+
+
 def out_of_memory(error: MemoryError, batch_size: int, gradient: Callable[[int], Any]) -> TrainingError:
     """What to raise for a step that has found too little memory: it names the largest batch size that has enough.
 

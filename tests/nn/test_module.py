@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tinydiff.autograd import Tensor
 from tinydiff.backend import asarray, default_rng, to_numpy, xp
-from tinydiff.nn import Module, UNet
+from tinydiff.nn import Linear, Module, UNet
 
 pytestmark = pytest.mark.network
 
@@ -218,3 +218,17 @@ def test_a_module_is_called_through_forward():
     assert echo(1, "b", c=3) == (echo, (1, "b"), {"c": 3})
     with pytest.raises(TypeError, match="Box does not define forward"):
         Box({})(1)
+
+
+def test_frozen_parameters_are_constants_within_the_block(rng):
+    """A gradient goes through the module to its input and not to its parameters; afterwards to them too."""
+    module, x = Linear(3, 2, rng=rng), Tensor(asarray(rng.standard_normal((4, 3), "float32")), requires_grad=True)
+    g = asarray(rng.standard_normal((4, 2), "float32"))
+    with module.frozen():
+        y = module(x)
+    y.backward(g)
+    assert x.grad is not None and [p.grad for p in module.parameters()] == [None, None]
+    with pytest.raises(KeyError), module.frozen():
+        raise KeyError
+    module(x).backward(g)
+    assert all(p.grad is not None for p in module.parameters()) and len(module.parameters()) == 2

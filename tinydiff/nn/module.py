@@ -6,6 +6,7 @@ Read next: layers.py.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tinydiff.autograd import Tensor
@@ -44,6 +45,18 @@ class Module:
 
     def parameters(self) -> list[Tensor]:
         return [p for _, p in self.named_parameters()]
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Within the block its parameters are constants: gradients go through it, but not to them."""
+        parameters = self.parameters()
+        try:
+            for p in parameters:
+                p.requires_grad = False
+            yield
+        finally:
+            for p in parameters:
+                p.requires_grad = True
 
     def num_parameters(self) -> int:
         """How many numbers the parameters hold."""

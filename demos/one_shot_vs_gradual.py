@@ -1,0 +1,328 @@
+"""One shot against gradual: a VAE and a GAN, trained for some minutes each, beside a diffusion model; judged alike.
+
+    python demos/one_shot_vs_gradual.py runs/mnist/checkpoint.npz --classifier runs/classifier/checkpoint.npz
+
+All three are told the label.  VAE and GAN are trained here, --minutes each; the diffusion model was, by train_mnist.py,
+for as long as the table says.
+
+    VAE    decodes z ~ N(0, 1): one evaluation.  Trained on its bound, the decoder being N(x_hat, SIGMA^2) (Kingma &
+           Welling 2014); what is shown and judged is x_hat, without that noise.  Its z is one vector: in a map of many
+           places, as latent.py has it, each would be drawn without regard to the others
+    GAN    makes a picture of z ~ N(0, 1): one evaluation.  A discriminator learns to tell real from made, and the
+           generator to be taken for real, both at every step (Goodfellow et al. 2014)
+    DDPM   --steps steps of two evaluations each, from noise to picture, with guidance
+
+--out gets one_shot_vs_gradual.md, a table, and one_shot_vs_gradual.png and loss.png.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from tinydiff import checkpoint, cli, ops, plots
+from tinydiff.autograd import Tensor, no_grad
+from tinydiff.backend import TinydiffError, asarray, default_rng, to_numpy, xp
+from tinydiff.classify import Judge, load_classifier
+from tinydiff.data import epoch_indices, load
+from tinydiff.generate import Recipe, frame_times, generate, load_trained
+from tinydiff.metrics import wilson_interval
+from tinydiff.nn import Conv2d, Embedding, GroupNorm, Linear, Module
+from tinydiff.nn.autoencoder import Autoencoder, NormSiluConv, negative_elbo
+from tinydiff.nn.classifier import Classifier
+from tinydiff.parallel import Workers, default_workers
+from tinydiff.train import FitConfig, TrainConfig, fit, steps_that_fit
+
+SIGMA = 0.3  # of the VAE's p(x | z); pictures lie in [-1, 1]
+CODE = 32  # numbers of the VAE's z
+LEVELS = 5  # of the VAE: framed to 32x32, a picture is halved until one place is left
+Z = 64  # numbers that the GAN makes a picture of
+SMOOTH = 0.9  # how real the discriminator is told that real pictures are: one that is sure teaches nothing
+SLICE = 50  # pictures that a worker makes at a time in one shot
+GROUPS = 8  # of each group norm
+
+
+@dataclass(frozen=True)
+class OneShot:
+    """A model that makes a picture in one evaluation: its loss, how it is trained, and make(model, (z, labels))."""
+
+    build: Callable[[], Module]
+    losses_of: Callable
+    make: Callable
+    z_shape: tuple[int, ...]
+    peak_lr: float
+    betas: tuple[float, float]
+
+
+def main(
+    source,
+    *,
+    classifier="runs/classifier/checkpoint.npz",
+    backend="numpy",
+    precision=None,
+    data_dir=None,
+    minutes=8.0,
+    batch_size=TrainConfig.batch_size,
+    channels=32,
+    num=500,
+    steps=Recipe.num_steps,
+    scale=Recipe.scale,
+    seed=0,
+    out="runs/one_shot_vs_gradual",
+    workers=None,
+):
+    """channels: of VAE and GAN at half of the picture's size.  Returns the table's rows."""
+    cli.start(backend, precision)
+    workers, out = workers or default_workers(), Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    ddpm, schedule, meta = load_trained(Path(source), workers)
+    with ddpm, load_classifier(Path(classifier), workers)[0] as judge_pool:
+        if ddpm.model.num_classes is None:
+            raise TinydiffError(f"{source}: to compare with, it must be a network with classes")
+        dataset, test = (load(meta["data"]["name"], split, data_dir, seed) for split in ("train", "test"))
+        judge, classes, size = Judge(judge_pool, test, num), len(test.classes), test.images.shape[1]
+        labels = np.arange(num) % classes
+        print(f"data: {dataset.source}; {workers} worker(s), {minutes:g} minutes a model; results in {out}/")
+        one_each = [np.flatnonzero(test.labels == k)[0] for k in range(classes)]
+        pictures, curves = {"real digits": test.batch(one_each)[0]}, {}
+        rows = [table_row("test digits", judge.real, judge)]
+        for name, model in one_shot_models(size, channels, classes, seed).items():
+            with Workers(model.build, workers) as pool:
+                began = time.monotonic()
+                curves[name] = train_one_shot(name, model, pool, dataset, minutes, batch_size, seed)
+                trained = f"{len(curves[name]):,} steps of {batch_size}, {(time.monotonic() - began) / 60:.1f} minutes"
+                images, seconds = make_all(model, pool, labels, seed)
+                cost = {"evaluations": 1, "seconds": seconds, "parameters": pool.model.num_parameters()}
+            rows.append(table_row(name, judge(images, labels), judge, trained=trained, **cost))
+            pictures[f"{name}, one shot"] = images[: 2 * classes]
+        recipe = Recipe(schedule, (size, size, 1), num_steps=steps, scale=scale, keep=steps)
+        film, seconds = draw_all(recipe, ddpm, labels, seed)  # (steps, N, H, W, 1)
+        images = np.clip(film[-1], -1, 1)
+        trained = f"{meta['step']:,} steps of {meta['train']['batch_size']}"
+        if meta["train"]["minutes"] is not None:
+            trained += f", at most {meta['train']['minutes']:g} minutes"
+        cost = {"evaluations": steps * (1 if scale in (0, 1) else 2), "seconds": seconds}
+        cost["parameters"] = ddpm.model.num_parameters()
+        rows.append(table_row("DDPM", judge(images, labels), judge, trained=trained, **cost))
+        pictures[f"DDPM, {steps} steps"] = images[: 2 * classes]
+        shares = np.linspace(0, 1, classes)
+        moments = np.rint((steps - 1) * (1 - (1 - shares) ** 1.5)).astype(int)  # closer together towards the end
+        pictures[f"its last digit, t = {frame_times(recipe)[0]} to 0"] = film[moments, classes - 1]
+        curves["DDPM"] = checkpoint.load(source)[0]["metrics"][:, 0]
+    cli.write_table(out / "one_shot_vs_gradual.md", rows)
+    labels = [name if i == 0 else "" for name, a in pictures.items() for i in range(len(a) // classes)]
+    title = f"{dataset.name}: digits in one shot, and step by step"
+    path = out / "one_shot_vs_gradual.png"
+    plots.save_grid(path, np.concatenate([*pictures.values()]), columns=classes, title=title, row_labels=labels)
+    with checkpoint.atomic_write(out / "loss.png") as file:
+        loss_figure(curves).savefig(file, format="png")
+    print(f"table and pictures: {out}/one_shot_vs_gradual.md, one_shot_vs_gradual.png, loss.png")
+    return rows
+
+
+def one_shot_models(size, channels, num_classes, seed):
+    widths = [channels, *[2 * channels] * (LEVELS - 1)]
+    config = {"latent_channels": CODE, "channels": widths, "num_classes": num_classes}
+    vae, gan = partial(build_vae, config, seed), partial(build_gan, size, channels, num_classes, seed)
+    return {
+        "VAE": OneShot(vae, vae_losses, partial(decode, size), (1, 1, CODE), FitConfig.peak_lr, (0.9, 0.999)),
+        # Adam with a short memory: where one player should go changes as the other moves.
+        "GAN": OneShot(gan, gan_losses, make, (Z,), 1e-3, (0.5, 0.999)),
+    }
+
+
+def train_one_shot(name, model, pool, dataset, minutes, batch_size, seed):
+    """Train the pool's network for the minutes; returns the loss of each step."""
+    draw = partial(examples, dataset, model.z_shape, seed)
+    num_steps = steps_that_fit(pool, model.losses_of, draw, batch_size, minutes)
+    config = FitConfig(num_steps, batch_size, model.peak_lr, seed=seed)
+    losses = fit(pool, model.losses_of, draw, config, model.betas)
+    return np.array(list(cli.progress(losses, num_steps, batch_size, name)))
+
+
+def examples(dataset, z_shape, seed, n, step):
+    """The examples of 0-based `step`: pictures x, their labels, and standard normal z for each."""
+    x, labels = dataset.batch(epoch_indices(len(dataset), n, seed, step))
+    z = default_rng("one shot", seed, step).standard_normal((n, *z_shape), dtype="float32")
+    return {"x": x, "labels": labels, "z": z}
+
+
+def make_all(model, pool, labels, seed):
+    """A picture for each label, (N, H, W, 1), and the seconds that each took."""
+    z = default_rng("draw", seed).standard_normal((len(labels), *model.z_shape), dtype="float32")
+    jobs = [(z[i : i + SLICE], labels[i : i + SLICE]) for i in range(0, len(z), SLICE)]
+    start = time.perf_counter()
+    images = np.concatenate(list(pool.map(model.make, jobs)))
+    return np.clip(images, -1, 1), (time.perf_counter() - start) / len(labels)
+
+
+def draw_all(recipe, pool, labels, seed):
+    """The same by diffusion: the kept moments of each, (keep, N, H, W, 1)."""
+    parts, start = [], time.perf_counter()
+    with tqdm(total=len(labels), unit="img", desc="DDPM", dynamic_ncols=True) as bar:
+        for part in generate(pool, recipe, labels.tolist(), seed):
+            parts.append(part)
+            bar.update(part.shape[1])
+    return np.concatenate(parts, 1), (time.perf_counter() - start) / len(labels)
+
+
+# -------------------------------------------------------------------------------------------------------------- the VAE
+
+
+def build_vae(config, seed):
+    return Autoencoder(**config, rng=default_rng(seed))
+
+
+def vae_losses(model, batch, rng):
+    """The bound: the code's noise eps is the batch's z."""
+    x = np.pad(batch["x"], ((0, 0), frame(batch["x"].shape[1]), frame(batch["x"].shape[2]), (0, 0)), constant_values=-1)
+    return negative_elbo(x, *model(x, batch["z"], batch["labels"]), SIGMA)
+
+
+def frame(size):
+    """Background before and after, so that the side can be halved LEVELS times."""
+    missing = -size % 2**LEVELS
+    return missing // 2, missing - missing // 2
+
+
+def decode(size, model, job):
+    with no_grad():
+        start, _ = frame(size)
+        return to_numpy(model.decode(*job))[:, start : start + size, start : start + size]
+
+
+# -------------------------------------------------------------------------------------------------------------- the GAN
+
+
+class Generator(Module):
+    """x = model(z, labels): (N, Z) and (N,) integers to pictures (N, size, size, 1) in [-1, 1]."""
+
+    def __init__(self, size, channels, num_classes, rng):
+        self.shape = (size // 4, size // 4, 2 * channels)
+        self.label = Embedding(num_classes, Z // 4, rng=rng)
+        self.start = Linear(Z + Z // 4, math.prod(self.shape), rng=rng)
+        self.norms = [GroupNorm(GROUPS, c, silu=True) for c in (2 * channels, channels)]
+        self.up = [Conv2d(c, channels, rng=rng) for c in (2 * channels, channels)]
+        self.out = NormSiluConv(channels, 1, GROUPS, rng)
+
+    def forward(self, z, labels):
+        h = self.start(ops.concat(Tensor(asarray(z)), self.label(labels)))
+        h = ops.reshape(h, shape=(len(z), *self.shape))
+        for norm, up in zip(self.norms, self.up):
+            h = ops.upsample_conv(norm(h), up.w, up.b)
+        return ops.tanh(self.out(h))
+
+
+class Gan(Module):
+    """Both players.  The discriminator is a classifier's network, and its logit of the label says how real x looks."""
+
+    def __init__(self, size, channels, num_classes, rng):
+        self.generator = Generator(size, channels, num_classes, rng)
+        widths = (channels, 2 * channels, 4 * channels)
+        self.discriminator = Classifier(1, widths, num_classes, GROUPS, rng=rng)
+
+    def realness(self, x, labels):
+        """log p(real)/p(made) of pictures x with these labels, as the discriminator sees it, (N,)."""
+        logits = self.discriminator(x)
+        one_hot = asarray(labels)[:, None] == xp.arange(logits.shape[1])
+        return ops.sum(logits * one_hot.astype(logits.dtype), axis=1)
+
+
+def build_gan(size, channels, num_classes, seed):
+    return Gan(size, channels, num_classes, default_rng(seed))
+
+
+def gan_losses(model, batch, rng):
+    """The players' losses, added.  Each moves its own player only: the discriminator sees a made picture as an array,
+    which no gradient leaves, and teaches the generator with its own parameters frozen.
+
+        generator:      -log p(real | made)                        Goodfellow et al. 2014, section 3
+        discriminator:  -log p(real | real) - log p(made | made)   eq. 1; real ones are called SMOOTH real only
+    """
+    made = model.generator(batch["z"], batch["labels"])
+    return generator_losses(model, made, batch) + discriminator_losses(model, made.data, batch)
+
+
+def generator_losses(model, made, batch):
+    with model.discriminator.frozen():
+        return softplus(-model.realness(made, batch["labels"]))
+
+
+def discriminator_losses(model, made, batch):
+    real, fake = model.realness(batch["x"], batch["labels"]), model.realness(made, batch["labels"])
+    return SMOOTH * softplus(-real) + (1 - SMOOTH) * softplus(real) + softplus(fake)
+
+
+def softplus(x):
+    """log(1 + exp(x)) = -log p of a logit -x, without overflow."""
+    return ops.relu(x) + ops.log(ops.exp(-(ops.relu(x) + ops.relu(-x))) + 1)
+
+
+def make(model, job):
+    with no_grad():
+        return to_numpy(model.generator(*job))
+
+
+# ---------------------------------------------------------------------------------------------------- table and picture
+
+
+def table_row(name, found, judge, *, trained="", parameters="", evaluations="", seconds=""):
+    low, high = wilson_interval(found["right"], judge.num)
+    return {
+        "": name,
+        "trained": trained,
+        "parameters": parameters and f"{parameters:,}",
+        "evaluations a sample": evaluations,
+        "seconds a sample": seconds and f"{seconds:.5f}",
+        f"read as asked, of {judge.num}": f"{found['right'] / judge.num:.1%} ({low:.1%} to {high:.1%})",
+        "Frechet distance": f"{found['frechet']:.3f}",
+        "coverage": f"{found['coverage']:.1%}",
+        "spread, of real digits'": f"{found['spread'] / judge.real['spread']:.1%}",
+    }
+
+
+def loss_figure(curves):
+    """Each model's loss over its steps, as measured and as a running mean: the three do not compare."""
+    said = {
+        "VAE": f"bound, nats, sigma = {SIGMA}",
+        "GAN": "both players' losses; dotted: no one can tell",
+        "DDPM": "squared error of the noise",
+    }
+    figure = Figure(figsize=(11, 3.4), dpi=100, layout="constrained")
+    for axes, (name, curve) in zip(figure.subplots(1, len(curves)), curves.items()):
+        window = max(1, len(curve) // 50)
+        smooth = np.convolve(curve, np.ones(window) / window, "valid")
+        axes.plot(np.arange(1, len(curve) + 1), curve, lw=0.6, alpha=0.3)
+        axes.plot(np.arange(len(smooth)) + (window + 1) / 2, smooth, "C0", lw=1.8)
+        if name == "GAN":
+            axes.axhline(3 * math.log(2), color="0.4", ls=":", lw=1.2)
+        else:
+            axes.set_yscale("log")
+        axes.set_title(f"{name}: {said[name]}", fontsize=10, loc="left")
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+if __name__ == "__main__":
+    parser = cli.parser(__doc__, main)
+    parser.add_argument("source", metavar="CHECKPOINT", help="checkpoint.npz of train_mnist.py, with classes")
+    cli.add_backend(parser)
+    parser.add_argument("--classifier", metavar="CHECKPOINT", help="checkpoint.npz of train_classifier.py, the judge")
+    parser.add_argument("--data-dir", help="folder with the four .gz files of MNIST or Fashion-MNIST")
+    parser.add_argument("--minutes", type=cli.positive_float, help="of training, for VAE and GAN each")
+    parser.add_argument("--batch-size", type=cli.positive_int, help="images a step")
+    parser.add_argument("--num", type=cli.positive_int, help="samples of each model, a multiple of the classes")
+    parser.add_argument("--steps", type=cli.positive_int, help="reverse steps of the DDPM, at most the schedule's T")
+    parser.add_argument("--scale", type=cli.non_negative_float, help="of its guidance: 1 follows the label")
+    parser.add_argument("--seed", type=cli.non_negative_int, help="of weights, data and noise")
+    parser.add_argument("--out", metavar="DIR", help="folder for the results")
+    parser.add_argument("--workers", type=cli.positive_int, help="processes to share the work (default: all cores)")
+    cli.run(main, parser)

@@ -1,0 +1,84 @@
+"""One start, many ends: from one and the same x_T, DDIM with eta = 0 draws one digit, with eta = 1 always another.
+
+    python demos/same_start.py runs/mnist/checkpoint.npz
+    python demos/same_start.py runs/mnist/checkpoint.npz --label 3
+
+eta is how much of the DDPM's noise a step adds (Song et al. 2021, eq. 16).  With none x_T decides everything: it is a
+code of the picture.  The noise of eta = 1 makes the end forget the start.  In the picture, same_start.png in --out, a
+row is an eta and a column a seed of that noise.  Printed is how far the columns differ: a pixel's standard deviation
+over the seeds, mean over the pixels, of the range from black to white.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from tinydiff import cli, plots
+from tinydiff.autograd import no_grad
+from tinydiff.backend import TinydiffError, default_rng, standard_normal, to_numpy, xp
+from tinydiff.diffusion import classifier_free, ddim_step, sample, timestep_pairs, unconditional
+from tinydiff.generate import Recipe, load_trained
+from tinydiff.parallel import default_workers
+
+ETAS = (0.0, 0.2, 0.5, 1.0)
+
+
+def main(
+    checkpoint,
+    *,
+    backend="numpy",
+    precision=None,
+    label=None,
+    num=10,
+    steps=Recipe.num_steps,
+    scale=Recipe.scale,
+    seed=0,
+    out="runs/same_start",
+    workers=None,
+):
+    """Returns {eta: mean pixel standard deviation over the seeds, of the range}."""
+    cli.start(backend, precision)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    pool, schedule, meta = load_trained(Path(checkpoint), workers or default_workers(len(ETAS)))
+    with pool:
+        if steps > schedule.T:
+            raise TinydiffError(f"--steps {steps}: the schedule has T = {schedule.T}, no more")
+        if label is not None and not 0 <= label < (pool.model.num_classes or 0):
+            raise TinydiffError(f"--label {label}: this network knows {pool.model.num_classes or 0} labels, from 0 on")
+        shape = (num, *meta["data"]["image_shape"])
+        rows = list(pool.map(partial(ends, schedule, shape, label, steps, scale, seed), ETAS))
+    spreads = {eta: float(row.std(0).mean()) / 2 for eta, row in zip(ETAS, rows)}
+    for eta, value in spreads.items():
+        print(f"eta = {eta:<4g} pixels differ by {value:.2%} of the range")
+    names = [f"eta = {eta:g}: {value:.1%}" for eta, value in spreads.items()]
+    told = "no label" if label is None else f"label {label}, guidance {scale:g}"
+    title = f"{meta['data']['name']}: one x_T, {steps} steps, {told}"
+    plots.save_grid(out / "same_start.png", np.concatenate(rows), columns=num, title=title, row_labels=names)
+    print(f"picture: {out}/same_start.png")
+    return spreads
+
+
+def ends(schedule, shape, label, steps, scale, seed, model, eta):
+    """Where one x_T leads, with noise of its own for each of the N pictures: (N, H, W, C) in [-1, 1]."""
+    x_T = xp.repeat(standard_normal(default_rng("start", seed), (1, *shape[1:])), shape[0], 0)
+    eps_fn = unconditional(model) if label is None else classifier_free(model, label, scale)
+    step, pairs = partial(ddim_step, schedule, eta=eta, clip=True), timestep_pairs(schedule.T, steps)
+    with no_grad():
+        *_, (_, x_0, _) = sample(step, eps_fn, pairs, x_T, default_rng("way", seed))
+    return np.clip(to_numpy(x_0), -1, 1)
+
+
+if __name__ == "__main__":
+    parser = cli.parser(__doc__, main)
+    parser.add_argument("checkpoint", help="checkpoint.npz of train_mnist.py")
+    cli.add_backend(parser)
+    parser.add_argument("--label", type=cli.non_negative_int, help="the digit to draw (default: none is asked for)")
+    parser.add_argument("--num", type=cli.positive_int, help="seeds of the noise")
+    parser.add_argument("--steps", type=cli.positive_int, help="reverse steps, at most the schedule's T")
+    parser.add_argument("--scale", type=cli.non_negative_float, help="of guidance, where there is a label")
+    parser.add_argument("--seed", type=cli.non_negative_int, help="of the start, and of the noise")
+    parser.add_argument("--out", metavar="DIR", help="folder for the picture")
+    parser.add_argument("--workers", type=cli.positive_int, help="processes to share the work (default: all cores)")
+    cli.run(main, parser)

@@ -1,0 +1,160 @@
+"""Latent diffusion in its smallest form: its checkpoint, its scaling, its table and what this is counted from."""
+
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from tinydiff import checkpoint
+from tinydiff.autograd import Tensor
+from tinydiff.backend import backend_name, to_numpy
+from tinydiff.classify import ClassifierConfig, build_classifier, save_classifier
+from tinydiff.data import load
+from tinydiff.diffusion import Schedule
+from tinydiff.generate import build_unet
+from tinydiff.nn import Conv2d, Linear, Module
+from tinydiff.parallel import Workers
+from tinydiff.train import TrainConfig, Training, draw_batch
+
+pytestmark = pytest.mark.program
+
+PATH = Path(__file__).parents[2] / "demos" / "latent.py"
+TINY = {
+    "autoencoder_minutes": 1e-6,
+    "minutes": 1e-6,
+    "batch_size": 2,
+    "autoencoder": {"channels": [8, 8], "latent_channels": 2},
+    "unet": {"base_channels": 8, "num_res_blocks": 1},
+}
+FEW = {"num": 20, "steps": 2, "workers": 1, "backend": backend_name()}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A tiny pixel checkpoint and a classifier, neither trained."""
+    folder, data = tmp_path_factory.mktemp("trained"), load("glyphs", num=20)
+    with Workers(lambda: build_unet({"base_channels": 8, "num_classes": 10}, 0)) as pool:
+        state = Training(pool, Schedule.linear(100), TrainConfig(num_steps=1, minutes=None, batch_size=2))
+        state.advance(data)
+        state.save(folder / "pixel.npz", data)
+    with Workers(lambda: build_classifier({"channels": [8, 8]}, 0)) as pool:
+        save_classifier(folder / "classifier.npz", pool, ClassifierConfig(), data, data, 0)
+    return folder
+
+
+@pytest.fixture
+def demo(load_demo, monkeypatch):
+    demo, images = load_demo("latent"), load("glyphs", "test", num=120)
+    monkeypatch.setattr(demo, "load", lambda *_: images)  # 10,000 glyphs take seconds to draw
+    monkeypatch.setattr(demo, "TrainConfig", lambda **options: TrainConfig(**options | {"warmup": 2}))
+    monkeypatch.setattr(demo, "ROUNDS", 2)
+    monkeypatch.setattr(demo, "FEW", 2)
+    return demo
+
+
+def test_the_smallest_run_can_be_sampled_again(demo, files, tmp_path, capsys):
+    """Table and picture beside pixel space; from the checkpoint alone the same samples get the same marks."""
+    out, classifier = tmp_path / "new", files / "classifier.npz"
+    rows = demo.main(pixel=files / "pixel.npz", classifier=classifier, out=out, **TINY, **FEW)
+    found = {row["measured"]: row for row in rows}
+    assert list(rows[0]) == ["measured", "pixel", "latent", "test digits"]
+    assert found["numbers in x_t"]["pixel"] == "28 x 28 x 1" and found["numbers in x_t"]["latent"] == "7 x 7 x 2"
+    assert found["training"]["latent"] == "1 + 3 steps of 2"
+    for name in ("GFLOP an evaluation", "seconds a training step of 2", "MB a picture, training on 2"):
+        assert float(found[name]["pixel"]) > 0 and float(found[name]["latent"]) >= 0
+    written, printed = (out / "latent.md").read_text(), capsys.readouterr().out
+    for row in rows:
+        assert "| " + " | ".join(row.values()) + " |" in written and row["measured"] in printed
+    assert 0.05 < imread(out / "latent.png")[..., :3].std() < 0.6
+
+    again = demo.main(source=out / "checkpoint.npz", classifier=classifier, out=tmp_path / "again", **FEW)
+    assert "pixel" not in again[0]
+    quality = [name for name in found if name.startswith(("read", "Frechet", "coverage", "spread", "all", "their"))]
+    assert len(quality) == 6
+    for row in again:
+        if row["measured"] in quality:
+            assert row["latent"] == found[row["measured"]]["latent"]
+
+
+def test_latents_have_mean_0_and_variance_1_channel_by_channel(demo, tmp_path):
+    """The training set's, as the checkpoint's coder encodes it; decoding undoes the scaling."""
+    data = load("glyphs", num=30)
+    config = TrainConfig(num_steps=1, minutes=None, batch_size=2)
+    path = tmp_path / "c.npz"
+    demo.train_both(path, data, TINY["autoencoder"], 1e-6, demo.UNET | TINY["unet"], config, 1)
+    space, coder, _ = demo.load_latent(path, 1)
+    x_0, _ = data.batch(np.arange(30))
+    z = coder.encode(x_0)
+    assert z.shape == (30, 7, 7, 2) and space.recipe.image_shape == (7, 7, 2)
+    np.testing.assert_allclose(z.mean((0, 1, 2)), 0, atol=1e-5)  # float32 sums of 1,470 numbers of size 1
+    np.testing.assert_allclose(z.std((0, 1, 2)), 1, atol=1e-5)
+    mean, _ = coder.pool.model.encode(x_0)
+    plain = np.clip(to_numpy(coder.pool.model.decode(mean)), -1, 1)
+    np.testing.assert_allclose(coder.decode(z), plain, atol=1e-4)  # float32 through the scaling and the norms
+
+
+def test_what_is_drawn_in_latent_space_is_not_clipped(demo, tmp_path):
+    """A network that sees no noise scales x_T up far beyond 1, and so the sample comes out."""
+
+    class Zero(Module):
+        num_classes = None
+
+        def __call__(self, x_t, t, labels=None):
+            return 0 * x_t
+
+    schedule, seen = Schedule.linear(100), []
+    recipe = demo.Recipe(schedule, (2, 2, 3), demo.DDPM)
+    space = demo.Space(Workers.__new__(Workers), recipe, lambda x: seen.append(x) or x, "")
+    space.pool.num_workers, space.pool.model = 1, Zero()
+    images, seconds = demo.draw_in_turn({"latent": space}, np.arange(4), 100, 1.0, 0)
+    assert images["latent"].shape == (4, 2, 2, 3) and seconds["latent"] > 0
+    assert abs(images["latent"]).max() > 10  # 1/sqrt(alpha_bar_T) is 160
+    assert len(seen) == demo.ROUNDS
+
+
+def test_a_data_set_of_latents_is_drawn_from_as_one_of_pictures(demo):
+    """draw_batch takes it: x_t of the latents' shape, labels of its rows."""
+    z = np.arange(24, dtype=np.float32).reshape(3, 2, 2, 2)
+    latents = demo.Latents(z, np.array([4, 5, 6], np.uint8))
+    rows, labels = latents.batch(np.array([2, 0]))
+    assert (rows == z[[2, 0]]).all() and labels.tolist() == [6, 4] and labels.dtype == np.int64
+    batch = draw_batch(latents, Schedule.linear(50), TrainConfig(batch_size=5, label_drop=0.0), 10, 0)
+    assert batch["x_t"].shape == (5, 2, 2, 2) and batch["x_t"].dtype == np.float32
+    assert set(batch["labels"].tolist()) <= {4, 5, 6}
+
+
+@pytest.mark.skipif(backend_name() != "numpy", reason="a GPU's products of few rows are one launch, and not counted")
+def test_operations_are_two_for_each_multiply_add(demo, rng):
+    """Of a convolution, wide enough for Winograd, and a linear layer: 2 H W 9 C O and 2 H W C O an image."""
+    conv, linear = Conv2d(16, 32, rng=rng), Linear(32, 5, rng=rng)
+    x = Tensor(rng.standard_normal((3, 8, 6, 16), dtype="float32"))
+    assert demo.operations(lambda: linear(conv(x))) == 3 * 48 * 2 * (9 * 16 * 32 + 32 * 5)
+
+
+def test_the_peak_is_of_what_the_work_held(demo):
+    """Two arrays at a time, the first gone before the third comes: the most is two."""
+
+    def work():
+        a = np.ones(500_000)
+        b = np.ones(500_000)
+        del a
+        return np.ones(500_000), b
+
+    assert demo.peak_mb(work) == pytest.approx(8, rel=0.01)  # a few kB besides
+
+
+def test_a_bad_checkpoint_is_one_message_and_exit_code_2(files, tmp_path, monkeypatch, capsys):
+    """A pixel checkpoint in the place of a latent one, and the other way round: its kind is named."""
+    checkpoint.save(tmp_path / "latent.npz", {}, {"kind": "latent"})
+    for words, said in (
+        (["--from", files / "pixel.npz"], "'diffusion', not 'latent'"),
+        (["--from", tmp_path / "none.npz"], "does not exist"),
+    ):
+        options = ["--workers", 1, "--out", tmp_path / "o", "--backend", backend_name()]
+        options += ["--classifier", files / "classifier.npz"]
+        monkeypatch.setattr("sys.argv", [str(PATH), *map(str, [*words, *options])])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(PATH), run_name="__main__")
+        assert end.value.code == 2 and said in capsys.readouterr().err.replace("\n", " ")

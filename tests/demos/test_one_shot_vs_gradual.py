@@ -1,0 +1,153 @@
+"""One shot against gradual: each player of the GAN learns from its own loss only, and the smallest run of all three."""
+
+import math
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from tinydiff.autograd import Tensor
+from tinydiff.backend import TinydiffError, asarray, backend_name, to_numpy
+from tinydiff.classify import ClassifierConfig, build_classifier, save_classifier
+from tinydiff.data import load
+from tinydiff.diffusion import Schedule
+from tinydiff.generate import build_unet
+from tinydiff.parallel import Workers
+from tinydiff.train import TrainConfig, Training
+
+pytestmark = pytest.mark.program
+
+
+def save_untrained(folder, num_classes):
+    """A checkpoint after one step of a tiny network, and a classifier that was not trained at all."""
+    data = load("glyphs", num=20)
+    with Workers(lambda: build_unet({"base_channels": 8, "num_classes": num_classes}, 0)) as pool:
+        state = Training(pool, Schedule.linear(100), TrainConfig(num_steps=1, minutes=None, batch_size=2))
+        state.advance(data)
+        state.save(folder / "checkpoint.npz", data)
+    with Workers(lambda: build_classifier({"channels": [8, 8]}, 0)) as pool:
+        save_classifier(folder / "classifier.npz", pool, ClassifierConfig(), data, data, 0)
+    return folder
+
+
+@pytest.fixture
+def demo(load_demo, monkeypatch):
+    demo, images = load_demo("one_shot_vs_gradual"), load("glyphs", "test", num=120)
+    monkeypatch.setattr(demo, "load", lambda *_: images)  # 10,000 glyphs take seconds to draw
+    return demo
+
+
+def players(demo, rng):
+    """A tiny GAN of random parameters, none of them 0, two channels in a group; and a batch for it."""
+    model = demo.build_gan(8, 16, 3, 0)
+    for p in model.parameters():
+        p.data[...] += asarray(0.2 * rng.standard_normal(p.shape), "float32")
+    x, z = rng.standard_normal((4, 8, 8, 1), dtype="float32"), rng.standard_normal((4, demo.Z), dtype="float32")
+    return model, {"x": x, "z": z, "labels": np.array([0, 1, 2, 1])}
+
+
+def gradients(model, losses, g):
+    """{parameter's name: gradient of <g, losses>, 0 where none came}."""
+    for p in model.parameters():
+        p.grad = None
+    losses.backward(g)
+    return {name: np.zeros(p.shape) if p.grad is None else to_numpy(p.grad) for name, p in model.named_parameters()}
+
+
+def test_each_player_learns_from_its_own_loss_only(demo, rng):
+    """A player's loss has no gradient at all for the other; added, each player's is what it is alone."""
+    model, batch = players(demo, rng)
+    g = asarray(rng.standard_normal(4), "float32")
+    made = model.generator(batch["z"], batch["labels"])
+    of_d = gradients(model, demo.discriminator_losses(model, made.data, batch), g)
+    of_g = gradients(model, demo.generator_losses(model, made, batch), g)
+    both = gradients(model, demo.gan_losses(model, batch, None), g)
+    for name in both:
+        own, other = (of_d, of_g) if name.startswith("discriminator.") else (of_g, of_d)
+        assert not other[name].any() and abs(own[name]).max() > 1e-6, name
+        np.testing.assert_allclose(both[name], own[name], rtol=1e-5, atol=1e-6, err_msg=name)  # float32 sums
+    assert all(p.requires_grad for p in model.parameters())  # thawed again
+
+
+def test_the_losses_are_minus_log_probabilities(demo, rng):
+    """p(real) = sigmoid(the label's logit): -log p for the generator, cross entropies with 0.9 and 0 for the other."""
+    model, batch = players(demo, rng)
+    made = model.generator(batch["z"], batch["labels"])
+    assert made.shape == (4, 8, 8, 1) and float(abs(made.data).max()) <= 1
+    p_real, p_made = (
+        1 / (1 + np.exp(-to_numpy(model.discriminator(x)).astype("float64")[np.arange(4), batch["labels"]]))
+        for x in (batch["x"], made.data)
+    )
+    of_d = -0.9 * np.log(p_real) - 0.1 * np.log(1 - p_real) - np.log(1 - p_made)
+    # 1e-4: float32 logits through several norms
+    np.testing.assert_allclose(to_numpy(demo.generator_losses(model, made, batch)), -np.log(p_made), rtol=1e-4)
+    np.testing.assert_allclose(to_numpy(demo.discriminator_losses(model, made.data, batch)), of_d, rtol=1e-4)
+
+
+def test_softplus_is_log_1_plus_exp_without_overflow(demo, rng):
+    """In value and in slope, a sigmoid, also where exp would overflow."""
+    values = [-1000.0, -3.0, -1e-3, 1e-3, 2.0, 1000.0]
+    x = Tensor(asarray(values), requires_grad=True)
+    y = demo.softplus(x)
+    y.backward(asarray(np.ones(6)))  # each element has a slope of its own
+    for v, found, slope in zip(values, to_numpy(y), to_numpy(x.grad)):
+        assert found == pytest.approx(v if v > 100 else math.log1p(math.exp(v)), rel=1e-12)
+        assert slope == pytest.approx(math.exp(v) / (1 + math.exp(v)) if v < 100 else 1, rel=1e-12)
+
+
+def test_the_generator_heeds_label_and_z(demo, rng):
+    """Another label or another z is another picture, row by row."""
+    model, batch = players(demo, rng)
+    z, labels = batch["z"], batch["labels"]
+    first = to_numpy(model.generator(z, labels))
+    for other in (model.generator(z, np.array([0, 2, 2, 1])), model.generator(z[[0, 0, 2, 3]], labels)):
+        changed = abs(to_numpy(other) - first).max((1, 2, 3))
+        assert changed[1] > 1e-2 and changed[[0, 2, 3]].max() < 1e-5  # float32 products of a batch
+
+
+def test_examples_are_a_function_of_seed_and_step(demo):
+    """The same seed and step, the same pictures and z; another step, others."""
+    data = load("glyphs", num=10)
+    first, again, other = (demo.examples(data, (2, 3), 1, 4, step) for step in (0, 0, 1))
+    assert first["z"].shape == (4, 2, 3) and first["x"].shape == (4, 28, 28, 1)
+    assert all((first[name] == again[name]).all() for name in first)
+    assert all((first[name] != other[name]).any() for name in ("x", "z"))
+
+
+def test_the_smallest_run_fills_table_and_pictures(demo, tmp_path, capsys):
+    """A row a model, printed and written, with what it took; two pictures that are no blanks."""
+    files = save_untrained(tmp_path, 10)
+    classifier, options = (
+        files / "classifier.npz",
+        {"minutes": 1e-6, "batch_size": 2, "channels": 8, "num": 20, "workers": 1},
+    )
+    rows = demo.main(
+        files / "checkpoint.npz",
+        classifier=classifier,
+        backend=backend_name(),
+        out=tmp_path / "new",
+        steps=2,
+        **options,
+    )
+    assert [row[""] for row in rows] == ["test digits", "VAE", "GAN", "DDPM"]
+    assert [row["evaluations a sample"] for row in rows] == ["", 1, 1, 4]
+    assert rows[1]["trained"].startswith("1 steps of 2, ") and rows[3]["trained"] == "1 steps of 2"
+    assert rows[0]["spread, of real digits'"] == "100.0%" and rows[2]["seconds a sample"] > "0.0"
+    written, printed = (tmp_path / "new" / "one_shot_vs_gradual.md").read_text(), capsys.readouterr().out
+    for row in rows:
+        assert "| " + " | ".join(map(str, row.values())) + " |" in written and str(row["coverage"]) in printed
+    for name in ("one_shot_vs_gradual.png", "loss.png"):
+        assert 0.03 < imread(tmp_path / "new" / name)[..., :3].std() < 0.6
+
+
+def test_a_network_without_classes_is_refused(demo, tmp_path):
+    """What is asked for is a digit."""
+    files = save_untrained(tmp_path, None)
+    with pytest.raises(TinydiffError, match="must be a network with classes"):
+        demo.main(
+            files / "checkpoint.npz",
+            classifier=files / "classifier.npz",
+            backend=backend_name(),
+            out=tmp_path,
+            workers=1,
+        )

@@ -1,0 +1,67 @@
+"""The demo of one start: eta = 0 ends in one place whatever the noise, a larger eta in many."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from tinydiff.backend import TinydiffError, asarray, backend_name, to_numpy
+from tinydiff.data import load
+from tinydiff.diffusion import Schedule
+from tinydiff.generate import build_unet
+from tinydiff.nn import Module
+from tinydiff.parallel import Workers
+from tinydiff.train import TrainConfig, Training
+
+pytestmark = pytest.mark.program
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    """A checkpoint after one step of a tiny network."""
+    path, data = tmp_path_factory.mktemp("trained") / "checkpoint.npz", load("glyphs", num=10)
+    with Workers(lambda: build_unet({"base_channels": 8, "num_classes": 10}, 0)) as pool:
+        state = Training(pool, Schedule.linear(100), TrainConfig(num_steps=1, minutes=None, batch_size=2))
+        state.advance(data)
+        state.save(path, data)
+    return path
+
+
+@pytest.mark.parametrize("label", [None, 3])
+def test_columns_agree_at_eta_0_and_part_as_eta_grows(load_demo, path, tmp_path, capsys, label):
+    """The printed spread is 0 at eta = 0, and grows with it; the picture has a row an eta."""
+    demo = load_demo("same_start")
+    spreads = demo.main(path, backend=backend_name(), label=label, num=3, steps=4, out=tmp_path / "new", workers=1)
+    values = list(spreads.values())
+    assert list(spreads) == list(demo.ETAS) and values[0] < 1e-6  # equal rows of one float32 batch
+    assert all(b > a + 1e-3 for a, b in pairwise(values))
+    assert f"pixels differ by {values[-1]:.2%} of the range" in capsys.readouterr().out
+    assert 0.1 < imread(tmp_path / "new" / "same_start.png")[..., :3].std() < 0.6
+
+
+class Zero(Module):
+    """A network that sees no noise anywhere."""
+
+    num_classes = None
+
+    def __call__(self, x_t, t, labels=None):
+        return 0 * x_t
+
+
+def test_the_start_is_one_and_the_seed_names_it(load_demo):
+    """With eps_hat = 0 and eta = 0 the end is the start, scaled: one for all columns, another for another seed."""
+    demo, schedule = load_demo("same_start"), Schedule.linear(100)
+    ends = [demo.ends(schedule, (3, 4, 4, 1), None, 100, 1.0, seed, Zero(), 0.0) for seed in (0, 0, 1)]
+    assert (ends[0] == ends[0][:1]).all() and (ends[0] == ends[1]).all() and (ends[0] != ends[2]).any()
+    x_T = to_numpy(demo.standard_normal(demo.default_rng("start", 0), (1, 4, 4, 1)))
+    assert (np.sign(ends[0][:1]) == np.sign(x_T)).all()
+    noisy = demo.ends(schedule, (3, 4, 4, 1), None, 100, 1.0, 0, Zero(), 1.0)
+    assert (noisy[0] != noisy[1]).any() and asarray(noisy).dtype == "float32"
+
+
+@pytest.mark.parametrize("options, said", [({"steps": 101}, "--steps 101"), ({"label": 10}, "--label 10")])
+def test_what_does_not_fit_is_refused(load_demo, path, tmp_path, options, said):
+    """More steps than T, and a label that the network does not know."""
+    with pytest.raises(TinydiffError, match=said):
+        load_demo("same_start").main(path, backend=backend_name(), out=tmp_path, workers=1, **options)

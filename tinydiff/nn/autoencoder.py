@@ -1,0 +1,138 @@
+"""A variational autoencoder: pictures as small maps of latent numbers, and back (Kingma & Welling 2014).
+
+    encode: [conv (stride 2), x + conv(silu(norm(x)))] x levels -> norm, silu, conv -> mean, log_var
+    decode: conv -> [x + conv(silu(norm(x))), up] x levels -> norm, silu, conv -> x_hat
+
+    z = mean + exp(log_var/2) eps                                                                      section 2.4
+    -log p(x) <= E[-log p(x | z)] + KL(N(mean, exp(log_var)) || N(0, 1))                               eq. 3
+
+With a decoder p(x | z) = N(x_hat, sigma^2) the first term is |x - x_hat|^2/(2 sigma^2) and a constant.  A small sigma
+asks for faithful pictures, and what z looks like is left to a diffusion model, which then works on maps with 1/16 of
+the pixels (Rombach et al. 2022); a large one makes z itself so nearly N(0, 1) that it can be drawn.
+Read next: ../../demos/latent.py.
+"""
+
+from typing import Any
+
+from tinydiff import ops
+from tinydiff.autograd import Tensor
+from tinydiff.backend import asarray, host_integers
+from tinydiff.nn.layers import Conv2d, Embedding, GroupNorm, norm_silu_conv
+from tinydiff.nn.module import Module
+
+
+class NormSiluConv(Module):
+    """conv(silu(norm(x))), a 3x3 convolution, and where they are given plus: see ops.conv2d."""
+
+    def __init__(self, in_channels: int, out_channels: int, num_groups: int, rng: Any):
+        self.norm = GroupNorm(num_groups, in_channels, silu=True)
+        self.conv = Conv2d(in_channels, out_channels, rng=rng)
+
+    def forward(self, x: Tensor, *plus: Tensor) -> Tensor:
+        return norm_silu_conv(self.norm, self.conv, x, *plus)
+
+
+class Autoencoder(Module):
+    """x_hat, mean, log_var = model(x, eps, labels): x through its code z, drawn with the standard normal noise eps.
+
+    x: (N, H, W, in_channels) array or Tensor; H and W divisible by 2^levels, 4 by default, else ValueError.
+    channels: one entry a level, the first at half of x's size; each divisible by num_groups, else ValueError.
+    num_classes: None, or for a conditional one, whose encoder and decoder are told the label: an integer or (N,) host
+    integers in 0..num_classes - 1.  It must be there then, and must not otherwise, else ValueError.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        latent_channels: int = 4,
+        channels: tuple[int, ...] = (32, 64),
+        num_groups: int = 8,
+        num_classes: int | None = None,
+        *,
+        rng: Any,
+    ):
+        if not channels:
+            raise ValueError("channels must name at least one level, got ()")
+        self.config = {
+            "in_channels": in_channels,
+            "latent_channels": latent_channels,
+            "channels": list(channels),
+            "num_groups": num_groups,
+            "num_classes": num_classes,
+        }
+        self.num_classes, self.latent_channels = num_classes, latent_channels
+        first, last = channels[0], channels[-1]
+        self.down = [Conv2d(a, b, stride=2, rng=rng) for a, b in zip([in_channels, *channels], channels)]
+        self.down_blocks = [NormSiluConv(c, c, num_groups, rng) for c in channels]
+        self.code = NormSiluConv(last, 2 * latent_channels, num_groups, rng)
+        self.uncode = Conv2d(latent_channels, last, rng=rng)
+        self.up_blocks = [NormSiluConv(c, c, num_groups, rng) for c in channels[::-1]]
+        self.up = [Conv2d(b, a, rng=rng) for a, b in list(zip([first, *channels], channels))[::-1]]
+        self.out = NormSiluConv(first, in_channels, num_groups, rng)
+        self.labels = [Embedding(num_classes, c, rng=rng) for c in (first, last)] if num_classes is not None else []
+
+    def forward(self, x: Any, eps: Any, labels: Any = None) -> Any:
+        mean, log_var = self.encode(x, labels)
+        return self.decode(reparameterised(mean, log_var, eps), labels), mean, log_var
+
+    def encode(self, x: Any, labels: Any = None) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of q(z | x), each (N, H/4, W/4, latent_channels)."""
+        h = x if isinstance(x, Tensor) else Tensor(asarray(x))
+        self._check("x", h, self.config["in_channels"], 2 ** len(self.down))
+        plus = self._label(0, labels, len(h))
+        for down, block in zip(self.down, self.down_blocks):
+            h, plus = down(h, *plus), []
+            h = block(h, h)
+        mean, log_var = ops.split(self.code(h), 2)
+        return mean, log_var
+
+    def decode(self, z: Any, labels: Any = None) -> Tensor:
+        """x_hat, the mean of p(x | z): z (N, H/4, W/4, latent_channels) -> (N, H, W, in_channels)."""
+        h = z if isinstance(z, Tensor) else Tensor(asarray(z))
+        self._check("z", h, self.latent_channels, 1)
+        h = self.uncode(h, *self._label(1, labels, len(h)))
+        for block, up in zip(self.up_blocks, self.up):
+            h = block(h, h)
+            h = ops.upsample_conv(h, up.w, up.b)
+        return self.out(h)
+
+    def _label(self, place: int, labels: Any, n: int) -> list[Tensor]:
+        """The label's vector (N, C), added to the first map of the encoder (place 0) or the decoder (1), or nothing."""
+        if (labels is None) != (self.num_classes is None):
+            raise ValueError(
+                f"labels must be given for an autoencoder with num_classes, and for no other, got {labels!r}"
+            )
+        if self.num_classes is None:
+            return []
+        return [self.labels[place](host_integers("labels", labels, 0, self.num_classes - 1, n))]
+
+    def _check(self, name: str, h: Tensor, channels: int, multiple: int) -> None:
+        if h.ndim != 4 or h.shape[3] != channels:
+            raise ValueError(f"{name} must have shape (N, H, W, {channels}), got {h.shape}")
+        if h.shape[1] % multiple or h.shape[2] % multiple:
+            raise ValueError(
+                f"{name}: height and width must be divisible by {multiple}, got {h.shape[1]} x {h.shape[2]}"
+            )
+
+
+def reparameterised(mean: Tensor, log_var: Tensor, eps: Any) -> Tensor:
+    """z = mean + exp(log_var/2) eps: a draw that gradients go through (Kingma & Welling 2014, section 2.4)."""
+    return mean + ops.exp(log_var / 2) * asarray(eps)
+
+
+def negative_elbo(x: Any, x_hat: Tensor, mean: Tensor, log_var: Tensor, sigma: float) -> Tensor:
+    """The bound on -log p(x) in nats, for p(x | z) = N(x_hat, sigma^2), without its constant (Kingma & Welling 2014,
+    eq. 3): (N,).
+
+        |x - x_hat|^2/(2 sigma^2) + KL(N(mean, exp(log_var)) || N(0, 1)),    the constant: D log(2 pi sigma^2)/2
+    """
+    error = x_hat - asarray(x)
+    return ops.sum(error * error, axis=(1, 2, 3)) / (2 * sigma**2) + kl_to_standard_normal(mean, log_var)
+
+
+def kl_to_standard_normal(mean: Tensor, log_var: Tensor) -> Tensor:
+    """KL(N(mean, exp(log_var)) || N(0, 1)) of each example in nats, (N, ...) -> (N,) (Kingma & Welling 2014, B).
+
+    KL = sum of (mean^2 + exp(log_var) - 1 - log_var)/2
+    """
+    return ops.sum(mean * mean + ops.exp(log_var) - 1 - log_var, axis=tuple(range(1, mean.ndim))) / 2
