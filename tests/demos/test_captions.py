@@ -238,15 +238,13 @@ def test_a_batch_is_draw_batchs_with_captions_in_the_place_of_labels(captions, c
 
 
 def test_a_step_says_it_anew_and_the_seed_decides_how(captions, captioned):
-    """The same seed and step give the same captions, another step others, of the same picture too."""
+    """Of one picture alone: the same seed and step give the same captions, another seed or step others."""
     made, schedule = captioned[0], Schedule.linear()
-    few = replace(made.dataset, images=made.dataset.images[:2], labels=made.dataset.labels[:2])
-    config = TrainConfig(batch_size=40, label_drop=0.0)
+    one = replace(made.dataset, images=made.dataset.images[:1], labels=made.dataset.labels[:1])
 
     def rows(seed, step):
-        return {
-            tuple(row) for row in made.draw(few, schedule, replace(config, seed=seed), None, step)["labels"].tolist()
-        }
+        config = TrainConfig(batch_size=40, label_drop=0.0, seed=seed)
+        return made.draw(one, schedule, config, None, step)["labels"].tolist()
 
     assert rows(0, 1) == rows(0, 1)
-    assert rows(0, 1) != rows(0, 2) and rows(0, 1) != rows(1, 1) and len(rows(0, 1)) > 15
+    assert rows(0, 1) != rows(0, 2) and rows(0, 1) != rows(1, 1) and len({tuple(row) for row in rows(0, 1)}) > 15
