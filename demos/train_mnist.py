@@ -9,12 +9,11 @@ Everything goes to --out: checkpoint.npz, metrics.csv, a grid in progress/ every
 the end samples.png, denoising.png, denoising.gif and loss.png.  Ctrl-C and SIGTERM save and end.
 """
 
-import csv
-import io
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
+import long_run
 import numpy as np
 from tqdm import tqdm
 
@@ -25,9 +24,8 @@ from tinydiff.data import NAMES, Dataset, load
 from tinydiff.diffusion import Schedule
 from tinydiff.generate import Recipe, build_unet, frame_times, generate
 from tinydiff.parallel import Workers, default_workers
-from tinydiff.train import METRICS, NUM_BUCKETS, TARGETS, TrainConfig, Training, train
+from tinydiff.train import TARGETS, TrainConfig, Training
 
-UNLIMITED = 10**9  # steps, where the minutes decide
 NUM_GROUPS = 8  # of UNet
 PICTURE_SEED = 1  # of every grid, so that grids can be compared
 
@@ -64,9 +62,9 @@ def main(
     if steps is not None:
         wanted["minutes"] = None
 
-    saved = _load_if_there(path) if resume else None
+    saved = long_run.load_if_there(path, "diffusion") if resume else None
     if saved is None:
-        config = replace(TrainConfig(num_steps=UNLIMITED) if minutes else TrainConfig(), **wanted)
+        config = replace(TrainConfig(num_steps=long_run.UNLIMITED) if minutes else TrainConfig(), **wanted)
         dataset = _load_data(data, data_dir, config.seed, num_images)
         model_config = {"base_channels": channels or 32, "num_classes": len(dataset.classes)}
         schedule = Schedule.linear()
@@ -100,34 +98,27 @@ def main(
             checkpoint.set_aside(path)
         print(f"data: {dataset.source}")
         print(f"network: {pool.model.num_parameters():,} parameters; {workers} worker(s); results in {out}/")
-        if _run(state, dataset, recipe, out, save_every, sample_every):
+        save = partial(_save, state, dataset, out)
+        if long_run.run(
+            state, dataset, save, save_every, partial(_progress, state, dataset, recipe, out, sample_every)
+        ):
             _final_pictures(state, dataset, recipe, out)
 
 
-def _run(state: Training, dataset: Dataset, recipe: Recipe, out: Path, save_every: int, sample_every: int) -> bool:
-    """Train to the end, saving on the way; False if a signal asked to stop before."""
-    _save(state, dataset, out)
-    per_step = state.config.batch_size
-    start = state.step * per_step
-    with cli.stop_signals() as stop, tqdm(total=_total(state), initial=start, unit="img", dynamic_ncols=True) as bar:
-        for _ in train(state, dataset):
-            bar.total = _total(state)
-            bar.set_postfix_str(f"step {state.step}{_recent_loss(state)}", refresh=False)
-            bar.update(per_step)
-            at_end = state.step == state.num_steps
-            if at_end or stop.requested or state.step % save_every == 0:
-                _save(state, dataset, out)
-            if stop.requested and not at_end:
-                bar.close()
-                print(f"{stop.signal}: saved at step {state.step}; continue with --resume")
-                return False
-            if not at_end and state.step % sample_every == 0:
-                with state.workers.weights(state.ema.data):
-                    frames = np.concatenate(list(generate(state.workers, recipe, _labels(dataset, 5), PICTURE_SEED)), 1)
-                (out / "progress").mkdir(exist_ok=True)
-                title = f"step {state.step:,} of {state.num_steps:,}, {dataset.name}"
-                _save_by_class(out / "progress" / f"step_{state.step:06}.png", frames[-1], dataset, title)
-    return True
+def _save(state: Training, dataset: Dataset, out: Path) -> None:
+    state.save(out / "checkpoint.npz", dataset)
+    long_run.save_metrics(state, out / "metrics.csv")
+
+
+def _progress(state: Training, dataset: Dataset, recipe: Recipe, out: Path, every: int) -> None:
+    """A grid of the averaged weights' samples, every so many steps."""
+    if state.step % every:
+        return
+    with state.workers.weights(state.ema.data):
+        frames = np.concatenate(list(generate(state.workers, recipe, _labels(dataset, 5), PICTURE_SEED)), 1)
+    (out / "progress").mkdir(exist_ok=True)
+    title = f"step {state.step:,} of {state.num_steps:,}, {dataset.name}"
+    _save_by_class(out / "progress" / f"step_{state.step:06}.png", frames[-1], dataset, title)
 
 
 def _final_pictures(state: Training, dataset: Dataset, recipe: Recipe, out: Path) -> None:
@@ -147,33 +138,9 @@ def _final_pictures(state: Training, dataset: Dataset, recipe: Recipe, out: Path
     one_each = film[:, :: len(labels) // len(dataset.classes)]
     plots.save_filmstrip(out / "denoising.png", one_each[columns], [times[i] for i in columns], f"denoising: {title}")
     plots.save_gif(out / "denoising.gif", film[::-2, ::2][::-1], columns=10)  # half of the frames and of the digits
-    _save_loss(state, dataset, out)
+    title = f"{dataset.name}, loss per pixel of the target {state.config.target}"
+    long_run.save_loss(state, out / "loss.png", title)
     print(f"done: {out}/samples.png, denoising.png, denoising.gif, loss.png, metrics.csv, checkpoint.npz")
-
-
-def _save(state: Training, dataset: Dataset, out: Path) -> None:
-    state.save(out / "checkpoint.npz", dataset)
-    text = io.StringIO()
-    table = csv.writer(text)
-    table.writerow(("step", *METRICS))
-    table.writerows((i + 1, *(f"{value:.6g}" for value in row)) for i, row in enumerate(state.metrics))
-    with checkpoint.atomic_write(out / "metrics.csv") as file:
-        file.write(text.getvalue().encode())
-
-
-def _save_loss(state: Training, dataset: Dataset, out: Path) -> None:
-    metrics = np.array(state.metrics)
-    T = state.schedule.T
-    names = [f"t = {i * T // NUM_BUCKETS + 1}..{(i + 1) * T // NUM_BUCKETS}" for i in range(NUM_BUCKETS)]
-    steps = np.arange(1, len(metrics) + 1)
-    plots.save_loss(
-        out / "loss.png",
-        steps,
-        metrics[:, 0],
-        metrics[:, -NUM_BUCKETS:],
-        names,
-        f"{dataset.name}, loss per pixel of the target {state.config.target}",
-    )
 
 
 def _save_by_class(path: Path, images: np.ndarray, dataset: Dataset, title: str) -> None:
@@ -184,27 +151,6 @@ def _save_by_class(path: Path, images: np.ndarray, dataset: Dataset, title: str)
 def _labels(dataset: Dataset, each: int) -> list[int]:
     """`each` labels of every class, class by class."""
     return [label for label in range(len(dataset.classes)) for _ in range(each)]
-
-
-def _total(state: Training) -> int | None:
-    """Images of the whole run, once it is known."""
-    return None if state.num_steps == UNLIMITED else state.num_steps * state.config.batch_size
-
-
-def _recent_loss(state: Training) -> str:
-    """The mean of the last 50 losses that are known: asking for all of them would make a GPU's steps wait."""
-    rows = state.rows[-50:]
-    return f", loss {sum(row[0] for row in rows) / len(rows):.4f}" if rows else ""
-
-
-def _load_if_there(path: Path):
-    """The checkpoint at `path`, or None where a run was stopped before its first save."""
-    if not path.exists():
-        print(f"no checkpoint at {path} yet: starting from the beginning")
-        return None
-    arrays, meta = checkpoint.load(path)
-    checkpoint.check_same(meta, {"kind": "diffusion"}, ["kind"])
-    return arrays, meta
 
 
 def _load_data(name: str, data_dir, seed: int, num: int | None) -> Dataset:

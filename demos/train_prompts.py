@@ -9,12 +9,11 @@ is empty, for guidance.  Everything goes to --out: checkpoint.npz, metrics.csv, 
 Ctrl-C and SIGTERM save and end.
 """
 
-import csv
-import io
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
+import long_run
 import numpy as np
 from captions import DIGITS, HELD_OUT, MAX_TOKENS, VOCABULARY, Captioned, build, by_prompt, tokenize
 from tqdm import tqdm
@@ -25,9 +24,8 @@ from tinydiff.data import NAMES, load
 from tinydiff.diffusion import Schedule
 from tinydiff.generate import Recipe, generate
 from tinydiff.parallel import Workers, default_workers
-from tinydiff.train import METRICS, NUM_BUCKETS, TrainConfig, Training, train
+from tinydiff.train import TrainConfig, Training
 
-UNLIMITED = 10**9  # steps, where the minutes decide
 MINUTES = 18.0
 NUM_GROUPS = 8  # of UNet
 SHOWN = ("a {}", "a thin {} leaning left", "a thin {} leaning right", "a thick {} leaning left", "a thick upright {}")
@@ -61,9 +59,9 @@ def main(
     if steps is not None:
         wanted["minutes"] = None
 
-    saved = load_if_there(path) if resume else None
+    saved = long_run.load_if_there(path, "prompts") if resume else None
     if saved is None:
-        config = replace(TrainConfig(num_steps=UNLIMITED, minutes=MINUTES), **wanted)
+        config = replace(TrainConfig(num_steps=long_run.UNLIMITED, minutes=MINUTES), **wanted)
         dataset = load_data(data, data_dir, config.seed, num_images)
         encoder = {"num_words": len(VOCABULARY), "max_length": MAX_TOKENS}
         model_config = {"encoder": encoder, "unet": {"base_channels": channels or 32}}
@@ -97,42 +95,15 @@ def main(
         print(f"data: {dataset.source}; without {captioned.left_out:,} pictures of the held-out combinations")
         print(f"network: {pool.model.num_parameters():,} parameters; {workers} worker(s); results in {out}/")
         more = {"num_images": len(dataset), "thresholds": captioned.thresholds}
-        if run(state, captioned.dataset, out, save_every, more):
+        if long_run.run(state, captioned.dataset, partial(save, state, captioned.dataset, out, more), save_every):
             final_pictures(state, captioned.dataset, recipe, out)
-
-
-def run(state, dataset, out, save_every, more):
-    """Train to the end, saving on the way; False if a signal asked to stop before."""
-    save(state, dataset, out, more)
-    per_step = state.config.batch_size
-    start = state.step * per_step
-    with cli.stop_signals() as stop, tqdm(total=total(state), initial=start, unit="img", dynamic_ncols=True) as bar:
-        for _ in train(state, dataset):
-            bar.total = total(state)
-            rows = state.rows[-50:]
-            loss = f", loss {sum(row[0] for row in rows) / len(rows):.4f}" if rows else ""
-            bar.set_postfix_str(f"step {state.step}{loss}", refresh=False)
-            bar.update(per_step)
-            at_end = state.step == state.num_steps
-            if at_end or stop.requested or state.step % save_every == 0:
-                save(state, dataset, out, more)
-            if stop.requested and not at_end:
-                bar.close()
-                print(f"{stop.signal}: saved at step {state.step}; continue with --resume")
-                return False
-    return True
 
 
 def save(state, dataset, out, more):
     """The checkpoint, of kind "prompts": with what prompt.py must know of the captions.  And metrics.csv."""
     more = more | {"kind": "prompts", "vocabulary": VOCABULARY, "held_out": HELD_OUT}
     state.save(out / "checkpoint.npz", dataset, **more)
-    text = io.StringIO()
-    table = csv.writer(text)
-    table.writerow(("step", *METRICS))
-    table.writerows((i + 1, *(f"{value:.6g}" for value in row)) for i, row in enumerate(state.metrics))
-    with checkpoint.atomic_write(out / "metrics.csv") as file:
-        file.write(text.getvalue().encode())
+    long_run.save_metrics(state, out / "metrics.csv")
 
 
 def final_pictures(state, dataset, recipe, out):
@@ -147,26 +118,8 @@ def final_pictures(state, dataset, recipe, out):
     title = f"{dataset.name}, {state.step:,} steps, guidance {recipe.scale:g}"
     rows = [sentence.format("...") for sentence in SHOWN]
     plots.save_grid(out / "samples.png", np.concatenate(parts), columns=len(DIGITS), title=title, row_labels=rows)
-    metrics, T = np.array(state.metrics), state.schedule.T
-    names = [f"t = {i * T // NUM_BUCKETS + 1}..{(i + 1) * T // NUM_BUCKETS}" for i in range(NUM_BUCKETS)]
-    steps, title = np.arange(1, len(metrics) + 1), f"{dataset.name} with captions, loss per pixel"
-    plots.save_loss(out / "loss.png", steps, metrics[:, 0], metrics[:, -NUM_BUCKETS:], names, title)
+    long_run.save_loss(state, out / "loss.png", f"{dataset.name} with captions, loss per pixel")
     print(f"done: {out}/samples.png, loss.png, metrics.csv, checkpoint.npz")
-
-
-def total(state):
-    """Images of the whole run, once it is known."""
-    return None if state.num_steps == UNLIMITED else state.num_steps * state.config.batch_size
-
-
-def load_if_there(path):
-    """The checkpoint at `path`, or None where a run was stopped before its first save."""
-    if not path.exists():
-        print(f"no checkpoint at {path} yet: starting from the beginning")
-        return None
-    arrays, meta = checkpoint.load(path)
-    checkpoint.check_same(meta, {"kind": "prompts"}, ["kind"])
-    return arrays, meta
 
 
 def load_data(name, data_dir, seed, num):

@@ -494,23 +494,22 @@ def test_a_training_step_does_not_wait(started):
 
 
 @with_kernels
-def test_the_loop_of_the_demo_waits_where_it_makes_rows_only(started, tmp_path, monkeypatch):
-    """train_mnist.py with its progress bar: no step of its waits for the device but those with a period's rows."""
+def test_the_loop_of_the_demos_waits_where_it_makes_rows_only(started, monkeypatch):
+    """long_run.py with its progress bar: no step of its waits for the device but those with a period's rows."""
     state, dataset = started
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "demos")
-    demo = importlib.import_module("train_mnist")
+    long_run = importlib.import_module("long_run")
     monkeypatch.setattr(train, "PERIOD", 3)
     state = Training(state.workers, state.schedule, replace(state.config, num_steps=8))
     waited, steps = [], iter(range(10))
 
-    class Bar(demo.tqdm):
+    class Bar(long_run.tqdm):
         def update(self, n):
             waited.append(sum(strict.syncs.values()))
             return super().update(n)
 
-    monkeypatch.setattr(demo, "tqdm", Bar)
-    monkeypatch.setattr(demo, "_save", lambda *_: next(steps))  # at the start and at the end: saving waits
-    assert demo._run(state, dataset, None, tmp_path, 100, 100)
+    monkeypatch.setattr(long_run, "tqdm", Bar)
+    assert long_run.run(state, dataset, lambda: next(steps), 100)  # saves at the start and at the end: saving waits
     assert np.diff(waited).tolist() == [0, 2, 0, 0, 2, 0, 2]  # after steps 2..8: rows after 3 and 6, and at the end
     assert next(steps) == 2 and len(state.rows) == 8
 

@@ -130,10 +130,11 @@ def test_resume_without_a_checkpoint_starts_from_the_beginning(demo, tmp_path, c
     assert checkpoint.load(tmp_path / "checkpoint.npz")[1]["step"] == 1
 
 
-def test_without_steps_the_minutes_decide(demo, tmp_path):
+def test_without_steps_the_minutes_decide(demo, tmp_path, monkeypatch):
     """18 of them by default, or as many as are given; the number of steps is not known before the warm-up's end."""
     seen = []
-    demo.run = lambda state, *_: seen.append((state.config.minutes, demo.total(state))) or False
+    total = demo.long_run.total
+    monkeypatch.setattr(demo.long_run, "run", lambda state, *_: seen.append((state.config.minutes, total(state))))
     demo.main(backend=backend_name(), out=tmp_path, **SMALL)
     demo.main(backend=backend_name(), out=tmp_path, minutes=2.0, **SMALL)
     demo.main(backend=backend_name(), out=tmp_path, steps=5, **SMALL)
