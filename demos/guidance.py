@@ -25,10 +25,9 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from tinydiff import cli, plots
-from tinydiff.autograd import no_grad
-from tinydiff.backend import TinydiffError, to_numpy
+from tinydiff.backend import TinydiffError
 from tinydiff.checkpoint import atomic_write
-from tinydiff.classify import class_score, load_classifier, load_noisy_classifier
+from tinydiff.classify import class_score, load_classifier, load_noisy_classifier, look
 from tinydiff.data import load
 from tinydiff.diffusion import classifier_free, classifier_guided, rescaled, unconditional, within
 from tinydiff.generate import Recipe, generate, load_trained
@@ -38,7 +37,6 @@ from tinydiff.parallel import default_workers
 METHODS = ("free", "interval", "rescaled", "classifier")
 SIGMA = 0.28, 2.9  # noise to signal, sqrt(1/alpha_bar - 1), of the interval: middle noise levels
 PHI = 0.7  # Lin et al. 2023, section 3.4
-SLICE = 250  # images that a worker reads at a time
 
 
 def main(
@@ -126,18 +124,6 @@ def with_contrast(schedule, model, labels, scale):
 
 def by_classifier(schedule, leader, model, labels, scale):
     return classifier_guided(schedule, unconditional(model), class_score(leader, labels), scale)
-
-
-def look(judge, images):
-    """What each image is read as (N,), and its features (N, C) before the last layer."""
-    parts = list(judge.map(look_at_slice, [images[i : i + SLICE] for i in range(0, len(images), SLICE)]))
-    return tuple(np.concatenate(part) for part in zip(*parts))
-
-
-def look_at_slice(model, images):
-    with no_grad():
-        features = model.features(images)
-        return to_numpy(model.out(features)).argmax(1), to_numpy(features)
 
 
 def contrast(images):

@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from unittest import mock
 
+import long_run
 import numpy as np
 from tqdm import tqdm
 
@@ -57,7 +58,6 @@ UNET = {"base_channels": 64, "channel_mults": [1], "num_res_blocks": 2}
 # Of 200 samples after 500 steps, read as asked: eps 63%, v 95.5%; with the cosine schedule eps 24.5%, v 98.5%.
 SCHEDULE, TARGET = Schedule.cosine, "v"
 DDPM = partial(partial, ddpm_step)  # latents do not end at -1 and 1: nothing is clipped
-UNLIMITED = 10**9  # steps, where the minutes decide
 SLICE = 250  # pictures that a worker encodes or decodes at a time
 AT_ONCE = 50  # latents that a worker draws at a time: they are small, and the calls take most of the time
 ROUNDS = 5  # of training steps in both spaces in turn
@@ -95,7 +95,9 @@ def main(
         checkpoint.set_aside(source)
         dataset = load(data, "train", data_dir, seed, num_images)
         print(f"data: {dataset.source}; {workers} worker(s); results in {out}/")
-        config = TrainConfig(num_steps=UNLIMITED, minutes=minutes, batch_size=batch_size, seed=seed, target=TARGET)
+        config = TrainConfig(
+            num_steps=long_run.UNLIMITED, minutes=minutes, batch_size=batch_size, seed=seed, target=TARGET
+        )
         train_both(source, dataset, autoencoder or {}, autoencoder_minutes, UNET | (unet or {}), config, workers)
     with ExitStack() as stack:
         latent, coder, meta = load_latent(source, workers)
@@ -216,9 +218,8 @@ def train_both(path, dataset, coder_config, coder_minutes, unet_config, config, 
         state = Training(pool, schedule, config)
         with tqdm(unit="img", desc="U-Net", dynamic_ncols=True) as bar:
             for _ in train(state, latents):
-                bar.total = None if state.num_steps == UNLIMITED else state.num_steps * config.batch_size
-                recent = [row[0] for row in state.rows[-50:]]  # on a GPU the last steps have none yet
-                bar.set_postfix_str(f"step {state.step}, loss {sum(recent) / max(1, len(recent)):.4f}", refresh=False)
+                bar.total = long_run.total(state)
+                bar.set_postfix_str(f"step {state.step}{long_run.recent_loss(state)}", refresh=False)
                 bar.update(config.batch_size)
         names = [name for name, _ in pool.model.named_parameters()]
         arrays |= {f"ema/{name}": to_numpy(a) for name, a in zip(names, pool.flat.split(state.ema.data))}

@@ -1,4 +1,5 @@
-"""What train_mnist.py and train_prompts.py share: a run of minutes with a bar, that saves, stops and resumes.
+"""What train_mnist.py and train_prompts.py share: a run of minutes with a bar, that saves, stops and resumes.  The bar
+is latent.py's too.
 
 Everything that the two differ in is passed in: what is trained, what a checkpoint keeps, what is drawn on the way.
 """
@@ -10,9 +11,64 @@ import numpy as np
 from tqdm import tqdm
 
 from tinydiff import checkpoint, cli, plots
-from tinydiff.train import METRICS, NUM_BUCKETS, train
+from tinydiff.backend import TinydiffError, precision
+from tinydiff.data import load
+from tinydiff.train import METRICS, NUM_BUCKETS, TrainConfig, train
 
 UNLIMITED = 10**9  # steps, where the minutes decide
+NUM_GROUPS = 8  # of UNet
+
+
+def wanted(steps, minutes, **others):
+    """The settings of TrainConfig that were asked for: a number of steps is not cut short by a clock."""
+    asked = given(num_steps=steps, minutes=minutes, **others)
+    return asked | {"minutes": None} if steps is not None else asked
+
+
+def given(**options):
+    """The options that are not None."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def load_data(name, data_dir, seed, num):
+    """The training set, or its first num images."""
+    try:
+        return load(name, data_dir=data_dir, seed=seed, num=num)
+    except ValueError as error:  # more images than there are
+        raise TinydiffError(f"--num-images: {error}") from None
+
+
+def check_channels(base_channels):
+    """TinydiffError where the group norms cannot be of this width."""
+    if base_channels % NUM_GROUPS:
+        raise TinydiffError(
+            f"--channels {base_channels}: must be a multiple of {NUM_GROUPS}, the groups of each group norm"
+        )
+
+
+def resumed_workers(meta, workers, backend):
+    """How many workers go on: the checkpoint's number where none was asked for; says what will round differently."""
+    workers = workers or (meta["num_workers"] if backend == "numpy" else 1)
+    if meta["num_workers"] != workers:
+        print(f"note: {meta['num_workers']} worker(s) before, {workers} now: the sums round differently")
+    before, now = meta.get("precision"), precision()  # older checkpoints do not say
+    if before not in (None, now):
+        print(f"note: matrix products in {before} before, in {now} now: they round differently")
+    return workers
+
+
+def add_options(parser):
+    """What both demos ask for, but for the data and the minutes' default."""
+    new = TrainConfig()
+    parser.add_argument("--batch-size", type=cli.positive_int, help=f"images a step (default: {new.batch_size})")
+    parser.add_argument("--channels", type=cli.positive_int, help="channels of the first level (default: 32)")
+    parser.add_argument("--num-images", type=cli.positive_int, help="take the first so many images only")
+    parser.add_argument("--out", help="folder for everything that the run writes")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out, with its settings")
+    parser.add_argument("--seed", type=cli.non_negative_int, help=f"of weights, data and noise (default: {new.seed})")
+    parser.add_argument("--workers", type=cli.positive_int, help="processes to split a batch over (default: all cores)")
+    parser.add_argument("--save-every", type=cli.positive_int, help="steps between checkpoints")
+    parser.add_argument("--sample-steps", type=cli.positive_int, help="reverse steps of each picture")
 
 
 def run(state, dataset, save, save_every, on_the_way=None):

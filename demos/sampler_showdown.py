@@ -22,7 +22,7 @@ from tqdm import tqdm
 from tinydiff import cli, plots
 from tinydiff.backend import TinydiffError
 from tinydiff.checkpoint import atomic_write
-from tinydiff.classify import features, load_classifier, read
+from tinydiff.classify import features, load_classifier, look
 from tinydiff.data import load
 from tinydiff.diffusion import Schedule, ddpm_step, log_snr_pairs
 from tinydiff.generate import DDIM, DDPM, DPM_SOLVER_2M, Recipe, generate, load_trained, uniform
@@ -81,8 +81,8 @@ def main(
                     recipe = Recipe(schedule, tuple(meta["data"]["image_shape"]), step, n, scale, pairs=pairs)
                     path = out / "digits" / f"{name.replace(', ', '-').replace(' ', '_')}-{n}-{scale:g}.npz"
                     images, seconds = draw(path, {"num": num, "step": meta["step"]}, pool, recipe, labels, seed)
-                    right = int((np.concatenate(list(read(judge, images))).argmax(1) == labels).sum())
-                    distances = frechet_with_floor(np.concatenate(list(features(judge, images))), real)
+                    answers, found = look(judge, images)
+                    right, distances = int((answers == labels).sum()), frechet_with_floor(found, real)
                     row = (name, n, scale, right, num, *wilson_interval(right, num), *distances, seconds)
                     rows.append(dict(zip(COLUMNS, row)))
                     shown[name, n, scale] = images[:SHOWN]

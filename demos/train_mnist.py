@@ -18,15 +18,12 @@ import numpy as np
 from tqdm import tqdm
 
 from tinydiff import checkpoint, cli, plots
-from tinydiff.backend import TinydiffError
-from tinydiff.backend import precision as current_precision
-from tinydiff.data import NAMES, Dataset, load
+from tinydiff.data import NAMES, Dataset
 from tinydiff.diffusion import Schedule
 from tinydiff.generate import Recipe, build_unet, frame_times, generate
 from tinydiff.parallel import Workers, default_workers
 from tinydiff.train import TARGETS, TrainConfig, Training
 
-NUM_GROUPS = 8  # of UNet
 PICTURE_SEED = 1  # of every grid, so that grids can be compared
 
 
@@ -56,16 +53,13 @@ def main(
     cli.start(backend, precision)
     out = Path(out)
     path = out / "checkpoint.npz"
-    wanted = {"batch_size": batch_size, "seed": seed, "num_steps": steps, "minutes": minutes}
-    wanted |= {"target": target, "min_snr": min_snr}
-    wanted = {key: value for key, value in wanted.items() if value is not None}
-    if steps is not None:
-        wanted["minutes"] = None
+    others = {"batch_size": batch_size, "seed": seed, "target": target, "min_snr": min_snr}
+    wanted = long_run.wanted(steps, minutes, **others)
 
     saved = long_run.load_if_there(path, "diffusion") if resume else None
     if saved is None:
         config = replace(TrainConfig(num_steps=long_run.UNLIMITED) if minutes else TrainConfig(), **wanted)
-        dataset = _load_data(data, data_dir, config.seed, num_images)
+        dataset = long_run.load_data(data, data_dir, config.seed, num_images)
         model_config = {"base_channels": channels or 32, "num_classes": len(dataset.classes)}
         schedule = Schedule.linear()
         workers = workers or default_workers(config.batch_size)
@@ -73,20 +67,14 @@ def main(
         arrays, meta = saved
         config = TrainConfig(**meta["train"])
         checkpoint.check_same(asdict(config), wanted, wanted)
-        asked = {"base_channels": channels, "num": num_images, "name": None if data == "auto" else data}
-        asked = {key: value for key, value in asked.items() if value is not None}
+        name = None if data == "auto" else data
+        asked = long_run.given(base_channels=channels, num=num_images, name=name)
         checkpoint.check_same(meta["model"] | meta["data"], asked, asked)
-        dataset = _load_data(meta["data"]["name"], data_dir, config.seed, meta["data"]["num"])
+        dataset = long_run.load_data(meta["data"]["name"], data_dir, config.seed, meta["data"]["num"])
         model_config, schedule = meta["model"], Schedule(arrays["schedule/beta"])
-        workers = workers or (meta["num_workers"] if backend == "numpy" else 1)
-        if meta["num_workers"] != workers:
-            print(f"note: {meta['num_workers']} worker(s) before, {workers} now: the sums round differently")
-        before, now = meta.get("precision"), current_precision()  # older checkpoints do not say
-        if before not in (None, now):
-            print(f"note: matrix products in {before} before, in {now} now: they round differently")
+        workers = long_run.resumed_workers(meta, workers, backend)
 
-    if model_config["base_channels"] % NUM_GROUPS:
-        raise TinydiffError(f"--channels {channels}: must be a multiple of {NUM_GROUPS}, the groups of each group norm")
+    long_run.check_channels(model_config["base_channels"])
     recipe = Recipe(schedule, (*dataset.images.shape[1:3], 1), num_steps=sample_steps, scale=scale)
     out.mkdir(parents=True, exist_ok=True)
     build = partial(build_unet, model_config, config.seed, TARGETS[config.target], schedule)
@@ -99,9 +87,8 @@ def main(
         print(f"data: {dataset.source}")
         print(f"network: {pool.model.num_parameters():,} parameters; {workers} worker(s); results in {out}/")
         save = partial(_save, state, dataset, out)
-        if long_run.run(
-            state, dataset, save, save_every, partial(_progress, state, dataset, recipe, out, sample_every)
-        ):
+        progress = partial(_progress, state, dataset, recipe, out, sample_every)
+        if long_run.run(state, dataset, save, save_every, progress):
             _final_pictures(state, dataset, recipe, out)
 
 
@@ -153,13 +140,6 @@ def _labels(dataset: Dataset, each: int) -> list[int]:
     return [label for label in range(len(dataset.classes)) for _ in range(each)]
 
 
-def _load_data(name: str, data_dir, seed: int, num: int | None) -> Dataset:
-    try:
-        return load(name, data_dir=data_dir, seed=seed, num=num)
-    except ValueError as error:  # more images than there are
-        raise TinydiffError(f"--num-images: {error}") from None
-
-
 if __name__ == "__main__":
     new = TrainConfig()
     parser = cli.parser(__doc__, main)
@@ -169,19 +149,11 @@ if __name__ == "__main__":
     length.add_argument(
         "--minutes", type=cli.positive_float, help="as many steps as fit into these minutes of training"
     )
-    parser.add_argument("--batch-size", type=cli.positive_int, help=f"images a step (default: {new.batch_size})")
-    parser.add_argument("--channels", type=cli.positive_int, help="channels of the first level (default: 32)")
     parser.add_argument("--data", choices=NAMES, help="auto: MNIST if it can be had, else drawn digits")
     parser.add_argument("--data-dir", help="folder with the four .gz files of MNIST or Fashion-MNIST")
-    parser.add_argument("--num-images", type=cli.positive_int, help="train on the first so many images only")
-    parser.add_argument("--out", help="folder for everything that the run writes")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --out, with its settings")
-    parser.add_argument("--seed", type=cli.non_negative_int, help=f"of weights, data and noise (default: {new.seed})")
-    parser.add_argument("--workers", type=cli.positive_int, help="processes to split a batch over (default: all cores)")
     parser.add_argument("--target", choices=TARGETS, help=f"what the network learns to say (default: {new.target})")
     parser.add_argument("--min-snr", type=cli.positive_float, help="gamma of min-SNR weights, such as 5")
-    parser.add_argument("--save-every", type=cli.positive_int, help="steps between checkpoints")
     parser.add_argument("--sample-every", type=cli.positive_int, help="steps between sample grids")
-    parser.add_argument("--sample-steps", type=cli.positive_int, help="reverse steps of each picture")
     parser.add_argument("--scale", type=cli.non_negative_float, help="guidance of the pictures: 1 follows the label")
+    long_run.add_options(parser)
     cli.run(main, parser)

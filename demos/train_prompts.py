@@ -20,14 +20,13 @@ from tqdm import tqdm
 
 from tinydiff import checkpoint, cli, plots
 from tinydiff.backend import TinydiffError
-from tinydiff.data import NAMES, load
+from tinydiff.data import NAMES
 from tinydiff.diffusion import Schedule
 from tinydiff.generate import Recipe, generate
 from tinydiff.parallel import Workers, default_workers
 from tinydiff.train import TrainConfig, Training
 
 MINUTES = 18.0
-NUM_GROUPS = 8  # of UNet
 SHOWN = ("a {}", "a thin {} leaning left", "a thin {} leaning right", "a thick {} leaning left", "a thick upright {}")
 PICTURE_SEED = 1
 
@@ -54,10 +53,7 @@ def main(
     cli.start(backend, precision)
     out = Path(out)
     path = out / "checkpoint.npz"
-    wanted = {"batch_size": batch_size, "seed": seed, "num_steps": steps, "minutes": minutes}
-    wanted = {key: value for key, value in wanted.items() if value is not None}
-    if steps is not None:
-        wanted["minutes"] = None
+    wanted = long_run.wanted(steps, minutes, batch_size=batch_size, seed=seed)
 
     saved = long_run.load_if_there(path, "prompts") if resume else None
     if saved is None:
@@ -72,17 +68,14 @@ def main(
         config = TrainConfig(**meta["train"])
         checkpoint.check_same(asdict(config), wanted, wanted)
         checkpoint.check_same(meta, {"vocabulary": VOCABULARY, "held_out": HELD_OUT}, ["vocabulary", "held_out"])
-        asked = {"base_channels": channels, "num_images": num_images, "name": None if data == "auto" else data}
-        asked = {key: value for key, value in asked.items() if value is not None}
+        name = None if data == "auto" else data
+        asked = long_run.given(base_channels=channels, num_images=num_images, name=name)
         checkpoint.check_same(meta["model"]["unet"] | meta["data"] | meta, asked, asked)
         dataset = load_data(meta["data"]["name"], data_dir, config.seed, meta["num_images"])
         model_config, schedule = meta["model"], Schedule(arrays["schedule/beta"])
-        workers = workers or (meta["num_workers"] if backend == "numpy" else 1)
-        if meta["num_workers"] != workers:
-            print(f"note: {meta['num_workers']} worker(s) before, {workers} now: the sums round differently")
+        workers = long_run.resumed_workers(meta, workers, backend)
 
-    if model_config["unet"]["base_channels"] % NUM_GROUPS:
-        raise TinydiffError(f"--channels {channels}: must be a multiple of {NUM_GROUPS}, the groups of each group norm")
+    long_run.check_channels(model_config["unet"]["base_channels"])
     captioned = Captioned(dataset)
     recipe = Recipe(schedule, (*dataset.images.shape[1:3], 1), num_steps=sample_steps)
     out.mkdir(parents=True, exist_ok=True)
@@ -126,14 +119,10 @@ def load_data(name, data_dir, seed, num):
     """Digits: the captions name nothing else."""
     if name == "fashion":
         raise TinydiffError("--data fashion: the captions are of digits")
-    try:
-        return load(name, data_dir=data_dir, seed=seed, num=num)
-    except ValueError as error:  # more images than there are
-        raise TinydiffError(f"--num-images: {error}") from None
+    return long_run.load_data(name, data_dir, seed, num)
 
 
 if __name__ == "__main__":
-    new = TrainConfig()
     parser = cli.parser(__doc__, main)
     cli.add_backend(parser)
     length = parser.add_mutually_exclusive_group()
@@ -141,15 +130,7 @@ if __name__ == "__main__":
     length.add_argument(
         "--minutes", type=cli.positive_float, help=f"as many steps as fit into these minutes (default: {MINUTES:g})"
     )
-    parser.add_argument("--batch-size", type=cli.positive_int, help=f"images a step (default: {new.batch_size})")
-    parser.add_argument("--channels", type=cli.positive_int, help="channels of the first level (default: 32)")
     parser.add_argument("--data", choices=[n for n in NAMES if n != "fashion"], help="auto: MNIST, else drawn digits")
     parser.add_argument("--data-dir", help="folder with the four .gz files of MNIST")
-    parser.add_argument("--num-images", type=cli.positive_int, help="take the first so many images only")
-    parser.add_argument("--out", help="folder for everything that the run writes")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --out, with its settings")
-    parser.add_argument("--seed", type=cli.non_negative_int, help=f"of weights, data and noise (default: {new.seed})")
-    parser.add_argument("--workers", type=cli.positive_int, help="processes to split a batch over (default: all cores)")
-    parser.add_argument("--save-every", type=cli.positive_int, help="steps between checkpoints")
-    parser.add_argument("--sample-steps", type=cli.positive_int, help="reverse steps of each picture")
+    long_run.add_options(parser)
     cli.run(main, parser)

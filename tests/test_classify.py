@@ -23,6 +23,7 @@ from tinydiff.classify import (
     features,
     load_classifier,
     load_noisy_classifier,
+    look,
     misread_rows,
     read,
     save_classifier,
@@ -148,6 +149,16 @@ def test_features_are_what_the_last_layer_reads_in_order(rng):
     assert [len(slice_) for slice_ in slices] == [SLICE, 3] and slices[0].shape[1] == 8
     odds = np.exp(np.concatenate(slices) @ w + b)
     np.testing.assert_allclose(odds / odds.sum(1, keepdims=True), answers, rtol=1e-4)  # float32
+
+
+def test_a_look_is_the_reading_and_the_features_in_one_pass(rng):
+    """Bit for bit those of `features`, and the likeliest class of `read`, in order over several slices."""
+    images, _ = random_pictures(SLICE + 3, rng).batch(np.arange(SLICE + 3))
+    with Workers(partial(build_classifier, SMALL, 0)) as workers:
+        answers, found = look(workers, images)
+        probabilities, expected = (np.concatenate(list(f(workers, images))) for f in (read, features))
+    np.testing.assert_array_equal(answers, probabilities.argmax(1))
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_the_most_confidently_misread_come_first_each_in_its_classes_row():

@@ -126,6 +126,13 @@ def features(workers: Workers, images: np.ndarray) -> Iterator[np.ndarray]:
     return workers.map(_slice_features, [images[i : i + SLICE] for i in range(0, len(images), SLICE)])
 
 
+def look(workers: Workers, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What each image is read as (N,), and its features (N, D), from one pass of the network."""
+    parts = workers.map(_look_at_slice, [images[i : i + SLICE] for i in range(0, len(images), SLICE)])
+    answers, found = zip(*parts)
+    return np.concatenate(answers), np.concatenate(found)
+
+
 class Judge:
     """What a classifier says of samples, beside real digits: a share read as asked, and how near and varied they are.
 
@@ -152,8 +159,7 @@ class Judge:
         right: how many are read as their label.  frechet: the distance of their features from `others`.  coverage: of
         num of the others.  spread: of their features within a class.  See metrics.py.
         """
-        found = np.concatenate(list(features(self.workers, images)))
-        answers = np.concatenate(list(read(self.workers, images))).argmax(1)
+        answers, found = look(self.workers, images)
         return {
             "right": int((answers == labels).sum()),
             "frechet": frechet_distance(found, self.others),
@@ -254,3 +260,9 @@ def _read_slice(model: Module, job: tuple[Any, Any]) -> np.ndarray:
 def _slice_features(model: Any, images: np.ndarray) -> np.ndarray:
     with no_grad():
         return to_numpy(model.features(images))
+
+
+def _look_at_slice(model: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    with no_grad():
+        found = model.features(images)
+        return to_numpy(model.out(found)).argmax(1), to_numpy(found)

@@ -8,7 +8,7 @@ unconditional noise that guidance needs (Ho & Salimans 2022, algorithm 1).
 Everything random in step k comes from streams named by the seed and k.  So the random state of a run is its seed and
 its step, and a run that is stopped and resumed draws what it would have drawn: with the same number of workers its
 weights are the same bit for bit.  `train` is a generator that yields its state; printing, saving and plotting stay
-outside.
+outside.  `fit` is the short form, for any loss.
 Read next: generate.py, then ../demos/train_mnist.py.
 """
 
