@@ -40,7 +40,7 @@ launched: set[str] = set()  # the kernels that were run
 @functools.cache
 def library(dtype: str, wide: bool, lanes: int) -> ctypes.CDLL:
     """The kernels for one dtype and width of integers."""
-    types = {"T": {"float32": "float", "float64": "double"}[dtype], "I": "long long" if wide else "int"}
+    types = {"T": {"f": "float", "d": "double"}[dtype], "I": "long long" if wide else "int"}
     text = f"typedef {types['T']} T;\ntypedef {types['I']} I;\n#define THREADS I({lanes})\n{HEAD}{kernels.SOURCE}"
     with tempfile.TemporaryDirectory() as scratch:
         source, result = Path(scratch) / "kernels.cpp", Path(scratch) / "kernels.so"

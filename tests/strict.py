@@ -199,7 +199,7 @@ class RawModule:
     def __init__(self, code: str, options: tuple, host_too: bool = False):
         assert kernels.SOURCE in code  # of which emulate.py makes its library
         types = dict(reversed(pair) for pair in re.findall(r"^typedef ([\w ]+) ([TI]);", code, re.MULTILINE))
-        self.dtype, self.wide = {"float": "float32", "double": "float64"}[types["T"]], types["I"] == "long long"
+        self.dtype, self.wide = {"float": "f", "double": "d"}[types["T"]], types["I"] == "long long"
         self.host_too = host_too
 
     def get_function(self, name: str) -> Callable:

@@ -42,7 +42,7 @@ from tinydiff.train import TARGETS, TrainConfig, Training
 pytestmark = pytest.mark.sampler
 
 NETWORK = {"base_channels": 8, "channel_mults": [1, 2], "num_heads": 2, "num_groups": 4, "num_classes": 3}
-RECIPE = Recipe(Schedule.linear(50), (8, 8, 1), num_steps=4, scale=1.5)
+RECIPE = Recipe(Schedule.linear(50), (8, 8, 1), num_steps=4, scale=1.5, at_once=SLICE)  # on a GPU it would be more
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +210,18 @@ def test_other_checkpoints_are_refused(tmp_path):
     checkpoint.save(tmp_path / "b.npz", arrays, {"kind": "diffusion", "model": NETWORK, "train": {}})
     with pytest.raises(CheckpointError, match=r"b\.npz: parameter"):
         load_trained(tmp_path / "b.npz", 1)
+
+
+@pytest.mark.parametrize("backend, sizes", [("numpy", [20, 20, 20, 20, 20, 20, 5]), ("cupy", [125])])
+def test_a_gpu_draws_more_at_once(monkeypatch, backend, sizes):
+    """Where a recipe does not say: a core works on few images, a GPU on as many as keep it busy."""
+    monkeypatch.setattr("tinydiff.generate.backend_name", lambda: backend)
+
+    class Workers:
+        def map(self, _, jobs):
+            return [len(labels) for labels, _ in jobs]
+
+    assert generate(Workers(), replace(RECIPE, at_once=None), [0] * 125, 0) == sizes
 
 
 def test_a_recipe_may_draw_more_at_once(workers):

@@ -68,6 +68,22 @@ def test_convolution(data, seed, n, c, o):
     agree(both_ways(ops.conv2d, *arrays, stride=stride, padding=padding), 1e-12)
 
 
+@pytest.mark.parametrize("shift", range(4))
+def test_where_memory_begins_at_any_number_every_number_is_reached(shift):
+    """Four neighbours are moved as one only where their address allows it: maps at each place after a multiple of 16."""
+    x, w, b, plus, g = (np.empty(a.size + 4)[shift:][: a.size].reshape(a.shape) for a in host_normal(0, *ALIGNED))
+    for i, a in enumerate((x, w, b, plus, g)):
+        a[...] = host_normal(i, a.shape)[0]
+
+    def compute():
+        leaves = [Tensor(a, requires_grad=True) for a in (x, w, b, plus)]
+        ops.concat(ops.conv2d(*leaves, padding=1), leaves[0]).backward(np.concatenate([g, x], -1))
+        return [leaf.grad for leaf in leaves]
+
+    agree(each_way(compute), 1e-12)
+
+
+ALIGNED = (2, 5, 4, 8), (3, 3, 8, 4), (4,), (2, 4), (2, 5, 4, 4)
 LANES = st.sampled_from([1, 2, 4])  # of a block
 
 
@@ -243,7 +259,7 @@ def test_every_kernel_was_run():
     assert names == emulate.launched
 
 
-@pytest.mark.parametrize("dtype, wide", [("float32", False), ("float64", False), ("float32", True)])
+@pytest.mark.parametrize("dtype, wide", [("f", False), ("d", False), ("f", True)])
 def test_the_gpus_compiler_takes_the_text(dtype, wide):
     """NVRTC, which comes with CuPy and needs no GPU: it knows names that the host's compiler does not."""
     nvrtc = pytest.importorskip("cupy", reason="needs CuPy's NVRTC: pip install 'cupy-cuda13x[ctk]'").cuda.nvrtc
@@ -262,7 +278,7 @@ def test_a_launch_has_a_thread_or_a_block_for_each_result(monkeypatch, size):
     a = xp.zeros(3)
     kernels.launch("name", size, a, 7)
     kernels.launch("name", size, a, 7, each=kernels.THREADS)
-    key = "name", "float64", False
+    key = "name", "d", False
     expected = [(key, ((blocks,), (256,), (size, a, 7))) for blocks in (-(-size // 256), size)] if size else []
     assert launches == expected
 

@@ -138,9 +138,9 @@ PLANTED = [
             'launch("softmax", math.prod(x.shape[:-1]) - 1,', "strict", "nan"),
     # Wrong kernels: NumPy never runs them.
     Planted("a window reads over the edge", "kernels.cu", "column < w;", "column <= w;", "twin"),
-    Planted("a window's row off by one", "kernels.cu", "* stride + k - pad", "* stride + k - pad + 1", "twin"),
-    Planted("the adjoint forgets the padding", "kernels.cu", "I b = column + pad - l;", "I b = column - l;", "twin"),
-    Planted("a norm without its mean", "kernels.cu", "+ m % width] - level;", "+ m % width];", "twin"),
+    Planted("a window's row off by one", "kernels.cu", "I row = top + k,", "I row = top + k + 1,", "twin"),
+    Planted("the adjoint forgets the padding", "kernels.cu", "pixel % w + pad", "pixel % w", "twin"),
+    Planted("a norm without its mean", "kernels.cu", "c + k] - level;", "c + k];", "twin"),
     Planted("the wrong moment", "kernels.cu", "T(1 - beta2)", "T(1 - beta1)", "twin"),
     Planted("an average that runs away", "kernels.cu", "(theta[i] - average[i])", "(theta[i] + average[i])", "twin"),
     Planted("softmax's gradient without its sum", "kernels.cu", "* (g[i * width + k] - sum)", "* g[i * width + k]",

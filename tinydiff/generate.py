@@ -15,7 +15,7 @@ import numpy as np
 
 from tinydiff import checkpoint
 from tinydiff.autograd import Tensor, no_grad
-from tinydiff.backend import TinydiffError, default_rng, standard_normal, to_numpy
+from tinydiff.backend import TinydiffError, backend_name, default_rng, standard_normal, to_numpy
 from tinydiff.checkpoint import CheckpointError
 from tinydiff.diffusion import (
     Schedule,
@@ -38,7 +38,7 @@ from tinydiff.train import TARGETS
 DDPM = partial(partial, ddpm_step, clip=True)
 DDIM = partial(partial, ddim_step, clip=True)
 DPM_SOLVER_2M = partial(dpm_solver_2m, clip=True)
-SLICE = 20  # images; with guidance the network sees twice as many at once
+SLICE, GPU_SLICE = 20, 500  # images; with guidance the network sees twice as many at once.  A GPU has room for many.
 
 
 def by_label(model: Any, labels: Sequence[int], scale: float) -> EpsFn:
@@ -64,7 +64,7 @@ class Recipe:
     num_steps: of 1..T.  pairs(schedule, num_steps): the times to visit: uniform, quadratic or log_snr_pairs.
     scale: of guidance, 0 = unconditional, 1 = conditional.  guide(model, labels, scale) -> eps_fn.
     keep: how many moments of the trajectory to return, evenly spread over its steps, the last one the final image.
-    at_once: images in a slice; small ones are faster many at a time.
+    at_once: images in a slice, else SLICE, on a GPU GPU_SLICE; small ones are faster many at a time.
     """
 
     schedule: Schedule
@@ -76,7 +76,7 @@ class Recipe:
     keep: int = 1
     guide: Callable = by_label
     pairs: Callable[[Schedule, int], list[tuple[int, int]]] = uniform
-    at_once: int = SLICE
+    at_once: int | None = None
 
     def __post_init__(self) -> None:
         if self.num_steps > self.schedule.T:
@@ -87,9 +87,9 @@ def generate(workers: Workers, recipe: Recipe, labels: Sequence[int], seed: int)
     """Draw one image for each label, slice by slice in order, with the workers' weights as they stand.
 
     labels: each in 0..num_classes, where num_classes means "no label"; for a network without classes they only count.
-    Yields (keep, n, H, W, C) float32 frames for n <= recipe.at_once labels: frames[-1] is final, values near [-1, 1].
+    Yields (keep, n, H, W, C) float32 frames for n labels, a slice: frames[-1] is final, values near [-1, 1].
     """
-    n = recipe.at_once
+    n = recipe.at_once or (SLICE if backend_name() == "numpy" else GPU_SLICE)
     jobs = [(labels[i : i + n], (seed, i // n)) for i in range(0, len(labels), n)]
     return workers.map(partial(_draw_slice, recipe), jobs)
 

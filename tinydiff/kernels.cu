@@ -1,8 +1,8 @@
 // The kernels that kernels.py launches, in two kinds.
 //
 //     EACH(i, size)     independent results, one thread each
-//     BLOCKS(j, size)   independent results, a block of threads each: its lanes share the loops LANES(m, rows) and add up
-//                       what they found by total(value); all of them pass each total
+//     BLOCKS(j, size)   independent results, a block of threads each: its lanes share the work and add up what they
+//                       found by total(value); all of them pass each total
 //
 // kernels.py defines the numbers' type T, the integers' type I (short ones where they do: they divide five times faster)
 // and THREADS, how many a block has.  The tests compile this text for the host too, with lanes of their own.  Sums run in
@@ -15,7 +15,6 @@
 #endif
 #define EACH(i, size) for (I i = BLOCK * THREADS + LANE; i < (size); i += NUM_BLOCKS * THREADS)
 #define BLOCKS(j, size) for (I j = BLOCK; j < (size); j += NUM_BLOCKS)
-#define LANES(m, rows) for (I m = LANE; m < (rows); m += THREADS)
 
 /* The sum of the lanes' values, for every lane: the upper half is added to the lower until one is left. */
 __device__ T total(T value) {
@@ -31,45 +30,84 @@ __device__ T total(T value) {
     return value;
 }
 
-/* out[m] = the tap (k, l, c) of the window of output pixel m = (n, row, column), 0 outside the map; after the taps, where
-   a row is wider, a 1 and then zeros.  A thread finds its place once for `run` channels, 1 or 4, that divide c. */
+/* The sum over the lanes whose number leaves the same rest by `wide`, for the lanes below that. */
+__device__ T total_of_column(T value, I wide) {
+    __shared__ T part[THREADS];
+    part[LANE] = value;
+    __syncthreads();
+    T sum = 0;
+    if (LANE < wide)
+        for (I l = LANE; l < THREADS; l += wide) sum += part[l];
+    __syncthreads();  // before the next call writes there
+    return sum;
+}
+
+/* Memory moves fastest in pieces of 16 bytes: where addresses and channels allow it a thread does `run` = 4 neighbours,
+   else 1, and the other three are not looked at. */
+struct alignas(16) Four {
+    T v[4];
+};
+
+__device__ Four take(const T *from, I run) {
+    Four four = {};
+    if (run == 4) four = *(const Four *)from;
+    else four.v[0] = *from;
+    return four;
+}
+
+__device__ void put(T *to, Four four, I run) {
+    if (run == 4) *(Four *)to = four;
+    else *to = four.v[0];
+}
+
+/* out[m] = the taps (k, l, c) of the window of output pixel m = (n, row, column), 0 outside the map; after the taps,
+   where a row is wider, a 1 and then zeros.  A thread finds its place once for a channel of all taps: divisions cost
+   more here than memory. */
 extern "C" __global__ void im2col(I size, const T *x, T *out, I h, I w, I c, I oh, I ow, I kh, I kw, I stride, I pad,
                                   I width, I run) {
     EACH(i, size) {
-        I at = i * run, taps = kh * kw * c, m = at / width, tap = at % width;
-        I channel = tap % c, l = tap / c % kw, k = tap / (c * kw);
-        I row = m / ow % oh * stride + k - pad, column = m % ow * stride + l - pad, n = m / (ow * oh);
-        bool inside = tap < taps && row >= 0 && row < h && column >= 0 && column < w;
-        const T *from = x + ((n * h + row) * w + column) * c + channel;
-        for (I e = 0; e < run; ++e) out[at + e] = inside ? from[e] : T(tap + e == taps);
+        I each = c / run, m = i / each, channel = i % each * run, taps = kh * kw * c;
+        I top = m / ow % oh * stride - pad, left = m % ow * stride - pad;
+        const T *image = x + m / (ow * oh) * h * w * c + channel;
+        T *to = out + m * width;
+        for (I k = 0; k < kh; ++k)
+            for (I l = 0; l < kw; ++l) {
+                I row = top + k, column = left + l;
+                bool inside = row >= 0 && row < h && column >= 0 && column < w;
+                put(to + (k * kw + l) * c + channel, inside ? take(image + (row * w + column) * c, run) : Four{}, run);
+            }
+        if (channel == 0)
+            for (I e = taps; e < width; ++e) to[e] = T(e == taps);
     }
 }
 
-/* The adjoint: each pixel of the map gathers what was copied from it. */
+/* The adjoint: each pixel of the map gathers what was copied from it, by the windows (a, b) that it lies in. */
 extern "C" __global__ void col2im(I size, const T *in, T *x, I h, I w, I c, I oh, I ow, I kh, I kw, I stride, I pad,
                                   I run) {
     EACH(i, size) {
-        I at = i * run, channel = at % c, column = at / c % w, row = at / (c * w) % h, n = at / (c * w * h);
-        T sum[4] = {};
-        for (I k = 0; k < kh; ++k) {
-            I a = row + pad - k;
-            if (a < 0 || a % stride || a / stride >= oh) continue;
-            for (I l = 0; l < kw; ++l) {
-                I b = column + pad - l;
-                if (b < 0 || b % stride || b / stride >= ow) continue;
-                const T *from = in + ((((n * oh + a / stride) * ow + b / stride) * kh + k) * kw + l) * c + channel;
-                for (I e = 0; e < run; ++e) sum[e] += from[e];
+        I each = c / run, pixel = i / each, channel = i % each * run;
+        I row = pixel / w % h + pad, column = pixel % w + pad, n = pixel / (w * h);
+        Four sum = {};
+        for (I a = row < kh ? 0 : (row - kh) / stride + 1; a < oh && a * stride <= row; ++a)
+            for (I b = column < kw ? 0 : (column - kw) / stride + 1; b < ow && b * stride <= column; ++b) {
+                I tap = (row - a * stride) * kw + column - b * stride;
+                Four more = take(in + (((n * oh + a) * ow + b) * kh * kw + tap) * c + channel, run);
+                for (I e = 0; e < 4; ++e) sum.v[e] += more.v[e];
             }
-        }
-        for (I e = 0; e < run; ++e) x[at + e] = sum[e];
+        put(x + i * run, sum, run);
     }
 }
 
 /* y[n, pixel, o] += b[o] + plus, plus[i] being of this place, or of this image and channel where by_image = 1 */
-extern "C" __global__ void add_bias(I size, T *y, const T *b, const T *plus, I pixels, I o, I has_plus, I by_image) {
+extern "C" __global__ void add_bias(I size, T *y, const T *b, const T *plus, I pixels, I o, I has_plus, I by_image,
+                                    I run) {
     EACH(i, size) {
-        T sum = y[i] + b[i % o];
-        y[i] = has_plus ? sum + plus[by_image ? i / (pixels * o) * o + i % o : i] : sum;
+        I at = i * run, k = at % o;
+        Four sum = take(y + at, run), bias = take(b + k, run);
+        Four more = take(plus + (by_image ? at / (pixels * o) * o + k : at), run);
+        for (I e = 0; e < 4; ++e) sum.v[e] += bias.v[e];
+        for (I e = 0; e < 4 && has_plus; ++e) sum.v[e] += more.v[e];
+        put(y + at, sum, run);
     }
 }
 
@@ -102,17 +140,24 @@ extern "C" __global__ void sum_segments(I size, const T *x, T *out, I rows, I se
     }
 }
 
+/* A group's channels k, neighbours in memory, belong to lanes side by side; rows of such lanes share its pixels m. */
+#define GROUP(j) \
+    I width = c / groups, count = pixels * width, first = j % groups * width, image = j / groups * pixels * c; \
+    I wide = width < THREADS ? width : THREADS, rows = THREADS / wide, row = LANE < rows * wide ? LANE / wide : pixels
+#define CHANNELS(k) for (I k = first + LANE % wide; k < first + width; k += wide)
+#define PIXELS(m) for (I m = row; m < pixels; m += rows)
+
 /* For each image's group of channels: z = gamma (x - mean) rstd + beta, and silu(z) where silu = 1.  The variance is the
    mean of the squared deviations from the mean, see ops/norm.py. */
 extern "C" __global__ void group_norm(I size, const T *x, const T *gamma, const T *beta, T *mean, T *rstd, T *y,
                                       I pixels, I c, I groups, double eps, I silu) {
     BLOCKS(j, size) {
-        I width = c / groups, count = pixels * width, first = j % groups * width, image = j / groups * pixels * c;
+        GROUP(j);
         T sum = 0, square = 0;
-        LANES(m, count) sum += x[image + m / width * c + first + m % width];
+        CHANNELS(k) PIXELS(m) sum += x[image + m * c + k];
         T level = total(sum) / T(count);
-        LANES(m, count) {
-            T centred = x[image + m / width * c + first + m % width] - level;
+        CHANNELS(k) PIXELS(m) {
+            T centred = x[image + m * c + k] - level;
             square += centred * centred;
         }
         T scale = T(1) / sqrt(total(square) / T(count) + T(eps));
@@ -120,8 +165,8 @@ extern "C" __global__ void group_norm(I size, const T *x, const T *gamma, const 
             mean[j] = level;
             rstd[j] = scale;
         }
-        LANES(m, count) {
-            I k = first + m % width, i = image + m / width * c + k;
+        CHANNELS(k) PIXELS(m) {
+            I i = image + m * c + k;
             T z = gamma[k] * ((x[i] - level) * scale) + beta[k];
             y[i] = silu ? T(0.5) * z * (T(1) + tanh(T(0.5) * z)) : z;
         }
@@ -138,27 +183,31 @@ extern "C" __global__ void group_norm(I size, const T *x, const T *gamma, const 
 extern "C" __global__ void group_norm_backward(I size, const T *x, const T *g, const T *mean, const T *rstd,
         const T *gamma, const T *beta, T *dx, T *shares, I pixels, I c, I groups, I silu) {
     BLOCKS(j, size) {
-        I width = c / groups, count = pixels * width, first = j % groups * width, n = j / groups;
-        T along = 0, level = 0;
-        for (I k = first; k < first + width; ++k) {
+        GROUP(j);
+        T along = 0, level = 0, *share = shares + j / groups * 2 * c;
+        for (I done = 0; done < width; done += wide) {  // all lanes meet in the sums
+            I k = first + done + LANE % wide;
+            bool ours = k < first + width;
             T scale = 0, shift = 0;
-            LANES(m, pixels) {
-                I i = (n * pixels + m) * c + k;
+            if (ours) PIXELS(m) {
+                I i = image + m * c + k;
                 BEHIND(i, k);
                 scale += dz * x_hat;
                 shift += dz;
             }
-            scale = total(scale);
-            shift = total(shift);
-            if (LANE == 0) {
-                shares[n * 2 * c + k] = scale;
-                shares[n * 2 * c + c + k] = shift;
+            scale = total_of_column(scale, wide);
+            shift = total_of_column(shift, wide);
+            if (LANE < wide && ours) {
+                share[k] = scale;
+                share[c + k] = shift;
+                along += gamma[k] * scale;
+                level += gamma[k] * shift;
             }
-            along += gamma[k] * scale / T(count);
-            level += gamma[k] * shift / T(count);
         }
-        LANES(m, count) {
-            I k = first + m % width, i = (n * pixels + m / width) * c + k;
+        along = total(along) / T(count);
+        level = total(level) / T(count);
+        CHANNELS(k) PIXELS(m) {
+            I i = image + m * c + k;
             BEHIND(i, k);
             dx[i] = rstd[j] * (gamma[k] * dz - level - x_hat * along);
         }
@@ -166,11 +215,11 @@ extern "C" __global__ void group_norm_backward(I size, const T *x, const T *g, c
 }
 
 /* out[m] = [a[m], b[m]] for rows of c and d numbers, or back from out where split = 1 */
-extern "C" __global__ void concat(I size, T *a, T *b, T *out, I c, I d, I split) {
+extern "C" __global__ void concat(I size, T *a, T *b, T *out, I c, I d, I split, I run) {
     EACH(i, size) {
-        I m = i / (c + d), k = i % (c + d);
+        I at = i * run, m = at / (c + d), k = at % (c + d);
         T *part = k < c ? a + m * c + k : b + m * d + k - c;
-        if (split) *part = out[i]; else out[i] = *part;
+        if (split) put(part, take(out + at, run), run); else put(out + at, take(part, run), run);
     }
 }
 

@@ -33,8 +33,8 @@ def launch(name: str, size: int, *arguments: Any, each: int = 1) -> None:
     """
     if size:
         arrays = [a for a in arguments if isinstance(a, xp.ndarray)]
-        wide = max(a.size for a in arrays) > _MOST_SHORT
-        _kernel(name, arrays[0].dtype.name, wide)((-(-size * each // THREADS),), (THREADS,), (size, *arguments))
+        wide = max([a.size for a in arrays]) > _MOST_SHORT
+        _kernel(name, arrays[0].dtype.char, wide)((-(-size * each // THREADS),), (THREADS,), (size, *arguments))
 
 
 @lru_cache(None)
@@ -48,7 +48,7 @@ def _module(dtype: str, wide: bool) -> Any:
 
 
 def _text(dtype: str, wide: bool) -> str:
-    types = {"T": {"float32": "float", "float64": "double"}[dtype], "I": "long long" if wide else "int"}
+    types = {"T": {"f": "float", "d": "double"}[dtype], "I": "long long" if wide else "int"}
     # CuPy passes a Python int as eight bytes, low ones first, of which a kernel takes what its int has.
     return f"typedef {types['T']} T;\ntypedef {types['I']} I;\n#define THREADS I({THREADS})\n{SOURCE}"
 
@@ -66,31 +66,31 @@ def im2col(x: Any, kh: int, kw: int, oh: int, ow: int, stride: int, padding: int
     n, h, w, c = x.shape
     taps = kh * kw * c
     out = xp.empty((n * oh * ow, taps // 4 * 4 + 4 if one else taps), x.dtype)
-    sizes, run = (h, w, c, oh, ow, kh, kw, stride, padding), _run(c)
-    launch("im2col", out.size // run, xp.ascontiguousarray(x), out, *sizes, out.shape[1], run)
+    x, sizes = xp.ascontiguousarray(x), (h, w, c, oh, ow, kh, kw, stride, padding)
+    run = _run(x, out)
+    launch("im2col", n * oh * ow * c // run, x, out, *sizes, out.shape[1], run)
     return out
 
 
 def col2im(columns: Any, shape: tuple, kh: int, kw: int, oh: int, ow: int, stride: int, padding: int) -> Any:
     """The adjoint of im2col: columns (N OH OW, KH KW C) added up to a map of `shape` (N, H, W, C)."""
-    out = xp.empty(shape, columns.dtype)
-    sizes, run = (*shape[1:], oh, ow, kh, kw, stride, padding), _run(shape[3])
-    launch("col2im", out.size // run, xp.ascontiguousarray(columns), out, *sizes, run)
+    columns, out = xp.ascontiguousarray(columns), xp.empty(shape, columns.dtype)
+    run = _run(out, columns)
+    launch("col2im", out.size // run, columns, out, *shape[1:], oh, ow, kh, kw, stride, padding, run)
     return out
 
 
-def _run(c: int) -> int:
-    """How many channels a thread copies."""
-    return 1 if c % 4 else 4
+def _run(*arrays: Any) -> int:
+    """How many neighbours along the last axis of the first array a thread does at once."""
+    return 1 if arrays[0].shape[-1] % 4 or any([address(a) % 16 for a in arrays]) else 4
 
 
 def add_bias(y: Any, b: Any, plus: Any = None) -> None:
     """y (N, ..., O) += b + plus in place: b (O,), plus None, (N, O) or of y's shape; y contiguous."""
-    more = y if plus is None else xp.ascontiguousarray(plus)
-    sizes = math.prod(y.shape[1:-1]), y.shape[-1]
-    launch(
-        "add_bias", y.size, y, xp.ascontiguousarray(b), more, *sizes, int(plus is not None), int(more.shape != y.shape)
-    )
+    b, more = xp.ascontiguousarray(b), y if plus is None else xp.ascontiguousarray(plus)
+    sizes, flags = (math.prod(y.shape[1:-1]), y.shape[-1]), (int(plus is not None), int(more.shape != y.shape))
+    run = _run(y, b, more)
+    launch("add_bias", y.size // run, y, b, more, *sizes, *flags, run)
 
 
 def linear(x: Any, w: Any, b: Any) -> Any:
@@ -125,7 +125,7 @@ def concat(a: Any, b: Any) -> Any:
     """a and b joined along their last axis."""
     a, b, c, d = xp.ascontiguousarray(a), xp.ascontiguousarray(b), a.shape[-1], b.shape[-1]
     out = xp.empty((*a.shape[:-1], c + d), a.dtype)
-    launch("concat", out.size, a, b, out, c, d, 0)
+    _concat(a, b, out, 0)
     return out
 
 
@@ -133,8 +133,13 @@ def split(x: Any, c: int) -> tuple[Any, Any]:
     """x cut into its first c numbers along the last axis and the rest, both new."""
     d = x.shape[-1] - c
     a, b = xp.empty((*x.shape[:-1], c), x.dtype), xp.empty((*x.shape[:-1], d), x.dtype)
-    launch("concat", x.size, a, b, xp.ascontiguousarray(x), c, d, 1)
+    _concat(a, b, xp.ascontiguousarray(x), 1)
     return a, b
+
+
+def _concat(a: Any, b: Any, out: Any, split: int) -> None:
+    run = min(_run(a), _run(b, out))
+    launch("concat", out.size // run, a, b, out, a.shape[-1], b.shape[-1], split, run)
 
 
 def silu(x: Any) -> Any:

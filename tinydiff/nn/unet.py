@@ -14,6 +14,7 @@ Read next: text.py, ../train.py.
 """
 
 import math
+from functools import lru_cache
 from typing import Any
 
 from tinydiff import ops
@@ -35,9 +36,12 @@ def time_code(t: Any, features: int, dtype: Any = "float32") -> Any:
 
     t: (N,) host integers.  Returns (N, features), computed in float64 on the host and cast last.
     """
-    half = features // 2
-    code = [[wave(k * LONGEST_PERIOD ** (-i / half)) for wave in (math.sin, math.cos) for i in range(half)] for k in t]
-    return asarray(code, dtype)
+    return asarray([_waves(int(k), features // 2) for k in t], dtype)
+
+
+@lru_cache(1 << 14)  # a sampler asks for one t again and again, a training run for the T there are
+def _waves(t: int, half: int) -> tuple[float, ...]:
+    return tuple(wave(t * LONGEST_PERIOD ** (-i / half)) for wave in (math.sin, math.cos) for i in range(half))
 
 
 class ResBlock(Module):
