@@ -82,7 +82,7 @@ def col2im(columns: Any, shape: tuple, kh: int, kw: int, oh: int, ow: int, strid
 
 def _run(*arrays: Any) -> int:
     """How many neighbours along the last axis of the first array a thread does at once."""
-    return 1 if arrays[0].shape[-1] % 4 or any([address(a) % 16 for a in arrays]) else 4
+    return 1 if arrays[0].shape[-1] % 4 or any(address(a) % 16 for a in arrays) else 4
 
 
 def add_bias(y: Any, b: Any, plus: Any = None) -> None:
