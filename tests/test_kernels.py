@@ -70,7 +70,7 @@ def test_convolution(data, seed, n, c, o):
 
 @pytest.mark.parametrize("shift", range(4))
 def test_where_memory_begins_at_any_number_every_number_is_reached(shift):
-    """Four neighbours are moved as one only where their address allows it: maps that begin a little after such a place."""
+    """Four neighbours are moved as one only where their address allows it: maps that begin just after one."""
     x, w, b, plus, g = (np.empty(a.size + 4)[shift:][: a.size].reshape(a.shape) for a in host_normal(0, *ALIGNED))
     for i, a in enumerate((x, w, b, plus, g)):
         a[...] = host_normal(i, a.shape)[0]
