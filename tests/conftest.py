@@ -10,7 +10,7 @@ import pytest
 import strict
 from hypothesis import HealthCheck, Phase, settings
 
-from tinydiff.backend import BackendError, default_rng, use_backend
+from tinydiff.backend import BackendError, backend_name, default_rng, precision, use_backend
 
 settings.register_profile("dev", max_examples=15, deadline=None)
 settings.register_profile("ci", max_examples=25, deadline=None, derandomize=True)
@@ -38,6 +38,12 @@ def pytest_configure(config):
         use_backend("numpy" if name == "numpy" else "cupy", "float32")  # which the tolerances are for
     except BackendError as error:
         raise pytest.UsageError(str(error)) from None
+
+
+def pytest_runtest_teardown():
+    """A demo that ran in a test has chosen TF32 on a GPU: back to what the tolerances are for."""
+    if precision() != "float32":
+        use_backend(backend_name(), "float32")
 
 
 def pytest_report_header(config):

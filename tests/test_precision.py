@@ -7,13 +7,13 @@ import subprocess
 import sys
 import weakref
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_launches import why_no_dry_run
 
 from tinydiff import classify, train
 from tinydiff.classify import ClassifierConfig, build_classifier, train_classifier
@@ -114,12 +114,8 @@ def test_the_classifier_without_memory_names_a_batch_size_that_fits(monkeypatch,
 
 @pytest.fixture(scope="module", params=["0", "1"], ids=["CUPY_TF32=0", "CUPY_TF32=1"])
 def real(request):
-    try:
-        version = metadata.version("cupy-cuda13x")
-    except metadata.PackageNotFoundError:
-        version = None
-    if version != "14.2.0":  # dry_run.py replaces private parts of this version
-        pytest.skip(f"needs CuPy 14.2.0, found {version}: pip install cupy-cuda13x==14.2.0")
+    if reason := why_no_dry_run():
+        pytest.skip(reason)
     environment = {**os.environ, "CUPY_TF32": request.param, "CUPY_GPU_MEMORY_LIMIT": "60000000"}
     script = Path(__file__).with_name("dry_precision.py")
     out = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=300)

@@ -50,7 +50,7 @@ def trained(tmp_path_factory, data):
 def rows(demo, trained, data, tmp_path_factory):
     """What main returns and writes, in its smallest form."""
     out = tmp_path_factory.mktemp("pitfalls")
-    options = {"num": 10, "steps": 2, "train_steps": 1, "channels": 8, "workers": 1}
+    options = {"num": 10, "steps": 2, "train_steps": 1, "channels": 8, "workers": 1, "precision": "float32"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "load", lambda *_: data)  # 60,000 glyphs take seconds to draw
         return demo.main(*trained, backend=backend_name(), out=out, **options), out

@@ -530,7 +530,7 @@ def test_what_a_gradient_function_returns_is_new(name, data):
     first, second = ([d for d in y._node.vjp(g) if callable(d)] for _ in range(2))
     known = [*inputs, g, y.data, *(d() for d in second)]
     for dx in (d() for d in first):
-        assert not any(xp.shares_memory(dx, a) for a in known)
+        assert not any(xp.may_share_memory(dx, a) for a in known)  # CuPy's exact form is wrong without axes
         known.append(dx)
 
 
