@@ -70,7 +70,7 @@ def main(
             "labels": labels,
             "forward": runs.forward(shown, moments, seed),
             "reverse": runs.reverse(pool, schedule, shape, labels, steps, (moments + 1) // 2, seed),
-            "riddles": runs.riddles(pool, schedule, hidden, hidden_labels, moments, seed),
+            "riddles": runs.riddles(pool, schedule, hidden, hidden_labels, min(16, moments), seed),
             "points": runs.points(point_steps, 400, moments, seed, min(2, workers)),
             "mistakes": runs.mistakes(
                 pool, reader, schedule, meta, min(max(steps), FEW), num, train_steps, data_dir, seed

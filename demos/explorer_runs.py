@@ -20,6 +20,7 @@ import pitfalls
 import points_2d
 from forward_process import SCHEDULES
 from PIL import Image
+from pitfalls import SAMPLING
 from tqdm import tqdm
 
 from tinydiff.autograd import no_grad
@@ -36,7 +37,7 @@ from tinydiff.diffusion import (
     unconditional,
     x_0_from_eps,
 )
-from tinydiff.diffusion.targets import EPS
+from tinydiff.diffusion.targets import V
 from tinydiff.generate import DDIM, DDPM, DPM_SOLVER_2M, SLICE
 from tinydiff.parallel import Workers
 from tinydiff.plots import tile
@@ -46,6 +47,8 @@ SCALES = (0, 1, 3)  # of guidance: the label ignored, followed, exaggerated
 EPS_RANGE = 3  # grey is 0, white is +3
 GREYS = 16
 VIEW = points_2d.VIEW
+SHOWN = 5  # pictures of each mistake: large, for what is wrong is often a few grey levels
+CHANNELS = 16  # of the small networks that learn with a mistake
 GRID = 17  # arrows along a side of the field
 
 
@@ -113,7 +116,7 @@ def reverse(pool, schedule, shape, labels, steps, moments, seed):
     runs = {}
     for (sampler, num_steps, scale), (times, seen) in zip(jobs, tqdm(pool.map(record, jobs), "reverse", len(jobs))):
         sheets = [sheet(seen[:, :, i]) for i in range(seen.shape[2])]
-        alpha_bar = rounded(schedule.alpha_bar[times])
+        alpha_bar = rounded(schedule.alpha_bar[list(times)])
         runs[f"{sampler} {num_steps} {scale}"] = {"times": times, "alpha_bar": alpha_bar, "sheets": sheets}
     return {"steps": list(steps), "scales": list(SCALES), "samplers": list(SAMPLERS), "runs": runs}
 
@@ -125,30 +128,28 @@ def trajectory(schedule, shape, labels, moments, seed, model, job):
     """
     sampler, num_steps, scale = job
     labels = labels if scale else labels[:1]
-    guided, seen = classifier_free(model, labels, scale), []
+    guided, asked = classifier_free(model, labels, scale), []
 
     def eps_fn(x_t, t):
         eps_hat = guided(x_t, t)
-        seen.append([t, x_t, eps_hat])
+        asked.append((t, x_t, eps_hat))
         return eps_hat
 
     x_T = xp.repeat(standard_normal(default_rng("start", seed), (1, *shape)), len(labels), 0)
     pairs = timestep_pairs(schedule.T, num_steps)
     with no_grad():
-        for k, (_, x_0, x_0_hat) in enumerate(
-            sample(SAMPLERS[sampler](schedule), eps_fn, pairs, x_T, default_rng("way", seed))
-        ):
-            seen[k].append(x_0_hat)
-    seen.append([0, x_0, 0 * x_0, x_0])
-    kept = [seen[k] for k in evenly(num_steps, moments)]
-    kinds = [np.stack([to_numpy(moment[i]) for moment in kept]) for i in (1, 2, 3)]
-    kinds[1] = kinds[1] / EPS_RANGE
-    return [moment[0] for moment in kept], np.stack(kinds)
+        steps = list(sample(SAMPLERS[sampler](schedule), eps_fn, pairs, x_T, default_rng("way", seed)))
+    x_0 = steps[-1][1]
+    seen = [(*before, x_0_hat) for before, (_, _, x_0_hat) in zip(asked, steps)] + [(0, x_0, 0 * x_0, x_0)]
+    times, x_t, eps_hat, x_0_hat = zip(*(seen[k] for k in evenly(num_steps, moments)))
+    pictures = [np.stack([to_numpy(x) for x in kind]) for kind in (x_t, eps_hat, x_0_hat)]
+    pictures[1] = pictures[1] / EPS_RANGE
+    return times, np.stack(pictures)
 
 
 def riddles(pool, schedule, x_0, labels, moments, seed):
     """Each picture under less and less of one noise, and the x_0_hat of the network, which is told no label."""
-    times = evenly(schedule.T, moments)[:0:-1]
+    times = evenly_in_signal(schedule, moments)[::-1]
     eps = standard_normal(default_rng("riddles", seed), x_0.shape)
     x_t = [q_sample(schedule, asarray(x_0), t, eps) for t in times]
     x_0_hat = list(pool.map(partial(guess, schedule), list(zip(x_t, times))))
@@ -167,20 +168,24 @@ def guess(schedule, model, job):
 
 
 def points(steps, num, moments, seed, workers):
-    """For each set of points_2d.py a small network, trained for some steps, and num particles, forth and back."""
+    """For each set of points_2d.py a small network, trained for some steps, and num particles, forth and back.
+
+    It learns v, which is the field itself: from eps_hat in nearly pure noise the field would be a small difference
+    divided by sqrt(alpha_bar_T) = 0.0064.
+    """
     schedule = Schedule.linear(points_2d.T)
     times = evenly_in_angle(schedule, moments)  # from 0 to T
     sets = {}
     with tqdm(total=steps * len(points_2d.SETS), desc="points", unit="step") as bar:
         for name, draw_data in points_2d.SETS.items():
             with Workers(partial(points_2d.PointNet, seed), workers) as pool:
-                for _ in points_2d.train(pool, schedule, draw_data, EPS, steps, 256, seed):
+                for _ in points_2d.train(pool, schedule, draw_data, V, steps, 256, seed):
                     bar.update()
                 pairs = [(t, s) for s, t in pairwise(times)][::-1]
-                back = points_2d.draw(ddim_step, schedule, EPS, pairs, pool.model, (num, (seed,)))
+                back = points_2d.draw(ddim_step, schedule, V, pairs, pool.model, (num, (seed,)))
                 axis = np.linspace(-VIEW, VIEW, GRID + 2)[1:-1]
                 grid = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2).astype(np.float32)
-                eps_fn = points_2d.eps_fn_of(pool.model, schedule, EPS)
+                eps_fn = points_2d.eps_fn_of(pool.model, schedule, V)
                 # At t = 0 there is no noise to estimate: the field ends at the time before.
                 field = [points_2d.flow_velocity(schedule, eps_fn, grid, max(t, times[1])) for t in times[::-1]]
             rng = default_rng("forward points", seed)
@@ -199,33 +204,27 @@ def points(steps, num, moments, seed, workers):
 
 
 def mistakes(pool, reader, schedule, meta, steps, num, train_steps, data_dir, seed):
-    """The mistakes of pitfalls.py, ten digits of each beside the right ones; those in training if train_steps."""
+    """The mistakes of pitfalls.py, some digits of each beside the right ones; those in training if train_steps."""
     labels = np.arange(num) % pool.model.num_classes
     jobs = [(labels[i : i + SLICE].tolist(), (seed, i // SLICE)) for i in range(0, num, SLICE)]
     how = steps, jobs, tuple(meta["data"]["image_shape"])
-    groups = {"sampling": [], "training": []}
-    for case in tqdm(pitfalls.SAMPLING, desc="mistakes"):
-        groups["sampling"].append((case, pitfalls.draw(pool, case.draw, schedule, *how)))
+    groups = {
+        "sampling": [(case, pitfalls.draw(pool, case.draw, schedule, *how)) for case in tqdm(SAMPLING, "mistakes")]
+    }
     if train_steps:
         dataset = load(meta["data"]["name"], "train", data_dir, seed)
-        channels, workers = 16, pool.num_workers
-        groups["training"] += pitfalls.train_and_draw(dataset, channels, train_steps, seed, workers, *how)
+        runs = pitfalls.train_and_draw(dataset, CHANNELS, train_steps, seed, pool.num_workers, *how)
+        groups["training"] = list(runs)
     rows = []
-    for group, ((right, right_images), *wrong) in ((name, drawn) for name, drawn in groups.items() if drawn):
-        for case, images in wrong:
-            beside = right_images if group == "sampling" else None
-            rows.append(
-                {
-                    "group": group,
-                    "name": case.name,
-                    "why": case.why,
-                    "figures": pitfalls.measure(reader, images, labels, beside),
-                    "right_figures": pitfalls.measure(reader, right_images, labels),
-                    "right": sheet(right_images[:10].reshape(2, 5, *how[2])),
-                    "wrong": sheet(images[:10].reshape(2, 5, *how[2])),
-                }
-            )
-    return {"num": num, "steps": steps, "train_steps": train_steps, "rows": rows}
+    for group, drawn in groups.items():
+        right = drawn[0][1]
+        right_figures = pitfalls.measure(reader, right, labels)
+        for case, images in drawn[1:]:
+            figures = pitfalls.measure(reader, images, labels, right if group == "sampling" else None)
+            pair = {"right": sheet(right[None, :SHOWN]), "wrong": sheet(images[None, :SHOWN])}
+            said = {"name": case.name, "why": case.why, "figures": figures, "right_figures": right_figures}
+            rows.append({"group": group, **said, **pair})
+    return {"num": num, "shown": SHOWN, "steps": steps, "train_steps": train_steps, "rows": rows}
 
 
 def evenly(last, num):
@@ -237,6 +236,12 @@ def evenly_in_angle(schedule, num):
     """Times from 0 to T, evenly spread over the angle phi, alpha_bar_t = cos(phi)^2: there the flow moves evenly."""
     angles = np.arccos(schedule.alpha_bar**0.5)
     return sorted({int(abs(angles - phi).argmin()) for phi in np.linspace(0, angles[-1], num)})
+
+
+def evenly_in_signal(schedule, num):
+    """Times from 1 on, at most num, evenly spread over sqrt(alpha_bar): to the eye each has a little less of x_0."""
+    signal = schedule.alpha_bar[1:] ** 0.5
+    return sorted({1 + int(abs(signal - share).argmin()) for share in np.linspace(signal[0], signal[-1], num)})
 
 
 def rounded(values):

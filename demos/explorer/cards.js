@@ -21,7 +21,7 @@ function startCards() {
     for (const [file, name] of queue[0].places) {
       places.append(element("li", {}, element("code", {}, name), " in ", element("code", {}, file)));
     }
-    byId("card-answer").replaceChildren(element("p", {}, queue[0].answer), places);
+    byId("card-answer").replaceChildren(element("p", {}, queue[0].answer.join(" ")), places);
     byId("card-answer").hidden = byId("card-known").hidden = byId("card-again").hidden = false;
     byId("card-show").hidden = true;
     byId("card-known").focus({ preventScroll: true }); // the button that had it is gone

@@ -1,11 +1,12 @@
 // A small plot of one curve for each schedule, the chosen one strong, with a mark that moves along it.
 "use strict";
 
-const LEFT = 34, RIGHT = 312, TOP = 26, BOTTOM = 132;
+const LEFT = 30, RIGHT = 236, TOP = 28, BOTTOM = 150;
 
-// curves: {name: [xs, ys]}; ys may hold null.  ticks: [[low, high], marks on the y axis].
-function plot(host, title, curves, [low, high], ticks) {
-  const svg = svgElement("svg", { viewBox: "0 0 320 152", role: "img" });
+// curves: {name: [ts, values]}, where null stands for infinity.  ticks: marks on the y axis, the ends among them.
+function plot(host, title, curves, ticks) {
+  const [low, high] = [ticks[0], ticks.at(-1)];
+  const svg = svgElement("svg", { viewBox: "0 0 240 170", role: "img" });
   const last = Object.values(curves)[0][0].at(-1);
   const x = (t) => LEFT + (t / last) * (RIGHT - LEFT);
   const y = (value) => BOTTOM - ((Math.min(Math.max(value ?? high, low), high) - low) / (high - low)) * (BOTTOM - TOP);
@@ -16,7 +17,9 @@ function plot(host, title, curves, [low, high], ticks) {
     svgElement("line", { x1: LEFT, x2: RIGHT, y1: y(tick), y2: y(tick), class: "axis" }, svg);
     text({ x: LEFT - 6, y: y(tick) + 4, "text-anchor": "end" }, number(tick));
   }
-  for (const t of [0, last / 2, last]) text({ x: x(t), y: BOTTOM + 17, "text-anchor": t === last ? "end" : t ? "middle" : "start" }, t ? t : "t = 0");
+  for (const [t, anchor] of [[0, "start"], [last / 2, "middle"], [last, "end"]]) {
+    text({ x: x(t), y: BOTTOM + 17, "text-anchor": anchor }, t ? t : "t = 0");
+  }
   const paths = {};
   for (const [name, [ts, values]] of Object.entries(curves)) {
     const d = ts.map((t, i) => `${i ? "L" : "M"}${x(t).toFixed(1)} ${y(values[i]).toFixed(1)}`).join("");

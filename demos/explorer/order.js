@@ -2,9 +2,13 @@
 "use strict";
 
 const FRAMES = 6;
+const WHY = {
+  forward: "Fine strokes drown first, large shapes last.",
+  reverse: "Large shapes come first, fine strokes last.",
+};
 
 function startOrder() {
-  const direction = choice("order-controls", "Process", [["forward", "forward: data to noise"], ["reverse", "reverse: noise to data"]], "forward", begin);
+  const direction = choice("order-controls", "Process", DIRECTIONS, "forward", begin);
   let taps = []; // buttons in the order in which they were tapped
   let frames = []; // in the right order: {column, t, button}
 
@@ -54,12 +58,11 @@ function startOrder() {
     }
     if (wrong.length) {
       const right = frames.length - wrong.length;
-      verdict("order-verdict", `Not yet: ${right} of ${frames.length} are in their place. Look at how much of the noise is left.`, "bad");
+      verdict("order-verdict", `Not yet: ${right} of ${frames.length} are in their place. Look at what is left.`, "bad");
       return;
     }
     frames.forEach(({ button, letter, t }) => (button.querySelector("small").textContent = `${letter}, t = ${t}`));
-    const why = direction.value === "forward" ? "The large shapes last longest: fine strokes drown first." : "The large shapes come first, and fine strokes last.";
-    verdict("order-verdict", `Right. ${why}`, "good");
+    verdict("order-verdict", `Right. ${WHY[direction.value]}`, "good");
   });
   byId("order-new").addEventListener("click", begin);
   begin();
@@ -81,7 +84,7 @@ function reverseRun() {
 function spread(alphaBar, num) {
   const columns = new Set();
   for (let i = 0; i < num; i++) {
-    const wanted = 0.05 + (0.95 * i) / (num - 1);
+    const wanted = 0.15 + (0.85 * i) / (num - 1);
     const distance = alphaBar.map((a) => Math.abs(Math.sqrt(a) - wanted));
     columns.add(distance.indexOf(Math.min(...distance)));
   }

@@ -11,13 +11,12 @@ function startPoints() {
   const place = (value) => ((value / view + 1) / 2) * side;
   const unpackedSets = {};
   const setOf = (name) =>
-    (unpackedSets[name] ??= Object.fromEntries(Object.entries(sets[name]).map(([key, packed]) => [key, unpacked(packed)])));
+    (unpackedSets[name] ??= Object.fromEntries(Object.entries(sets[name]).map(([key, text]) => [key, unpacked(text)])));
 
   const changed = () => time.update();
   const names = Object.keys(sets);
   const name = choice("points-controls", "Data", names.map((n) => [n, n]), names[0], changed);
-  const directions = [["reverse", "reverse: noise to data"], ["forward", "forward: data to noise"]];
-  const direction = choice("points-controls", "Direction", directions, "reverse", () => {
+  const direction = choice("points-controls", "Direction", DIRECTIONS, "reverse", () => {
     time.moveTo(0);
     note();
   });
@@ -72,10 +71,11 @@ function startPoints() {
   }
 
   function note() {
+    const steps = data.points.training_steps.toLocaleString("en");
+    const learned = `The arrows are what the network says, after ${steps} steps of training.`;
+    const chance = "No arrows: forward there is only chance, and nothing is learned.";
     byId("points-note").textContent =
-      direction.value === "reverse"
-        ? `Colour tells where a point began. The network was trained for ${data.points.training_steps.toLocaleString("en")} steps.`
-        : "No arrows: forward there is only chance, and no network. Colour tells where a point began.";
+      `Colour tells where a point began. ${direction.value === "reverse" ? learned : chance}`;
   }
   document.addEventListener("theme", changed);
   note();

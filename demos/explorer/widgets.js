@@ -15,7 +15,8 @@ function element(tag, attributes = {}, ...children) {
 function choice(host, legend, options, first, changed) {
   const name = `choice-${document.querySelectorAll("fieldset").length}`;
   const chosen = { value: first };
-  const row = element("div", { class: "options" });
+  const short = options.length === 10 && options.every(([, text]) => text.length === 1);
+  const row = element("div", { class: short ? "options ten" : "options" });
   for (const [value, text] of options) {
     const input = element("input", { type: "radio", name, value });
     input.checked = value === first;
@@ -99,3 +100,4 @@ function number(value) {
 }
 
 const digitOptions = () => data.labels.map((label, i) => [i, className(label)]);
+const DIRECTIONS = [["forward", "forward: data to noise"], ["reverse", "reverse: noise to data"]];
