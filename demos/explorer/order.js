@@ -58,7 +58,7 @@ function startOrder() {
     }
     if (wrong.length) {
       const right = frames.length - wrong.length;
-      verdict("order-verdict", `Not yet: ${right} of ${frames.length} are in their place. Look at what is left.`, "bad");
+      verdict("order-verdict", `Not yet: ${right} of ${frames.length} are in their place.`, "bad");
       return;
     }
     frames.forEach(({ button, letter, t }) => (button.querySelector("small").textContent = `${letter}, t = ${t}`));
@@ -82,6 +82,7 @@ function reverseRun() {
 
 // Columns that differ to the eye: evenly spread over the signal left, sqrt(alpha_bar), not over t.
 function spread(alphaBar, num) {
+  if (alphaBar.length <= num) return [...alphaBar.keys()];
   const columns = new Set();
   for (let i = 0; i < num; i++) {
     const wanted = 0.15 + (0.85 * i) / (num - 1);
