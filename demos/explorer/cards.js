@@ -10,7 +10,7 @@ function startCards() {
     byId("card-count").textContent = card
       ? `${known} of ${data.cards.length} known`
       : `All ${data.cards.length} known. They begin again whenever you like.`;
-    byId("card-question").textContent = card ? card.question : "";
+    byId("card-question").replaceChildren(...typeset(card ? card.question : ""));
     byId("card-answer").hidden = byId("card-known").hidden = byId("card-again").hidden = true;
     byId("card-show").hidden = false;
     byId("card-show").textContent = card ? "Show the answer" : "Begin again";
@@ -21,7 +21,7 @@ function startCards() {
     for (const [file, name] of queue[0].places) {
       places.append(element("li", {}, element("code", {}, name), " in ", element("code", {}, file)));
     }
-    byId("card-answer").replaceChildren(element("p", {}, queue[0].answer.join(" ")), places);
+    byId("card-answer").replaceChildren(element("p", {}, ...typeset(queue[0].answer.join(" "))), places);
     byId("card-answer").hidden = byId("card-known").hidden = byId("card-again").hidden = false;
     byId("card-show").hidden = true;
     byId("card-known").focus({ preventScroll: true }); // the button that had it is gone

@@ -7,11 +7,14 @@ function startMistakes() {
     `Each was made on purpose, with the same noise as the right one, in ${steps} steps and without guidance. ` +
     `It is measured on ${num} pictures, of which ${shown} are shown. ` +
     "Most leave some grey or less: the eye passes them, and only a test finds them.";
+  byId("mistakes-figures").textContent =
+    "Grey levels run from 0 to 255. Border: their mean at the edge, where real digits are black. " +
+    "Moved: the root mean square difference from the right pictures.";
   byId("mistakes-training").textContent = trainSteps
     ? `Those in training, at the end, took a small network each, trained for ${trainSteps} steps.`
     : "Made with --train-steps 400, this page also shows mistakes in training.";
   for (const row of rows) {
-    const words = element("div", {}, element("h3", {}, row.name), element("p", {}, row.why));
+    const words = element("div", {}, element("h3", {}, ...typeset(row.name)), element("p", {}, ...typeset(row.why)));
     const pictures = element("div", {}, half(row, "right"), half(row, "wrong"), figuresOf(row));
     byId("mistake-pairs").append(element("article", {}, words, pictures));
   }
@@ -28,13 +31,7 @@ function figuresOf(row) {
   for (const [name, value] of Object.entries(row.figures)) {
     const right = row.right_figures[name];
     const said = right === undefined ? value : `${value}, right ${right}`;
-    list.append(element("div", {}, element("dt", {}, FIGURES[name]), element("dd", {}, said)));
+    list.append(element("div", {}, element("dt", {}, name), element("dd", {}, said)));
   }
   return list;
 }
-
-const FIGURES = {
-  "read as asked": "read as asked",
-  border: "border, in grey levels",
-  moved: "moved, in grey levels",
-};

@@ -55,16 +55,18 @@ function startPoints() {
     for (let i = 0; i < grid * grid; i++) {
       const [dx, dy] = [0, 1].map((axis) => field[(moment * grid * grid + i) * 2 + axis]);
       const speed = Math.hypot(dx, dy) || 1;
-      const length = Math.min(speed, 3) * 10 + 6;
+      const length = Math.min(speed, 3) * 12 + 3;
+      const head = Math.min(7, length / 2);
       const [ux, uy] = [dx / speed, -dy / speed];
       const cell = (index) => place((((index + 1) / (grid + 1)) * 2 - 1) * view);
       const [x, y] = [cell(i % grid), side - cell(Math.floor(i / grid))];
       const [tipX, tipY] = [x + (ux * length) / 2, y + (uy * length) / 2];
       pen.moveTo(x - (ux * length) / 2, y - (uy * length) / 2);
       pen.lineTo(tipX, tipY);
-      pen.lineTo(tipX - 7 * ux - 5 * uy, tipY - 7 * uy + 5 * ux);
-      pen.moveTo(tipX, tipY);
-      pen.lineTo(tipX - 7 * ux + 5 * uy, tipY - 7 * uy - 5 * ux);
+      for (const turn of [-0.7, 0.7]) {
+        pen.moveTo(tipX, tipY);
+        pen.lineTo(tipX - head * (ux + turn * uy), tipY - head * (uy - turn * ux));
+      }
     }
     pen.stroke();
     pen.globalAlpha = 1;

@@ -30,7 +30,7 @@ function startReverse() {
 
   const ends = steps.map((n) => {
     const canvas = element("canvas");
-    const figure = element("figure", {}, canvas, element("figcaption", {}, n === 1 ? "1 step" : `${n} steps`));
+    const figure = element("figure", {}, canvas, element("figcaption", {}, String(n)));
     byId("reverse-ends").append(figure);
     return { n, canvas, figure };
   });

@@ -12,14 +12,13 @@ from tiny_explorer import SMALLEST, save_checkpoints
 
 from tinydiff.backend import backend_name
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DRIVER = shutil.which("chromedriver")
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
 pytestmark = [
     pytest.mark.program,
     pytest.mark.browser,
     pytest.mark.skipif(
-        not (CHROMIUM and DRIVER), reason="no chromium and chromedriver: apt-get install chromium-driver"
+        not (CHROMIUM and DRIVER), reason="no chromium and chromedriver: apt-get install chromium-driver (Debian)"
     ),
     pytest.mark.skipif(backend_name() != "numpy", reason="one backend is enough: the page holds no arrays"),
 ]
@@ -465,3 +464,19 @@ def test_the_markup_of_a_name_stays_text(page):
     """A class named like an element is a word on a button."""
     page.execute_script("byId('guess-history').append(element('li', {}, '<b id=injected>bold</b>'))")
     assert all_of(page, "#injected") == [] and "<b id=injected>" in one(page, "#guess-history").text
+
+
+def test_names_are_set_as_symbols(page):
+    """With their hats, bars and indices; what only looks like one stays a word."""
+    set_as = page.execute_script("""
+      const host = element("p", {}, ...typeset("sqrt(alpha_bar_T) x_0_hat - eps_c, beta_tilde of alphabet"));
+      return host.innerHTML;
+    """)
+    symbols = [
+        '√(<span class="symbol"><var>α\u0304</var><sub><var>T</var></sub></span>)',
+        '<span class="symbol"><var>x\u0302</var><sub>0</sub></span> −',
+        '<span class="symbol"><var>ε</var><sub><var>c</var></sub></span>,',
+        "<var>β\u0303</var> of alphabet",
+    ]
+    assert set_as == " ".join(symbols)
+    assert "_" not in said(page, "#mistake-pairs")
