@@ -156,6 +156,44 @@ def test_every_option_changes_the_picture(page, section):
         assert len(seen) >= 2 and len(set(seen)) == len(seen), choice.text
 
 
+def test_at_the_end_the_whole_is_the_picture(page):
+    """At t = 0 x_t and x_0_hat are one, and eps_hat is flat; before that all three differ."""
+    slider = one(page, "#reverse input[type=range]")
+    get = "return ['x-t', 'eps-hat', 'x-0-hat'].map((id) => byId(id).toDataURL())"
+    slider.send_keys(Keys.HOME)
+    settled(page)
+    assert len(set(page.execute_script(get))) == 3
+    slider.send_keys(Keys.END)
+    settled(page)
+    x_t, eps_hat, x_0_hat = page.execute_script(get)
+    assert x_t == x_0_hat != eps_hat
+    flat = "return new Set(byId('eps-hat').getContext('2d').getImageData(0, 0, WIDTH, HEIGHT).data).size"
+    assert page.execute_script(flat) == 2  # one grey, and no transparency
+
+
+def test_points_are_drawn_where_they_are(page):
+    """Up is up: what is painted spans just what the particles span, and without arrows nothing else is there."""
+    click(page, all_of(page, "#points fieldset:nth-of-type(2) label")[0])
+    spans = page.execute_script("""
+      const path = unpacked(data.points.sets.moons.forward).slice(0, 2 * data.points.num);
+      const side = byId("plane").width;
+      const at = (value) => ((value / data.points.view + 1) / 2) * side;
+      const xs = [...path].filter((_, i) => i % 2 === 0).map(at);
+      const ys = [...path].filter((_, i) => i % 2 === 1).map((y) => at(-y));
+      const painted = byId("plane").getContext("2d").getImageData(0, 0, side, side).data;
+      const [left, top] = [[], []];
+      for (let i = 0; i < side * side; i++) {
+        if (painted[4 * i + 3] > 128) {
+          left.push(i % side);
+          top.push(Math.floor(i / side));
+        }
+      }
+      const span = (values) => values.reduce(([a, b], v) => [Math.min(a, v), Math.max(b, v)], [1e9, -1e9]);
+      return [[...span(xs), ...span(ys)], [...span(left), ...span(top)]];
+    """)
+    assert all(abs(abs(a - b) - 6) <= 1.5 for a, b in zip(*spans))  # 6 is a dot's radius
+
+
 def test_at_scale_0_the_digit_makes_no_difference(page):
     """And the page says so."""
     scales, digits = (all_of(page, f"#reverse fieldset:nth-of-type({n}) label") for n in (4, 1))
