@@ -7,7 +7,7 @@
     mistakes    those of pitfalls.py, each beside the right thing
 
 Each function returns what JSON can hold.  A sheet has a row for each kind of picture and a column for each moment, in
-16 greys: noise does not compress, so a picture is 400 bytes whatever is done.  Read next: explorer/main.js.
+16 greys: noise does not compress, so a picture takes up to 400 bytes whatever is done.  Read next: explorer/main.js.
 """
 
 import base64

@@ -8,7 +8,7 @@ const SAMPLER_NOTES = {
   "2m": "2M is DDIM that looks at its last two estimates, and so bends where DDIM goes straight.",
 };
 const SCALE_NOTES = {
-  0: "At scale 0 no label is asked for: the digit that you choose makes no difference.",
+  0: "At scale 0 no label is asked for: which one you choose makes no difference.",
   1: "At scale 1 the network is told the label.",
   3: "At scale 3 it goes three times as far from “anything” to “this label”, and is asked twice a step.",
 };

@@ -34,7 +34,7 @@ function choice(host, legend, options, first, changed) {
 function timeline(host, label, last, msPerMoment, show) {
   const slider = element("input", { type: "range", min: 0, max: last, value: 0, "aria-label": label });
   const button = element("button", { type: "button" }, "Play");
-  const said = element("output");
+  const said = element("output", { "aria-live": "off" }); // the slider itself says it, when it is moved by hand
   let playing = null; // the number of the next frame, while playing
 
   function update() {

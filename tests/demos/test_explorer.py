@@ -201,7 +201,7 @@ def test_the_curves_are_the_schedules(made):
 
 
 class Knows:
-    """A network that knows the noise of data that is one point: label / 10, or 0 for no label."""
+    """A network that takes the data for one point, label / 10 or 0 for no label, and at t for t/T of it."""
 
     num_classes = 10
 
@@ -209,7 +209,7 @@ class Knows:
         self.schedule = schedule
 
     def __call__(self, x_t, t, labels):
-        level = np.where(np.asarray(labels) == 10, 0, labels) / 10
+        level = np.where(np.asarray(labels) == 10, 0, labels) / 10 * (t / self.schedule.T)
         x_0 = 0 * x_t + asarray(np.broadcast_to(level, len(x_t)).astype(np.float32))[:, None, None, None]
         return eps_from_x_0(self.schedule, x_t, t, x_0)
 
@@ -228,8 +228,10 @@ def test_each_moment_is_x_t_its_noise_and_its_picture(runs, sampler, scale):
         np.testing.assert_allclose(x_0.clip(-1, 1), x_0_hat[k], atol=1e-3)  # 1/sqrt(alpha_bar_T) = 158 roundings
     start = to_numpy(standard_normal(default_rng("start", 5), (1, 28, 28, 1)))
     assert (x_t[0] == start).all()
-    wanted = np.array([0.0] if scale == 0 else [0.2, 0.3]) * max(scale, 1)
-    np.testing.assert_allclose(x_t[-1].mean((1, 2, 3)), wanted, atol=1e-3)
+    wanted = np.array([0.0] if scale == 0 else [0.2, 0.3]) * scale
+    for k, t in enumerate(times[:-1]):
+        np.testing.assert_allclose(x_0_hat[k].mean((1, 2, 3)), wanted * t / 100, atol=1e-3)
+    np.testing.assert_allclose(x_t[-1].mean((1, 2, 3)), wanted / 10, atol=1e-3)  # the last step is from t = 10
     assert (eps_hat[-1] == 0).all() and (x_0_hat[-1] == x_t[-1]).all()
 
 

@@ -459,7 +459,7 @@ def test_text_stands_out(page, page_file, scheme):
         page.get(page_file.as_uri())
         settled(page)
         if switched:
-            one(page, "#theme").click()
+            click(page, one(page, "#theme"))
         click(page, all_of(page, "#guess-answers button")[0])
         click(page, one(page, "#card-show"))
         for frame in all_of(page, "#order-frames button"):
