@@ -339,11 +339,14 @@ def draw_slice(how, schedule, low, high, steps, shape, model, job):
 
 
 def measure(reader, images, labels, right_images=None):
-    """What the columns of the table hold, by name; moved only where there are right images."""
-    asked = np.concatenate(list(read(reader, images))).argmax(1) == labels
+    """What the columns of the table hold, by name; read as asked only where there is a reader, moved a right image."""
+    figures = {}
+    if reader is not None:
+        asked = np.concatenate(list(read(reader, images))).argmax(1) == labels
+        figures["read as asked"] = f"{asked.mean():.0%}"
     border = np.ones(images.shape[1:3], bool)
     border[1:-1, 1:-1] = False
-    figures = {"read as asked": f"{asked.mean():.0%}", "border": f"{(images[:, border] + 1).mean() * 127.5:.1f}"}
+    figures["border"] = f"{(images[:, border] + 1).mean() * 127.5:.1f}"
     if right_images is not None:
         figures["moved"] = f"{((images - right_images) ** 2).mean() ** 0.5 * 127.5:.1f}"
     return figures

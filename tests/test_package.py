@@ -56,6 +56,8 @@ HOST_SIDE = {
     "classify",
     "metrics",
 }
+# Demos that another one takes its runs from: the explorer shows what they do.
+EXPLORED = {"explorer_runs", "forward_process", "pitfalls", "points_2d"}
 THIRD_PARTY = {"numpy", "matplotlib", "PIL", "tqdm"}  # Pillow comes with matplotlib
 
 
@@ -159,7 +161,7 @@ def test_only_the_backend_knows_cupy():
 
 def test_nothing_is_borrowed():
     """Only the standard library, NumPy and what draws pictures and bars: no other framework does the work."""
-    allowed = sys.stdlib_module_names | THIRD_PARTY | {"tinydiff", "contestant", "captions", "long_run"}  # in demos/
+    allowed = sys.stdlib_module_names | THIRD_PARTY | {"tinydiff", "contestant", "captions", "long_run", *EXPLORED}
     witness = {"demos.benchmark", "demos.gpu_benchmark", "demos.torch_peer"}  # PyTorch stands there to be compared with
     for name, source in EVERY_SOURCE.items() - {(name, EVERY_SOURCE[name]) for name in witness}:
         assert {top(other) for other in imports(source)} - allowed == set(), name
@@ -280,7 +282,7 @@ def test_the_names_that_others_rely_on_are_there(name):
 
 def test_every_file_of_tests_is_a_chapter(pytestconfig):
     """It has a docstring, and the marker of its chapter: `pytest -m process -v` is the list of the process's laws."""
-    chapters = {line.partition(":")[0] for line in pytestconfig.getini("markers")} - {"slow"}
+    chapters = {line.partition(":")[0] for line in pytestconfig.getini("markers")} - {"slow", "browser"}
     files = list(TESTS.rglob("test_*.py"))
     assert len(files) > 30
     for path in files:
