@@ -199,7 +199,7 @@ def judge(exercise, own):
         raise TinydiffError(f"stopped after {LIMIT} s: is there a loop in your code that never ends?") from None
     if done.returncode:
         raise TinydiffError(f"the laws could not be run: {(done.stderr.strip() or 'no word why').splitlines()[-1]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout)
 
 
 def in_words(law):

@@ -238,7 +238,6 @@ EXERCISES = (
         laws=_laws(
             "diffusion/test_guidance.py",
             "guidance_is_affine_in_scale",
-            "scale_1_is_the_conditional_model_and_0_the_unconditional",
             "both_halves_come_from_one_call",
             "no_label_is_not_led_anywhere",
             "a_tensor_is_unwrapped_and_keeps_its_dtype",

@@ -3,9 +3,11 @@
     python tests/laws.py FOLDER LAW ...        FOLDER holds the package tinydiff that is to be tested
 
 A law is a test's id below tests/, such as diffusion/test_gaussian.py::test_a_jump_is_two_jumps; its cases are told as
-one.  The last line printed is JSON: a list of laws as `run` returns it.  demos/exercise.py shows it to its reader.
+one.  What it prints is JSON: a list of laws as `run` returns it.  demos/exercise.py shows it to its reader.
 """
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -26,8 +28,8 @@ class Report:
     came through; example, what hypothesis had drawn.
     """
 
-    def __init__(self, folder: Path, only_first: bool):
-        self.folder, self.only_first = folder, only_first
+    def __init__(self, folder: Path):
+        self.folder = folder
         self.laws: dict[str, dict] = {}
 
     def _of(self, item):
@@ -37,8 +39,7 @@ class Report:
         return self.laws.setdefault(name, {"law": name, "says": says, "passed": True})
 
     def pytest_runtest_setup(self, item):
-        failed = [law for law in self.laws.values() if not law["passed"]]
-        if not self._of(item)["passed"] or (failed and self.only_first):
+        if not self._of(item)["passed"]:
             pytest.skip("a case of it has failed")
 
     @pytest.hookimpl(wrapper=True)
@@ -91,15 +92,15 @@ def run(folder: str, laws: list[str], only_first: bool = False) -> list[dict]:
 
     if Path(tinydiff.__file__).parents[1] != Path(folder).resolve():
         raise RuntimeError(f"{tinydiff.__file__} would be tested in place of the copy in {folder}")
-    report = Report(Path(folder).resolve(), only_first)
+    report = Report(Path(folder).resolve())
     ids = [str(TESTS / law) for law in laws]
-    status = pytest.main(
-        [*QUIET, f"--rootdir={TESTS.parent}", "-c", str(TESTS.parent / "pyproject.toml"), *ids], [report]
-    )
+    place = [f"--rootdir={TESTS.parent}", "-c", str(TESTS.parent / "pyproject.toml")]
+    with contextlib.redirect_stdout(io.StringIO()):
+        status = pytest.main([*QUIET, *["-x"] * only_first, *place, *ids], [report])
     if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and not report.laws:
         raise RuntimeError(f"pytest ended with {status!r}: are the laws {laws} all there?")
     return list(report.laws.values())
 
 
 if __name__ == "__main__":
-    print("\n" + json.dumps(run(sys.argv[1], sys.argv[2:])))
+    print(json.dumps(run(sys.argv[1], sys.argv[2:])))

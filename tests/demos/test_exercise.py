@@ -1,0 +1,270 @@
+"""The exercises: each is solved by the original and by no usual mistake, and the program says what it should."""
+
+import importlib.util
+import multiprocessing
+import os
+from pathlib import Path
+
+import laws
+import pytest
+
+from tinydiff.backend import backend_name
+
+pytestmark = [
+    pytest.mark.program,
+    pytest.mark.skipif(backend_name() != "numpy", reason="a check runs on numpy, whatever the suite does"),
+]
+
+ROOT = Path(__file__).parents[2]
+
+# Wrong lines that readers write, three or more an exercise: what each is, the original's words, the mistake's.
+WRONG = {
+    "closed_form": {
+        "sqrt forgotten": ("signal_std = schedule.alpha_bar[t] ** 0.5", "signal_std = schedule.alpha_bar[t]"),
+        "alpha for alpha_bar": ("schedule.alpha_bar[t]", "schedule.alpha[t]"),
+        "t off by one": ("one_minus_alpha_bar[t] ** 0.5", "one_minus_alpha_bar[t - 1] ** 0.5"),
+        "noise taken away": ("* x_0 + per_row", "* x_0 - per_row"),
+        "signal and noise changed places": ("per_row(signal_std, x_0) * x_0", "per_row(noise_std, x_0) * x_0"),
+        "1 - alpha_bar in float32": (
+            "per_row(noise_std, x_0)",
+            'per_row((1 - schedule.alpha_bar[t].astype("float32")) ** 0.5, x_0)',
+        ),
+    },
+    "posterior": {
+        "beta for beta_tilde": ("self.one_minus_alpha_bar[s] / self.one_minus_alpha_bar[t] * ", ""),
+        "t for s": ("x_0_coef = schedule.alpha_bar[s] ** 0.5", "x_0_coef = schedule.alpha_bar[t] ** 0.5"),
+        "sqrt forgotten": ("schedule.alpha_t_given_s(t, s) ** 0.5", "schedule.alpha_t_given_s(t, s)"),
+        "x_0 and x_t changed places": (
+            "per_row(x_0_coef, x_t) * x_0 + per_row(x_t_coef, x_t) * x_t",
+            "per_row(x_0_coef, x_t) * x_t + per_row(x_t_coef, x_t) * x_0",
+        ),
+        "sign flipped (eq. 7)": ("* x_0 + per_row(x_t_coef", "* x_0 - per_row(x_t_coef"),
+    },
+    "schedules": {
+        "not scaled with T": ("_T_REF / T * (_BETA_FIRST", "1.0 * (_BETA_FIRST"),
+        "t off by one": ("u = _ramp(T)", "u = np.arange(1, T + 1) / T"),
+        "cosine not squared": ("* np.pi / 2) ** 2", "* np.pi / 2)"),
+        "no cap": ("np.minimum(1 - f[1:] / f[:-1], 0.999)", "1 - f[1:] / f[:-1]"),
+        "no offset": ("(np.arange(T + 1) / T + 0.008) / 1.008", "(np.arange(T + 1) / T)"),
+        "alpha_bar for beta": ("np.minimum(1 - f[1:] / f[:-1], 0.999)", "np.minimum(1 - f[1:] / f[0], 0.999)"),
+    },
+    "training_loss": {
+        "t = T never trained": ("integers(1, schedule.T + 1,", "integers(1, schedule.T,"),
+        "t from 0": ("integers(1, schedule.T + 1,", "integers(0, schedule.T,"),
+        "other noise in the target": (
+            "target.of(schedule, x_0, t, eps)",
+            'target.of(schedule, x_0, t, rng.standard_normal(x_0.shape, dtype="float32"))',
+        ),
+        "sum for mean": ("ops.mean(error", "ops.sum(error"),
+        "absolute error": ("ops.mean(error * error,", "ops.mean(ops.sqrt(error * error),"),
+        "mean over rows and columns only": ("axis=(1, 2, 3)", "axis=(1, 2)"),
+        "weight forgotten": ('losses * asarray(batch["weight"]) if "weight" in batch else losses', "losses"),
+    },
+    "ddpm_step": {
+        "variance for standard deviation": ("per_row(var**0.5, mean)", "per_row(var, mean)"),
+        "noise in the last step": (" * (host_integers", " + 0 * (host_integers"),
+        "clip forgotten": ("x_t, eps_hat, t, clip)", "x_t, eps_hat, t, False)"),
+        "beta_tilde whatever is asked for": ("variance(schedule, t, s)", "schedule.beta_tilde(t, s)"),
+        "eps_hat for x_0_hat": ("x_t, x_0_hat, t, s)", "x_t, eps_hat, t, s)"),
+    },
+    "ddim_step": {
+        "eps at t for s": ("(schedule.one_minus_alpha_bar[s] - var)", "(schedule.one_minus_alpha_bar[t] - var)"),
+        "signal at t for s": ("signal_std = schedule.alpha_bar[s]", "signal_std = schedule.alpha_bar[t]"),
+        "sign of eps flipped": ("* x_0_hat + per_row", "* x_0_hat - per_row"),
+        "eps not less for the noise": ("[s] - var).clip(0)", "[s]).clip(0)"),
+        "eta for eta^2": ("var = eta**2 *", "var = eta *"),
+        "eps_hat kept where x_0_hat was clipped": ("eps_hat = eps_from_x_0(schedule, x_t, t, x_0_hat)", "pass"),
+        "root of -1e-17": (".clip(0)", ""),
+    },
+    "guidance": {
+        "scale counted from 0, as 1 + w": ("eps_u + scale *", "eps_c + scale *"),
+        "the other way": ("(eps_c - eps_u)", "(eps_u - eps_c)"),
+        "halves changed places": ("eps_u, eps_c = eps[:n], eps[n:]", "eps_c, eps_u = eps[:n], eps[n:]"),
+        "the label for both": ("[no_label] * n + row_labels", "row_labels.tolist() + row_labels"),
+        "class 0 for no label": ("[no_label] * n", "[0] * n"),
+    },
+    "unbroadcast": {
+        "axes in front forgotten": ("g = g.sum(tuple(range(g.ndim - len(shape))))", "g = g"),
+        "stretched axes forgotten": ("return g.sum(stretched, keepdims=True) if stretched else g", "return g"),
+        "mean for sum": ("return g.sum(stretched", "return g.mean(stretched"),
+        "one of the uses only": ("g = g.sum(tuple(range(g.ndim - len(shape))))", "g = g[(0,) * (g.ndim - len(shape))]"),
+        "axes lined up at the first": ("tuple(range(g.ndim - len(shape)))", "tuple(range(len(shape), g.ndim))"),
+        "stretched axes dropped": ("g.sum(stretched, keepdims=True)", "g.sum(stretched)"),
+    },
+    "backward_walk": {
+        "the last gradient for their sum": ("grads[id(x)] += dx", "grads[id(x)] = dx"),
+        "added into what another holds": ("if id(x) in ours:", "if id(x) in grads:"),
+        "each path walked, not each node": ("if x is not None and id(x) not in seen:", "if x is not None:"),
+        "outputs first": ("return order", "return order[::-1]"),
+        "a node before all that use it": (
+            """                stack.append((x, _inputs(x)))
+                break
+        else:
+            stack.pop()
+            order.append(place)
+    return order""",
+            """                stack.append((x, _inputs(x)))
+        stack.remove((place, inputs))
+        order.append(place)
+    return order[::-1]""",
+        ),
+        "recursion": (
+            "    while stack:  # depth first, without recursion: 5,000 ops deep must work",
+            """    def visit(place):
+        for x in _inputs(place):
+            if x is not None and id(x) not in seen:
+                seen.add(id(x))
+                visit(x)
+        order.append(place)
+
+    visit(root)
+    stack = []
+    while stack:""",
+        ),
+        "gradients that nobody wants": ("if x is None:\n                    continue\n", "if x is None:\n                    dx()\n                    continue\n"),
+    },
+    "conv2d": {
+        "padded on one side only": (
+            "padded[:, padding : padding + h, padding : padding + wd] = x",
+            "padded[:, :h, :wd] = x",
+        ),
+        "stride forgotten": ("image, stride * row, stride * column, row", "image, row, column, row"),
+        "rows and columns of the kernel changed places": ("(n, oh, ow, kh, kw, c), strides", "(n, oh, ow, kw, kh, c), strides"),
+        "bias forgotten": ("if b is not None:", "if False:"),
+        "w in another order": ("w.reshape(-1, w.shape[3])", "w.transpose(2, 0, 1, 3).reshape(-1, w.shape[3])"),
+    },
+    "conv2d_backward": {
+        "set where it should add": ("] += columns[:, :, :, k, l]", "] = columns[:, :, :, k, l]"),
+        "stride forgotten": ("k : k + stride * oh : stride, l : l + stride * ow : stride", "k : k + oh, l : l + ow"),
+        "frame not cut off": ("return padded[:, padding : padding + h, padding : padding + wd]", "return padded[:, :h, :wd]"),
+        "kernel flipped": ("columns[:, :, :, k, l]", "columns[:, :, :, kh - 1 - k, kw - 1 - l]"),
+        "w not transposed": ("taps, parts = transposed(w.reshape(-1, o))", "taps, parts = w.reshape(o, -1)"),
+        "first images only": ("for part in _parts(g, w)\n    )\n    return reduce", "for part in [slice(0, 1)]\n    )\n    return reduce"),
+    },
+    "group_norm_backward": {
+        "statistics taken for constants": ("out -= product", "pass"),
+        "the mean forgotten": ("product += image_row(level, self.width)", "pass"),
+        "the scale's share forgotten": ("xp.multiply(rows, image_row(along, self.width), out=product)", "product *= 0"),
+        "gamma forgotten": ("image_row(rstd * self.gamma, self.width)", "image_row(rstd, self.width)"),
+        "x for x_hat in dgamma": (" - mean * dbeta) * rstd", ")"),
+    },
+    "attention": {
+        "not scaled": ("scale = 1 / math.sqrt(q.shape[-1])", "scale = 1"),
+        "by D, not its root": ("scale = 1 / math.sqrt(q.shape[-1])", "scale = 1 / q.shape[-1]"),
+        "softmax over the queries": ("xp.where(asarray(mask), scores, -xp.inf), -1)", "xp.where(asarray(mask), scores, -xp.inf), -2)"),
+        "scale forgotten in the gradient": ("ds *= scale", "pass"),
+        "softmax taken for its exponential": ("ds = softmax_gradient(p, dp, -1)", "ds = p * dp"),
+        "hidden keys at 0": ("scores, -xp.inf)", "scores, 0)"),
+        "not transposed": ("xp.matmul(p.swapaxes(-1, -2), g)", "xp.matmul(p, g)"),
+    },
+    "ema": {
+        "weights changed places": ("average += (1 - d) *", "average += d *"),
+        "no warm-up": ("d = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))", "d = self.decay"),
+        "counted too early": ("(1 + self.num_updates) / (10 + self.num_updates)", "(2 + self.num_updates) / (11 + self.num_updates)"),
+        "never counted": ("self.num_updates += 1", "pass"),
+        "rounded away from itself": (
+            "average += (1 - d) * (self.flat.data[piece] - average)",
+            "average[...] = d * average + (1 - d) * self.flat.data[piece]",
+        ),
+    },
+    "time_code": {
+        "cosines first": ("(math.sin, math.cos)", "(math.cos, math.sin)"),
+        "in turns": ("for wave in (math.sin, math.cos) for i in range(half)", "for i in range(half) for wave in (math.sin, math.cos)"),
+        "frequencies rise": ("** (-i / half)", "** (i / half)"),
+        "the other convention, h - 1": ("** (-i / half)", "** (-i / max(half - 1, 1))"),
+        "angles in float32": ("wave(k * LONGEST_PERIOD ** (-i / half))", 'wave(k * float(asarray(LONGEST_PERIOD ** (-i / half), "float32")))'),
+    },
+}  # fmt: skip
+MISTAKES = [(name, mistake) for name, mistakes in WRONG.items() for mistake in mistakes]
+
+
+@pytest.fixture(scope="module")
+def demo(load_demo):
+    return load_demo("exercise")
+
+
+@pytest.fixture(scope="module")
+def exercises(demo):
+    return {exercise.name: exercise for exercise in demo.EXERCISES}
+
+
+@pytest.fixture(scope="module")
+def judge():
+    """judge(folder, laws, only_first): laws.run in a process that has loaded pytest, but never another tinydiff."""
+    way = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(way)
+    context.set_forkserver_preload(["numpy", "pytest", "hypothesis"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HYPOTHESIS_PROFILE", "mutation")
+        for name in [name for name in os.environ if name.startswith("COVERAGE_")]:  # of copies that are gone by then
+            patch.delenv(name)
+        with context.Pool(1, maxtasksperchild=1) as pool:
+            yield lambda *arguments: pool.apply(laws.run, arguments)
+
+
+@pytest.fixture(scope="module")
+def copy(demo, exercises, tmp_path_factory):
+    """copy(name, text): the folder of one working copy, in which the exercise's files have each been through `text`."""
+    own = tmp_path_factory.mktemp("exercise")
+    demo.make_copy(exercises["closed_form"], own)
+    changed = {cut.file for cut in exercises["closed_form"].cuts}
+
+    def write(name, text):
+        cuts = exercises[name].cuts
+        for file in changed | {cut.file for cut in cuts}:
+            path, source = own / "tinydiff" / file, (ROOT / "tinydiff" / file).read_text(encoding="utf-8")
+            path.write_text(text(source, [cut for cut in cuts if cut.file == file]), encoding="utf-8")
+            Path(importlib.util.cache_from_source(path)).unlink(missing_ok=True)  # it knows seconds and sizes only
+        changed.update(cut.file for cut in cuts)
+        return own
+
+    return write
+
+
+def wrong(demo, mistake):
+    """A change of source within the lines that an exercise is about, for `copy`; `made` says how often it was made."""
+    old, new = mistake
+    made = []
+
+    def text(source, cuts):
+        lines = source.splitlines(keepends=True)
+        for first, last in sorted(demo.region(source, cut) for cut in cuts)[::-1]:
+            part = "".join(lines[first - 1 : last])
+            made.extend([old] * part.count(old))
+            lines[first - 1 : last] = [part.replace(old, new)]
+        return "".join(lines)
+
+    return text, made
+
+
+def test_every_exercise_has_its_mistakes(exercises):
+    """Three or more each."""
+    assert list(WRONG) == list(exercises)
+    assert len(WRONG) >= 14 and min(map(len, WRONG.values())) >= 3
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_the_original_solves_it(name, exercises, copy, judge):
+    """Every law holds for the package as it is, and each is there by its name."""
+    found = judge(str(copy(name, lambda source, cuts: source)), exercises[name].laws)
+    assert [law for law in found if not law["passed"]] == []
+    assert {law["law"] for law in found} == {law.partition("::")[2].partition("[")[0] for law in exercises[name].laws}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_every_law_waits_for_the_reader(name, demo, exercises, copy, judge):
+    """On an untouched copy each law fails, because it is the reader's turn."""
+    found = judge(str(copy(name, demo.without)), exercises[name].laws)
+    assert [law for law in found if law["passed"] or "your turn: " not in law["error"]] == []
+
+
+@pytest.mark.parametrize("name, mistake", MISTAKES, ids=[f"{name}-{mistake}" for name, mistake in MISTAKES])
+def test_a_usual_mistake_does_not_solve_it(name, mistake, demo, exercises, copy, judge):
+    """At least one law fails, not because the program cannot run, and it says so in words."""
+    text, made = wrong(demo, WRONG[name][mistake])
+    folder = copy(name, text)
+    assert made, "the original has no such words"
+    found = judge(str(folder), exercises[name].laws, True)
+    assert [law["passed"] for law in found] == [True] * (len(found) - 1) + [False]
+    assert found[-1]["error"] and found[-1]["says"]
+    with open("/tmp/ex/reasons", "a") as f: print(name, "|", mistake, "|", found[-1]["law"], "|", found[-1]["error"], "|", found[-1]["file"].rpartition("/")[2], found[-1]["line"], found[-1]["code"], "|", found[-1]["example"], file=f)
