@@ -23,20 +23,20 @@ QUIET = ["-q", "--tb=no", "--no-header", "-p", "no:cacheprovider", "-W", "ignore
 class Report:
     """A pytest plugin that keeps a dictionary for each law, in order, and passes over what it needs no more.
 
-    law: its name.  says: its docstring's first paragraph, or its name in words.  passed: of all its cases.  Where one
-    failed: error, the exception in a line or two; file, line and code, the last place of the copy or of the law that it
-    came through; example, what hypothesis had drawn.
+    law: its id.  says: its docstring's first paragraph.  passed: in all its cases.  Where one failed: error, what was
+    wrong; file, line and code, the last place of the copy or of the law that it came through; example, the case.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, asked: list[str]):
+        self.folder, self.asked = folder, asked
         self.laws: dict[str, dict] = {}
 
     def _of(self, item):
-        name = item.originalname
-        doc = (item.function.__doc__ or name.removeprefix("test_").replace("_", " ")).strip()
-        says = " ".join(doc.split("\n\n")[0].split())
-        return self.laws.setdefault(name, {"law": name, "says": says, "passed": True})
+        case = item.nodeid.removeprefix(f"{TESTS.name}/")
+        law = case if case in self.asked else case.partition("[")[0]
+        says = " ".join(item.function.__doc__.split("\n\n")[0].split())
+        only = f" [{item.callspec.id}]" if "[" in law else ""
+        return self.laws.setdefault(law, {"law": law, "says": says + only, "passed": True})
 
     def pytest_runtest_setup(self, item):
         if not self._of(item)["passed"]:
@@ -46,7 +46,7 @@ class Report:
     def pytest_runtest_makereport(self, item, call):
         report = yield
         if report.failed:
-            self._of(item).update(passed=False, **self._reason(call.excinfo))
+            self._of(item).update(passed=False, **self._reason(item, call.excinfo))
         return report
 
     def pytest_collectreport(self, report):
@@ -55,7 +55,7 @@ class Report:
             law = {"law": report.nodeid, "says": "The tests can be loaded.", "passed": False, "error": error}
             self.laws[report.nodeid] = law | {"file": None, "line": None, "code": "", "example": ""}
 
-    def _reason(self, excinfo):
+    def _reason(self, item, excinfo):
         error = excinfo.value
         within = [
             entry
@@ -63,25 +63,35 @@ class Report:
             if {self.folder, TESTS} & set(Path(entry.path).parents) and not entry.name.startswith(("assert_", "same"))
         ]
         place = (within or excinfo.traceback)[-1]
-        where = {"file": str(place.path), "line": place.lineno + 1, "code": str(place.statement).strip()}
-        return {"error": in_short(error), **where, "example": example(getattr(error, "__notes__", []))}
+        where = {"file": str(place.path), "line": place.lineno + 1, "code": " ".join(str(place.statement).split())}
+        given = getattr(item, "callspec", None)
+        notes = "\n".join(getattr(error, "__notes__", []))
+        return {"error": in_short(error), **where, "example": example(given.params if given else {}, notes)}
 
 
 def in_short(error: BaseException) -> str:
-    """An exception as a line: of an assertion what is compared, and by how much it is off."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [*lines[:1], *(line for line in lines[1:] if line.startswith(("Mismatched", "Max absolute")))]
-    name = [] if isinstance(error, AssertionError) else [f"{type(error).__name__}:"]
-    return " ".join([*name, "; ".join(told)])
+    """An exception as a line: of an assertion what does not hold, and by how much."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, AssertionError):
+        return f"{type(error).__name__}: {text}"
+    if shapes := re.search(r"\(shapes (.*?) mismatch\)", text):
+        return f"the shapes are not the same: {shapes[1]}"
+    if wrong := re.search(r"Mismatched elements: (\d+) / (\d+)", text):
+        by = re.search(r"Max absolute difference[^:]*: ([\w.+-]+)", text)
+        return f"{wrong[1]} of {wrong[2]} numbers are wrong" + (f", by up to {by[1].rstrip('.')}" if by else "")
+    said = re.sub(r"np\.\w+\(([^()]*)\)", r"\1", str(error).strip().splitlines()[0].removeprefix("assert "))
+    return "this does not hold" if said == "np.False_" else f"{said} does not hold"
 
 
-def example(notes: list[str]) -> str:
-    """What hypothesis says of the case that failed, without what a reader cannot read."""
-    text = "\n".join(notes)
-    drawn = re.findall(r"^    (\w+)=(?!<|data\()(.*),$", text, re.MULTILINE)
-    drawn += re.findall(r"^Draw \d+ \((\w+)\): (.*)$", text, re.MULTILINE)
-    noted = re.findall(r"^T = .*$", text, re.MULTILINE)
-    return ", ".join(noted + [f"{name} = {value}" for name, value in drawn])
+def example(given: dict, notes: str) -> str:
+    """The case that failed, as far as a reader can read it: its parameters, and what hypothesis says it has drawn."""
+    schedule = re.findall(r"^T = [^\]]*\]", notes, re.MULTILINE)
+    values = {name: repr(value) for name, value in given.items() if isinstance(value, int | float | str | tuple)}
+    values |= re.findall(r"^    (\w+)=(?!<|data\(|[A-Z]\w*\()(.*),$", notes, re.MULTILINE)
+    values |= re.findall(r"^Draw \d+ \((\w+)\): (.*)$", notes, re.MULTILINE)
+    unnamed = re.findall(r"^Draw 1: (.{1,100})$", notes, re.MULTILINE)
+    told = [*schedule, *(f"{name} = {value}" for name, value in values.items()), *unnamed]
+    return ", ".join(" ".join(text.split()) for text in told)
 
 
 def run(folder: str, laws: list[str], only_first: bool = False) -> list[dict]:
@@ -92,7 +102,7 @@ def run(folder: str, laws: list[str], only_first: bool = False) -> list[dict]:
 
     if Path(tinydiff.__file__).parents[1] != Path(folder).resolve():
         raise RuntimeError(f"{tinydiff.__file__} would be tested in place of the copy in {folder}")
-    report = Report(Path(folder).resolve())
+    report = Report(Path(folder).resolve(), laws)
     ids = [str(TESTS / law) for law in laws]
     place = [f"--rootdir={TESTS.parent}", "-c", str(TESTS.parent / "pyproject.toml")]
     with contextlib.redirect_stdout(io.StringIO()):

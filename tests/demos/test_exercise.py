@@ -121,7 +121,7 @@ WRONG = {
     stack = []
     while stack:""",
         ),
-        "gradients that nobody wants": ("if x is None:\n                    continue\n", "if x is None:\n                    dx()\n                    continue\n"),
+        "gradients that nobody wants": ("if x is None:", "if x is None and (not callable(dx) or dx() is not None):"),
     },
     "conv2d": {
         "padded on one side only": (
@@ -129,17 +129,17 @@ WRONG = {
             "padded[:, :h, :wd] = x",
         ),
         "stride forgotten": ("image, stride * row, stride * column, row", "image, row, column, row"),
-        "rows and columns of the kernel changed places": ("(n, oh, ow, kh, kw, c), strides", "(n, oh, ow, kw, kh, c), strides"),
+        "kernel flipped": ("(n, oh, ow, kh, kw, c), strides)", "(n, oh, ow, kh, kw, c), strides)[:, :, :, ::-1, ::-1]"),
         "bias forgotten": ("if b is not None:", "if False:"),
         "w in another order": ("w.reshape(-1, w.shape[3])", "w.transpose(2, 0, 1, 3).reshape(-1, w.shape[3])"),
     },
     "conv2d_backward": {
         "set where it should add": ("] += columns[:, :, :, k, l]", "] = columns[:, :, :, k, l]"),
         "stride forgotten": ("k : k + stride * oh : stride, l : l + stride * ow : stride", "k : k + oh, l : l + ow"),
-        "frame not cut off": ("return padded[:, padding : padding + h, padding : padding + wd]", "return padded[:, :h, :wd]"),
+        "frame not cut off": ("padding : padding + h, padding : padding + wd]", ":h, :wd]"),
         "kernel flipped": ("columns[:, :, :, k, l]", "columns[:, :, :, kh - 1 - k, kw - 1 - l]"),
         "w not transposed": ("taps, parts = transposed(w.reshape(-1, o))", "taps, parts = w.reshape(o, -1)"),
-        "first images only": ("for part in _parts(g, w)\n    )\n    return reduce", "for part in [slice(0, 1)]\n    )\n    return reduce"),
+        "first image only": ("for part in _parts(g, w)\n    )", "for part in [slice(0, 1)]\n    )"),
     },
     "group_norm_backward": {
         "statistics taken for constants": ("out -= product", "pass"),
@@ -151,7 +151,7 @@ WRONG = {
     "attention": {
         "not scaled": ("scale = 1 / math.sqrt(q.shape[-1])", "scale = 1"),
         "by D, not its root": ("scale = 1 / math.sqrt(q.shape[-1])", "scale = 1 / q.shape[-1]"),
-        "softmax over the queries": ("xp.where(asarray(mask), scores, -xp.inf), -1)", "xp.where(asarray(mask), scores, -xp.inf), -2)"),
+        "softmax over the queries": ("scores, -xp.inf), -1)", "scores, -xp.inf), -2)"),
         "scale forgotten in the gradient": ("ds *= scale", "pass"),
         "softmax taken for its exponential": ("ds = softmax_gradient(p, dp, -1)", "ds = p * dp"),
         "hidden keys at 0": ("scores, -xp.inf)", "scores, 0)"),
@@ -160,7 +160,7 @@ WRONG = {
     "ema": {
         "weights changed places": ("average += (1 - d) *", "average += d *"),
         "no warm-up": ("d = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))", "d = self.decay"),
-        "counted too early": ("(1 + self.num_updates) / (10 + self.num_updates)", "(2 + self.num_updates) / (11 + self.num_updates)"),
+        "counted too early": ("(1 + self.num_updates) / (10 +", "(2 + self.num_updates) / (11 +"),
         "never counted": ("self.num_updates += 1", "pass"),
         "rounded away from itself": (
             "average += (1 - d) * (self.flat.data[piece] - average)",
@@ -169,10 +169,16 @@ WRONG = {
     },
     "time_code": {
         "cosines first": ("(math.sin, math.cos)", "(math.cos, math.sin)"),
-        "in turns": ("for wave in (math.sin, math.cos) for i in range(half)", "for i in range(half) for wave in (math.sin, math.cos)"),
+        "in turns": (
+            "for wave in (math.sin, math.cos) for i in range(half)",
+            "for i in range(half) for wave in (math.sin, math.cos)",
+        ),
         "frequencies rise": ("** (-i / half)", "** (i / half)"),
         "the other convention, h - 1": ("** (-i / half)", "** (-i / max(half - 1, 1))"),
-        "angles in float32": ("wave(k * LONGEST_PERIOD ** (-i / half))", 'wave(k * float(asarray(LONGEST_PERIOD ** (-i / half), "float32")))'),
+        "angles in float32": (
+            "wave(k * LONGEST_PERIOD ** (-i / half))",
+            'wave(k * float(asarray(LONGEST_PERIOD ** (-i / half), "float32")))',
+        ),
     },
 }  # fmt: skip
 MISTAKES = [(name, mistake) for name, mistakes in WRONG.items() for mistake in mistakes]
@@ -248,7 +254,7 @@ def test_the_original_solves_it(name, exercises, copy, judge):
     """Every law holds for the package as it is, and each is there by its name."""
     found = judge(str(copy(name, lambda source, cuts: source)), exercises[name].laws)
     assert [law for law in found if not law["passed"]] == []
-    assert {law["law"] for law in found} == {law.partition("::")[2].partition("[")[0] for law in exercises[name].laws}
+    assert {law["law"] for law in found} == set(exercises[name].laws)
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -267,4 +273,3 @@ def test_a_usual_mistake_does_not_solve_it(name, mistake, demo, exercises, copy,
     found = judge(str(folder), exercises[name].laws, True)
     assert [law["passed"] for law in found] == [True] * (len(found) - 1) + [False]
     assert found[-1]["error"] and found[-1]["says"]
-    with open("/tmp/ex/reasons", "a") as f: print(name, "|", mistake, "|", found[-1]["law"], "|", found[-1]["error"], "|", found[-1]["file"].rpartition("/")[2], found[-1]["line"], found[-1]["code"], "|", found[-1]["example"], file=f)
