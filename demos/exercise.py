@@ -27,7 +27,6 @@ from exercises import EXERCISES
 
 from tinydiff import cli
 from tinydiff.backend import TinydiffError
-from tinydiff.checkpoint import atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 60  # seconds that a check may take: what never ends is stopped
@@ -225,7 +224,7 @@ def find(name):
     if name.isdigit() and 1 <= int(name) <= len(names):
         return EXERCISES[int(name) - 1]
     if name not in names:
-        close = difflib.get_close_matches(name, names, cutoff=0.4)
+        close = difflib.get_close_matches(name, names, cutoff=0.5)
         meant = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(names)}"
         raise TinydiffError(f"no exercise is called {name}: {meant}")
     return EXERCISES[names.index(name)]
@@ -257,8 +256,7 @@ def progress(exercise, folder):
 
 
 def keep(exercise, folder, **news):
-    with atomic_write(_note(exercise, folder)) as file:
-        file.write(json.dumps((progress(exercise, folder) or {}) | news).encode())
+    _note(exercise, folder).write_text(json.dumps((progress(exercise, folder) or {}) | news), encoding="utf-8")
 
 
 def _note(exercise, folder):

@@ -76,6 +76,7 @@ def test_files_and_demos_that_it_names_are_there():
         "contestant.py",
         "torch_peer.py",
         "long_run.py",
+        "exercises.py",
     }  # others' parts
     assert {name for name in demos if f"demos/{name}" not in README} == set()
 

@@ -3,12 +3,15 @@
 import importlib.util
 import multiprocessing
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import laws
 import pytest
 
-from tinydiff.backend import backend_name
+from tinydiff.backend import TinydiffError, backend_name
 
 pytestmark = [
     pytest.mark.program,
@@ -273,3 +276,197 @@ def test_a_usual_mistake_does_not_solve_it(name, mistake, demo, exercises, copy,
     found = judge(str(folder), exercises[name].laws, True)
     assert [law["passed"] for law in found] == [True] * (len(found) - 1) + [False]
     assert found[-1]["error"] and found[-1]["says"]
+
+
+# ---------------------------------------------------------------------------------------------------------- the program
+
+
+@pytest.fixture
+def do(demo, tmp_path, capsys):
+    """do("start", "ema"): main in a folder of its own; (exit code, what it printed on one line)."""
+
+    def do(*arguments, **options):
+        try:
+            code = demo.main(*arguments, dir=tmp_path, **options)
+        except SystemExit as end:
+            code = end.code
+        return code or 0, " ".join(capsys.readouterr().out.split())
+
+    return do
+
+
+def solve(demo, folder, exercise):
+    """Put what was taken out back into a working copy."""
+    for cut in exercise.cuts:
+        (folder / exercise.name / "tinydiff" / cut.file).write_text(
+            (ROOT / "tinydiff" / cut.file).read_text(encoding="utf-8"), encoding="utf-8"
+        )
+
+
+def test_an_exercise_from_start_to_end(demo, exercises, do, tmp_path):
+    """Untouched it fails as the reader's turn; with the original it is solved; the list and the next start know."""
+    _, said = do("start")
+    place = tmp_path / "closed_form" / "tinydiff" / "diffusion" / "gaussian.py"
+    number = 1 + place.read_text(encoding="utf-8").splitlines().index(
+        '    raise NotImplementedError("your turn: x_t from x_0, t and eps (Ho et al. 2020, eq. 4)")'
+    )
+    assert f"Exercise 1 of {len(exercises)}: The closed form (about 10 minutes)" in said and f"{place}:{number}" in said
+    assert do("list")[1].count("started") == 1
+
+    code, said = do("check")
+    assert code == 1 and "0 of 7 hold" in said and said.count("FAILED") == 7 and said.count("as above") == 6
+    assert f"still to be written, {place}:{number}: x_t from x_0, t and eps" in said
+    assert "t steps of eq. 2 in turn are q(x_t | x_0), the same mean and variance, at every t" in said
+
+    solve(demo, tmp_path, exercises["closed_form"])
+    code, said = do("check")
+    assert code == 0 and said.count("ok ") == 7 and "FAILED" not in said and "Solved" in said
+    for part in (exercises["closed_form"].question, exercises["closed_form"].read_next, "exercise.py start posterior"):
+        assert " ".join(part.split()) in said
+    assert f"1 of {len(exercises)} solved" in do("list")[1]
+    assert "Exercise 2 of" in do("start")[1]
+
+
+def test_a_mistake_is_told_with_the_law_its_line_and_the_case(demo, exercises, do, tmp_path):
+    """Of each law that failed: its words, how much is wrong, the line of the law, and for what it was asked."""
+    do("start", "closed_form")
+    solve(demo, tmp_path, exercises["closed_form"])
+    path = tmp_path / "closed_form" / "tinydiff" / "diffusion" / "gaussian.py"
+    right, wrong = ("signal_std = schedule.alpha_bar[t]" + end for end in (" ** 0.5", ""))
+    path.write_text(path.read_text(encoding="utf-8").replace(right, wrong, 1), encoding="utf-8")
+    code, said = do("check")
+    assert code == 1 and "ok q_sample at t = 0 returns x_0, bit for bit" in said
+    assert "1 of 2 numbers are wrong, by up to 0.207" in said
+    assert "test_gaussian.py:" in said and "np.testing.assert_allclose(signal, mean" in said
+    assert "with T = 1, beta = [0.5]" in said
+
+
+def test_what_is_no_python_and_what_never_ends_is_said(demo, do, tmp_path, monkeypatch):
+    """A slip of the pen is a law that fails, with its line; a loop without an end is stopped."""
+    do("start", "ema")
+    path = tmp_path / "ema" / "tinydiff" / "optim.py"
+    source = path.read_text(encoding="utf-8")
+    (line,) = (line for line in source.splitlines() if "your turn" in line)
+    path.write_text(source.replace(line, "        d = = 1"), encoding="utf-8")
+    code, said = do("check")
+    assert code == 1 and "FAILED optim.py is Python." in said and "SyntaxError: invalid syntax" in said
+    assert f"{path}:{source.splitlines().index(line) + 1}: d = = 1" in said
+    path.write_text(source.replace(line, "        while True:\n            pass"), encoding="utf-8")
+    monkeypatch.setattr(demo, "LIMIT", 1)
+    with pytest.raises(TinydiffError, match="stopped after 1 s: is there a loop in your code that never ends"):
+        do("check")
+
+
+def test_hints_come_one_at_a_time(demo, exercises, do):
+    """The first, two, three, and then no more; each exercise counts its own."""
+    do("start", "ema")
+    hints = [" ".join(hint.split()) for hint in exercises["ema"].hints]
+    for given in (1, 2, 3, 3):
+        said = do("hint")[1]
+        assert [hint in said for hint in hints] == [k < given for k in range(3)]
+        assert ("no more hints" in said) == (given == 3)
+    do("start", "time_code")
+    assert "2. " not in do("hint")[1]
+    assert hints[2] in do("hint", "ema")[1]  # which is worked on now
+    assert hints[2] in do("hint")[1]
+
+
+def test_the_solution_is_what_stood_there(exercises, do):
+    """Every line that was taken out, with its place in the package."""
+    do("start", "10")
+    said = do("solution")[1]
+    assert "tinydiff/ops/conv.py:" in said and ", _columns" in said and ", _correlate" in said
+    for line in ("overlapping windows: this copies", "product(_columns(x[part], w, stride, padding)"):
+        assert line in said
+    assert "your turn" not in said
+
+
+def test_work_is_not_overwritten_unless_asked(demo, do, tmp_path):
+    """A second start is refused and names the way to start afresh, which forgets the hints as well."""
+    do("start", "ema")
+    do("hint")
+    path = tmp_path / "ema" / "tinydiff" / "optim.py"
+    path.write_text("mine", encoding="utf-8")
+    with pytest.raises(TinydiffError, match=r"holds your work on ema: .* start ema --fresh throws it away"):
+        do("start", "ema")
+    assert path.read_text(encoding="utf-8") == "mine"
+    do("start", "ema", fresh=True)
+    assert "your turn" in path.read_text(encoding="utf-8") and demo.progress(demo.find("ema"), tmp_path)["hints"] == 0
+
+
+@pytest.mark.parametrize(
+    "name, words", [("postrior", "did you mean posterior?"), ("16", "there are closed_form,"), ("x", "there are")]
+)
+def test_a_name_that_is_none_is_refused_with_those_near_it(do, name, words):
+    """The nearest names, or all."""
+    with pytest.raises(TinydiffError, match=f"no exercise is called {name}: {re.escape(words)}"):
+        do("start", name)
+
+
+@pytest.mark.parametrize("action", ["check", "hint", "solution"])
+def test_before_a_start_there_is_nothing_to_work_on(do, action):
+    """With a name or without, the error says how to start."""
+    with pytest.raises(TinydiffError, match=r"no exercise is under way in .*exercise\.py start"):
+        do(action)
+    with pytest.raises(TinydiffError, match=r"ema has not been started: .* start ema"):
+        do(action, "ema")
+
+
+def test_when_all_are_begun_start_wants_a_name(demo, do, tmp_path):
+    """There is no next one to take."""
+    for exercise in demo.EXERCISES:
+        (tmp_path / exercise.name).mkdir()
+        demo.keep(exercise, tmp_path, hints=0, solved=True)
+    with pytest.raises(TinydiffError, match="every exercise has been started"):
+        do("start")
+
+
+def test_as_a_script_it_ends_with_an_exit_code(tmp_path):
+    """2 for what a user got wrong, 1 for a check that fails, 0 else; --help shows the five commands."""
+
+    def run(*arguments):
+        command = [sys.executable, ROOT / "demos" / "exercise.py", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr
+
+    assert run("start", "nonsense")[0] == run("check")[0] == 2
+    assert run("start", "ema")[0] == 0 and (tmp_path / "runs" / "exercise" / "ema" / "tinydiff").is_dir()
+    code, said = run("check")
+    assert code == 1 and "still to be written, runs/exercise/ema/tinydiff/optim.py:" in " ".join(said.split())
+    code, said = run("--help")
+    assert code == 0 and all(f"exercise.py {word} " in said for word in ("list", "start", "check", "hint", "solution"))
+
+
+def test_another_package_is_never_tested_in_the_copys_place(tmp_path):
+    """Where the folder holds no tinydiff but one can be imported, the laws are not run, and that is said."""
+    command = [sys.executable, ROOT / "tests" / "laws.py", tmp_path, "test_optim.py"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == ""
+    assert f"{ROOT / 'tinydiff' / '__init__.py'} would be tested in place of the copy in {tmp_path}" in done.stderr
+
+
+# ----------------------------------------------------------------------------------------------------------- the table
+
+
+def test_a_copy_is_the_package_but_for_what_was_taken_out(demo, exercises, tmp_path):
+    """Signatures, docstrings and all that stands around a cut stay: with the lines put back it is the file as it is."""
+    for exercise in exercises.values():
+        for file in {cut.file for cut in exercise.cuts}:
+            cuts = [cut for cut in exercise.cuts if cut.file == file]
+            source = (ROOT / "tinydiff" / file).read_text(encoding="utf-8")
+            lines, left = source.splitlines(), demo.without(source, cuts).splitlines()
+            for first, last in sorted(demo.region(source, cut) for cut in cuts):
+                assert left[first - 1].strip().startswith('raise NotImplementedError("your turn: ')
+                left[first - 1 : first] = lines[first - 1 : last]
+            assert left == lines
+
+
+def test_what_the_table_names_is_there(exercises):
+    """Files to read next exist, an exercise takes 5 to 30 minutes, and no two have one name or one law twice."""
+    for exercise in exercises.values():
+        assert 5 <= exercise.minutes <= 30 and len(exercise.hints) == 3
+        (place,) = re.findall(r"(?:tinydiff|demos)/[\w/]+\.py", exercise.read_next)
+        assert (ROOT / place).is_file()
+        assert len(set(exercise.laws)) == len(exercise.laws)
+        assert exercise.question.endswith("?")
