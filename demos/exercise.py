@@ -103,7 +103,8 @@ def check(exercise, folder):
     say(exercise.question, "    ")
     print("Read next:")
     say(exercise.read_next, "    ")
-    left = [other.name for other in EXERCISES if not (progress(other, folder) or {}).get("solved")]
+    later = EXERCISES[number_of(exercise) :] + EXERCISES[: number_of(exercise)]
+    left = [other.name for other in later if not (progress(other, folder) or {}).get("solved")]
     print(f"Next exercise:\n    {COMMAND} start {left[0]}" if left else "That was the last one.")
     return True
 

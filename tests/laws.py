@@ -89,7 +89,7 @@ def example(given: dict, notes: str) -> str:
     values = {name: repr(value) for name, value in given.items() if isinstance(value, int | float | str | tuple)}
     values |= re.findall(r"^    (\w+)=(?!<|data\(|[A-Z]\w*\()(.*),$", notes, re.MULTILINE)
     values |= re.findall(r"^Draw \d+ \((\w+)\): (.*)$", notes, re.MULTILINE)
-    unnamed = re.findall(r"^Draw 1: (.{1,100})$", notes, re.MULTILINE)
+    unnamed = re.findall(r"^Draw 1: (.{1,100}\))$", notes, re.MULTILINE)
     told = [*schedule, *(f"{name} = {value}" for name, value in values.items()), *unnamed]
     return ", ".join(" ".join(text.split()) for text in told)
 
