@@ -29,21 +29,23 @@ from tinydiff import cli
 from tinydiff.backend import TinydiffError
 
 ROOT = Path(__file__).resolve().parents[1]
+FOLDER = "runs/exercise"
 LIMIT = 60  # seconds that a check may take: what never ends is stopped
-COMMAND = "python demos/exercise.py"
 
 
-def main(action="list", name=None, *, dir="runs/exercise", fresh=False):
+def main(action="list", name=None, *, dir=FOLDER, fresh=False):
     """Do one of the five; a check that fails ends with exit code 1."""
     folder = Path(dir)
+    if fresh and action != "start":
+        raise TinydiffError(f"--fresh goes with start, not with {action}")
     if action == "list":
         show_list(folder)
     elif action == "start":
-        start(find(name) if name else first_unsolved(folder), folder, fresh)
+        start(find(name) if name else next_one(folder), folder, fresh)
     else:
         exercise = find(name) if name else latest(folder)
-        if not (folder / exercise.name).is_dir():
-            raise TinydiffError(f"{exercise.name} has not been started: {COMMAND} start {exercise.name}")
+        if progress(exercise, folder) is None:
+            raise TinydiffError(f"{exercise.name} has not been started: {command(f'start {exercise.name}', folder)}")
         if action == "check":
             sys.exit(0 if check(exercise, folder) else 1)
         (hint if action == "hint" else solution)(exercise, folder)
@@ -60,7 +62,7 @@ def show_list(folder):
         print(f"{number:2}  {exercise.name:20} {exercise.minutes:2} min  {state:8} {exercise.title}")
         say(exercise.teaches, "    ")
     solved = sum((progress(exercise, folder) or {}).get("solved", False) for exercise in EXERCISES)
-    print(f"\n{solved} of {len(EXERCISES)} solved.  {COMMAND} start NAME")
+    print(f"\n{solved} of {len(EXERCISES)} solved.  {command('start NAME', folder)}")
 
 
 def start(exercise, folder, fresh=False):
@@ -69,7 +71,7 @@ def start(exercise, folder, fresh=False):
     if own.exists() and not fresh:
         raise TinydiffError(
             f"{own} holds your work on {exercise.name}: check goes on with it, and "
-            f"{COMMAND} start {exercise.name} --fresh throws it away"
+            f"{command(f'start {exercise.name} --fresh', folder)} throws it away"
         )
     make_copy(exercise, own)
     keep(exercise, folder, hints=0, solved=False)
@@ -79,7 +81,7 @@ def start(exercise, folder, fresh=False):
     print()
     say(exercise.task)
     print("\nWrite in", *places, sep="\n    ")
-    print(f"\nThen\n    {COMMAND} check\nand, where you are stuck,\n    {COMMAND} hint")
+    print(f"\nThen\n    {command('check', folder)}\nand, where you are stuck,\n    {command('hint', folder)}")
 
 
 def check(exercise, folder):
@@ -97,7 +99,7 @@ def check(exercise, folder):
     held, solved = sum(law["passed"] for law in laws), all(law["passed"] for law in laws)
     keep(exercise, folder, solved=solved)
     if not solved:
-        print(f"\n{held} of {len(laws)} hold.  Stuck?  {COMMAND} hint")
+        print(f"\n{held} of {len(laws)} hold.  Stuck?  {command('hint', folder)}")
         return False
     print("\nSolved: all of them hold.  You can now answer:")
     say(exercise.question, "    ")
@@ -105,7 +107,7 @@ def check(exercise, folder):
     say(exercise.read_next, "    ")
     later = EXERCISES[number_of(exercise) :] + EXERCISES[: number_of(exercise)]
     left = [other.name for other in later if not (progress(other, folder) or {}).get("solved")]
-    print(f"Next exercise:\n    {COMMAND} start {left[0]}" if left else "That was the last one.")
+    print(f"Next exercise:\n    {command(f'start {left[0]}', folder)}" if left else "That was the last one.")
     return True
 
 
@@ -116,7 +118,7 @@ def hint(exercise, folder):
     for number, text in enumerate(exercise.hints[:given], 1):
         say(text, f"{number}.  ")
     if given == len(exercise.hints):
-        print(f"\nThere are no more hints.  {COMMAND} solution shows what stood there.")
+        print(f"\nThere are no more hints.  {command('solution', folder)} shows what stood there.")
 
 
 def solution(exercise, folder):
@@ -133,7 +135,7 @@ def solution(exercise, folder):
 
 def make_copy(exercise, own):
     """The package in `own`, without the statements that the exercise is about."""
-    shutil.rmtree(own, ignore_errors=True)
+    shutil.rmtree(own / "tinydiff", ignore_errors=True)
     shutil.copytree(ROOT / "tinydiff", own / "tinydiff", ignore=shutil.ignore_patterns("__pycache__"))
     for file in {cut.file for cut in exercise.cuts}:
         path = own / "tinydiff" / file
@@ -191,10 +193,9 @@ def judge(exercise, own):
     """What tests/laws.py says of the copy, in a process of its own that knows no other tinydiff."""
     if missing := [name for name in ("pytest", "hypothesis") if find_spec(name) is None]:
         raise TinydiffError(f'the laws need {" and ".join(missing)}: pip install -e ".[test]"')
-    command = [sys.executable, str(ROOT / "tests" / "laws.py"), str(own.resolve()), *exercise.laws]
-    environment = os.environ | {"PYTHONPATH": str(own.resolve()), "HYPOTHESIS_PROFILE": "mutation"}  # shrinks nothing
+    arguments = [sys.executable, str(ROOT / "tests" / "laws.py"), str(own.resolve()), *exercise.laws]
     try:
-        done = subprocess.run(command, cwd=own, env=environment, capture_output=True, text=True, timeout=LIMIT)
+        done = subprocess.run(arguments, cwd=own, capture_output=True, text=True, timeout=LIMIT)
     except subprocess.TimeoutExpired:
         raise TinydiffError(f"stopped after {LIMIT} s: is there a loop in your code that never ends?") from None
     if done.returncode:
@@ -235,7 +236,7 @@ def number_of(exercise):
     return 1 + EXERCISES.index(exercise)
 
 
-def first_unsolved(folder):
+def next_one(folder):
     left = [exercise for exercise in EXERCISES if progress(exercise, folder) is None]
     if not left:
         raise TinydiffError(f"every exercise has been started in {folder}: name one, and add --fresh to do it again")
@@ -246,7 +247,7 @@ def latest(folder):
     """The exercise that was worked on last."""
     begun = [exercise for exercise in EXERCISES if progress(exercise, folder) is not None]
     if not begun:
-        raise TinydiffError(f"no exercise is under way in {folder}: {COMMAND} start")
+        raise TinydiffError(f"no exercise is under way in {folder}: {command('start', folder)}")
     return max(begun, key=lambda exercise: _note(exercise, folder).stat().st_mtime_ns)
 
 
@@ -262,6 +263,11 @@ def keep(exercise, folder, **news):
 
 def _note(exercise, folder):
     return folder / exercise.name / "progress.json"
+
+
+def command(words, folder):
+    """What to type."""
+    return f"python demos/exercise.py {words}" + ("" if folder == Path(FOLDER) else f" --dir {folder}")
 
 
 def say(text, before=""):

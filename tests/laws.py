@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).resolve().parent
 QUIET = ["-q", "--tb=no", "--no-header", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
 
 
@@ -78,7 +78,7 @@ def in_short(error: BaseException) -> str:
         return f"the shapes are not the same: {shapes[1]}"
     if wrong := re.search(r"Mismatched elements: (\d+) / (\d+)", text):
         by = re.search(r"Max absolute difference[^:]*: ([\w.+-]+)", text)
-        return f"{wrong[1]} of {wrong[2]} numbers are wrong" + (f", by up to {by[1].rstrip('.')}" if by else "")
+        return f"{wrong[1]} of {wrong[2]} numbers are wrong" + (f", by up to {float(by[1]):.3g}" if by else "")
     said = re.sub(r"np\.\w+\(([^()]*)\)", r"\1", str(error).strip().splitlines()[0].removeprefix("assert "))
     return "this does not hold" if said == "np.False_" else f"{said} does not hold"
 
@@ -96,13 +96,15 @@ def example(given: dict, notes: str) -> str:
 
 def run(folder: str, laws: list[str], only_first: bool = False) -> list[dict]:
     """The laws in turn, in this process, which has not imported tinydiff yet; only_first: no more after a failure."""
-    sys.path.insert(0, folder)
-    os.environ["PYTHONPATH"] = folder  # for processes that a test starts
+    copy = Path(folder).resolve()
+    sys.path.insert(0, str(copy))
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:1] + os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    os.environ["HYPOTHESIS_PROFILE"] = "mutation"  # the first example that fails will do
     import tinydiff
 
-    if Path(tinydiff.__file__).parents[1] != Path(folder).resolve():
-        raise RuntimeError(f"{tinydiff.__file__} would be tested in place of the copy in {folder}")
-    report = Report(Path(folder).resolve(), laws)
+    if Path(tinydiff.__file__).parents[1] != copy:
+        raise RuntimeError(f"{tinydiff.__file__} would be tested in place of the copy in {copy}")
+    report = Report(copy, laws)
     ids = [str(TESTS / law) for law in laws]
     place = [f"--rootdir={TESTS.parent}", "-c", str(TESTS.parent / "pyproject.toml")]
     with contextlib.redirect_stdout(io.StringIO()):

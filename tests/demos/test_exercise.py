@@ -330,7 +330,6 @@ def judge():
     context = multiprocessing.get_context(way)
     context.set_forkserver_preload(["numpy", "pytest", "hypothesis"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HYPOTHESIS_PROFILE", "mutation")
         for name in [name for name in os.environ if name.startswith("COVERAGE_")]:  # of copies that are gone by then
             patch.delenv(name)
         with context.Pool(1, maxtasksperchild=1) as pool:
@@ -531,7 +530,7 @@ def test_work_is_not_overwritten_unless_asked(demo, do, tmp_path):
     do("hint")
     path = tmp_path / "ema" / "tinydiff" / "optim.py"
     path.write_text("mine", encoding="utf-8")
-    with pytest.raises(TinydiffError, match=r"holds your work on ema: .* start ema --fresh throws it away"):
+    with pytest.raises(TinydiffError, match=r"holds your work on ema: .* start ema --fresh --dir .* throws it away"):
         do("start", "ema")
     assert path.read_text(encoding="utf-8") == "mine"
     do("start", "ema", fresh=True)
@@ -545,6 +544,13 @@ def test_a_name_that_is_none_is_refused_with_those_near_it(do, name, words):
     """The nearest names, or all."""
     with pytest.raises(TinydiffError, match=f"no exercise is called {name}: {re.escape(words)}"):
         do("start", name)
+
+
+@pytest.mark.parametrize("action", ["list", "check", "hint", "solution"])
+def test_only_a_start_is_fresh(do, action):
+    """--fresh is refused where it would do nothing."""
+    with pytest.raises(TinydiffError, match=f"--fresh goes with start, not with {action}"):
+        do(action, fresh=True)
 
 
 @pytest.mark.parametrize("action", ["check", "hint", "solution"])
