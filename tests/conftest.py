@@ -16,7 +16,7 @@ settings.register_profile("dev", max_examples=15, deadline=None)
 settings.register_profile("ci", max_examples=25, deadline=None, derandomize=True)
 slow = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile("thorough", max_examples=300, deadline=None, suppress_health_check=slow)
-# For tests/mutation.py: that a wrong line fails is enough, and the smallest example of it costs seconds.
+# For mutation.py and laws.py: that a wrong line fails is enough, and the smallest example of it costs seconds.
 no_shrinking = [Phase.explicit, Phase.generate]
 settings.register_profile("mutation", parent=settings.get_profile("ci"), phases=no_shrinking)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))

@@ -161,7 +161,8 @@ def test_only_the_backend_knows_cupy():
 
 def test_nothing_is_borrowed():
     """Only the standard library, NumPy and what draws pictures and bars: no other framework does the work."""
-    allowed = sys.stdlib_module_names | THIRD_PARTY | {"tinydiff", "contestant", "captions", "long_run", *EXPLORED}
+    in_demos = {"contestant", "captions", "long_run", "exercises", *EXPLORED}
+    allowed = sys.stdlib_module_names | THIRD_PARTY | in_demos | {"tinydiff"}
     witness = {"demos.benchmark", "demos.gpu_benchmark", "demos.torch_peer"}  # PyTorch stands there to be compared with
     for name, source in EVERY_SOURCE.items() - {(name, EVERY_SOURCE[name]) for name in witness}:
         assert {top(other) for other in imports(source)} - allowed == set(), name

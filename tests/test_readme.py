@@ -77,6 +77,7 @@ def test_files_and_demos_that_it_names_are_there():
         "torch_peer.py",
         "long_run.py",
         "explorer_runs.py",
+        "exercises.py",
     }  # others' parts
     assert {name for name in demos if f"demos/{name}" not in README} == set()
 

@@ -1,0 +1,289 @@
+"""Learn by building: a part of the package is taken out, you write it anew, and the laws of the suite judge it.
+
+    python demos/exercise.py list                   fifteen exercises, 10 to 30 minutes each
+    python demos/exercise.py start closed_form      a working copy of the package without the body of a function or two
+    python demos/exercise.py check                  the laws of this exercise, and no others, against your copy
+    python demos/exercise.py hint                   one more hint, of three
+    python demos/exercise.py solution               what stood there
+
+A copy lies in runs/exercise/NAME/ and nothing else is touched, so that any number of them may be under way; without a
+name, start takes the next one, and the others what was worked on last.  Needs the tests (pip install -e ".[test]") and
+neither a network nor MNIST.
+Read next: exercises.py, which is the table of them.
+"""
+
+import ast
+import difflib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from importlib.util import find_spec
+from pathlib import Path
+
+from exercises import EXERCISES
+
+from tinydiff import cli
+from tinydiff.backend import TinydiffError
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = "runs/exercise"
+LIMIT = 60  # seconds that a check may take: what never ends is stopped
+
+
+def main(action="list", name=None, *, dir=FOLDER, fresh=False):
+    """Do one of the five; a check that fails ends with exit code 1."""
+    folder = Path(dir)
+    if fresh and action != "start":
+        raise TinydiffError(f"--fresh goes with start, not with {action}")
+    if action == "list":
+        show_list(folder)
+    elif action == "start":
+        start(find(name) if name else next_one(folder), folder, fresh)
+    else:
+        exercise = find(name) if name else latest(folder)
+        if progress(exercise, folder) is None:
+            raise TinydiffError(f"{exercise.name} has not been started: {command(f'start {exercise.name}', folder)}")
+        if action == "check":
+            sys.exit(0 if check(exercise, folder) else 1)
+        (hint if action == "hint" else solution)(exercise, folder)
+
+
+# -------------------------------------------------------------------------------------------------------- five actions
+
+
+def show_list(folder):
+    """Every exercise in reading order, with what became of it."""
+    for number, exercise in enumerate(EXERCISES, 1):
+        at = progress(exercise, folder)
+        state = "" if at is None else "solved" if at["solved"] else "started"
+        print(f"{number:2}  {exercise.name:20} {exercise.minutes:2} min  {state:8} {exercise.title}")
+        say(exercise.teaches, "    ")
+    solved = sum((progress(exercise, folder) or {}).get("solved", False) for exercise in EXERCISES)
+    print(f"\n{solved} of {len(EXERCISES)} solved.  {command('start NAME', folder)}")
+
+
+def start(exercise, folder, fresh=False):
+    """Make the working copy, and say what to do."""
+    own = folder / exercise.name
+    if own.exists() and not fresh:
+        raise TinydiffError(
+            f"{own} holds your work on {exercise.name}: check goes on with it, and "
+            f"{command(f'start {exercise.name} --fresh', folder)} throws it away"
+        )
+    make_copy(exercise, own)
+    keep(exercise, folder, hints=0, solved=False)
+    places = [f"{own / 'tinydiff' / file}:{line}" for file, line in turns(exercise, own)]
+    print(f"Exercise {number_of(exercise)} of {len(EXERCISES)}: {exercise.title} (about {exercise.minutes} minutes)\n")
+    say(f"It teaches {exercise.teaches}.")
+    print()
+    say(exercise.task)
+    print("\nWrite in", *places, sep="\n    ")
+    print(f"\nThen\n    {command('check', folder)}\nand, where you are stuck,\n    {command('hint', folder)}")
+
+
+def check(exercise, folder):
+    """Run the laws on the copy and explain what failed; True if all hold."""
+    own = folder / exercise.name
+    print(f"{exercise.name}: {len(exercise.laws)} laws of tests/ on {own / 'tinydiff'}\n")
+    laws = broken_files(exercise, own) or judge(exercise, own)
+    before = None
+    for law in laws:
+        say(law["says"], "    ok  " if law["passed"] else "FAILED  ")
+        if not law["passed"]:
+            reason = law["error"], law["file"], law["line"]
+            say("as above" if reason == before else in_words(law), " " * 8)
+            before = reason
+    held, solved = sum(law["passed"] for law in laws), all(law["passed"] for law in laws)
+    keep(exercise, folder, solved=solved)
+    if not solved:
+        print(f"\n{held} of {len(laws)} hold.  Stuck?  {command('hint', folder)}")
+        return False
+    print("\nSolved: all of them hold.  You can now answer:")
+    say(exercise.question, "    ")
+    print("Read next:")
+    say(exercise.read_next, "    ")
+    later = EXERCISES[number_of(exercise) :] + EXERCISES[: number_of(exercise)]
+    left = [other.name for other in later if not (progress(other, folder) or {}).get("solved")]
+    print(f"Next exercise:\n    {command(f'start {left[0]}', folder)}" if left else "That was the last one.")
+    return True
+
+
+def hint(exercise, folder):
+    """One more hint; after the third, all three again."""
+    given = min(progress(exercise, folder)["hints"] + 1, len(exercise.hints))
+    keep(exercise, folder, hints=given)
+    for number, text in enumerate(exercise.hints[:given], 1):
+        say(text, f"{number}.  ")
+    if given == len(exercise.hints):
+        print(f"\nThere are no more hints.  {command('solution', folder)} shows what stood there.")
+
+
+def solution(exercise, folder):
+    """The statements that were taken out, from the package itself."""
+    for cut in exercise.cuts:
+        path = ROOT / "tinydiff" / cut.file
+        lines = path.read_text(encoding="utf-8").splitlines()
+        first, last = region("\n".join(lines), cut)
+        print(f"tinydiff/{cut.file}:{first}, {cut.function}\n", *lines[first - 1 : last], "", sep="\n")
+
+
+# ------------------------------------------------------------------------------------------------------------ the copy
+
+
+def make_copy(exercise, own):
+    """The package in `own`, without the statements that the exercise is about."""
+    shutil.rmtree(own / "tinydiff", ignore_errors=True)
+    shutil.copytree(ROOT / "tinydiff", own / "tinydiff", ignore=shutil.ignore_patterns("__pycache__"))
+    for file in {cut.file for cut in exercise.cuts}:
+        path = own / "tinydiff" / file
+        source = path.read_text(encoding="utf-8")
+        path.write_text(without(source, [cut for cut in exercise.cuts if cut.file == file]), encoding="utf-8")
+
+
+def without(source, cuts):
+    """The source with an error in place of each cut's statements, at their indentation."""
+    lines = source.splitlines(keepends=True)
+    for first, last, turn in sorted((*region(source, cut), cut.turn) for cut in cuts)[::-1]:  # from below: lines shift
+        indent = lines[first - 1][: -len(lines[first - 1].lstrip())]
+        lines[first - 1 : last] = [f'{indent}raise NotImplementedError("your turn: {turn}")\n']
+    return "".join(lines)
+
+
+def region(source, cut):
+    """First and last line of what is cut out, counted from 1."""
+    body = ast.parse(source).body
+    for name in cut.function.split("."):
+        (node,) = (node for node in body if getattr(node, "name", None) == name)
+        body = node.body
+    if ast.get_docstring(node) is not None:
+        body = body[1:]
+    begins = [ast.get_source_segment(source, statement) for statement in body]
+    first = next(i for i, text in enumerate(begins) if text.startswith(cut.first))
+    last = next(i for i, text in enumerate(begins) if i >= first and text.startswith(cut.last)) if cut.last else -1
+    return body[first].lineno, body[last].end_lineno
+
+
+def turns(exercise, own):
+    """(file, line) of each place of the copy that waits for its reader."""
+    for file in dict.fromkeys(cut.file for cut in exercise.cuts):
+        lines = (own / "tinydiff" / file).read_text(encoding="utf-8").splitlines()
+        yield from ((file, number) for number, line in enumerate(lines, 1) if '"your turn: ' in line)
+
+
+# ----------------------------------------------------------------------------------------------------------- the check
+
+
+def broken_files(exercise, own):
+    """A law that says so for each of the exercise's files that is no Python any more."""
+    laws = []
+    for file in dict.fromkeys(cut.file for cut in exercise.cuts):
+        path = own / "tinydiff" / file
+        try:
+            ast.parse(path.read_text(encoding="utf-8"))
+        except SyntaxError as error:
+            told = {"error": f"SyntaxError: {error.msg}", "file": str(path), "line": error.lineno, "example": ""}
+            laws.append({"says": f"{file} is Python.", "passed": False, "code": (error.text or "").strip(), **told})
+    return laws
+
+
+def judge(exercise, own):
+    """What tests/laws.py says of the copy, in a process of its own that knows no other tinydiff."""
+    if missing := [name for name in ("pytest", "hypothesis") if find_spec(name) is None]:
+        raise TinydiffError(f'the laws need {" and ".join(missing)}: pip install -e ".[test]"')
+    arguments = [sys.executable, str(ROOT / "tests" / "laws.py"), str(own.resolve()), *exercise.laws]
+    try:
+        done = subprocess.run(arguments, cwd=own, capture_output=True, text=True, timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        raise TinydiffError(f"stopped after {LIMIT} s: is there a loop in your code that never ends?") from None
+    if done.returncode:
+        raise TinydiffError(f"the laws could not be run: {(done.stderr.strip() or 'no word why').splitlines()[-1]}")
+    return json.loads(done.stdout)
+
+
+def in_words(law):
+    """Why a law failed: what was wrong, where, and in which case."""
+    if law["error"].startswith("NotImplementedError: your turn"):
+        return f"still to be written, {near(law['file'])}:{law['line']}: {law['error'].partition('your turn: ')[2]}"
+    place = f"\n{near(law['file'])}:{law['line']}: {law['code']}" if law["file"] else ""
+    return textwrap.shorten(law["error"], 300) + place + (f"\nwith {law['example']}" if law["example"] else "")
+
+
+def near(path):
+    """A path as short as it can be from here."""
+    relative = os.path.relpath(path)
+    return path if relative.startswith("..") else relative
+
+
+# ------------------------------------------------------------------------------------------------------- who is where
+
+
+def find(name):
+    """The exercise of this name or number."""
+    names = [exercise.name for exercise in EXERCISES]
+    if name.isdigit() and 1 <= int(name) <= len(names):
+        return EXERCISES[int(name) - 1]
+    if name not in names:
+        close = difflib.get_close_matches(name, names, cutoff=0.5)
+        meant = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(names)}"
+        raise TinydiffError(f"no exercise is called {name}: {meant}")
+    return EXERCISES[names.index(name)]
+
+
+def number_of(exercise):
+    return 1 + EXERCISES.index(exercise)
+
+
+def next_one(folder):
+    left = [exercise for exercise in EXERCISES if progress(exercise, folder) is None]
+    if not left:
+        raise TinydiffError(f"every exercise has been started in {folder}: name one, and add --fresh to do it again")
+    return left[0]
+
+
+def latest(folder):
+    """The exercise that was worked on last."""
+    begun = [exercise for exercise in EXERCISES if progress(exercise, folder) is not None]
+    if not begun:
+        raise TinydiffError(f"no exercise is under way in {folder}: {command('start', folder)}")
+    return max(begun, key=lambda exercise: _note(exercise, folder).stat().st_mtime_ns)
+
+
+def progress(exercise, folder):
+    """Hints given and whether it is solved; None where it was not started."""
+    path = _note(exercise, folder)
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def keep(exercise, folder, **news):
+    _note(exercise, folder).write_text(json.dumps((progress(exercise, folder) or {}) | news), encoding="utf-8")
+
+
+def _note(exercise, folder):
+    return folder / exercise.name / "progress.json"
+
+
+def command(words, folder):
+    """What to type."""
+    return f"python demos/exercise.py {words}" + ("" if folder == Path(FOLDER) else f" --dir {folder}")
+
+
+def say(text, before=""):
+    """Print lines of text, wrapped to the terminal, the first after `before` and the rest below it."""
+    width = min(shutil.get_terminal_size().columns, 120)
+    wrap = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False)  # a path stays in one piece
+    for line in text.splitlines():
+        wrap.initial_indent, wrap.subsequent_indent = before, " " * len(before)
+        print(wrap.fill(line))
+        before = wrap.subsequent_indent
+
+
+if __name__ == "__main__":
+    parser = cli.parser(__doc__, main)
+    parser.add_argument("action", choices=["list", "start", "check", "hint", "solution"], help="what to do")
+    parser.add_argument("name", nargs="?", help="an exercise, by its name or number")
+    parser.add_argument("--dir", help="folder of the working copies")
+    parser.add_argument("--fresh", action="store_true", help="start once more, and throw away what was written")
+    cli.run(main, parser)

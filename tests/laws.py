@@ -1,0 +1,118 @@
+"""Run some laws of this suite on a copy of the package, and say of each what became of it.
+
+    python tests/laws.py FOLDER LAW ...        FOLDER holds the package tinydiff that is to be tested
+
+A law is a test's id below tests/, such as diffusion/test_gaussian.py::test_a_jump_is_two_jumps; its cases are told as
+one.  What it prints is JSON: a list of laws as `run` returns it.  demos/exercise.py shows it to its reader.
+"""
+
+import contextlib
+import io
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).resolve().parent
+QUIET = ["-q", "--tb=no", "--no-header", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+
+
+class Report:
+    """A pytest plugin that keeps a dictionary for each law, in order, and passes over what it needs no more.
+
+    law: its id.  says: its docstring's first paragraph.  passed: in all its cases.  Where one failed: error, what was
+    wrong; file, line and code, the last place of the copy or of the law that it came through; example, the case.
+    """
+
+    def __init__(self, folder: Path, asked: list[str]):
+        self.folder, self.asked = folder, asked
+        self.laws: dict[str, dict] = {}
+
+    def _of(self, item):
+        case = item.nodeid.removeprefix(f"{TESTS.name}/")
+        law = case if case in self.asked else case.partition("[")[0]
+        says = " ".join(item.function.__doc__.split("\n\n")[0].split())
+        only = f" [{item.callspec.id}]" if "[" in law else ""
+        return self.laws.setdefault(law, {"law": law, "says": says + only, "passed": True})
+
+    def pytest_runtest_setup(self, item):
+        if not self._of(item)["passed"]:
+            pytest.skip("a case of it has failed")
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item, call):
+        report = yield
+        if report.failed:
+            self._of(item).update(passed=False, **self._reason(item, call.excinfo))
+        return report
+
+    def pytest_collectreport(self, report):
+        if report.failed:
+            error = str(report.longrepr).strip().splitlines()[-1].removeprefix("E").strip()
+            law = {"law": report.nodeid, "says": "The tests can be loaded.", "passed": False, "error": error}
+            self.laws[report.nodeid] = law | {"file": None, "line": None, "code": "", "example": ""}
+
+    def _reason(self, item, excinfo):
+        error = excinfo.value
+        within = [
+            entry
+            for entry in excinfo.traceback
+            if {self.folder, TESTS} & set(Path(entry.path).parents) and not entry.name.startswith(("assert_", "same"))
+        ]
+        place = (within or excinfo.traceback)[-1]
+        where = {"file": str(place.path), "line": place.lineno + 1, "code": " ".join(str(place.statement).split())}
+        given = getattr(item, "callspec", None)
+        notes = "\n".join(getattr(error, "__notes__", []))
+        return {"error": in_short(error), **where, "example": example(given.params if given else {}, notes)}
+
+
+def in_short(error: BaseException) -> str:
+    """An exception as a line: of an assertion what does not hold, and by how much."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, AssertionError):
+        return f"{type(error).__name__}: {text}"
+    if shapes := re.search(r"\(shapes (.*?) mismatch\)", text):
+        return f"the shapes are not the same: {shapes[1]}"
+    if wrong := re.search(r"Mismatched elements: (\d+) / (\d+)", text):
+        by = re.search(r"Max absolute difference[^:]*: ([\w.+-]+)", text)
+        return f"{wrong[1]} of {wrong[2]} numbers are wrong" + (f", by up to {float(by[1]):.3g}" if by else "")
+    said = re.sub(r"np\.\w+\(([^()]*)\)", r"\1", str(error).strip().splitlines()[0].removeprefix("assert "))
+    return "this does not hold" if said == "np.False_" else f"{said} does not hold"
+
+
+def example(given: dict, notes: str) -> str:
+    """The case that failed, as far as a reader can read it: its parameters, and what hypothesis says it has drawn."""
+    schedule = re.findall(r"^T = [^\]]*\]", notes, re.MULTILINE)
+    values = {name: repr(value) for name, value in given.items() if isinstance(value, int | float | str | tuple)}
+    values |= re.findall(r"^    (\w+)=(?!<|data\(|[A-Z]\w*\()(.*),$", notes, re.MULTILINE)
+    values |= re.findall(r"^Draw \d+ \((\w+)\): (.*)$", notes, re.MULTILINE)
+    unnamed = re.findall(r"^Draw 1: (.{1,100}\))$", notes, re.MULTILINE)
+    told = [*schedule, *(f"{name} = {value}" for name, value in values.items()), *unnamed]
+    return ", ".join(" ".join(text.split()) for text in told)
+
+
+def run(folder: str, laws: list[str], only_first: bool = False) -> list[dict]:
+    """The laws in turn, in this process, which has not imported tinydiff yet; only_first: no more after a failure."""
+    copy = Path(folder).resolve()
+    sys.path.insert(0, str(copy))
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:1] + os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    os.environ["HYPOTHESIS_PROFILE"] = "mutation"  # the first example that fails will do
+    import tinydiff
+
+    if Path(tinydiff.__file__).parents[1] != copy:
+        raise RuntimeError(f"{tinydiff.__file__} would be tested in place of the copy in {copy}")
+    report = Report(copy, laws)
+    ids = [str(TESTS / law) for law in laws]
+    place = [f"--rootdir={TESTS.parent}", "-c", str(TESTS.parent / "pyproject.toml")]
+    with contextlib.redirect_stdout(io.StringIO()):
+        status = pytest.main([*QUIET, *["-x"] * only_first, *place, *ids], [report])
+    if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and not report.laws:
+        raise RuntimeError(f"pytest ended with {status!r}: are the laws {laws} all there?")
+    return list(report.laws.values())
+
+
+if __name__ == "__main__":
+    print(json.dumps(run(sys.argv[1], sys.argv[2:])))
