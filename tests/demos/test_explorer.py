@@ -265,14 +265,18 @@ def test_a_riddle_clears_up_and_has_its_own_answer(made, trained):
 
 
 def test_points_go_forth_and_back_along_the_field(runs, monkeypatch):
-    """Forward from data to noise; in reverse the other way; the field at each moment is the one at that time."""
-    asked = []
+    """Forward from data to noise; in reverse the other way, here to a point; each moment has the field of its time."""
+    asked, point = [], np.array([1.0, -0.5], np.float32)
+
+    def knows_the_point(model, schedule, target):
+        return lambda x_t, t: eps_from_x_0(schedule, x_t, t, 0 * x_t + asarray(point))
 
     def field(schedule, eps_fn, grid, t):
         asked.append(t)
         return grid + t / 1000
 
     monkeypatch.setattr(runs.points_2d, "flow_velocity", field)
+    monkeypatch.setattr(runs.points_2d, "eps_fn_of", knows_the_point)
     monkeypatch.setattr(runs.points_2d, "SETS", {"mixture": runs.points_2d.mixture})
     made = runs.points(steps=2, num=400, moments=6, seed=0, workers=1)
     times, paths = made["times"], {}
@@ -283,6 +287,10 @@ def test_points_go_forth_and_back_along_the_field(runs, monkeypatch):
     assert abs(radius - 2**0.5).max() < 0.5  # eight Gaussians of std 0.1 on that circle
     for noise in (paths["forward"][-1], paths["reverse"][0]):
         assert abs(noise.mean(0)).max() < 0.2 and abs(noise.std(0) - 1).max() < 0.15  # 4 standard errors of 400
+    schedule, start = Schedule.linear(1000), paths["reverse"][0]
+    for x_t, t in zip(paths["reverse"], times[::-1]):  # DDIM with the exact eps walks the closed form
+        expected = schedule.alpha_bar[t] ** 0.5 * point + schedule.one_minus_alpha_bar[t] ** 0.5 * start
+        np.testing.assert_allclose(x_t, expected, atol=0.02)  # x_T is eps to sqrt(alpha_bar_T) = 0.006
     x, y = np.meshgrid(np.linspace(-3, 3, made["grid"] + 2)[1:-1], np.linspace(-3, 3, made["grid"] + 2)[1:-1])
     for k, t in enumerate(asked):
         np.testing.assert_allclose(paths["field"][k], np.stack([x.ravel(), y.ravel()], 1) + t / 1000, atol=1e-3)
