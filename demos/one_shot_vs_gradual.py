@@ -40,8 +40,8 @@ from tinydiff.parallel import Workers, default_workers
 from tinydiff.train import FitConfig, TrainConfig, fit, steps_that_fit
 
 # Of the VAE's p(x | z); pictures lie in [-1, 1].  It is the VAE's dial: the smaller, the sharper are its copies and the
-# less do its codes fill N(0, 1), from which it draws (4,500 steps, of 500 samples: 0.6: 94% read as asked, Frechet distance
-# 0.37, spread 125%; 1.0: 100%, 0.52, 67%; with 0.3 and 9,500 steps: 62%, 2.3, 213%).
+# less do its codes fill N(0, 1), from which it draws.  4,500 steps, 500 samples: at 0.6 94% are read as asked, Frechet
+# distance 0.37, spread 125%; at 1.0 100%, 0.52, 67%.  At 0.3 after 9,500 steps: 62%, 2.3, 213%.
 SIGMA = 0.75
 CODE = 32  # numbers of the VAE's z
 LEVELS = 5  # of the VAE: framed to 32x32, a picture is halved until one place is left
