@@ -474,6 +474,14 @@ def test_text_stands_out(page, page_file, scheme):
     assert bright == (scheme == "light")
 
 
+def test_what_is_painted_follows_the_switch(page):
+    """The points and their arrows are painted anew, in colours that stand out."""
+    plane = "return byId('plane').toDataURL()"
+    before = page.execute_script(plane)
+    click(page, one(page, "#theme"))
+    assert page.execute_script(plane) != before
+
+
 @pytest.mark.parametrize("width", [360, 800, 1280])
 def test_it_fits_the_screen(page, page_file, width):
     """Nothing sticks out to the side, pictures are squares, and what a finger must hit is 24 pixels or more."""
