@@ -291,7 +291,8 @@ def say(text, before=""):
 
 if __name__ == "__main__":
     parser = cli.parser(__doc__, main)
-    parser.add_argument("action", choices=["list", "start", "check", "hint", "solution"], help="what to do")
+    actions = ["list", "start", "check", "hint", "solution"]
+    parser.add_argument("action", nargs="?", choices=actions, help="what to do")
     parser.add_argument("name", nargs="?", help="an exercise, by its name or number")
     parser.add_argument("--dir", help="folder of the working copies")
     parser.add_argument("--fresh", action="store_true", help="start once more, and throw away what was written")

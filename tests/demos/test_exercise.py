@@ -333,7 +333,7 @@ def judge():
         for name in [name for name in os.environ if name.startswith("COVERAGE_")]:  # of copies that are gone by then
             patch.delenv(name)
         with context.Pool(1, maxtasksperchild=1) as pool:
-            yield lambda *arguments: pool.apply(laws.run, arguments)
+            yield lambda *arguments: pool.apply_async(laws.run, arguments).get(timeout=300)  # a dead one never answers
 
 
 @pytest.fixture(scope="module")
@@ -586,6 +586,7 @@ def test_as_a_script_it_ends_with_an_exit_code(tmp_path):
         return done.returncode, done.stdout + done.stderr
 
     assert run("start", "nonsense")[0] == run("check")[0] == 2
+    assert run() == run("list") and "0 of 15 solved" in run()[1]
     assert run("start", "ema")[0] == 0 and (tmp_path / "runs" / "exercise" / "ema" / "tinydiff").is_dir()
     code, said = run("check")
     assert code == 1 and "still to be written, runs/exercise/ema/tinydiff/optim.py:" in " ".join(said.split())
