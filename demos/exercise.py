@@ -91,10 +91,11 @@ def check(exercise, folder):
     laws = broken_files(exercise, own) or judge(exercise, own)
     before = None
     for law in laws:
-        say(law["says"], "    ok  " if law["passed"] else "FAILED  ")
+        say(law["name"], "    ok  " if law["passed"] else "FAILED  ")
         if not law["passed"]:
-            reason = law["error"], law["file"], law["line"]
-            say("as above" if reason == before else in_words(law), " " * 8)
+            say(law["says"], " " * 8)
+            reason = law["error"], law["places"][-1:]
+            say("as above" if reason == before else in_words(law, exercise), "     -> ")
             before = reason
     held, solved = sum(law["passed"] for law in laws), all(law["passed"] for law in laws)
     keep(exercise, folder, solved=solved)
@@ -184,8 +185,9 @@ def broken_files(exercise, own):
         try:
             ast.parse(path.read_text(encoding="utf-8"))
         except SyntaxError as error:
-            told = {"error": f"SyntaxError: {error.msg}", "file": str(path), "line": error.lineno, "example": ""}
-            laws.append({"says": f"{file} is Python.", "passed": False, "code": (error.text or "").strip(), **told})
+            place = {"file": str(path), "line": error.lineno, "code": (error.text or "").strip(), "function": ""}
+            law = {"name": f"{file} is Python", "says": "", "passed": False, "error": f"SyntaxError: {error.msg}"}
+            laws.append(law | {"places": [place], "example": ""})
     return laws
 
 
@@ -203,12 +205,19 @@ def judge(exercise, own):
     return json.loads(done.stdout)
 
 
-def in_words(law):
-    """Why a law failed: what was wrong, where, and in which case."""
-    if law["error"].startswith("NotImplementedError: your turn"):
-        return f"still to be written, {near(law['file'])}:{law['line']}: {law['error'].partition('your turn: ')[2]}"
-    place = f"\n{near(law['file'])}:{law['line']}: {law['code']}" if law["file"] else ""
-    return textwrap.shorten(law["error"], 300) + place + (f"\nwith {law['example']}" if law["example"] else "")
+def in_words(law, exercise):
+    """Why a law failed: what was wrong, where, and in which case.
+
+    Where: the last line that it came through in what the reader writes, or else in the law.
+    """
+    own = [(str(Path("tinydiff", cut.file)), cut.function.split(".")[-1]) for cut in exercise.cuts]
+    mine = [at for at in law["places"] if any(at["file"].endswith(file) and at["function"] == f for file, f in own)]
+    place = (mine or law["places"] or [None])[-1]
+    where = f"{near(place['file'])}:{place['line']}: " if place else ""
+    if "your turn: " in law["error"]:
+        return f"still to be written, {where}{law['error'].partition('your turn: ')[2]}"
+    case = f"with {law['example']}" if law["example"] else ""
+    return "\n".join(filter(None, [textwrap.shorten(law["error"], 300), where and where + place["code"], case]))
 
 
 def near(path):
@@ -282,7 +291,8 @@ def say(text, before=""):
 
 if __name__ == "__main__":
     parser = cli.parser(__doc__, main)
-    parser.add_argument("action", choices=["list", "start", "check", "hint", "solution"], help="what to do")
+    actions = ["list", "start", "check", "hint", "solution"]
+    parser.add_argument("action", nargs="?", choices=actions, help="what to do")
     parser.add_argument("name", nargs="?", help="an exercise, by its name or number")
     parser.add_argument("--dir", help="folder of the working copies")
     parser.add_argument("--fresh", action="store_true", help="start once more, and throw away what was written")

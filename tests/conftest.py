@@ -18,7 +18,8 @@ slow = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile("thorough", max_examples=300, deadline=None, suppress_health_check=slow)
 # For mutation.py and laws.py: that a wrong line fails is enough, and the smallest example of it costs seconds.
 no_shrinking = [Phase.explicit, Phase.generate]
-settings.register_profile("mutation", parent=settings.get_profile("ci"), phases=no_shrinking)
+ci = settings.get_profile("ci")
+settings.register_profile("mutation", parent=ci, phases=no_shrinking, report_multiple_bugs=False)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
 

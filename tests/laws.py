@@ -23,8 +23,9 @@ QUIET = ["-q", "--tb=no", "--no-header", "-p", "no:cacheprovider", "-W", "ignore
 class Report:
     """A pytest plugin that keeps a dictionary for each law, in order, and passes over what it needs no more.
 
-    law: its id.  says: its docstring's first paragraph.  passed: in all its cases.  Where one failed: error, what was
-    wrong; file, line and code, the last place of the copy or of the law that it came through; example, the case.
+    law: its id.  name: in words.  says: its docstring's first paragraph.  passed: in all its cases.  Where one failed:
+    error, what was wrong; places in the law and in the copy that it came through (file, line, code, function);
+    example, the case.
     """
 
     def __init__(self, folder: Path, asked: list[str]):
@@ -34,9 +35,10 @@ class Report:
     def _of(self, item):
         case = item.nodeid.removeprefix(f"{TESTS.name}/")
         law = case if case in self.asked else case.partition("[")[0]
-        says = " ".join(item.function.__doc__.split("\n\n")[0].split())
+        name = item.originalname.removeprefix("test_").replace("_", " ")
         only = f" [{item.callspec.id}]" if "[" in law else ""
-        return self.laws.setdefault(law, {"law": law, "says": says + only, "passed": True})
+        says = " ".join(item.function.__doc__.split("\n\n")[0].split())
+        return self.laws.setdefault(law, {"law": law, "name": name + only, "says": says, "passed": True})
 
     def pytest_runtest_setup(self, item):
         if not self._of(item)["passed"]:
@@ -52,21 +54,19 @@ class Report:
     def pytest_collectreport(self, report):
         if report.failed:
             error = str(report.longrepr).strip().splitlines()[-1].removeprefix("E").strip()
-            law = {"law": report.nodeid, "says": "The tests can be loaded.", "passed": False, "error": error}
-            self.laws[report.nodeid] = law | {"file": None, "line": None, "code": "", "example": ""}
+            law = {"law": report.nodeid, "name": f"{report.nodeid} can be loaded", "says": "", "passed": False}
+            self.laws[report.nodeid] = law | {"error": error, "places": [], "example": ""}
 
     def _reason(self, item, excinfo):
-        error = excinfo.value
-        within = [
-            entry
+        places = [
+            {"file": str(entry.path), "line": entry.lineno + 1, "code": " ".join(str(entry.statement).split())}
+            | {"function": entry.name}
             for entry in excinfo.traceback
             if {self.folder, TESTS} & set(Path(entry.path).parents) and not entry.name.startswith(("assert_", "same"))
         ]
-        place = (within or excinfo.traceback)[-1]
-        where = {"file": str(place.path), "line": place.lineno + 1, "code": " ".join(str(place.statement).split())}
         given = getattr(item, "callspec", None)
-        notes = "\n".join(getattr(error, "__notes__", []))
-        return {"error": in_short(error), **where, "example": example(given.params if given else {}, notes)}
+        case = example(given.params if given else {}, "\n".join(getattr(excinfo.value, "__notes__", [])))
+        return {"error": in_short(excinfo.value), "places": places, "example": case}
 
 
 def in_short(error: BaseException) -> str:
@@ -79,8 +79,8 @@ def in_short(error: BaseException) -> str:
     if wrong := re.search(r"Mismatched elements: (\d+) / (\d+)", text):
         by = re.search(r"Max absolute difference[^:]*: ([\w.+-]+)", text)
         return f"{wrong[1]} of {wrong[2]} numbers are wrong" + (f", by up to {float(by[1]):.3g}" if by else "")
-    said = re.sub(r"np\.\w+\(([^()]*)\)", r"\1", str(error).strip().splitlines()[0].removeprefix("assert "))
-    return "this does not hold" if said == "np.False_" else f"{said} does not hold"
+    said = re.sub(r"np\.\w+\(([^()]*)\)", r"\1", (text and str(error).strip().splitlines()[0]).removeprefix("assert "))
+    return "this does not hold" if said in ("", "np.False_") else f"{said} does not hold"
 
 
 def example(given: dict, notes: str) -> str:

@@ -86,6 +86,8 @@ class Every:
         self.uniform, self.normal = np.asarray(uniform), default_rng(0)
 
     def integers(self, low, high, size):
+        if low >= high:
+            raise ValueError(f"low >= high: {low} >= {high}")
         return low + np.arange(size) % (high - low)  # low..high - 1, as NumPy's
 
     def random(self, size):
