@@ -121,6 +121,11 @@ class Training:
         self._ahead: tuple[Any, Future | None] = None, None  # what for, and the batch to come
 
     @property
+    def whole(self) -> bool:
+        """Whether all parts stand at the same step, so that it may be saved: not so within an update."""
+        return self.adam.num_steps == self.step == len(self.rows) + len(self._pending)
+
+    @property
     def metrics(self) -> list[tuple[float, ...]]:
         """One row of METRICS a step done; on a GPU this waits.  Raises TrainingError as `settle`."""
         self.settle()
@@ -145,7 +150,8 @@ class Training:
         self.step += 1
         if config.minutes is not None and self.step == max(1, config.warmup):
             self.settle()  # which waits until the steps are really done
-            self.num_steps = min(self.num_steps, self._steps_that_fit(config.minutes))
+            fit = self.workers.ranks.broadcast(partial(self._steps_that_fit, config.minutes))  # one clock for all
+            self.num_steps = min(self.num_steps, fit)
 
     def settle(self) -> None:
         """Make rows of all steps so far: what they left on a GPU comes over together, and the host waits for it.
