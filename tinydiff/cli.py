@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from tinydiff.backend import TinydiffError, describe, use_backend
 from tinydiff.checkpoint import atomic_write
-from tinydiff.parallel import Alone, Ranks, connect
+from tinydiff.parallel import ALONE, Ranks, mpi
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -70,14 +70,12 @@ def add_backend(to: argparse.ArgumentParser) -> None:
 def add_parallel(to: Any) -> None:
     """Add --workers and --parallel, to a parser or a group: the processes to share the work, of here or of MPI."""
     to.add_argument("--workers", type=positive_int, help="processes to share the work (default: all cores)")
-    to.add_argument(
-        "--parallel", choices=["local", "mpi"], help="mpi: the ranks that mpiexec started, each one a worker"
-    )
+    to.add_argument("--parallel", choices=["local", "mpi"], help="mpi: each rank that mpiexec started is a worker")
 
 
-def start(backend: str, precision: str | None, parallel: str = "local") -> Alone | Ranks:
+def start(backend: str, precision: str | None, parallel: str = "local") -> Ranks:
     """Choose the backend, as the first thing in main, say which GPU will work, and return who shares the work."""
-    ranks = connect(parallel)
+    ranks = mpi.world() if parallel == "mpi" else ALONE
     use_backend(backend, precision, ranks.local_rank)
     if backend != "numpy":
         print(describe())

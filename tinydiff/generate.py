@@ -31,13 +31,14 @@ from tinydiff.diffusion import (
 from tinydiff.diffusion.guidance import EpsFn
 from tinydiff.diffusion.targets import EPS, Target
 from tinydiff.nn import Module, UNet
-from tinydiff.parallel import ALONE, Alone, Ranks, Workers
+from tinydiff.parallel import ALONE, Ranks, Workers
 from tinydiff.train import TARGETS
 
 # DDPM(schedule) is a step, as is DPM_SOLVER_2M(schedule), which remembers; clip, for images lie in [-1, 1].
 DDPM = partial(partial, ddpm_step, clip=True)
 DDIM = partial(partial, ddim_step, clip=True)
 DPM_SOLVER_2M = partial(dpm_solver_2m, clip=True)
+Make = Callable[[dict[str, Any], dict[str, Any]], Callable[[], Module]]
 SLICE = 20  # images; with guidance the network sees twice as many at once
 
 
@@ -109,9 +110,7 @@ def build_unet(config: dict[str, Any], seed: int, target: Target = EPS, schedule
     return UNet(**config, rng=rng) if schedule is None or target == EPS else _OtherUNet(target, schedule, config, rng)
 
 
-def load_trained(
-    path: Path, num_workers: int, ranks: Alone | Ranks = ALONE
-) -> tuple[Workers, Schedule, dict[str, Any]]:
+def load_trained(path: Path, num_workers: int, ranks: Ranks = ALONE) -> tuple[Workers, Schedule, dict[str, Any]]:
     """Workers that hold the averaged weights (EMA) of a checkpoint, its schedule, and its settings.
 
     Raises CheckpointError if the file is not a whole checkpoint of a diffusion model.
@@ -126,12 +125,7 @@ def load_trained(
 
 
 def load_network(
-    path: Path,
-    kind: str,
-    prefix: str,
-    make: Callable[[dict, dict], Callable[[], Module]],
-    num_workers: int,
-    ranks: Alone | Ranks = ALONE,
+    path: Path, kind: str, prefix: str, make: Make, num_workers: int, ranks: Ranks = ALONE
 ) -> tuple[Workers, dict[str, np.ndarray], dict[str, Any]]:
     """Workers that hold the network of a checkpoint of this kind, with the weights whose names start with prefix.
 

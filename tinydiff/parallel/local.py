@@ -44,11 +44,11 @@ class WorkerError(TinydiffError):
     """A worker process died or raised: the message holds its exit code or its traceback."""
 
 
-class Alone:
-    """A process that shares its work with no other rank: what mpi.Ranks is for many.
+class Ranks:
+    """The processes that run this program together: here this one alone, many in mpi.MPIRanks.
 
-    rank, size: which one, of how many; local_rank: which one on this machine.  num_workers: how many workers there must
-    be, None where that is free.
+    rank, size: which one this is, of how many; local_rank: which one on this machine.  num_workers: of their `workers`,
+    None where that is free.
     """
 
     rank, size, local_rank = 0, 1, 0
@@ -69,7 +69,7 @@ class Alone:
         return Workers(build, num_workers)
 
 
-ALONE = Alone()
+ALONE = Ranks()
 
 
 class Workers:
@@ -78,7 +78,7 @@ class Workers:
     flat: all parameters as one array shared with the workers, and the gradient of the last call of `gradients`.
     """
 
-    ranks: Any = ALONE  # or mpi.Ranks
+    ranks: Any = ALONE  # or MPIRanks
 
     def __init__(self, build: Callable[[], Module], num_workers: int = 1):
         if num_workers < 1:

@@ -30,24 +30,15 @@ from typing import Any
 
 import numpy as np
 
-from tinydiff.backend import (
-    TinydiffError,
-    asarray,
-    backend_name,
-    default_rng,
-    precision,
-    synchronize,
-    to_numpy,
-    xp,
-)
+from tinydiff.backend import TinydiffError, asarray, backend_name, default_rng, precision, synchronize, to_numpy, xp
 from tinydiff.nn import Module
-from tinydiff.parallel.local import ONE_THREAD, Batch, Losses, WorkerError, Workers, losses_and_gradient
+from tinydiff.parallel.local import ONE_THREAD, Batch, Losses, Ranks, WorkerError, Workers, losses_and_gradient
 
 CHECK_EVERY = 50  # steps
 
 
-class Ranks:
-    """The ranks of an MPI communicator, with the interface of local.Alone.
+class MPIRanks(Ranks):
+    """The ranks of an MPI communicator.
 
     ended_well: whether this rank has done its part; a program that ends before ends all ranks.
     """
@@ -60,20 +51,15 @@ class Ranks:
         self._saver: int | None = None
 
     def broadcast(self, make: Callable[[], Any]) -> Any:
-        """What make() gives on rank 0, where alone it is called: on every rank."""
         if self._saver is not None:  # which writes what make may write
             os.waitpid(self._saver, 0)
             self._saver = None
         return self.comm.bcast(make() if self.rank == 0 else None, root=0)
 
     def allreduce_mean(self, a: Any) -> Any:
-        """The mean of all ranks' arrays of this shape, float32, in place of `a`.
-
-        On a GPU by one copy to the host and back, or none where MPI reads the GPU's memory itself.
-        """
         if self.reads_gpu:
             synchronize()  # MPI does not know of what is still to be computed
-        host = a if self.reads_gpu else to_numpy(a)
+        host = a if self.reads_gpu else to_numpy(a)  # of a GPU's array a copy, the only one
         self.comm.Allreduce(None, host)  # None: in place
         if host is not a:
             a[...] = asarray(host)
@@ -123,9 +109,9 @@ class Ranks:
 
 
 class RankWorkers(Workers):
-    """This rank's replica of the network, with the interface of local.Workers, whose calls all ranks make together."""
+    """This rank's replica of the network: Workers whose calls all ranks make together."""
 
-    def __init__(self, build: Callable[[], Module], ranks: Ranks):
+    def __init__(self, build: Callable[[], Module], ranks: MPIRanks):
         super().__init__(build)
         self.ranks, self.num_workers = ranks, ranks.size
         self._buffer = self.flat.grad  # and the losses behind it
@@ -174,7 +160,7 @@ class RankWorkers(Workers):
         super().__exit__()
 
 
-def world() -> Ranks:
+def world() -> MPIRanks:
     """All ranks that mpiexec has started.  TinydiffError without mpi4py, WorkerError where they are not alike.
 
     From here on rank 0 alone prints to standard output.
@@ -186,18 +172,12 @@ def world() -> Ranks:
     except (ImportError, RuntimeError) as error:
         raise TinydiffError(f"MPI does not work here ({error}): pip install 'tinydiff[mpi]'") from None
     comm = MPI.COMM_WORLD
-    ranks = Ranks(comm, comm.Split_type(MPI.COMM_TYPE_SHARED).rank, _reads_gpu())
+    ranks = MPIRanks(comm, comm.Split_type(MPI.COMM_TYPE_SHARED).rank, _reads_gpu())
     atexit.register(ranks.end)
     if ranks.rank > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    ranks.check_same(
-        {
-            "the command line": sys.argv,
-            "Python": platform.python_version(),
-            "NumPy": np.__version__,
-            "tinydiff's source": _digest(),
-        }
-    )
+    versions = {"Python": platform.python_version(), "NumPy": np.__version__, "tinydiff's source": _digest()}
+    ranks.check_same({"the command line": sys.argv} | versions)
     return ranks
 
 
