@@ -1,4 +1,4 @@
-"""What test_parallel.py sends to its workers: a spawned process imports it by this name."""
+"""What tests/parallel/ sends to its workers: a spawned process imports it by this name."""
 
 import os
 import signal

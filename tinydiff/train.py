@@ -262,6 +262,8 @@ def train(state: Training, dataset: Dataset) -> Iterator[Training]:
         try:
             state.advance(dataset)
         except MemoryError as error:
+            if state.workers.ranks.size > 1:  # the others wait in this step, and would not follow a search
+                raise
             raise out_of_memory(error, state.config.batch_size, gradient) from None
         if state.step >= state.num_steps:
             state.settle()

@@ -70,10 +70,10 @@ class MPIRanks(Ranks):
         """WorkerError, raised by rank 0 on behalf of all, if these are not the same on every rank."""
         everyone = self.comm.allgather(mine)
         said = [
-            f"rank {rank}: {key} is {its[key]!r}, on rank 0 {value!r}"
+            f"rank {rank}: {key} is {its.get(key)!r}, on rank 0 {value!r}"
             for rank, its in enumerate(everyone)
             for key, value in everyone[0].items()
-            if its[key] != value
+            if its.get(key) != value
         ]
         if said and self.rank == 0:
             raise WorkerError("the ranks do not agree: " + "; ".join(said[:3]))
@@ -134,10 +134,7 @@ class RankWorkers(Workers):
         losses, part = self._buffer[len(theta) :], slice(n * rank // size, n * (rank + 1) // size)
         losses[...] = 0
         rng = default_rng("worker", *seed, rank)
-        try:
-            losses[part] = losses_and_gradient(self.model, self.flat, losses_of, batch, part, n / size, rng)
-        except MemoryError as error:  # the others do not search for a batch size that fits
-            raise WorkerError(f"too little memory for {part.stop - part.start} of {n} images ({error})") from None
+        losses[part] = losses_and_gradient(self.model, self.flat, losses_of, batch, part, n / size, rng)
         self.ranks.allreduce_mean(self._buffer)
         return losses * size
 
