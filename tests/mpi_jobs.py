@@ -26,9 +26,12 @@ ENVIRONMENT = os.environ | {
 }
 
 
-def start(size, *command, **kwargs):
-    """A job of `size` ranks of a Python program.  Parts that a lone ":" divides have ranks of their own, size each."""
-    words = [MPIEXEC, "-n", str(size), sys.executable]
+def start(size, *command, prefix=(), launcher=(), **kwargs):
+    """A job of `size` ranks of a Python program.  Parts that a lone ":" divides have ranks of their own, size each.
+
+    prefix: words before mpiexec.  launcher: its own options.
+    """
+    words = [*prefix, MPIEXEC, *launcher, "-n", str(size), sys.executable]
     for word in map(str, command):
         words += [":", "-n", str(size), sys.executable] if word == ":" else [word]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

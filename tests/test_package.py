@@ -289,7 +289,7 @@ def test_the_names_that_others_rely_on_are_there(name):
 
 def test_every_file_of_tests_is_a_chapter(pytestconfig):
     """It has a docstring, and the marker of its chapter: `pytest -m process -v` is the list of the process's laws."""
-    chapters = {line.partition(":")[0] for line in pytestconfig.getini("markers")} - {"slow"}
+    chapters = {line.partition(":")[0] for line in pytestconfig.getini("markers")} - {"slow", "hosts"}
     files = list(TESTS.rglob("test_*.py"))
     assert len(files) > 30
     for path in files:
