@@ -9,11 +9,12 @@ Each measures the step of the reference U-Net at one batch of 64 images, split o
 second can be compared.  MPI's ranks also time the Allreduce alone: of one number, the latency of its two messages, and
 of the gradient.  One worker alone goes on to the model (weak scaling, every rank with B images):
 
-    T(n) = B c + n B d + u + 2 (n - 1)/n S/bandwidth + 2 (n - 1) latency           efficiency = T(1)/T(n)
+    T(n) = B c + D d + n B e + u + 2 (n - 1)/n S/bandwidth + 2 (n - 1) latency     efficiency = T(1)/T(n)
 
-c: computing an image; d: drawing one, of all n B, on every rank; u: the update; then the ring Allreduce of S bytes:
-S/n in each of 2 (n - 1) messages, which no algorithm sends in less than the third term.  All of it is in turn: nothing
-overlaps.  A network `scale` times larger has scale times c, u and S.  The link is each rank's own.
+c: computing an image; d: drawing one, of the D that a rank needs or shares a stream with (train.NOISE_BLOCK); e: the
+time and label of each image of the whole batch; u: the update; then the ring Allreduce of S bytes, S/n in each of
+2 (n - 1) messages: no algorithm takes less than its first term.  All of it is in turn: nothing overlaps.  A network
+`scale` times larger has scale times c, u and S.  The link is each rank's own.
 """
 
 import math
@@ -32,7 +33,7 @@ from tinydiff.data import Dataset
 from tinydiff.diffusion import Schedule
 from tinydiff.generate import build_unet
 from tinydiff.parallel import default_workers
-from tinydiff.train import TrainConfig, Training, draw_batch, noise_prediction_losses
+from tinydiff.train import NOISE_BLOCK, TrainConfig, Training, draw_batch, noise_prediction_losses
 
 BATCH, GOOD = 64, 0.9  # images of a rank; an efficiency to ask for
 LATENCY = 30e-6  # seconds a message, of TCP between two machines
@@ -51,6 +52,11 @@ def main(*, parallel="local", workers=None, rounds=15, out="runs/ranks"):
         step = seconds(partial(state.advance, dataset), rounds)
         gradient = seconds(partial(pool.gradients, noise_prediction_losses, batch, (0,)), rounds)
         draw = seconds(partial(draw_batch, dataset, state.schedule, state.config, 10, 0), rounds)
+        first, large = (TrainConfig(batch_size=n, minutes=None) for n in (NOISE_BLOCK, 65 * NOISE_BLOCK))
+        block, of_all = (
+            seconds(partial(draw_batch, dataset, state.schedule, config, 10, 0, slice(0, 0)), rounds)
+            for config in (first, large)
+        )
         size = len(pool.flat.data)
         what = "MPI rank(s)" if parallel == "mpi" else "local worker(s)"
         print(f"{workers} {what}: {1e3 * step:.1f} ms a step, {BATCH / step:.1f} img/s")
@@ -60,8 +66,10 @@ def main(*, parallel="local", workers=None, rounds=15, out="runs/ranks"):
             print(f"so {1e6 * one / 2:.1f} us a message and {4e-9 * size / (whole - one):.2f} GB/s each way")
     if ranks.size > 1 or workers > 1:
         return
-    costs = {"c": gradient / BATCH, "d": draw / BATCH, "u": max(0.0, step - gradient - draw), "numbers": size}
-    print(f"an image: {1e3 * costs['c']:.2f} ms, drawn in {1e6 * costs['d']:.1f} us; update {1e3 * costs['u']:.1f} ms")
+    costs = {"c": gradient / BATCH, "d": draw / BATCH, "e": (of_all - block) / (64 * NOISE_BLOCK)}
+    costs |= {"u": max(0.0, step - gradient - draw), "numbers": size}
+    drawn = f"drawn in {1e6 * costs['d']:.1f} us, {1e9 * costs['e']:.0f} ns for another rank's"
+    print(f"an image: {1e3 * costs['c']:.2f} ms, {drawn}; update {1e3 * costs['u']:.1f} ms")
     Path(out).mkdir(parents=True, exist_ok=True)
     cli.write_table(Path(out) / "ranks.md", table(costs))
     with atomic_write(Path(out) / "ranks.png") as file:
@@ -84,15 +92,20 @@ def allreduce(n, size, gigabits):
     return 2 * (n - 1) / n * size * 8e-9 / gigabits + 2 * (n - 1) * LATENCY
 
 
+def drawing(costs, n, batch):
+    """Seconds that a rank draws for, of n ranks with `batch` images each."""
+    return min(n * batch, batch + 2 * NOISE_BLOCK) * costs["d"] + n * batch * costs["e"]
+
+
 def efficiency(costs, n, *, scale=1, gigabits=10, speed=1, batch=BATCH):
     """T(1)/T(n), of ranks that compute `speed` times as fast as the measured one; they draw as fast as it does."""
     work = (batch * costs["c"] + costs["u"]) * scale / speed
-    drawn, sent = batch * costs["d"], allreduce(n, 4 * scale * costs["numbers"], gigabits)
-    return (work + drawn) / (work + n * drawn + sent)
+    sent = allreduce(n, 4 * scale * costs["numbers"], gigabits)
+    return (work + drawing(costs, 1, batch)) / (work + drawing(costs, n, batch) + sent)
 
 
 def batch_for(costs, n, **kwargs):
-    """The smallest B, images of a rank, that is GOOD on n ranks; None where no B is, as drawing takes too long."""
+    """The smallest B, images of a rank, that is GOOD on n ranks; None where drawing takes too long with any."""
     if efficiency(costs, n, batch=1e12, **kwargs) < GOOD:
         return None
     low, high = 0, 1

@@ -27,13 +27,20 @@ ENVIRONMENT = os.environ | {
 
 
 def start(size, *command, prefix=(), launcher=(), **kwargs):
-    """A job of `size` ranks of a Python program.  Parts that a lone ":" divides have ranks of their own, size each.
+    """A job of `size` ranks of a Python program.  prefix: words before mpiexec; launcher: its own options."""
+    words = [*prefix, MPIEXEC, *launcher, "-n", str(size), sys.executable, *map(str, command)]
+    return _start(words, **kwargs)
 
-    prefix: words before mpiexec.  launcher: its own options.
-    """
-    words = [*prefix, MPIEXEC, *launcher, "-n", str(size), sys.executable]
-    for word in map(str, command):
-        words += [":", "-n", str(size), sys.executable] if word == ":" else [word]
+
+def start_each(*ranks):
+    """A job of one rank for each (folder to work in, words of its Python program)."""
+    words = []
+    for folder, command in ranks:
+        words += [":", "-n", "1", "--wdir", str(folder), sys.executable, *map(str, command)]
+    return _start([MPIEXEC, *words[1:]])
+
+
+def _start(words, **kwargs):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(words, env=ENVIRONMENT, **pipes | kwargs)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mpi_jobs import MISSING, ROOT, finish, rank_processes, start
+from mpi_jobs import MISSING, ROOT, finish, rank_processes, start, start_each
 
 from tinydiff import checkpoint
 from tinydiff.backend import backend_name
@@ -112,8 +112,8 @@ def test_a_rank_that_fails_ends_the_job_with_its_message(tmp_path, fault):
 
 def test_ranks_that_are_started_otherwise_are_refused(tmp_path):
     """Another option on one of them: named with both values, and nothing is written."""
-    whole = (TRAIN, *SMALL, MPI, "--steps=6", f"--out={tmp_path / 'run'}")
-    code, _, err = finish(start(1, *whole, "--seed=1", ":", *whole, "--seed=2"))
+    ranks = [(tmp_path, (TRAIN, *SMALL, MPI, "--steps=6", "--out=run", f"--seed={seed}")) for seed in (1, 2)]
+    code, _, err = finish(start_each(*ranks))
     said = " ".join(err.split())
     assert code == 2 and "rank 1: the command line is" in said and "'--seed=2'" in said and "Traceback" not in said
     assert list(tmp_path.iterdir()) == []
@@ -142,24 +142,38 @@ def test_sigterm_to_the_launcher_saves_and_ends(tmp_path):
 
 
 def test_one_ranks_signal_stops_all_and_any_number_resumes(tmp_path, load_demo):
-    """The step is finished and saved, exit code 0; one process, then three ranks go on: the sums round differently."""
-    job = start(2, FAULTY, "stop", 1, 2, TRAIN, *SMALL, MPI, "--steps=5", f"--out={tmp_path}")
-    code, printed, err = finish(job)
+    """The step is finished and saved, exit code 0.  Three ranks go on, two of them without any of the run's files.
+
+    From weights to averages they have it all from rank 0: losses and pictures are those of one process, but that the
+    sums round differently; nobody else writes.
+    """
+    folders = [tmp_path / name for name in "abc"]
+    for folder in folders:
+        folder.mkdir()
+    out, options = folders[0] / "run", (*SMALL, MPI, "--out=run")
+    command = (FAULTY, "stop", 1, 2, TRAIN, *options, "--steps=5")
+    code, printed, err = finish(start_each(*((folder, command) for folder in folders[:2])))
     assert code == 0 and "saved at step 3; continue with --resume" in printed, err
-    code, printed, err = finish(start(3, TRAIN, *SMALL, MPI, "--resume", f"--out={tmp_path}"))
-    assert code == 0 and "note: 2 worker(s) before, 3 now" in printed and step_of(tmp_path) == 5, err
+    code, printed, err = finish(start_each(*((folder, (TRAIN, *options, "--resume")) for folder in folders)))
+    assert code == 0 and "note: 2 worker(s) before, 3 now" in printed and step_of(out) == 5, err
+    assert [list(folder.iterdir()) for folder in folders[1:]] == [[], []]
     whole = tmp_path / "whole"
     options = {"data": "glyphs", "num_images": 20, "channels": 8, "batch_size": 8, "sample_steps": 2}
     load_demo("train_mnist").main(out=whole, steps=5, workers=1, **options)
-    for row, same in zip(read(tmp_path), read(whole), strict=True):
+    for row, same in zip(read(out), read(whole), strict=True):
         np.testing.assert_allclose(row, same, rtol=1e-3)
+    ours, theirs = (checkpoint.load(folder / "checkpoint.npz")[0] for folder in (out, whole))
+    for name in theirs:  # Adam's first steps are as long whatever the gradient, of a number that is near 0 too
+        if name.startswith(("weights", "ema")):
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-3, atol=2e-4)
 
 
 @pytest.mark.slow
 def test_the_loss_curves_of_1_2_and_4_ranks_agree(tmp_path):
     """Only the order of summation differs.  It moves a gradient by some 1e-7 of itself, and training magnifies that.
 
-    The bound: BOUND of the loss, at every one of 200 steps; the first losses, of equal weights, to float32 rounding.
+    The bound: 1e-3 of the loss, at each of 200 steps, of which 7e-5 was seen; another noise or a lost gradient moves a
+    loss by tenths.  The first losses, of equal weights, agree to float32 rounding.
     """
     curves = {}
     for size in (1, 2, 4):
@@ -171,7 +185,7 @@ def test_the_loss_curves_of_1_2_and_4_ranks_agree(tmp_path):
     for size in (2, 4):
         difference = np.abs(curves[size] / curves[1] - 1)
         print(size, "ranks: the largest relative difference of a loss", difference.max(), "the first", difference[0])
-        assert difference[0] < 1e-6 and difference.max() < 1e-2
+        assert difference[0] < 1e-6 and difference.max() < 1e-3
     assert curves[1][-50:].mean() < curves[1][:50].mean() / 2  # it does learn
 
 

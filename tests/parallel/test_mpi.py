@@ -14,9 +14,14 @@ import pytest
 from fake_mpi import Comm, on_ranks
 from parallel_jobs import build, noisy_error, squared_error
 
+from tinydiff import train
 from tinydiff.backend import TinydiffError, asarray, backend_name, default_rng, to_numpy, xp
+from tinydiff.data import Dataset
+from tinydiff.diffusion import Schedule
+from tinydiff.generate import build_unet
 from tinydiff.parallel import ALONE, WorkerError, Workers, mpi
 from tinydiff.parallel.mpi import MPIRanks
+from tinydiff.train import TrainConfig, Training
 
 pytestmark = pytest.mark.training
 
@@ -67,6 +72,33 @@ def test_two_ranks_are_two_local_workers_bit_for_bit(rng):
         losses, grad = gradients(noisy_error, batch, (3, 1), two)
     for its_losses, its_grad in on_workers(2, partial(gradients, noisy_error, batch, (3, 1))):
         assert (its_losses == losses).all() and (its_grad == grad).all()
+
+
+def test_training_on_ranks_is_training(monkeypatch):
+    """A U-Net's losses over some steps, its batch in several blocks of noise of which a rank draws its own and the first.
+
+    Every rank ends with the same bits; they differ from one process's by what another order of summation makes.
+    """
+    monkeypatch.setattr(train, "NOISE_BLOCK", 2)
+    images = default_rng(1).integers(0, 256, (50, 8, 8), dtype=np.uint8)
+    dataset = Dataset("noise", images, np.arange(50, dtype=np.uint8) % 10, "random pixels", tuple("0123456789"))
+    network = {"base_channels": 8, "channel_mults": [1, 2], "num_heads": 2, "num_groups": 4, "num_classes": 10}
+    config = TrainConfig(num_steps=3, minutes=60.0, batch_size=7, warmup=2, seed=5)
+
+    def program(comm):
+        ranks = ALONE if comm is None else MPIRanks(comm)
+        with ranks.workers(partial(build_unet, network, 5), ranks.size) as workers:
+            state = Training(workers, Schedule.linear(100), config)
+            for _ in train.train(state, dataset):
+                pass
+            return state.num_steps, np.array(state.metrics), to_numpy(state.ema.data)
+
+    alone = program(None)
+    for size in (2, 4):
+        first, *others = on_ranks(size, program)
+        assert first[0] == 3
+        np.testing.assert_allclose(first[1], alone[1], rtol=1e-4)
+        assert all((its == mine).all() for other in others for its, mine in zip(other[1:], first[1:]))
 
 
 def test_a_step_is_one_allreduce(rng):

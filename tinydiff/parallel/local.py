@@ -54,6 +54,10 @@ class Ranks:
     rank, size, local_rank = 0, 1, 0
     num_workers: int | None = None
 
+    def part(self, n: int) -> slice:
+        """Which of n rows are this rank's."""
+        return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
+
     def broadcast(self, make: Callable[[], Any]) -> Any:
         """What make() gives on rank 0, where alone it is called: on every rank."""
         return make()

@@ -3,8 +3,8 @@
     mpiexec -n 4 python demos/train_mnist.py --parallel mpi
 
 Every rank runs the whole program on a replica of its own.  Rank 0 alone reads files, writes and prints; what it reads
-it broadcasts, the parameters too, so all start from the same bits.  In a step each rank draws the whole batch from the
-step's one stream and computes the losses of its rows; then
+it broadcasts, the parameters too, so all start from the same bits.  In a step each rank draws its rows of the batch
+that seed and step name (train.draw_batch), and computes their losses; then
 
     gradient of the mean over the batch = mean over the ranks of (ranks / batch) sum of its rows' gradients
 
@@ -124,16 +124,16 @@ class RankWorkers(Workers):
 
     def gradients(self, losses_of: Losses, batch: Batch, seed: Sequence[int]) -> Any:
         """Losses (N,) of the batch's examples, the same on every rank, as is their mean's gradient in flat.grad."""
-        rank, size, n, theta = self.ranks.rank, self.ranks.size, len(next(iter(batch.values()))), self.flat.data
+        size, n, theta = self.ranks.size, len(next(iter(batch.values()))), self.flat.data
         if self._calls % CHECK_EVERY == 0:
             self._check_parameters()
         self._calls += 1
         if len(self._buffer) != len(theta) + n:
             self._buffer = xp.zeros(len(theta) + n, theta.dtype)
             self.flat.move(theta, self._buffer[: len(theta)])
-        losses, part = self._buffer[len(theta) :], slice(n * rank // size, n * (rank + 1) // size)
+        losses, part = self._buffer[len(theta) :], self.ranks.part(n)
         losses[...] = 0
-        rng = default_rng("worker", *seed, rank)
+        rng = default_rng("worker", *seed, self.ranks.rank)
         losses[part] = losses_and_gradient(self.model, self.flat, losses_of, batch, part, n / size, rng)
         self.ranks.allreduce_mean(self._buffer)
         return losses * size
