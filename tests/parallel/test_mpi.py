@@ -80,10 +80,11 @@ def test_training_on_ranks_is_training(monkeypatch):
     Every rank ends with the same bits; they differ from one process's by what another order of summation makes.
     """
     monkeypatch.setattr(train, "NOISE_BLOCK", 2)
+    monkeypatch.setattr(Training, "_steps_that_fit", lambda state, _: 3 + state.workers.ranks.rank)  # rank 0's clock
     images = default_rng(1).integers(0, 256, (50, 8, 8), dtype=np.uint8)
     dataset = Dataset("noise", images, np.arange(50, dtype=np.uint8) % 10, "random pixels", tuple("0123456789"))
     network = {"base_channels": 8, "channel_mults": [1, 2], "num_heads": 2, "num_groups": 4, "num_classes": 10}
-    config = TrainConfig(num_steps=3, minutes=60.0, batch_size=7, warmup=2, seed=5)
+    config = TrainConfig(num_steps=9, minutes=60.0, batch_size=7, warmup=2, seed=5)
 
     def program(comm):
         ranks = ALONE if comm is None else MPIRanks(comm)
@@ -214,17 +215,18 @@ def test_a_rank_with_other_parameters_stops_the_job_at_the_next_check(rng):
 
 
 def test_what_is_not_the_same_is_named_with_both_values():
-    """By rank 0, before anyone goes on."""
+    """By rank 0, and nobody goes on, neither those that differ nor those that do not."""
+    went_on = []
 
     def program(comm):
-        MPIRanks(comm).check_same({"NumPy": "2.4" if comm.rank else "2.5", "Python": "3.11"})
-        comm.calls.append("went on")
-        return comm
+        MPIRanks(comm).check_same({"NumPy": "2.4" if comm.rank == 1 else "2.5", "Python": "3.11"})
+        went_on.append(comm.rank)
 
     with pytest.raises(WorkerError, match=re.escape("do not agree: rank 1: NumPy is '2.4', on rank 0 '2.5'")) as raised:
-        on_ranks(2, program)
-    assert raised.value.said_by == [0]
-    assert on_ranks(1, program)[0].calls[-1] == "went on"
+        on_ranks(3, program)
+    assert raised.value.said_by == [0] and went_on == []
+    on_ranks(1, program)
+    assert went_on == [0]
 
 
 def test_processors_that_sum_otherwise_are_refused_at_the_start(monkeypatch):
