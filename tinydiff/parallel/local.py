@@ -366,7 +366,7 @@ def losses_and_gradient(
     """Losses of batch[part]; the gradient of their sum over n goes to flat.grad."""
     if part.start == part.stop:  # more workers than examples
         flat.grad[...] = 0
-        return np.empty(0, "float32")
+        return xp.empty(0, "float32")
     flat.forget()
     losses = losses_of(model, {name: a[part] for name, a in batch.items()}, rng)
     losses.backward(xp.full(losses.shape, 1 / n, losses.dtype))
