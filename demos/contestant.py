@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from tinydiff.backend import TinydiffError
-from tinydiff.parallel import ONE_THREAD, environment
+from tinydiff.parallel.local import ONE_THREAD, environment
 
 
 class Contestant:

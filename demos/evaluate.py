@@ -44,14 +44,16 @@ def main(
     data_dir=None,
     out=None,
     workers=None,
+    parallel="local",
 ):
     """Print the bound and its parts; returns the mean bits/dim over the images and its standard error."""
-    cli.start(backend, precision)
+    ranks = cli.start(backend, precision, parallel)
     if out is not None:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-    pool, schedule, meta = load_trained(Path(checkpoint), workers or default_workers())
+        ranks.broadcast(partial(Path(out).parent.mkdir, parents=True, exist_ok=True))
+    workers = workers or ranks.num_workers or default_workers()
+    pool, schedule, meta = load_trained(Path(checkpoint), workers, ranks)
     with pool:
-        dataset = load(meta["data"]["name"], "test", data_dir, meta["train"]["seed"])
+        dataset = ranks.broadcast(partial(load, meta["data"]["name"], "test", data_dir, meta["train"]["seed"]))
         if not 2 <= num <= len(dataset):
             raise TinydiffError(f"--num {num}: must lie in 2..{len(dataset)}, the images of the test set")
         # Evenly spread: the first half of MNIST's test images are the cleaner ones.
@@ -60,7 +62,7 @@ def main(
         term = partial(bound_term, variance=VARIANCES[variance], clip=True)
         jobs = [(x_0[i : i + SLICE], (seed, i // SLICE)) for i in range(0, num, SLICE)]
         parts = []
-        with tqdm(total=num, unit="img", dynamic_ncols=True) as bar:
+        with tqdm(total=num, unit="img", dynamic_ncols=True, disable=ranks.rank > 0) as bar:
             for part in pool.map(partial(evaluate_slice, schedule, draws, term), jobs):
                 parts.append(part)
                 bar.update(part[0].shape[1])
@@ -79,7 +81,7 @@ def main(
     print("to compare with, whatever the network")
     for name, bits, what in references(dataset, x_0, schedule.beta[1]):
         print(f"  {name:15}{bits:#9.4g}    {what}")
-    if out is not None:
+    if out is not None and ranks.rank == 0:
         with atomic_write(out) as file:
             spent(schedule, terms, times, kind).savefig(file, format="png")
         print(f"where the bits go: {out}")
@@ -155,5 +157,5 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=cli.non_negative_int, help="of times and noise")
     parser.add_argument("--data-dir", help="folder with the four .gz files of MNIST or Fashion-MNIST")
     parser.add_argument("--out", help="also draw where the bits go, a .png")
-    parser.add_argument("--workers", type=cli.positive_int, help="processes to share the work (default: all cores)")
+    cli.add_parallel(parser)
     cli.run(main, parser)

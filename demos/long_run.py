@@ -66,7 +66,6 @@ def add_options(parser):
     parser.add_argument("--out", help="folder for everything that the run writes")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out, with its settings")
     parser.add_argument("--seed", type=cli.non_negative_int, help=f"of weights, data and noise (default: {new.seed})")
-    parser.add_argument("--workers", type=cli.positive_int, help="processes to split a batch over (default: all cores)")
     parser.add_argument("--save-every", type=cli.positive_int, help="steps between checkpoints")
     parser.add_argument("--sample-steps", type=cli.positive_int, help="reverse steps of each picture")
 
@@ -76,20 +75,23 @@ def run(state, dataset, save, save_every, on_the_way=None):
 
     save() writes what is to be kept.  on_the_way(): None, or what to do after each step but the last.
     """
-    save()
+    ranks = state.workers.ranks
+    ranks.broadcast(save)
     per_step = state.config.batch_size
     start = state.step * per_step
-    with cli.stop_signals() as stop, tqdm(total=total(state), initial=start, unit="img", dynamic_ncols=True) as bar:
+    bar = tqdm(total=total(state), initial=start, unit="img", dynamic_ncols=True, disable=ranks.rank > 0)
+    with cli.stop_signals(lambda: state.whole and ranks.rescue(save)) as stop, bar:
         for _ in train(state, dataset):
             bar.total = total(state)
             bar.set_postfix_str(f"step {state.step}{recent_loss(state)}", refresh=False)
             bar.update(per_step)
             at_end = state.step == state.num_steps
-            if at_end or stop.requested or state.step % save_every == 0:
-                save()
-            if stop.requested and not at_end:
+            stopped = ranks.allreduce_mean(np.float32([stop.requested]))[0] > 0  # one rank's signal stops all
+            if at_end or stopped or state.step % save_every == 0:
+                ranks.broadcast(save)
+            if stopped and not at_end:
                 bar.close()
-                print(f"{stop.signal}: saved at step {state.step}; continue with --resume")
+                print(f"{stop.signal or 'stopped by another rank'}: saved at step {state.step}; continue with --resume")
                 return False
             if on_the_way is not None and not at_end:
                 on_the_way()

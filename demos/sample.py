@@ -3,11 +3,13 @@
     python demos/sample.py runs/mnist/checkpoint.npz --num 100
     python demos/sample.py runs/mnist/checkpoint.npz --labels 3,7 --scale 1 --sampler ddim --steps 20
     python demos/sample.py runs/mnist/checkpoint.npz --sampler 2m --times logsnr --steps 10
+    mpiexec -n 4 python demos/sample.py runs/mnist/checkpoint.npz --num 1000 --parallel mpi
 
 Labels are dealt out in turn until --num images have one, and the picture is sorted by label.  --save-npz also writes
 the arrays: images (N, 28, 28, 1) float32 in [-1, 1] and labels (N,).
 """
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -38,19 +40,23 @@ def main(
     out="samples.png",
     save_npz=None,
     workers=None,
+    parallel="local",
 ):
-    cli.start(backend, precision)
+    ranks = cli.start(backend, precision, parallel)
     for path in filter(None, (out, save_npz)):  # find out before the work, not after it
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-    pool, schedule, meta = load_trained(Path(checkpoint), workers or default_workers())
+        ranks.broadcast(partial(Path(path).parent.mkdir, parents=True, exist_ok=True))
+    workers = workers or ranks.num_workers or default_workers()
+    pool, schedule, meta = load_trained(Path(checkpoint), workers, ranks)
     with pool:
         recipe = Recipe(schedule, tuple(meta["data"]["image_shape"]), STEPS[sampler], steps, scale, pairs=TIMES[times])
         asked = sorted(labels[i % len(labels)] for i in range(num))
         parts = []
-        with tqdm(total=num, unit="img", dynamic_ncols=True) as bar:
+        with tqdm(total=num, unit="img", dynamic_ncols=True, disable=ranks.rank > 0) as bar:
             for frames in generate(pool, recipe, asked, seed):
                 parts.append(frames[-1])
                 bar.update(len(frames[-1]))
+    if ranks.rank > 0:
+        return
     images = np.clip(np.concatenate(parts), -1, 1)
     if save_npz:
         with atomic_write(save_npz) as file:
@@ -75,5 +81,5 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=cli.non_negative_int, help="of the noise")
     parser.add_argument("--out", help="the picture, a .png")
     parser.add_argument("--save-npz", help="also write the arrays to this .npz")
-    parser.add_argument("--workers", type=cli.positive_int, help="processes to share the work (default: all cores)")
+    cli.add_parallel(parser)
     cli.run(main, parser)

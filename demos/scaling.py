@@ -44,7 +44,8 @@ from tinydiff.checkpoint import atomic_write
 from tinydiff.generate import build_unet
 from tinydiff.ops import winograd
 from tinydiff.optim import EMA, Adam, clip_grad_norm
-from tinydiff.parallel import ONE_THREAD, Workers, available_cores, environment
+from tinydiff.parallel import Workers, available_cores
+from tinydiff.parallel.local import ONE_THREAD, environment
 from tinydiff.train import noise_prediction_losses
 
 REFERENCE = {"batch_size": 64, "channels": 32, "size": 28, "workers": 1}

@@ -4,6 +4,7 @@
     python demos/train_mnist.py --minutes 60         a long run
     python demos/train_mnist.py --resume             continue a run that was stopped or killed
     python demos/train_mnist.py --target v --min-snr 5
+    mpiexec -n 4 python demos/train_mnist.py --parallel mpi
 
 Everything goes to --out: checkpoint.npz, metrics.csv, a grid in progress/ every so often (same noise each time), and at
 the end samples.png, denoising.png, denoising.gif and loss.png.  Ctrl-C and SIGTERM save and end.
@@ -21,7 +22,7 @@ from tinydiff import checkpoint, cli, plots
 from tinydiff.data import NAMES, Dataset
 from tinydiff.diffusion import Schedule
 from tinydiff.generate import Recipe, build_unet, frame_times, generate
-from tinydiff.parallel import Workers, default_workers
+from tinydiff.parallel import default_workers
 from tinydiff.train import TARGETS, TrainConfig, Training
 
 PICTURE_SEED = 1  # of every grid, so that grids can be compared
@@ -42,6 +43,7 @@ def main(
     resume=False,
     seed=None,
     workers=None,
+    parallel="local",
     target=None,
     min_snr=None,
     save_every=100,
@@ -50,16 +52,17 @@ def main(
     scale=Recipe.scale,
 ):
     """Options that are None take the default of TrainConfig, or with resume the checkpoint's value."""
-    cli.start(backend, precision)
+    ranks = cli.start(backend, precision, parallel)
+    workers = workers or ranks.num_workers
     out = Path(out)
     path = out / "checkpoint.npz"
     others = {"batch_size": batch_size, "seed": seed, "target": target, "min_snr": min_snr}
     wanted = long_run.wanted(steps, minutes, **others)
 
-    saved = long_run.load_if_there(path, "diffusion") if resume else None
+    saved = ranks.broadcast(partial(long_run.load_if_there, path, "diffusion")) if resume else None
     if saved is None:
         config = replace(TrainConfig(num_steps=long_run.UNLIMITED) if minutes else TrainConfig(), **wanted)
-        dataset = long_run.load_data(data, data_dir, config.seed, num_images)
+        dataset = ranks.broadcast(partial(long_run.load_data, data, data_dir, config.seed, num_images))
         model_config = {"base_channels": channels or 32, "num_classes": len(dataset.classes)}
         schedule = Schedule.linear()
         workers = workers or default_workers(config.batch_size)
@@ -70,20 +73,21 @@ def main(
         name = None if data == "auto" else data
         asked = long_run.given(base_channels=channels, num=num_images, name=name)
         checkpoint.check_same(meta["model"] | meta["data"], asked, asked)
-        dataset = long_run.load_data(meta["data"]["name"], data_dir, config.seed, meta["data"]["num"])
+        name, num = meta["data"]["name"], meta["data"]["num"]
+        dataset = ranks.broadcast(partial(long_run.load_data, name, data_dir, config.seed, num))
         model_config, schedule = meta["model"], Schedule(arrays["schedule/beta"])
         workers = long_run.resumed_workers(meta, workers, backend)
 
     long_run.check_channels(model_config["base_channels"])
     recipe = Recipe(schedule, (*dataset.images.shape[1:3], 1), num_steps=sample_steps, scale=scale)
-    out.mkdir(parents=True, exist_ok=True)
+    ranks.broadcast(partial(out.mkdir, parents=True, exist_ok=True))
     build = partial(build_unet, model_config, config.seed, TARGETS[config.target], schedule)
-    with Workers(build, workers) as pool:
+    with ranks.workers(build, workers) as pool:
         state = Training(pool, schedule, config)
         if saved is not None:
             state.restore(path, arrays, meta)
         else:
-            checkpoint.set_aside(path)
+            ranks.broadcast(partial(checkpoint.set_aside, path))
         print(f"data: {dataset.source}")
         print(f"network: {pool.model.num_parameters():,} parameters; {workers} worker(s); results in {out}/")
         save = partial(_save, state, dataset, out)
@@ -103,6 +107,8 @@ def _progress(state: Training, dataset: Dataset, recipe: Recipe, out: Path, ever
         return
     with state.workers.weights(state.ema.data):
         frames = np.concatenate(list(generate(state.workers, recipe, _labels(dataset, 5), PICTURE_SEED)), 1)
+    if state.workers.ranks.rank > 0:
+        return
     (out / "progress").mkdir(exist_ok=True)
     title = f"step {state.step:,} of {state.num_steps:,}, {dataset.name}"
     _save_by_class(out / "progress" / f"step_{state.step:06}.png", frames[-1], dataset, title)
@@ -110,13 +116,18 @@ def _progress(state: Training, dataset: Dataset, recipe: Recipe, out: Path, ever
 
 def _final_pictures(state: Training, dataset: Dataset, recipe: Recipe, out: Path) -> None:
     """samples.png, denoising.png, denoising.gif and loss.png, from the averaged weights."""
-    recipe = replace(recipe, keep=recipe.num_steps)
+    recipe, rank = replace(recipe, keep=recipe.num_steps), state.workers.ranks.rank
     labels = _labels(dataset, 10)
     frames = []
-    with state.workers.weights(state.ema.data), tqdm(total=len(labels), unit="img", desc="drawing") as bar:
+    with (
+        state.workers.weights(state.ema.data),
+        tqdm(total=len(labels), unit="img", desc="drawing", disable=rank > 0) as bar,
+    ):
         for part in generate(state.workers, recipe, labels, PICTURE_SEED):
             frames.append(part)
             bar.update(part.shape[1])
+    if rank > 0:
+        return
     film = np.concatenate(frames, 1)  # (steps, N, H, W, C)
     title = f"{dataset.name}, {state.step:,} steps, guidance {recipe.scale:g}"
     _save_by_class(out / "samples.png", film[-1], dataset, title)
@@ -156,4 +167,5 @@ if __name__ == "__main__":
     parser.add_argument("--sample-every", type=cli.positive_int, help="steps between sample grids")
     parser.add_argument("--scale", type=cli.non_negative_float, help="guidance of the pictures: 1 follows the label")
     long_run.add_options(parser)
+    cli.add_parallel(parser)
     cli.run(main, parser)

@@ -133,4 +133,5 @@ if __name__ == "__main__":
     parser.add_argument("--data", choices=[n for n in NAMES if n != "fashion"], help="auto: MNIST, else drawn digits")
     parser.add_argument("--data-dir", help="folder with the four .gz files of MNIST")
     long_run.add_options(parser)
+    parser.add_argument("--workers", type=cli.positive_int, help="processes to share the work (default: all cores)")
     cli.run(main, parser)

@@ -1,10 +1,10 @@
-"""What test_parallel.py sends to its workers: a spawned process imports it by this name."""
+"""What tests/parallel/ sends to its workers: a spawned process imports it by this name."""
 
 import os
 import signal
 
 from tinydiff import ops
-from tinydiff.backend import default_rng
+from tinydiff.backend import asarray, default_rng
 from tinydiff.nn import Linear, Module
 
 
@@ -21,7 +21,7 @@ def build(seed):
 
 
 def squared_error(model, batch, rng):
-    d = model(batch["x"]) - batch["y"]
+    d = model(asarray(batch["x"])) - asarray(batch["y"])
     return ops.mean(d * d, axis=1)
 
 

@@ -115,7 +115,7 @@ def test_a_demo_on_a_gpu_begins_by_naming_it(monkeypatch, capsys):
     assert capsys.readouterr().out == ""
     cli.start("cupy", "tf32")
     assert capsys.readouterr().out == "a GPU\n"
-    assert chosen == [("numpy", None), ("cupy", "tf32")]
+    assert chosen == [("numpy", None, 0), ("cupy", "tf32", 0)]
 
 
 def test_a_lack_of_memory_is_one_line(monkeypatch, capsys):

@@ -62,6 +62,35 @@ def test_batch_is_a_pure_function_of_seed_and_step(dataset):
         assert all((to_numpy(first[k]) != to_numpy(other[k])).any() for k in first)
 
 
+@given(n=st.integers(1, 40), data=st.data())
+def test_rows_of_a_batch_are_those_of_the_whole(dataset, n, data):
+    """Whatever rows are asked for, they hold the bits of the whole batch; so do all times, and who has lost a label."""
+    a = data.draw(st.integers(0, n))
+    rows = slice(a, data.draw(st.integers(a, n)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "NOISE_BLOCK", 4)
+        draw = partial(draw_batch, dataset, Schedule.linear(100), replace(CONFIG, batch_size=n, min_snr=5.0), 10, 3)
+        whole, part = draw(), draw(rows)
+    for name in ("x_t", "target", "labels"):
+        assert part[name].shape == whole[name].shape and (part[name][rows] == whole[name][rows]).all(), name
+    assert (part["t"] == whole["t"]).all() and (part["weight"] == whole["weight"]).all()
+
+
+def test_each_block_of_a_batch_has_its_own_noise(dataset, monkeypatch):
+    """Streams are named by seed, step and block: no row repeats another's noise, not even beside the same picture.
+
+    A rank skips the blocks that are not its own; a batch of one block is drawn as it was before there were blocks.
+    """
+    config = replace(CONFIG, batch_size=2 * train.NOISE_BLOCK + 5)
+    draw = partial(draw_batch, dataset, Schedule.linear(100), config, 10, 3)
+    eps = draw()["target"].reshape(config.batch_size, -1)
+    assert np.abs(np.corrcoef(eps) - np.eye(config.batch_size)).max() < 0.65  # 64 numbers each: 5 standard deviations
+    made = []
+    monkeypatch.setattr(train, "default_rng", lambda *name: made.append(name) or default_rng(*name))
+    draw(slice(train.NOISE_BLOCK + 1, train.NOISE_BLOCK + 2))
+    assert made == [("batch", 5, 3), ("batch", 5, 3, train.NOISE_BLOCK)]
+
+
 def test_batch_obeys_the_closed_form(dataset):
     """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps for an image x_0 of the data set and its own label."""
     schedule = Schedule.linear(100)

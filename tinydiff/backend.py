@@ -43,10 +43,11 @@ class _ArrayModule:
 xp: Any = _ArrayModule()
 
 
-def use_backend(name: str, precision: str | None = None) -> None:
+def use_backend(name: str, precision: str | None = None, device: int = 0) -> None:
     """Make `xp` answer with "numpy" or "cupy".  Call it first: arrays made before belong to the other backend.
 
     precision: of the factors of a matrix product, "tf32" (CuPy only, and its default) or "float32".
+    device: which GPU, counted round where there are fewer.
     Raises BackendError if CuPy or a GPU is missing or does not work, ValueError for any other name or precision.
     """
     if name not in ("numpy", "cupy"):
@@ -55,7 +56,7 @@ def use_backend(name: str, precision: str | None = None) -> None:
     precision = choices[0] if precision is None else precision
     if precision not in choices:
         raise ValueError(f"precision must be {' or '.join(map(repr, choices))} on backend {name!r}, got {precision!r}")
-    _ArrayModule._module = np if name == "numpy" else _load_cupy(precision)
+    _ArrayModule._module = np if name == "numpy" else _load_cupy(precision, device)
     _ArrayModule._precision = precision
     xp.__dict__.clear()
 
@@ -83,6 +84,12 @@ def describe() -> str:
     return (
         f"{name}, {memory}; CuPy {module.__version__} for CUDA {made}, driver for {driver}; products in {precision()}"
     )
+
+
+def synchronize() -> None:
+    """Wait until a GPU has computed all that it was asked for."""
+    if _ArrayModule._module is not np:
+        _ArrayModule._module.cuda.get_current_stream().synchronize()
 
 
 def asarray(a: Any, dtype: Any = None) -> Any:
@@ -159,7 +166,7 @@ def chunks(n: int, bytes_each: int) -> list[slice]:
     return [slice(n * i // count, n * (i + 1) // count) for i in range(count)]
 
 
-def _load_cupy(precision: str) -> Any:
+def _load_cupy(precision: str, device: int) -> Any:
     """CuPy, once it has compiled a kernel and multiplied two matrices: what is missing shows now, not in mid-run.
 
     What the check loads (CUDA's context, NVRTC, cuBLAS) the first step would load too, so it costs next to nothing.
@@ -180,6 +187,8 @@ def _load_cupy(precision: str) -> Any:
         versions = f"CuPy is made for CUDA {_version(made)}, the driver for {_version(driver)}"
         raise BackendError(f"backend 'cupy' does not work here: {versions}; {remedy}")
     try:
+        if device:  # CuPy begins with the first
+            cupy.cuda.Device(device % cupy.cuda.runtime.getDeviceCount()).use()
         # Not the environment's CUPY_TF32: CuPy reads it once, and it would win over the choice without a word.
         linalg = cupy._core._routines_linalg
         kind = linalg.COMPUTE_TYPE_TF32 if precision == "tf32" else linalg.COMPUTE_TYPE_DEFAULT

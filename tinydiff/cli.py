@@ -35,6 +35,7 @@ from tqdm import tqdm
 
 from tinydiff.backend import TinydiffError, describe, use_backend
 from tinydiff.checkpoint import atomic_write
+from tinydiff.parallel import ALONE, Ranks, mpi
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -66,11 +67,19 @@ def add_backend(to: argparse.ArgumentParser) -> None:
     )
 
 
-def start(backend: str, precision: str | None) -> None:
-    """Choose the backend, as the first thing in main, and say which GPU will work."""
-    use_backend(backend, precision)
+def add_parallel(to: Any) -> None:
+    """Add --workers and --parallel, to a parser or a group: the processes to share the work, of here or of MPI."""
+    to.add_argument("--workers", type=positive_int, help="processes to share the work (default: all cores)")
+    to.add_argument("--parallel", choices=["local", "mpi"], help="mpi: each rank that mpiexec started is a worker")
+
+
+def start(backend: str, precision: str | None, parallel: str = "local") -> Ranks:
+    """Choose the backend, as the first thing in main, say which GPU will work, and return who shares the work."""
+    ranks = mpi.world() if parallel == "mpi" else ALONE
+    use_backend(backend, precision, ranks.local_rank)
     if backend != "numpy":
         print(describe())
+    return ranks
 
 
 def run(main: Callable[..., Any], using: argparse.ArgumentParser) -> None:
@@ -144,7 +153,7 @@ class Stop:
 
 
 @contextlib.contextmanager
-def stop_signals() -> Iterator[Stop]:
+def stop_signals(at_once: Callable[[], Any] | None = None) -> Iterator[Stop]:
     """Turn the first Ctrl-C (SIGINT) or SIGTERM into `stop.requested`, so that a loop can end its step and save.
 
         with stop_signals() as stop:
@@ -153,6 +162,7 @@ def stop_signals() -> Iterator[Stop]:
 
     A second signal does what it did before (Ctrl-C raises KeyboardInterrupt); leaving the block restores that too.  A
     signal that the caller ignores (nohup) stays ignored.  Outside the main thread nothing is caught.
+    at_once(): what the handler itself does, in the middle of whatever runs.
     """
     stop = Stop()
     before: dict[int, Any] = {}
@@ -164,6 +174,8 @@ def stop_signals() -> Iterator[Stop]:
     def request(number: int, frame: FrameType | None) -> None:
         stop.requested, stop.signal = True, signal.Signals(number).name
         restore()
+        if at_once is not None:
+            at_once()
 
     try:
         if threading.current_thread() is threading.main_thread():

@@ -31,13 +31,14 @@ from tinydiff.diffusion import (
 from tinydiff.diffusion.guidance import EpsFn
 from tinydiff.diffusion.targets import EPS, Target
 from tinydiff.nn import Module, UNet
-from tinydiff.parallel import Workers
+from tinydiff.parallel import ALONE, Ranks, Workers
 from tinydiff.train import TARGETS
 
 # DDPM(schedule) is a step, as is DPM_SOLVER_2M(schedule), which remembers; clip, for images lie in [-1, 1].
 DDPM = partial(partial, ddpm_step, clip=True)
 DDIM = partial(partial, ddim_step, clip=True)
 DPM_SOLVER_2M = partial(dpm_solver_2m, clip=True)
+Make = Callable[[dict[str, Any], dict[str, Any]], Callable[[], Module]]
 SLICE, GPU_SLICE = 20, 500  # images; with guidance the network sees twice as many at once.  A GPU has room for many.
 
 
@@ -109,7 +110,7 @@ def build_unet(config: dict[str, Any], seed: int, target: Target = EPS, schedule
     return UNet(**config, rng=rng) if schedule is None or target == EPS else _OtherUNet(target, schedule, config, rng)
 
 
-def load_trained(path: Path, num_workers: int) -> tuple[Workers, Schedule, dict[str, Any]]:
+def load_trained(path: Path, num_workers: int, ranks: Ranks = ALONE) -> tuple[Workers, Schedule, dict[str, Any]]:
     """Workers that hold the averaged weights (EMA) of a checkpoint, its schedule, and its settings.
 
     Raises CheckpointError if the file is not a whole checkpoint of a diffusion model.
@@ -119,22 +120,22 @@ def load_trained(path: Path, num_workers: int) -> tuple[Workers, Schedule, dict[
         target = TARGETS[meta["train"].get("target", "eps")]  # files from before there was a choice
         return partial(build_unet, meta["model"], 0, target, Schedule(arrays["schedule/beta"]))
 
-    workers, arrays, meta = load_network(path, "diffusion", "ema/", make, num_workers)
+    workers, arrays, meta = load_network(path, "diffusion", "ema/", make, num_workers, ranks)
     return workers, Schedule(arrays["schedule/beta"]), meta
 
 
 def load_network(
-    path: Path, kind: str, prefix: str, make: Callable[[dict, dict], Callable[[], Module]], num_workers: int
+    path: Path, kind: str, prefix: str, make: Make, num_workers: int, ranks: Ranks = ALONE
 ) -> tuple[Workers, dict[str, np.ndarray], dict[str, Any]]:
     """Workers that hold the network of a checkpoint of this kind, with the weights whose names start with prefix.
 
     make(arrays, settings) -> what builds the network, for Workers.  Returns the workers with all arrays and settings of
     the file.  Raises CheckpointError if it is not such a checkpoint.
     """
-    arrays, meta = checkpoint.load(path)
+    arrays, meta = ranks.broadcast(partial(checkpoint.load, path))
     if meta.get("kind") != kind:
         raise CheckpointError(f"{path} holds a network of kind {meta.get('kind')!r}, not {kind!r}")
-    workers = Workers(make(arrays, meta), num_workers)
+    workers = ranks.workers(make(arrays, meta), num_workers)
     try:
         workers.model.load_state_dict({n[len(prefix) :]: a for n, a in arrays.items() if n.startswith(prefix)})
     except ValueError as error:

@@ -36,6 +36,8 @@ from tinydiff.parallel import Batch, Losses, Workers
 
 NUM_BUCKETS = 4  # the loss is also kept by quarter of 1..T: it differs a hundredfold between them
 CLIP_NORM = 1.0  # of a gradient
+ALL = slice(0, 1 << 62)  # rows
+NOISE_BLOCK = 512  # images of a batch whose noise comes from one stream, so that a rank need not draw all of it
 PERIOD = 50  # steps between two looks at what a GPU has computed, for each of which the host waits
 TARGETS = {"eps": EPS, "x_0": X_0, "v": V}  # as a checkpoint names them
 METRICS = ("loss", "grad_norm", "learning_rate", *(f"loss_t_bucket_{i + 1}" for i in range(NUM_BUCKETS)))
@@ -68,22 +70,33 @@ class TrainConfig:
     min_snr: float | None = None
 
 
-def draw_batch(dataset: Dataset, schedule: Schedule, config: TrainConfig, num_classes: int | None, step: int) -> Batch:
+def draw_batch(
+    dataset: Dataset, schedule: Schedule, config: TrainConfig, num_classes: int | None, step: int, rows: slice = ALL
+) -> Batch:
     """The training examples of 0-based `step`, a pure function of its arguments: on the host, whatever the backend.
 
     x_t, target: (B, H, W, C) float32.  t: (B,) uniform in 1..T.  labels: (B,), num_classes where the label was dropped;
     absent for a network without classes.  weight: (B,) float32, absent where every t weighs alike.
+    rows: those that will be looked at; pictures and labels of others may be left unwritten.
     """
-    rng = default_rng("batch", config.seed, step)
-    x_0, labels = dataset.batch(epoch_indices(len(dataset), config.batch_size, config.seed, step))
-    t = rng.integers(1, schedule.T + 1, config.batch_size)
-    eps = rng.standard_normal(x_0.shape, dtype="float32")
-    target = TARGETS[config.target]
-    batch = {"x_t": q_sample(schedule, x_0, t, eps), "target": target.of(schedule, x_0, t, eps), "t": t}
+    n, name, target = config.batch_size, ("batch", config.seed, step), TARGETS[config.target]
+    rng = default_rng(*name)
+    indices, labels = epoch_indices(len(dataset), n, config.seed, step), np.zeros(n, np.int64)
+    t = rng.integers(1, schedule.T + 1, n)
+    for start in range(0, n, NOISE_BLOCK):
+        block = slice(start, min(n, start + NOISE_BLOCK))
+        if start > 0 and (block.stop <= rows.start or rows.stop <= start):
+            continue
+        x_0, labels[block] = dataset.batch(indices[block])
+        eps = (default_rng(*name, start) if start > 0 else rng).standard_normal(x_0.shape, dtype="float32")
+        if start == 0:  # which everyone draws: rng goes on behind it
+            pair = np.empty((2, n, *x_0.shape[1:]), "float32")
+        pair[:, block] = q_sample(schedule, x_0, t[block], eps), target.of(schedule, x_0, t[block], eps)
+    batch: Batch = {"x_t": pair[0], "target": pair[1], "t": t}
     if config.min_snr is not None:
         batch["weight"] = min_snr_weight(target, schedule, t, config.min_snr).astype("float32")
     if num_classes is not None:
-        dropped = rng.random(config.batch_size) < config.label_drop
+        dropped = rng.random(n) < config.label_drop
         batch["labels"] = np.where(dropped, num_classes, labels)
     return batch
 
@@ -121,6 +134,11 @@ class Training:
         self._ahead: tuple[Any, Future | None] = None, None  # what for, and the batch to come
 
     @property
+    def whole(self) -> bool:
+        """Whether all parts stand at the same step, so that it may be saved: not so within an update."""
+        return self.adam.num_steps == self.step == len(self.rows) + len(self._pending)
+
+    @property
     def metrics(self) -> list[tuple[float, ...]]:
         """One row of METRICS a step done; on a GPU this waits.  Raises TrainingError as `settle`."""
         self.settle()
@@ -145,7 +163,8 @@ class Training:
         self.step += 1
         if config.minutes is not None and self.step == max(1, config.warmup):
             self.settle()  # which waits until the steps are really done
-            self.num_steps = min(self.num_steps, self._steps_that_fit(config.minutes))
+            fit = self.workers.ranks.broadcast(partial(self._steps_that_fit, config.minutes))  # one clock for all
+            self.num_steps = min(self.num_steps, fit)
 
     def settle(self) -> None:
         """Make rows of all steps so far: what they left on a GPU comes over together, and the host waits for it.
@@ -232,7 +251,9 @@ class Training:
         return batch | {"x_t": x_t, "target": target}
 
     def _draw(self, dataset: Dataset, config: TrainConfig, step: int) -> Batch:
-        return self.draw(dataset, self.schedule, config, self.workers.model.config.get("num_classes"), step)
+        ranks, num_classes = self.workers.ranks, self.workers.model.config.get("num_classes")
+        rows = {} if ranks.size == 1 else {"rows": ranks.part(config.batch_size)}
+        return self.draw(dataset, self.schedule, config, num_classes, step, **rows)
 
     def _steps_that_fit(self, minutes: float) -> int:
         assert self._clock is not None
@@ -256,6 +277,8 @@ def train(state: Training, dataset: Dataset) -> Iterator[Training]:
         try:
             state.advance(dataset)
         except MemoryError as error:
+            if state.workers.ranks.size > 1:  # the others wait in this step, and would not follow a search
+                raise
             raise out_of_memory(error, state.config.batch_size, gradient) from None
         if state.step >= state.num_steps:
             state.settle()

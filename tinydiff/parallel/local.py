@@ -11,7 +11,7 @@ speed to the interpreter lock.
         images = workers.map(draw, jobs)                        # draw(model, job) for each job
 
 With one worker everything happens in this process.  Functions and jobs travel through a pipe, so they must be
-picklable; the arrays of a step do not.  Read next: train.py.
+picklable; the arrays of a step do not.  Read next: mpi.py.
 """
 
 import atexit
@@ -44,11 +44,45 @@ class WorkerError(TinydiffError):
     """A worker process died or raised: the message holds its exit code or its traceback."""
 
 
+class Ranks:
+    """The processes that run this program together: here this one alone, many in mpi.MPIRanks.
+
+    rank, size: which one this is, of how many; local_rank: which one on this machine.  num_workers: of their `workers`,
+    None where that is free.
+    """
+
+    rank, size, local_rank = 0, 1, 0
+    num_workers: int | None = None
+
+    def part(self, n: int) -> slice:
+        """Which of n rows are this rank's."""
+        return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
+
+    def broadcast(self, make: Callable[[], Any]) -> Any:
+        """What make() gives on rank 0, where alone it is called: on every rank."""
+        return make()
+
+    def allreduce_mean(self, a: Any) -> Any:
+        """The mean of all ranks' arrays of this shape, float32, in place of `a`."""
+        return a
+
+    def rescue(self, save: Callable[[], Any]) -> None:
+        """Save at once, where whoever sends a signal leaves no time to end the step; here there is time."""
+
+    def workers(self, build: Callable[[], Module], num_workers: int) -> "Workers":
+        return Workers(build, num_workers)
+
+
+ALONE = Ranks()
+
+
 class Workers:
     """num_workers replicas of the network that build() makes, and `model`, the one in this process.
 
     flat: all parameters as one array shared with the workers, and the gradient of the last call of `gradients`.
     """
+
+    ranks: Any = ALONE  # or MPIRanks
 
     def __init__(self, build: Callable[[], Module], num_workers: int = 1):
         if num_workers < 1:
@@ -85,7 +119,7 @@ class Workers:
         """
         n = len(next(iter(batch.values())))
         if self.num_workers == 1:
-            return _losses_and_gradient(
+            return losses_and_gradient(
                 self.model, self.flat, losses_of, batch, slice(0, n), n, default_rng("worker", *seed, 0)
             )
         with self._conversation():
@@ -318,7 +352,7 @@ class _Replica:
 
     def gradients(self, losses_of: Losses, part: slice, n: int, seed: Sequence[int]) -> np.ndarray:
         assert self.batch is not None
-        return _losses_and_gradient(
+        return losses_and_gradient(
             self.model, self.flat, losses_of, self.batch.arrays, part, n, default_rng("worker", *seed)
         )
 
@@ -326,13 +360,13 @@ class _Replica:
         return f(self.model, job)
 
 
-def _losses_and_gradient(
-    model: Module, flat: Flat, losses_of: Losses, batch: Batch, part: slice, n: int, rng: np.random.Generator
+def losses_and_gradient(
+    model: Module, flat: Flat, losses_of: Losses, batch: Batch, part: slice, n: float, rng: np.random.Generator
 ) -> Any:
-    """Losses of batch[part]; their share of the gradient of the mean over all n goes to flat.grad."""
+    """Losses of batch[part]; the gradient of their sum over n goes to flat.grad."""
     if part.start == part.stop:  # more workers than examples
         flat.grad[...] = 0
-        return np.empty(0, "float32")
+        return xp.empty(0, "float32")
     flat.forget()
     losses = losses_of(model, {name: a[part] for name, a in batch.items()}, rng)
     losses.backward(xp.full(losses.shape, 1 / n, losses.dtype))

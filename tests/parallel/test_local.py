@@ -184,7 +184,7 @@ def test_bad_number_of_workers():
 
 def test_a_gpu_has_no_worker_processes(monkeypatch):
     """Shared host memory is no place for a GPU's arrays: refused by name."""
-    monkeypatch.setattr("tinydiff.parallel.backend_name", lambda: "cupy")
+    monkeypatch.setattr("tinydiff.parallel.local.backend_name", lambda: "cupy")
     with pytest.raises(BackendError, match="num_workers=2: worker processes need the numpy backend"):
         Workers(partial(build, 0), 2)
     assert default_workers() == 1

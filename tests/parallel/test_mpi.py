@@ -1,0 +1,285 @@
+"""Ranks: splitting a batch over an MPI job changes nothing but the speed, and ranks that differ are found out.
+
+The ranks are threads here (fake_mpi.py); demos/test_mpiexec.py starts real ones.
+"""
+
+import re
+import subprocess
+import sys
+import threading
+from functools import partial
+
+import numpy as np
+import pytest
+from fake_mpi import Comm, on_ranks
+from parallel_jobs import build, noisy_error, squared_error
+
+from tinydiff import train
+from tinydiff.backend import TinydiffError, asarray, backend_name, default_rng, to_numpy, xp
+from tinydiff.data import Dataset
+from tinydiff.diffusion import Schedule
+from tinydiff.generate import build_unet
+from tinydiff.parallel import ALONE, WorkerError, Workers, mpi
+from tinydiff.parallel.mpi import MPIRanks
+from tinydiff.train import TrainConfig, Training
+
+pytestmark = pytest.mark.training
+
+
+def make_batch(rng, n):
+    return {"x": rng.standard_normal((n, 3), dtype="float32"), "y": rng.standard_normal((n, 2), dtype="float32")}
+
+
+def on_workers(size, program, seeds=lambda rank: 0):
+    """[program(the workers of one rank) of each rank], their networks built from seeds(rank)."""
+
+    def run(comm):
+        ranks = MPIRanks(comm)
+        with ranks.workers(partial(build, seeds(comm.rank)), size) as workers:
+            return program(workers)
+
+    return on_ranks(size, run)
+
+
+def gradients(losses_of, batch, seed, workers):
+    losses = to_numpy(workers.gradients(losses_of, batch, seed))
+    return losses, to_numpy(workers.flat.grad).copy()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+@pytest.mark.parametrize("n", [1, 2, 7, 64])
+def test_any_number_of_ranks_has_the_losses_and_the_gradient_of_the_whole_batch(rng, size, n):
+    """On every rank, in order, also where parts are unequal or empty; only the order of summation differs.
+
+    A number of the gradient is a sum of up to 64 float32 terms, here below 1: 64 x 6e-8 bounds what another order does.
+    """
+    batch = make_batch(rng, n)
+    with Workers(partial(build, 0)) as one:
+        losses, grad = gradients(squared_error, batch, (0,), one)
+    assert np.abs(grad).max() > 0.01
+    results = on_workers(size, partial(gradients, squared_error, batch, (0,)))
+    for its_losses, its_grad in results:
+        np.testing.assert_allclose(its_losses, losses, rtol=1e-5)  # BLAS sums products of other shapes otherwise
+        np.testing.assert_allclose(its_grad, grad, rtol=1e-4, atol=4e-6)
+        assert (its_grad == results[0][1]).all() and (its_losses == results[0][0]).all()
+
+
+@pytest.mark.skipif(backend_name() != "numpy", reason="worker processes share host memory")
+def test_two_ranks_are_two_local_workers_bit_for_bit(rng):
+    """a + b = b + a, and halves are exact in binary: the same losses and gradient, each half with its own stream."""
+    batch = make_batch(rng, 6)
+    with Workers(partial(build, 0), 2) as two:
+        losses, grad = gradients(noisy_error, batch, (3, 1), two)
+    for its_losses, its_grad in on_workers(2, partial(gradients, noisy_error, batch, (3, 1))):
+        assert (its_losses == losses).all() and (its_grad == grad).all()
+
+
+def test_training_on_ranks_is_training(monkeypatch):
+    """A U-Net's losses over some steps, its batch in blocks of noise of which a rank draws its own and the first.
+
+    Every rank ends with the same bits; they differ from one process's by what another order of summation makes.
+    """
+    monkeypatch.setattr(train, "NOISE_BLOCK", 2)
+    monkeypatch.setattr(Training, "_steps_that_fit", lambda state, _: 3 + state.workers.ranks.rank)  # rank 0's clock
+    images = default_rng(1).integers(0, 256, (50, 8, 8), dtype=np.uint8)
+    dataset = Dataset("noise", images, np.arange(50, dtype=np.uint8) % 10, "random pixels", tuple("0123456789"))
+    network = {"base_channels": 8, "channel_mults": [1, 2], "num_heads": 2, "num_groups": 4, "num_classes": 10}
+    config = TrainConfig(num_steps=9, minutes=60.0, batch_size=7, warmup=2, seed=5)
+
+    def program(comm):
+        ranks = ALONE if comm is None else MPIRanks(comm)
+        with ranks.workers(partial(build_unet, network, 5), ranks.size) as workers:
+            state = Training(workers, Schedule.linear(100), config)
+            for _ in train.train(state, dataset):
+                pass
+            return state.num_steps, np.array(state.metrics), to_numpy(state.ema.data)
+
+    alone = program(None)
+    for size in (2, 4):
+        first, *others = on_ranks(size, program)
+        assert first[0] == 3
+        np.testing.assert_allclose(first[1], alone[1], rtol=1e-4)
+        assert {its[1].tobytes() + its[2].tobytes() for its in (first, *others)} == {
+            first[1].tobytes() + first[2].tobytes()
+        }
+
+
+def test_a_step_is_one_allreduce(rng):
+    """Of the gradient, and of the losses behind it; the check of the parameters comes every CHECK_EVERY steps."""
+    batch = make_batch(rng, 8)
+
+    def program(workers):
+        workers.gradients(squared_error, batch, (0,))
+        before = len(workers.ranks.comm.calls)
+        for _ in range(mpi.CHECK_EVERY):
+            workers.gradients(squared_error, batch, (0,))
+        return workers.ranks.comm.calls[before:], len(workers.flat.data)
+
+    for calls, size in on_workers(2, program):
+        assert calls.count(f"Allreduce {size + 8}") == mpi.CHECK_EVERY
+        assert len(calls) == mpi.CHECK_EVERY + 1 and calls[-2] == "allgather"
+
+
+def test_a_batch_of_another_size_gets_its_own_room(rng):
+    """Losses of an earlier, larger batch do not stay behind; the parameters are the model's throughout."""
+
+    def program(workers):
+        sizes = [len(workers.gradients(squared_error, make_batch(default_rng(1), n), (0,))) for n in (9, 4, 12)]
+        assert all(p.grad is not None and xp.shares_memory(p.grad, workers.flat.grad) for p in workers.flat.parameters)
+        return sizes
+
+    if backend_name() == "numpy":
+        assert on_workers(2, program) == [[9, 4, 12]] * 2
+
+
+def test_all_ranks_begin_with_the_parameters_of_rank_0():
+    """However their networks were built: what rank 0 has is broadcast."""
+    mine = on_workers(3, lambda workers: to_numpy(workers.flat.data).copy(), seeds=lambda rank: rank)
+    expected = to_numpy(Workers(partial(build, 0)).flat.data)
+    assert all((theta == expected).all() for theta in mine)
+
+
+def test_make_is_called_on_rank_0_alone():
+    """broadcast gives every rank what rank 0 made of it; one process alone is its own rank 0."""
+    made = []
+
+    def program(comm):
+        return MPIRanks(comm).broadcast(lambda: made.append(comm.rank) or {"a": np.arange(3)})
+
+    for value in on_ranks(3, program):
+        assert value["a"].tolist() == [0, 1, 2]
+    assert made == [0] and ALONE.broadcast(lambda: 7) == 7
+
+
+def test_allreduce_mean_is_the_mean_in_place():
+    """Of arrays of the backend and of the host; for one process alone the array itself."""
+
+    def program(comm):
+        here, host = xp.full(3, comm.rank + 1, "float32"), np.float32([comm.rank])
+        assert MPIRanks(comm).allreduce_mean(here) is here
+        return to_numpy(here).tolist(), MPIRanks(comm).allreduce_mean(host).tolist()
+
+    assert on_ranks(4, program) == [([2.5] * 3, [1.5])] * 4
+    assert ALONE.allreduce_mean(made := np.ones(2)) is made
+
+
+@pytest.mark.skipif(backend_name() == "numpy", reason="for a GPU's arrays, or their stand-in")
+def test_an_mpi_that_reads_the_gpu_gets_its_array_once_it_is_computed(monkeypatch):
+    """Such an MPI is handed the device's own array, after a wait; any other a copy on the host."""
+    seen = []
+    monkeypatch.setattr(mpi, "synchronize", lambda: seen.append("wait"))
+    for reads_gpu in (True, False):
+        comm = Comm(0, 1, None, None)
+        comm.Allreduce = lambda there, here: seen.append(type(here))
+        MPIRanks(comm, reads_gpu=reads_gpu).allreduce_mean(asarray(np.ones(3, "float32")))
+    assert seen == ["wait", xp.ndarray, np.ndarray]
+
+
+def test_map_gives_every_rank_every_result_in_order():
+    """Each job is done by one rank, and rank r does jobs r, r + size, ...: the same results whatever the number."""
+
+    def program(workers):
+        return list(workers.map(lambda model, job: (job, threading.get_ident()), range(7)))
+
+    for size in (1, 2, 3):
+        results = on_workers(size, program)
+        assert all(result == results[0] for result in results)
+        assert [job for job, _ in results[0]] == list(range(7))
+        doers = [ident for _, ident in results[0]]
+        assert doers == (doers[:size] * 7)[:7] and len(set(doers)) == size
+
+
+def test_a_rank_with_other_parameters_stops_the_job_at_the_next_check(rng):
+    """Rank 0 says whose they are, alone; until then the steps go on.  Averages that are lent are checked at once."""
+    batch, steps = make_batch(rng, 4), []
+
+    def program(workers):
+        workers.gradients(squared_error, batch, (0,))
+        if workers.ranks.rank == 2:
+            workers.flat.data[1] += 1e-6
+        while True:
+            workers.gradients(squared_error, batch, (0,))
+            if workers.ranks.rank == 0:
+                steps.append(1)
+
+    with pytest.raises(WorkerError, match=r"rank 2: the parameters' checksum is \d+, on rank 0 \d+") as raised:
+        on_workers(3, program)
+    assert len(steps) == mpi.CHECK_EVERY - 1 and raised.value.said_by == [0]
+
+    def lend(workers):
+        with workers.weights(workers.flat.data + np.float32(workers.ranks.rank)):
+            return list(workers.map(lambda model, job: job, range(2)))
+
+    with pytest.raises(WorkerError, match="rank 1: the parameters' checksum"):
+        on_workers(2, lend)
+
+
+def test_what_is_not_the_same_is_named_with_both_values():
+    """By rank 0, and nobody goes on, neither those that differ nor those that do not."""
+    went_on = []
+
+    def program(comm):
+        MPIRanks(comm).check_same({"NumPy": "2.4" if comm.rank == 1 else "2.5", "Python": "3.11"})
+        went_on.append(comm.rank)
+
+    with pytest.raises(WorkerError, match=re.escape("do not agree: rank 1: NumPy is '2.4', on rank 0 '2.5'")) as raised:
+        on_ranks(3, program)
+    assert raised.value.said_by == [0] and went_on == []
+    on_ranks(1, program)
+    assert went_on == [0]
+
+
+def test_processors_that_sum_otherwise_are_refused_at_the_start(monkeypatch):
+    """Their norms of a gradient would differ in the last bits, and the parameters drift apart."""
+    vdot, differences = xp.vdot, iter([0.0, 1e-3])
+    monkeypatch.setitem(xp.__dict__, "vdot", lambda a, b: vdot(a, b) + next(differences))
+    with pytest.raises(WorkerError, match="the parameters' sum of squares is"):
+        on_workers(2, lambda workers: None)
+
+
+def test_a_program_that_ends_before_its_work_ends_all_ranks(monkeypatch, capsys):
+    """At exit: code 2, or 1 after a traceback; silent where the work was done.  What all raise, rank 0 says first."""
+    slept = []
+    monkeypatch.setattr(mpi.time, "sleep", slept.append)
+    monkeypatch.delattr(sys, "last_value", raising=False)
+
+    def program(comm, error):
+        ranks = MPIRanks(comm)
+        try:
+            with ranks.workers(partial(build, 0), 2):
+                if error:
+                    raise error
+        except ZeroDivisionError:
+            pass
+        ranks.end()
+        return [call for call in comm.calls if "Abort" in call]
+
+    assert on_ranks(2, partial(program, error=None)) == [[], []] and slept == [] and capsys.readouterr().err == ""
+    assert on_ranks(2, partial(program, error=ZeroDivisionError())) == [["Abort 2"], ["Abort 2"]] and slept == [1]
+    assert "rank 1 of 2 on " in capsys.readouterr().err
+    monkeypatch.setattr(sys, "last_value", ZeroDivisionError(), raising=False)
+    assert on_ranks(2, partial(program, error=ZeroDivisionError())) == [["Abort 1"], ["Abort 1"]]
+
+
+def test_each_rank_is_one_worker():
+    """Worker processes beside MPI are refused by name."""
+    with pytest.raises(TinydiffError, match="--workers 3: under MPI each rank is one worker, here 2"):
+        on_ranks(2, lambda comm: MPIRanks(comm).workers(partial(build, 0), 3))
+
+
+def test_without_mpi4py_the_way_to_it_is_said(monkeypatch):
+    """And where its import finds no MPI library."""
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    with pytest.raises(TinydiffError, match=r"MPI does not work here .*pip install 'tinydiff\[mpi\]'"):
+        mpi.world()
+
+
+def test_each_rank_computes_on_one_thread():
+    """NumPy has been loaded by then, so the program begins again, with the same arguments; a setting is respected."""
+    program = "import os, sys; from tinydiff.parallel import mpi; sys.modules['mpi4py'] = None\n"
+    program += "try: mpi.world()\nexcept RuntimeError: print(os.environ.get('OPENBLAS_NUM_THREADS'), sys.argv[1:])"
+    for setting, found in (({}, "1"), ({"OPENBLAS_NUM_THREADS": "3"}, "3"), ({"OMP_NUM_THREADS": "2"}, "None")):
+        environment = {"PYTHONPATH": ":".join(filter(None, sys.path)), **setting}
+        out = subprocess.run([sys.executable, "-c", program, "a b"], env=environment, capture_output=True, text=True)
+        assert out.stdout == f"{found} ['a b']\n", out.stderr
