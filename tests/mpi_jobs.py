@@ -46,7 +46,13 @@ def _start(words, **kwargs):
 
 
 def finish(process, timeout=300):
-    out, err = process.communicate(timeout=timeout)
+    """(exit code, output, errors) of a job; one that hangs is ended, with all its ranks, and fails the test."""
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        process.communicate()
+        raise
     return process.returncode, out, err
 
 
