@@ -13,7 +13,7 @@ import tokenize
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "tinydiff"
-MOST_IN_ALL, MOST_IN_A_FILE = 4_270, 350
+MOST_IN_ALL, MOST_IN_A_FILE = 4_275, 350
 
 NOT_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 

@@ -183,7 +183,7 @@ COUNTER = runpy.run_path(str(Path(__file__).with_name("count_lines.py")))
 
 
 def test_the_package_keeps_its_budget():
-    """4,270 lines of Python in all and 350 a file, CUDA too: `python tests/count_lines.py` says where they are."""
+    """4,275 lines of Python in all and 350 a file, CUDA too: `python tests/count_lines.py` says where they are."""
     lines = COUNTER["count_package"](PACKAGE)
     files = (path for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     assert set(lines) == {path.relative_to(PACKAGE).as_posix() for path in files}  # nothing is left out

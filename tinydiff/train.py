@@ -81,24 +81,32 @@ def draw_batch(
     """
     n, name, target = config.batch_size, ("batch", config.seed, step), TARGETS[config.target]
     rng = default_rng(*name)
-    indices, labels = epoch_indices(len(dataset), n, config.seed, step), np.zeros(n, np.int64)
     t = rng.integers(1, schedule.T + 1, n)
-    for start in range(0, n, NOISE_BLOCK):
-        block = slice(start, min(n, start + NOISE_BLOCK))
-        if start > 0 and (block.stop <= rows.start or rows.stop <= start):
-            continue
-        x_0, labels[block] = dataset.batch(indices[block])
-        eps = (default_rng(*name, start) if start > 0 else rng).standard_normal(x_0.shape, dtype="float32")
-        if start == 0:  # which everyone draws: rng goes on behind it
-            pair = np.empty((2, n, *x_0.shape[1:]), "float32")
-        pair[:, block] = q_sample(schedule, x_0, t[block], eps), target.of(schedule, x_0, t[block], eps)
-    batch: Batch = {"x_t": pair[0], "target": pair[1], "t": t}
+    x_0, eps, labels = _draw_rows(dataset, epoch_indices(len(dataset), n, config.seed, step), rng, name, rows)
+    batch: Batch = {"x_t": q_sample(schedule, x_0, t, eps), "target": target.of(schedule, x_0, t, eps), "t": t}
     if config.min_snr is not None:
         batch["weight"] = min_snr_weight(target, schedule, t, config.min_snr).astype("float32")
     if num_classes is not None:
         dropped = rng.random(n) < config.label_drop
         batch["labels"] = np.where(dropped, num_classes, labels)
     return batch
+
+
+def _draw_rows(dataset: Dataset, indices: Any, rng: Any, name: tuple, rows: slice) -> tuple[Any, Any, Any]:
+    """Pictures, noise and labels of a batch; zeros in most rows that are not looked at.
+
+    Each NOISE_BLOCK rows have a stream of noise of their own, the first ones rng: a rank need not draw all of a batch.
+    """
+    x_0, labels = dataset.batch(indices[:NOISE_BLOCK])
+    eps = rng.standard_normal(x_0.shape, dtype="float32")
+    rest = len(indices) - len(x_0)
+    x_0, eps, labels = (np.append(a, np.zeros((rest, *a.shape[1:]), a.dtype), 0) for a in (x_0, eps, labels))
+    for start in range(NOISE_BLOCK, len(indices), NOISE_BLOCK):
+        if start < rows.stop and rows.start < start + NOISE_BLOCK:
+            block = slice(start, start + NOISE_BLOCK)
+            x_0[block], labels[block] = dataset.batch(indices[block])
+            eps[block] = default_rng(*name, start).standard_normal(eps[block].shape, dtype="float32")
+    return x_0, eps, labels
 
 
 def noise_prediction_losses(model: Module, batch: Batch, rng: np.random.Generator) -> Tensor:
