@@ -131,13 +131,13 @@ EXERCISES = (
         title="The training loss",
         minutes=15,
         teaches="why a noise that we drew ourselves is a perfect target: one row of a batch, and what is averaged",
-        task="Write algorithm 1: in draw_batch t, then the batch of x_t, target and t from the x_0 and the eps that "
-        "were drawn, and in noise_prediction_losses one number for each example. target.of(schedule, x_0, t, eps) is "
-        "eps itself unless the run says otherwise. model.forward(x_t, t, labels, rng=rng) is eps_hat, a Tensor; "
-        "ops.mean takes axis=.",
+        task="Write algorithm 1: in draw_batch t, then for (block, x_0, eps, digits) in _draw_blocks(dataset, indices, "
+        "rng, name, rows) what belongs in those rows of x_t, y and labels; and in noise_prediction_losses one number "
+        "for each example. target.of(schedule, x_0, t, eps) is eps itself unless the run says otherwise. "
+        "model.forward(x_t, t, labels, rng=rng) is eps_hat, a Tensor; ops.mean takes axis=.",
         cuts=(
             Cut("train.py", "draw_batch", "t, one for each of n images", "t = rng", "t = rng"),
-            Cut("train.py", "draw_batch", "x_t, target and t by these names", "batch: Batch", "batch: Batch"),
+            Cut("train.py", "draw_batch", "x_t, y and labels of each block", "for block", "for block"),
             Cut("train.py", "noise_prediction_losses", "one loss for each example (Ho et al. 2020, eq. 14)"),
         ),
         laws=_laws(
@@ -152,7 +152,7 @@ EXERCISES = (
         hints=(
             "rng.integers(low, high, size) never gives high, and t = 0 is the data itself, of which there is nothing "
             "to learn.",
-            "x_t is q_sample(schedule, x_0, t, eps), with the very eps that becomes the target.",
+            "x_t[block] is q_sample(schedule, x_0, t[block], eps), with the very eps that becomes the target y[block].",
             'ops.mean(error * error, axis=(1, 2, 3)), and times asarray(batch["weight"]) where the batch has one; '
             'batch.get("labels") is None where there are none.',
         ),

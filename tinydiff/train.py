@@ -82,8 +82,14 @@ def draw_batch(
     n, name, target = config.batch_size, ("batch", config.seed, step), TARGETS[config.target]
     rng = default_rng(*name)
     t = rng.integers(1, schedule.T + 1, n)
-    x_0, eps, labels = _draw_rows(dataset, epoch_indices(len(dataset), n, config.seed, step), rng, name, rows)
-    batch: Batch = {"x_t": q_sample(schedule, x_0, t, eps), "target": target.of(schedule, x_0, t, eps), "t": t}
+    x_t, y = np.empty((2, n, *dataset.images.shape[1:3], 1), "float32")
+    labels = np.zeros(n, np.int64)
+    indices = epoch_indices(len(dataset), n, config.seed, step)
+    for block, x_0, eps, digits in _draw_blocks(dataset, indices, rng, name, rows):
+        labels[block] = digits
+        x_t[block] = q_sample(schedule, x_0, t[block], eps)
+        y[block] = target.of(schedule, x_0, t[block], eps)
+    batch: Batch = {"x_t": x_t, "target": y, "t": t}
     if config.min_snr is not None:
         batch["weight"] = min_snr_weight(target, schedule, t, config.min_snr).astype("float32")
     if num_classes is not None:
@@ -92,21 +98,17 @@ def draw_batch(
     return batch
 
 
-def _draw_rows(dataset: Dataset, indices: Any, rng: Any, name: tuple, rows: slice) -> tuple[Any, Any, Any]:
-    """Pictures, noise and labels of a batch; zeros in most rows that are not looked at.
+def _draw_blocks(dataset: Dataset, indices: Any, rng: Any, name: tuple, rows: slice) -> Iterator[tuple]:
+    """(rows, pictures, noise, labels) of each NOISE_BLOCK rows of a batch that hold some of `rows`, and of the first.
 
-    Each NOISE_BLOCK rows have a stream of noise of their own, the first ones rng: a rank need not draw all of a batch.
+    Each has a stream of noise of its own, the first has rng: a rank need not draw all of a batch.
     """
-    x_0, labels = dataset.batch(indices[:NOISE_BLOCK])
-    eps = rng.standard_normal(x_0.shape, dtype="float32")
-    rest = len(indices) - len(x_0)
-    x_0, eps, labels = (np.append(a, np.zeros((rest, *a.shape[1:]), a.dtype), 0) for a in (x_0, eps, labels))
-    for start in range(NOISE_BLOCK, len(indices), NOISE_BLOCK):
-        if start < rows.stop and rows.start < start + NOISE_BLOCK:
-            block = slice(start, start + NOISE_BLOCK)
-            x_0[block], labels[block] = dataset.batch(indices[block])
-            eps[block] = default_rng(*name, start).standard_normal(eps[block].shape, dtype="float32")
-    return x_0, eps, labels
+    for start in range(0, len(indices), NOISE_BLOCK):
+        block = slice(start, min(start + NOISE_BLOCK, len(indices)))
+        if start == 0 or (start < rows.stop and rows.start < block.stop):
+            x_0, labels = dataset.batch(indices[block])
+            own = default_rng(*name, start) if start else rng
+            yield block, x_0, own.standard_normal(x_0.shape, dtype="float32"), labels
 
 
 def noise_prediction_losses(model: Module, batch: Batch, rng: np.random.Generator) -> Tensor:

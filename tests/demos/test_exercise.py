@@ -56,8 +56,8 @@ WRONG = {
         "t = T never trained": ("integers(1, schedule.T + 1,", "integers(1, schedule.T,"),
         "t from 0": ("integers(1, schedule.T + 1,", "integers(0, schedule.T,"),
         "other noise in the target": (
-            "target.of(schedule, x_0, t, eps)",
-            'target.of(schedule, x_0, t, rng.standard_normal(x_0.shape, dtype="float32"))',
+            "target.of(schedule, x_0, t[block], eps)",
+            'target.of(schedule, x_0, t[block], rng.standard_normal(x_0.shape, dtype="float32"))',
         ),
         "sum for mean": ("ops.mean(error", "ops.sum(error"),
         "absolute error": ("ops.mean(error * error,", "ops.mean(ops.sqrt(error * error),"),
