@@ -464,7 +464,7 @@ EXERCISES = (
         teaches="how a network is told t: as clock hands from fast to slow, so that near times look alike",
         task="Write time_code: t is a row of integers, the result (N, features), first all sines, then all cosines, "
         "computed in float64 and cast by asarray(code, dtype) in the end.",
-        cuts=(Cut("nn/unet.py", "time_code", "sines and cosines of t times the frequencies f_i"),),
+        cuts=(Cut("nn/unet.py", "_time_code", "sines and cosines of k = t times the frequencies f_i"),),
         laws=_laws(
             "nn/test_unet.py",
             "the_time_code_holds_sines_then_cosines",

@@ -53,7 +53,8 @@ def test_each_exception_is_still_needed(path, what, rule):
 def test_no_file_with_arrays_of_the_backend_is_passed_over():
     """Wherever the text has xp.NAME or makes an array, a mistake that is added at the end is found."""
     holds_arrays = re.compile(r"(?<![\w.])(xp\.\w|asarray\(|standard_normal\()")
-    paths = [path for path in SOURCES if holds_arrays.search(SOURCES[path])]
+    texts = {"demos/exercises.py"}  # speaks of arrays in its sentences only
+    paths = [path for path in SOURCES.keys() - texts if holds_arrays.search(SOURCES[path])]
     assert len(paths) > 20
     for path in paths:
         end = len(SOURCES[path].splitlines()) + 1

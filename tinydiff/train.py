@@ -82,11 +82,12 @@ def draw_batch(
     n, name, target = config.batch_size, ("batch", config.seed, step), TARGETS[config.target]
     rng = default_rng(*name)
     t = rng.integers(1, schedule.T + 1, n)
-    x_t, y = np.empty((2, n, *dataset.images.shape[1:3], 1), "float32")
-    labels = np.zeros(n, np.int64)
     indices = epoch_indices(len(dataset), n, config.seed, step)
+    x_t, y, labels = np.empty(0), np.empty(0), np.zeros(n, np.int64)
     for block, x_0, eps, digits in _draw_blocks(dataset, indices, rng, name, rows):
         labels[block] = digits
+        if block.start == 0:
+            x_t, y = np.empty((2, n, *x_0.shape[1:]), x_0.dtype)
         x_t[block] = q_sample(schedule, x_0, t[block], eps)
         y[block] = target.of(schedule, x_0, t[block], eps)
     batch: Batch = {"x_t": x_t, "target": y, "t": t}

@@ -49,7 +49,7 @@ def test_with_torch_each_of_its_ways_is_timed(benchmark, monkeypatch):
 
 def test_without_a_gpu_it_says_so(benchmark, monkeypatch):
     """And so does benchmark.py --backend cupy, which hands on to it."""
-    monkeypatch.setattr("tinydiff.backend._load_cupy", lambda _: (_ for _ in ()).throw(BackendError("no GPU")))
+    monkeypatch.setattr("tinydiff.backend._load_cupy", lambda *_: (_ for _ in ()).throw(BackendError("no GPU")))
     for main in (benchmark.main, lambda: importlib.import_module("benchmark").main(backend="cupy")):
         with pytest.raises(BackendError, match="no GPU"):
             main()

@@ -36,12 +36,12 @@ def time_code(t: Any, features: int, dtype: Any = "float32") -> Any:
 
     t: (N,) host integers.  Returns (N, features), computed in float64 on the host and cast last.
     """
-    return asarray([_waves(int(k), features // 2) for k in t], dtype)
+    return asarray([_time_code(int(k), features // 2) for k in t], dtype)
 
 
 @lru_cache(1 << 14)  # a sampler asks for one t again and again, a training run for the T there are
-def _waves(t: int, half: int) -> tuple[float, ...]:
-    return tuple(wave(t * LONGEST_PERIOD ** (-i / half)) for wave in (math.sin, math.cos) for i in range(half))
+def _time_code(k: int, half: int) -> tuple[float, ...]:
+    return tuple(wave(k * LONGEST_PERIOD ** (-i / half)) for wave in (math.sin, math.cos) for i in range(half))
 
 
 class ResBlock(Module):
