@@ -462,8 +462,8 @@ EXERCISES = (
         title="The code of the time",
         minutes=10,
         teaches="how a network is told t: as clock hands from fast to slow, so that near times look alike",
-        task="Write time_code: t is a row of integers, the result (N, features), first all sines, then all cosines, "
-        "computed in float64 and cast by asarray(code, dtype) in the end.",
+        task="Write _time_code, the row of time k: 2 half numbers, first all sines, then all cosines, in Python's floats, "
+        "which are float64. time_code puts the rows together and casts them in the end.",
         cuts=(Cut("nn/unet.py", "_time_code", "sines and cosines of k = t times the frequencies f_i"),),
         laws=_laws(
             "nn/test_unet.py",
@@ -473,8 +473,8 @@ EXERCISES = (
         ),
         hints=(
             "f_i = LONGEST_PERIOD ** (-i / half), i = 0..half - 1: the fastest hand turns once in 2 pi steps.",
-            "Only math is there, and Python's numbers are float64: a list of lists will do.",
-            "For each k of t: [math.sin(k * f) for f in frequencies] + [math.cos(k * f) for f in frequencies].",
+            "Only math is there, and it will do: a list or a tuple of numbers.",
+            "[math.sin(k * f) for f in frequencies] + [math.cos(k * f) for f in frequencies].",
         ),
         read_next="tinydiff/nn/unet.py, UNet._time_and_label: what becomes of the code",
         question="Why not give the network t/T as one number?",

@@ -304,9 +304,8 @@ PLAIN = {
     ],
     "time_code": [
         """
-        half = features // 2
         f = [LONGEST_PERIOD ** (-i / half) for i in range(half)]
-        return asarray([[math.sin(k * w) for w in f] + [math.cos(k * w) for w in f] for k in t], dtype)
+        return [math.sin(k * w) for w in f] + [math.cos(k * w) for w in f]
         """
     ],
 }

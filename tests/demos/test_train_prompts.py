@@ -106,6 +106,8 @@ def test_a_signal_saves_and_ends_the_run(demo, tmp_path, capsys):
     demo.final_pictures = lambda *_: drawn.append(1)
 
     class Stop:
+        def __init__(self, at_once=None): ...
+
         requested, signal = True, "SIGTERM"
 
         def __enter__(self):
