@@ -462,8 +462,8 @@ EXERCISES = (
         title="The code of the time",
         minutes=10,
         teaches="how a network is told t: as clock hands from fast to slow, so that near times look alike",
-        task="Write _time_code, the row of time k: 2 half numbers, first all sines, then all cosines, in floats of Python, "
-        "which are float64. time_code puts the rows together and casts them in the end.",
+        task="Write _time_code, the row of time k: 2 half numbers, first all sines, then all cosines, in Python's "
+        "floats, which are float64. time_code puts the rows together and casts them in the end.",
         cuts=(Cut("nn/unet.py", "_time_code", "sines and cosines of k = t times the frequencies f_i"),),
         laws=_laws(
             "nn/test_unet.py",
