@@ -38,7 +38,7 @@ from tinydiff.diffusion import (
     x_0_from_eps,
 )
 from tinydiff.diffusion.targets import V
-from tinydiff.generate import DDIM, DDPM, DPM_SOLVER_2M, SLICE
+from tinydiff.generate import DDIM, DDPM, DPM_SOLVER_2M
 from tinydiff.parallel import Workers
 from tinydiff.plots import tile
 
@@ -206,8 +206,7 @@ def points(steps, num, moments, seed, workers):
 def mistakes(pool, reader, schedule, meta, steps, num, train_steps, data_dir, seed):
     """The mistakes of pitfalls.py, some digits of each beside the right ones; those in training if train_steps."""
     labels = np.arange(num) % pool.model.num_classes
-    jobs = [(labels[i : i + SLICE].tolist(), (seed, i // SLICE)) for i in range(0, num, SLICE)]
-    how = steps, jobs, tuple(meta["data"]["image_shape"])
+    how = steps, pitfalls.jobs_of(labels, seed), tuple(meta["data"]["image_shape"])
     groups = {
         "sampling": [(case, pitfalls.draw(pool, case.draw, schedule, *how)) for case in tqdm(SAMPLING, "mistakes")]
     }

@@ -278,7 +278,7 @@ def main(
     if steps > min(schedule.T, FEW):
         raise TinydiffError(f"--steps {steps}: must be at most {min(schedule.T, FEW)}, the steps of the shortest chain")
     labels = np.arange(num) % 10
-    jobs = [(labels[i : i + SLICE].tolist(), (seed, i // SLICE)) for i in range(0, num, SLICE)]
+    jobs = jobs_of(labels, seed)
     shape = tuple(meta["data"]["image_shape"])
     drawn = []  # (group, case, images)
 
@@ -297,6 +297,11 @@ def main(
         ]
     report(rows, out)
     return rows
+
+
+def jobs_of(labels, seed):
+    """Slices of the labels and the names of their streams, as generate() makes them on a CPU."""
+    return [(labels[i : i + SLICE].tolist(), (seed, i // SLICE)) for i in range(0, len(labels), SLICE)]
 
 
 def train_and_draw(dataset, channels, train_steps, seed, workers, *how):

@@ -22,7 +22,6 @@ import signal
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from multiprocessing.connection import wait
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
@@ -44,6 +43,11 @@ class WorkerError(TinydiffError):
     """A worker process died or raised: the message holds its exit code or its traceback."""
 
 
+def rows_of(n: int, rank: int, size: int) -> slice:
+    """Which of n rows belong to a rank or worker, of `size`: the same for both, so that they give the same bits."""
+    return slice(n * rank // size, n * (rank + 1) // size)
+
+
 class Ranks:
     """The processes that run this program together: here this one alone, many in mpi.MPIRanks.
 
@@ -56,7 +60,7 @@ class Ranks:
 
     def part(self, n: int) -> slice:
         """Which of n rows are this rank's."""
-        return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
+        return rows_of(n, self.rank, self.size)
 
     def broadcast(self, make: Callable[[], Any]) -> Any:
         """What make() gives on rank 0, where alone it is called: on every rank."""
@@ -138,9 +142,8 @@ class Workers:
                 self._batch.memory.unlink()
         for name, a in batch.items():
             self._batch.arrays[name][...] = a
-        cuts = [n * w // self.num_workers for w in range(self.num_workers + 1)]
-        parts = [(losses_of, slice(a, b), n, (*seed, w)) for w, (a, b) in enumerate(pairwise(cuts))]
-        losses = self._ask("gradients", parts)
+        size = self.num_workers
+        losses = self._ask("gradients", [(losses_of, rows_of(n, w, size), n, (*seed, w)) for w in range(size)])
         for g in self._shared.arrays["grad"][1:]:
             self.flat.grad += g
         return np.concatenate(losses)
