@@ -10,7 +10,7 @@ import pytest
 import strict
 from hypothesis import HealthCheck, Phase, settings
 
-from tinydiff.backend import BackendError, backend_name, default_rng, precision, use_backend
+from tinydiff.backend import FAST, BackendError, backend_name, default_rng, precision, use_backend
 
 settings.register_profile("dev", max_examples=15, deadline=None)
 settings.register_profile("ci", max_examples=25, deadline=None, derandomize=True)
@@ -26,6 +26,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.ge
 def pytest_addoption(parser):
     choices = ["numpy", "cupy", "strict"]  # strict: CuPy's rules without a GPU, see strict.py
     parser.addoption("--backend", default="numpy", choices=choices, help="arrays the suite runs on")
+    parser.addoption("--plain", action="store_true", help="the functions of the book as they stand, nothing installed")
 
 
 def pytest_configure(config):
@@ -36,19 +37,21 @@ def pytest_configure(config):
             raise pytest.UsageError(emulate.REASON)
         strict.stand_in(strict.cupy)
     try:
-        use_backend("numpy" if name == "numpy" else "cupy", "float32")  # which the tolerances are for
+        # The tolerances are for float32.
+        use_backend("numpy" if name == "numpy" else "cupy", "float32", plain=config.getoption("--plain"))
     except BackendError as error:
         raise pytest.UsageError(str(error)) from None
 
 
-def pytest_runtest_teardown():
-    """A demo that ran in a test has chosen TF32 on a GPU: back to what the tolerances are for."""
-    if precision() != "float32":
-        use_backend(backend_name(), "float32")
+def pytest_runtest_teardown(item):
+    """A program that ran in a test may have chosen TF32, or other forms of the functions: back to what was asked for."""
+    plain = item.config.getoption("--plain")
+    if precision() != "float32" or plain == bool(FAST):
+        use_backend(backend_name(), "float32", plain=plain)
 
 
 def pytest_report_header(config):
-    return f"backend: {config.getoption('--backend')}"
+    return f"backend: {config.getoption('--backend')}{', plain' * config.getoption('--plain')}"
 
 
 @pytest.fixture

@@ -1,13 +1,26 @@
 """tinydiff: a diffusion model from scratch in NumPy, the same code on CuPy.
 
-    backend -> autograd -> ops -> nn, optim        the engine and the network
-    backend -> diffusion                           the mathematics, on plain arrays
-    train, generate, parallel, checkpoint, data    what the demos are made of
+The book, in the order in which to read it:
 
-Read in that order.
+    diffusion/ schedule, gaussian, samplers, guidance     the mathematics, on plain arrays
+    train                                                 algorithm 1
+    backend, autograd, ops/, nn/, optim                   the engine, the network, its optimizer
+
+Beside the book stand fast/ (what only makes it faster), more/ (other models) and app/ (what programs share).
+Read next: diffusion/schedule.py.
 """
 
+from tinydiff import backend
 from tinydiff.autograd import Tensor, no_grad
 from tinydiff.backend import TinydiffError, to_numpy, use_backend, xp
 
 __all__ = ["Tensor", "TinydiffError", "no_grad", "to_numpy", "use_backend", "xp"]
+
+
+def _install() -> None:
+    from tinydiff.fast.install import install  # opened only when it is wanted: --plain runs without it
+
+    install()
+
+
+backend.when_chosen(_install)  # the book does not know the engine room: it is introduced here

@@ -1,16 +1,15 @@
-"""Reverse-mode differentiation in one page: Tensor, @op, backward.
+"""Reverse-mode differentiation: Tensor, @op, backward.
 
 An op is a function on raw arrays that returns its output and its vector-Jacobian product
 
     y = f(x_1, ..., x_k)        vjp(g) = (g^T dy/dx_1, ..., g^T dy/dx_k)
 
-with forward and backward side by side.  What the gradient needs stays in the closure as local values, so there is no
-context object and no reference cycle.  The graph is made of nodes that hold no arrays of their own: an intermediate
-that no gradient needs is freed the moment nobody holds its Tensor.  `backward` walks the graph from the output with an
-explicit stack, takes it down on the way, and writes `.grad` on leaves only.  There are no second derivatives: nothing
-in the training, sampling or guidance of a diffusion model needs them.
+with forward and gradient side by side.  The closure keeps what the gradient needs.  The nodes of the graph hold no
+arrays of their own, so an array that no gradient needs is freed as soon as its Tensor is gone.  `backward` walks the
+graph from the output, takes it down on the way, and writes `.grad` on leaves only.  There are no second derivatives:
+training, sampling and guidance of a diffusion model need none.
 
-The ops behind Python's operators stand at the end of this file.  Read next: ops/pointwise.py, ops/conv.py.
+Read next: ops/arithmetic.py.
 """
 
 import functools
@@ -19,15 +18,15 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from tinydiff.backend import xp
+from tinydiff.backend import FAST, xp
 
 OPS: dict[str, Callable] = {}  # every op by name: the test suite fails for one that has no gradient test
 
 
 class Tensor:
-    """An array, and how to push a gradient back to what it was computed from.
+    """An array, and the place in the graph at which it was computed.
 
-    data: array of the current backend.  grad: None, or an array of data's shape and dtype into which backward adds.
+    data: array of the current backend.  grad: None, or an array of data's shape and dtype: the gradient so far.
     requires_grad: True for a leaf whose gradient is wanted (float data only, else TypeError).
     """
 
@@ -40,23 +39,12 @@ class Tensor:
             raise TypeError(f"only a float tensor can require a gradient, got dtype {self.data.dtype}")
         self.requires_grad = requires_grad
         self.grad: Any = None
-        self._node: _Node | None = None  # how it was computed; None for a leaf, which is its own place in the graph
+        self._node: _Node | None = None  # None for a leaf, which is its own place in the graph
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.data.shape
-
-    @property
-    def ndim(self) -> int:
-        return self.data.ndim
-
-    @property
-    def size(self) -> int:
-        return self.data.size
-
-    @property
-    def dtype(self) -> Any:
-        return self.data.dtype
+    shape = property(lambda self: self.data.shape)
+    ndim = property(lambda self: self.data.ndim)
+    size = property(lambda self: self.data.size)
+    dtype = property(lambda self: self.data.dtype)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -69,98 +57,102 @@ class Tensor:
         """Add d<g, self>/d(leaf) to the `.grad` of every leaf that requires a gradient.
 
         g: cotangent with self's shape and dtype; may be left out for a single number, where it is 1.
-        The graph is taken down on the way, so that what only it held is freed as soon as it was used: self depends on
-        nothing any more.  What other tensors depend on stays.
-        Raises ValueError for a missing or ill-shaped g, RuntimeError if self does not depend on any such leaf.
+        The graph is taken down on the way: afterwards self depends on nothing, and other tensors are unchanged.
+        Raises ValueError for a missing or ill-shaped g, RuntimeError if self depends on no such leaf.
         """
         if not self.requires_grad:
             raise RuntimeError("backward: no input of this tensor requires a gradient, or backward was called before")
-        if g is None:
-            if self.size != 1:
-                raise ValueError(f"backward: g may be left out for a single number only, not for shape {self.shape}")
-            g = xp.ones_like(self.data)
-        g = g.data if isinstance(g, Tensor) else g
+        if g is None and self.size != 1:
+            raise ValueError(f"backward: g may be left out for a single number only, not for shape {self.shape}")
+        g = xp.ones_like(self.data) if g is None else g.data if isinstance(g, Tensor) else g
         if not isinstance(g, xp.ndarray):
             raise ValueError(f"backward: g must be an array, got {type(g).__name__}")
         _check("backward", "g", g, self.data)
         places = _inputs_first(self._node or self)
-        if self._node is not None:
-            self._node, self.requires_grad = None, False
-        grads, ours = {id(places[-1]): g}, set()  # ours: where the gradient so far is an array that nobody else reads
-        while places:
-            place = places.pop()
-            g, own = grads.pop(id(place)), id(place) in ours
-            if isinstance(place, Tensor):
-                place._add_grad(g, own)
-                continue
-            for i, (x, dx) in enumerate(zip(place.inputs, place.vjp(g))):
-                if x is None:
-                    continue
-                new = callable(dx)
-                dx = dx() if new else dx
-                new = new and isinstance(dx, xp.ndarray)  # without axes it may be a number, which nothing is written to
-                _check(place.op, f"gradient {i}", dx, x)
-                if id(x) in ours:
-                    grads[id(x)] += dx
-                elif id(x) in grads:
-                    grads[id(x)] = xp.add(grads[id(x)], dx, out=dx if new else None)
-                    ours.add(id(x))
-                else:
-                    grads[id(x)] = dx
-                    if new:
-                        ours.add(id(x))
-
-    def _add_grad(self, g: Any, own: bool) -> None:
-        if self.grad is None:  # a copy where g may be shared with another input; an array, even without axes
-            self.grad = g if own and isinstance(g, xp.ndarray) else xp.array(g)
+        if self._node is None:
+            g = xp.array(g)  # a leaf's gradient is an array of its own
         else:
-            self.grad += g  # in place: .grad may be a view of a flat buffer
+            self._node, self.requires_grad = None, False
+        _push_back(places, g)
+
+    # The operators' own ops stand above this file, in ops/arithmetic.py, and are found by name.
 
     def __add__(self, y: Any) -> "Tensor":
-        return add(self, y)
+        return OPS["add"](self, y)
 
     def __sub__(self, y: Any) -> "Tensor":
-        return sub(self, y)
-
-    def __mul__(self, y: Any) -> "Tensor":
-        return mul(self, y)
-
-    def __truediv__(self, y: Any) -> "Tensor":
-        return div(self, y)
-
-    def __matmul__(self, y: Any) -> "Tensor":
-        return matmul(self, y)
+        return OPS["sub"](self, y)
 
     def __rsub__(self, x: Any) -> "Tensor":
-        return sub(x, self)
+        return OPS["sub"](x, self)
 
-    def __rtruediv__(self, x: Any) -> "Tensor":
-        return div(x, self)
+    def __mul__(self, y: Any) -> "Tensor":
+        return OPS["mul"](self, y)
 
-    def __rmatmul__(self, x: Any) -> "Tensor":
-        return matmul(x, self)
+    def __truediv__(self, y: Any) -> "Tensor":
+        return OPS["div"](self, y)
+
+    def __matmul__(self, y: Any) -> "Tensor":
+        return OPS["matmul"](self, y)
 
     def __neg__(self) -> "Tensor":
-        return neg(self)
-
-    def __pow__(self, exponent: float) -> "Tensor":
-        return power(self, exponent=exponent)
+        return OPS["neg"](self)
 
     def __getitem__(self, index: Any) -> "Tensor":
-        return getitem(self, index=index)
+        return OPS["getitem"](self, index=index)
 
-    __radd__ = __add__
-    __rmul__ = __mul__
+    __radd__, __rmul__ = __add__, __mul__
 
 
 class _Node:
-    """One application of an op: its inputs' places in the graph (None where no gradient goes), and its vjp."""
+    """One application of an op: its vjp, and the place of each input in the graph (None where no gradient goes)."""
 
     __slots__ = ("__weakref__", "dtype", "inputs", "op", "shape", "vjp")
 
     def __init__(self, op: str, inputs: "tuple[_Node | Tensor | None, ...]", vjp: Callable, y: Any):
         self.op, self.inputs, self.vjp = op, inputs, vjp
         self.shape, self.dtype = y.shape, y.dtype
+
+
+def _inputs_first(root: "_Node | Tensor") -> "list[_Node | Tensor]":
+    """Every place in the graph that root depends on and that wants a gradient, each after all of its inputs."""
+    order, seen, stack = [], {id(root)}, [(root, _inputs(root))]
+    while stack:  # depth first, without recursion: 5,000 ops deep must work
+        place, inputs = stack[-1]
+        for x in inputs:
+            if x is not None and id(x) not in seen:
+                seen.add(id(x))
+                stack.append((x, _inputs(x)))
+                break
+        else:
+            stack.pop()
+            order.append(place)
+    return order
+
+
+def _inputs(place: "_Node | Tensor") -> "Iterator[_Node | Tensor | None]":
+    return iter(() if isinstance(place, Tensor) else place.inputs)
+
+
+def _push_back(places: "list[_Node | Tensor]", g: Any) -> None:
+    """Reverse mode: from the last place to the first, hand each place's gradient on to its inputs."""
+    grads = {id(places[-1]): g}
+    while places:
+        place = places.pop()  # which frees what the place before has kept
+        g = grads.pop(id(place))
+        if isinstance(place, Tensor):
+            place.grad = xp.asarray(g if place.grad is None else place.grad + g)
+            continue
+        for x, dx in zip(place.inputs, place.vjp(g)):
+            if x is None:
+                continue
+            new = callable(dx) or isinstance(x, _Node)
+            dx = dx() if callable(dx) else dx
+            _check(place.op, "a gradient", dx, x)
+            if id(x) in grads:
+                grads[id(x)] = grads[id(x)] + dx
+            else:
+                grads[id(x)] = dx if new else xp.array(dx)  # a leaf's gradient is an array of its own
 
 
 class _Mode(threading.local):
@@ -192,22 +184,20 @@ def _recording(on: bool) -> Iterator[None]:
 def op(f: Callable) -> Callable[..., Tensor]:
     """Turn f(*arrays, **static) -> (y, vjp) into a function of Tensors.
 
-    Positional arguments are differentiable, keyword-only ones are static.  A positional argument may also be a plain
-    array or a Python number, which takes the tensors' dtype; float arrays of two dtypes are a TypeError, so float64
-    cannot leak into a float32 graph.  vjp(g) returns one entry an input: an array with that input's shape and dtype, or
-    a function of no arguments that returns a new one, called only where the gradient is wanted.  To what such a
-    function returned, backward adds in place; an array may be g itself, or a view of it.
+    Positional arguments are differentiable, keyword-only arguments are static.  A positional argument may also be a
+    plain array or a Python number.  A number takes the tensors' dtype; float arrays of two dtypes are a TypeError, so
+    float64 cannot leak into a float32 graph.  vjp(g) returns one entry an input: an array with that input's shape and
+    dtype, or a function that returns a new one, called only where the gradient is wanted.  Nothing writes to an array
+    that a vjp returned, so an entry may be g itself or a view of it.  The table FAST may hold a faster form of f.
     """
 
     @functools.wraps(f)
     def apply(*inputs: Any, **static: Any) -> Tensor:
-        arrays = [_raw(x) for x in inputs]
+        arrays = [x.data if isinstance(x, Tensor) else _weak(x) for x in inputs]
         dtypes = {a.dtype for a in arrays if isinstance(a, xp.ndarray)}
-        if not dtypes:
-            raise TypeError(f"{f.__name__}: needs a Tensor or an array among its inputs")
-        if len(dtypes) > 1:
-            raise TypeError(f"{f.__name__}: inputs of different dtypes {sorted(map(str, dtypes))}; cast one of them")
-        y, vjp = f(*arrays, **{name: _weak(value) for name, value in static.items()})
+        if len(dtypes) != 1:
+            raise TypeError(f"{f.__name__}: arrays of one dtype are needed, got {sorted(map(str, dtypes)) or 'none'}")
+        y, vjp = FAST.get(f.__name__, f)(*arrays, **{name: _weak(value) for name, value in static.items()})
         if y.dtype not in dtypes:
             raise TypeError(f"{f.__name__}: {y.dtype} came out of {sorted(map(str, dtypes))}")
         out = Tensor(y)
@@ -222,20 +212,13 @@ def op(f: Callable) -> Callable[..., Tensor]:
 
 
 def pointwise(f: Callable) -> Callable[..., Tensor]:
-    """@op for a function applied element by element: each gradient is summed back over the axes that were broadcast.
-
-    The vjp's entries have the result's shape.
-    """
+    """@op for a function applied element by element: each gradient is summed back over the axes that were broadcast."""
 
     @functools.wraps(f)
     def undo_broadcast(*arrays: Any, **static: Any) -> tuple[Any, Callable]:
         y, vjp = f(*arrays, **static)
-        shapes = [x.shape if isinstance(x, xp.ndarray) else None for x in arrays]  # not the arrays: they would stay
-
-        def vjp_to_shape(g: Any) -> list:
-            return [None if shape is None else _in_shape(d, shape) for shape, d in zip(shapes, vjp(g))]
-
-        return y, vjp_to_shape
+        shapes = [getattr(x, "shape", ()) for x in arrays]  # not the arrays: the graph would keep them
+        return y, lambda g: [_in_shape(dx, shape) for dx, shape in zip(vjp(g), shapes)]
 
     return op(undo_broadcast)
 
@@ -249,15 +232,11 @@ def unbroadcast(g: Any, shape: tuple[int, ...]) -> Any:
     return g.sum(stretched, keepdims=True) if stretched else g
 
 
-def _in_shape(d: Any, shape: tuple[int, ...]) -> Any:
-    """A pointwise op's gradient, an array or a function that returns a new one, summed back to an input's shape."""
-    if callable(d):
-        return lambda: unbroadcast(d(), shape)
-    return d if d.shape == shape else lambda: unbroadcast(d, shape)
-
-
-def _raw(x: Any) -> Any:
-    return x.data if isinstance(x, Tensor) else _weak(x)
+def _in_shape(dx: Any, shape: tuple[int, ...]) -> Any:
+    """An entry of a pointwise op's vjp, summed back to an input's shape."""
+    if callable(dx):
+        return lambda: unbroadcast(dx(), shape)
+    return dx if dx.shape == shape else lambda: unbroadcast(dx, shape)
 
 
 def _weak(x: Any) -> Any:
@@ -268,94 +247,3 @@ def _weak(x: Any) -> Any:
 def _check(where: str, what: str, g: Any, x: Any) -> None:
     if g.shape != x.shape or g.dtype != x.dtype:
         raise ValueError(f"{where}: {what} is {g.dtype} {g.shape}, its tensor is {x.dtype} {x.shape}")
-
-
-def _inputs_first(root: "_Node | Tensor") -> "list[_Node | Tensor]":
-    """Every place in the graph that root depends on and that wants a gradient, each after all of its inputs."""
-    order, seen, stack = [], {id(root)}, [(root, _inputs(root))]
-    while stack:  # depth first, without recursion: 5,000 ops deep must work
-        place, inputs = stack[-1]
-        for x in inputs:
-            if x is not None and id(x) not in seen:
-                seen.add(id(x))
-                stack.append((x, _inputs(x)))
-                break
-        else:
-            stack.pop()
-            order.append(place)
-    return order
-
-
-def _inputs(place: "_Node | Tensor") -> "Iterator[_Node | Tensor | None]":
-    return iter(() if isinstance(place, Tensor) else place.inputs)
-
-
-# The ops behind the operators.
-
-
-@pointwise
-def add(x, y):
-    return x + y, lambda g: (g, g)
-
-
-@pointwise
-def sub(x, y):
-    return x - y, lambda g: (g, lambda: -g)
-
-
-@pointwise
-def mul(x, y):
-    return x * y, lambda g: (lambda: g * y, lambda: g * x)
-
-
-@pointwise
-def div(x, y):
-    z = x / y
-    return z, lambda g: (lambda: g / y, lambda: -g * z / y)
-
-
-@pointwise
-def neg(x):
-    return -x, lambda g: (-g,)
-
-
-@pointwise
-def power(x, *, exponent):
-    """x ** exponent for a fixed number."""
-    if not isinstance(exponent, int | float):
-        raise TypeError(f"exponent must be a Python number, got {type(exponent).__name__}")
-    if exponent == 0:  # the general rule would compute 0 * x**-1, which is nan at x = 0
-        return xp.ones_like(x), lambda g: (xp.zeros_like(g),)
-    return x**exponent, lambda g: (g * (exponent * x ** (exponent - 1)),)
-
-
-@op
-def matmul(x, y):
-    """Matrix products of stacks: x (..., M, K) @ y (..., K, N) -> (..., M, N), leading axes broadcast."""
-    if x.ndim < 2 or y.ndim < 2:
-        raise ValueError(f"matmul: x and y need two axes or more, got shapes {x.shape} and {y.shape}")
-
-    def vjp(g):
-        return (
-            lambda: unbroadcast(xp.matmul(g, y.swapaxes(-1, -2)), x.shape),
-            lambda: unbroadcast(xp.matmul(x.swapaxes(-1, -2), g), y.shape),
-        )
-
-    return xp.matmul(x, y), vjp
-
-
-@op
-def getitem(x, *, index):
-    """x[index] for integers, slices, None and ...: a view, so no element is picked twice (`take` selects by array)."""
-    for part in index if isinstance(index, tuple) else (index,):
-        if not (part is None or part is Ellipsis or isinstance(part, int | slice)):
-            raise TypeError(f"getitem: index may hold integers, slices, None and ..., got {type(part).__name__}")
-
-    shape, y = x.shape, x[index]
-
-    def vjp(g):
-        dx = xp.zeros(shape, g.dtype)
-        dx[index] = g
-        return (dx,)
-
-    return y, vjp

@@ -1,26 +1,31 @@
 """One switch between NumPy and CuPy, and the few things that differ between them.
 
-Every numerical file writes `xp.exp(x)` in NumPy's spelling; `xp` is one object for the life of the process, and
+Every numerical file writes `xp.exp(x)` in NumPy's spelling.  `xp` is one object for the life of the process, and
 `use_backend("cupy")` makes it answer with CuPy's functions instead.  Arrays leave the device through `to_numpy` only.
-Random numbers are drawn from a host generator on both backends, so a seed means the same noise everywhere.
+A host generator draws the random numbers of both backends, so a seed means the same noise on both.
 
 A GPU multiplies matrices several times faster in TF32 than in float32: each factor is rounded to a mantissa of 10 bits,
-a relative error of at most 2^-11 = 4.9e-4, products and sums are float32.  That is the default on CuPy, NumPy has
-float32 only.  A bias gradient that is a column of a matrix product (ops/conv.py on a GPU) is rounded with it.
+a relative error of at most 2^-11 = 4.9e-4; products and sums are float32.  TF32 is the default on CuPy.  NumPy has
+float32 only.
 
+The table FAST holds the joint between the plain functions of this package and their faster forms: see `fusable`.
 This is the only file that may name CuPy.  Read next: autograd.py.
 """
 
+import functools
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+FAST: dict[str, Callable] = {}  # faster forms of functions, by name; where there is none the plain function runs
 
 
 class TinydiffError(RuntimeError):
     """Something the user can put right: the message says what is wrong and what to do about it.
 
-    Demos print it without a traceback and exit with code 2.
+    Programs print it without a traceback and exit with code 2.
     """
 
 
@@ -31,23 +36,25 @@ class BackendError(TinydiffError):
 class _ArrayModule:
     """Looks a name up in the chosen array module once and keeps it: the next look-up is a plain attribute (33 ns)."""
 
-    _module: Any = np
-    _precision = "float32"
+    module: Any = np
+    precision = "float32"
 
     def __getattr__(self, name: str) -> Any:
-        value = getattr(type(self)._module, name)
+        value = getattr(type(self).module, name)
         self.__dict__[name] = value
         return value
 
 
 xp: Any = _ArrayModule()
+_prepare: list[Callable[[], None]] = []
 
 
-def use_backend(name: str, precision: str | None = None, device: int = 0) -> None:
+def use_backend(name: str, precision: str | None = None, device: int = 0, plain: bool = False) -> None:
     """Make `xp` answer with "numpy" or "cupy".  Call it first: arrays made before belong to the other backend.
 
     precision: of the factors of a matrix product, "tf32" (CuPy only, and its default) or "float32".
     device: which GPU, counted round where there are fewer.
+    plain: compute with the functions of the book as they stand; otherwise the table FAST is filled with faster ones.
     Raises BackendError if CuPy or a GPU is missing or does not work, ValueError for any other name or precision.
     """
     if name not in ("numpy", "cupy"):
@@ -56,40 +63,56 @@ def use_backend(name: str, precision: str | None = None, device: int = 0) -> Non
     precision = choices[0] if precision is None else precision
     if precision not in choices:
         raise ValueError(f"precision must be {' or '.join(map(repr, choices))} on backend {name!r}, got {precision!r}")
-    _ArrayModule._module = np if name == "numpy" else _load_cupy(precision, device)
-    _ArrayModule._precision = precision
+    _ArrayModule.module = np if name == "numpy" else _load_cupy(precision, device)
+    _ArrayModule.precision = precision
     xp.__dict__.clear()
+    FAST.clear()
+    for prepare in [] if plain else _prepare:
+        prepare()
+
+
+def when_chosen(prepare: Callable[[], None]) -> None:
+    """Have use_backend call prepare() at its end, unless it is to be plain: what fills the table FAST."""
+    _prepare.append(prepare)
+
+
+def fusable(f: Callable) -> Callable:
+    """A function or method of several passes, in whose place FAST may hold one of fewer, under f's qualified name."""
+
+    @functools.wraps(f)
+    def apply(*args: Any, **kwargs: Any) -> Any:
+        return FAST.get(f.__qualname__, f)(*args, **kwargs)
+
+    return apply
 
 
 def backend_name() -> str:
     """ "numpy" or "cupy": the array module that `xp` stands for now."""
-    return _ArrayModule._module.__name__
+    return _ArrayModule.module.__name__
 
 
 def precision() -> str:
     """ "float32" or "tf32": what the factors of a matrix product are rounded to now."""
-    return _ArrayModule._precision
+    return _ArrayModule.precision
 
 
 def describe() -> str:
     """What computes, in one line: for a GPU its memory, the CUDA versions of CuPy and of the driver, and precision."""
-    module = _ArrayModule._module
+    module = _ArrayModule.module
     if module is np:
         return f"NumPy {np.__version__}"
     runtime = module.cuda.runtime
     name = runtime.getDeviceProperties(runtime.getDevice())["name"].decode()
     free, total = (n / 2**30 for n in runtime.memGetInfo())
     made, driver = _version(runtime.runtimeGetVersion()), _version(runtime.driverGetVersion())
-    memory = f"{free:.1f} of {total:.1f} GiB free"
-    return (
-        f"{name}, {memory}; CuPy {module.__version__} for CUDA {made}, driver for {driver}; products in {precision()}"
-    )
+    versions = f"CuPy {module.__version__} for CUDA {made}, driver for {driver}"
+    return f"{name}, {free:.1f} of {total:.1f} GiB free; {versions}; products in {precision()}"
 
 
 def synchronize() -> None:
     """Wait until a GPU has computed all that it was asked for."""
-    if _ArrayModule._module is not np:
-        _ArrayModule._module.cuda.get_current_stream().synchronize()
+    if _ArrayModule.module is not np:
+        _ArrayModule.module.cuda.get_current_stream().synchronize()
 
 
 def asarray(a: Any, dtype: Any = None) -> Any:
@@ -139,31 +162,6 @@ def host_integers(name: str, value: Any, low: int, high: int, size: int | None =
         if a.shape != (size,):
             raise ValueError(f"{name} must be one integer or have shape ({size},), got shape {a.shape}")
     return a.astype(np.int64)
-
-
-def raw_module(source: str) -> Any:
-    """CUDA C++ text, compiled for the GPU when the first of its kernels is asked for."""
-    return xp.RawModule(code=source, options=("--std=c++17",))
-
-
-def address(a: Any) -> int:
-    """Where the first number of an array lies in its backend's memory."""
-    return a.data.ptr if hasattr(a.data, "ptr") else a.ctypes.data
-
-
-def struct(numbers: list[int]) -> Any:
-    """Integers as one argument of a kernel: a struct of them, passed by value."""
-    return np.array(numbers, np.int64).view(f"V{8 * len(numbers)}")[0]
-
-
-def chunks(n: int, bytes_each: int) -> list[slice]:
-    """Cut n images that need bytes_each of scratch into nearly equal slices whose scratch stays in a core's cache.
-
-    A GPU has no such cache to stay in: there a slice is as large as its memory comfortably allows.
-    """
-    budget = 1_000_000 if _ArrayModule._module is np else 1 << 28
-    count = max(1, min(n, -(-n * bytes_each // budget)))  # ceil
-    return [slice(n * i // count, n * (i + 1) // count) for i in range(count)]
 
 
 def _load_cupy(precision: str, device: int) -> Any:

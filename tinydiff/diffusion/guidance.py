@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from tinydiff.backend import asarray, host_integers, to_numpy, xp
+from tinydiff.backend import asarray, host_integers, xp
 from tinydiff.diffusion.gaussian import check_alike, eps_from_x_0, per_row, x_0_from_eps
 from tinydiff.diffusion.schedule import Schedule
 
@@ -105,59 +105,6 @@ def classifier_guided(schedule: Schedule, eps_fn: EpsFn, score_fn: EpsFn, scale:
         return eps_fn(x_t, t) - per_row(scale * schedule.one_minus_alpha_bar[t] ** 0.5, x_t) * score
 
     return guided if scale else eps_fn
-
-
-def with_drawn_labels(class_probs: EpsFn, by_label: Callable[[Any], EpsFn], rng: Any) -> EpsFn:
-    """eps_fn of a model with classes that is told no label: at every call each row draws its own from p(y | x_t).
-
-        y ~ p(y | x_t),   eps_hat = by_label(y)(x_t, t)
-
-    The law of a random step stays the unconditional one, p(x_s | x_t) = sum_y p(y | x_t) p(x_s | x_t, y), and the
-    network is asked what it learned best: what it says without a label it was shown in a tenth of its training only.
-    In much noise every label is likely, and they settle as the image does.
-
-    class_probs(x_t, t) -> (N, num_classes) on the host: classify.class_probs of a noisy classifier, or known_probs.
-    by_label(labels (N,)) -> eps_fn, such as partial(classifier_free, model, scale=1).
-    rng: numpy Generator that draws the labels.
-    """
-
-    def eps_fn(x_t: Any, t: int) -> Any:
-        up_to = class_probs(x_t, t).cumsum(1)
-        labels = (up_to <= rng.random((len(x_t), 1)) * up_to[:, -1:]).sum(1)
-        return by_label(labels)(x_t, t)
-
-    return eps_fn
-
-
-def known_probs(schedule: Schedule, model: Any, class_probs: EpsFn, x_0: Any, known: Any, pixel_var: float) -> EpsFn:
-    """p(y | x_t, x_0 where known), (N, num_classes) on the host: which label says best what is known of x_0?
-
-        p(y | x_t, known) ~ p(y | x_t) exp(-|known (x_0 - x_0_hat_y)|^2/(2 v_t))
-        v_t = pixel_var (1 - alpha_bar_t)/(alpha_bar_t pixel_var + 1 - alpha_bar_t)
-
-    x_0_hat_y is what the model makes of x_t with label y, so the model itself is the judge (as in Li et al. 2023, "Your
-    Diffusion Model is Secretly a Zero-Shot Classifier").  x_t alone has forgotten most of what is known by the time
-    that a label is decided.  Exact for a class's pixels that are independent, Gaussian and of variance pixel_var.
-
-    class_probs(x_t, t) -> p(y | x_t) as in with_drawn_labels.  x_0, known: as in inpaint.  Evaluations: num_classes.
-    """
-    x_0, known = asarray(x_0), asarray(known)
-
-    def probs(x_t: Any, t: int) -> Any:
-        signal, noise = float(schedule.alpha_bar[t]), float(schedule.one_minus_alpha_bar[t])
-        squares = []
-        for label in range(model.num_classes):
-            x_0_hat = x_0_from_eps(schedule, x_t, t, asarray(model(x_t, t, label)))
-            error = xp.where(known, x_0_hat - x_0, 0)
-            squares.append((error * error).sum(tuple(range(1, x_t.ndim))))
-        v_t = pixel_var * noise / (signal * pixel_var + noise)
-        log_p = xp.log(asarray(class_probs(x_t, t)).clip(1e-30)) - xp.stack(squares, 1) / (
-            2 * v_t
-        )  # 0 may be underflow
-        p = xp.exp(log_p - log_p.max(1, keepdims=True))
-        return to_numpy(p / p.sum(1, keepdims=True))
-
-    return probs
 
 
 def _finite(name: str, value: float) -> float:

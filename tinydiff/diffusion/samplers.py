@@ -18,15 +18,11 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from tinydiff.backend import host_integers, standard_normal, xp
-from tinydiff.diffusion.gaussian import (
-    check_alike,
-    eps_from_x_0,
-    per_row,
-    q_sample,
-    q_x_s_given_x_t_x_0,
-    x_0_from_eps,
-)
+from tinydiff.diffusion.gaussian import check_alike, eps_from_x_0, per_row, q_sample, q_x_s_given_x_t_x_0, x_0_from_eps
 from tinydiff.diffusion.schedule import Schedule
+
+Pairs = Iterable[tuple[int, int]]
+Variance = Callable[[Schedule, Any, Any], Any]
 
 
 def ddpm_step(
@@ -37,7 +33,7 @@ def ddpm_step(
     s: Any,
     noise: Any,
     *,
-    variance: Callable[[Schedule, Any, Any], Any] = Schedule.beta_tilde,
+    variance: Variance = Schedule.beta_tilde,
     clip: bool = False,
 ) -> tuple[Any, Any]:
     """Draw x_s from the posterior q(x_s | x_t, x_0_hat), x_0_hat being what eps_hat says (Ho et al. 2020, algorithm 2).
@@ -54,15 +50,7 @@ def ddpm_step(
 
 
 def ddim_step(
-    schedule: Schedule,
-    x_t: Any,
-    eps_hat: Any,
-    t: Any,
-    s: Any,
-    noise: Any,
-    *,
-    eta: float = 0.0,
-    clip: bool = False,
+    schedule: Schedule, x_t: Any, eps_hat: Any, t: Any, s: Any, noise: Any, *, eta: float = 0.0, clip: bool = False
 ) -> tuple[Any, Any]:
     """Move x_t to the noise level of s along eps_hat (Song et al. 2021, DDIM, eq. 12 and 16).
 
@@ -107,9 +95,7 @@ def dpm_solver_2m(schedule: Schedule, *, clip: bool = False) -> Callable[..., tu
         if before is not None:
             t_before, s_before, x_0_hat_before = before
             if t != s_before:
-                raise ValueError(
-                    f"t must be {s_before}, where the last step arrived, got {t}: a trajectory has one step"
-                )
+                raise ValueError(f"t must be {s_before}, where the last step arrived, got {t}: one step a trajectory")
             if s > 0:
                 h, h_before = log_snr[s] - log_snr[t], log_snr[t] - log_snr[t_before]
                 D = x_0_hat + float(h / h_before / 2) * (x_0_hat - x_0_hat_before)
@@ -120,11 +106,7 @@ def dpm_solver_2m(schedule: Schedule, *, clip: bool = False) -> Callable[..., tu
 
 
 def sample(
-    step: Callable[..., tuple[Any, Any]],
-    eps_fn: Callable[[Any, int], Any],
-    pairs: Iterable[tuple[int, int]],
-    x_T: Any,
-    rng: Any,
+    step: Callable[..., tuple[Any, Any]], eps_fn: Callable[[Any, int], Any], pairs: Pairs, x_T: Any, rng: Any
 ) -> Iterator[tuple[int, Any, Any]]:
     """Walk the pairs from x_T, and yield (t, x_t, x_0_hat) after each step: the time arrived at, the last with t = 0.
 

@@ -47,6 +47,7 @@ def _the_first(schedule: Schedule, x_0: Any, t: Any, eps: Any) -> Any:
 EPS = Target(_the_last, _the_last, 1, 0)
 X_0 = Target(_the_first, eps_from_x_0, 0, 1)
 V = Target(v_from_x_0_eps, eps_from_v, 1, 1)
+TARGETS = {"eps": EPS, "x_0": X_0, "v": V}  # as a checkpoint names them
 
 
 def as_eps_fn(target: Target, schedule: Schedule, predict: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:

@@ -6,7 +6,6 @@ Read next: unet.py.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 from tinydiff import ops
@@ -19,15 +18,15 @@ class Linear(Module):
     """y = x w + b on the last axis: (..., in_features) -> (..., out_features).  On maps it is the 1x1 convolution."""
 
     def __init__(self, in_features: int, out_features: int, *, rng: Any, zero: bool = False):
-        self.w = _weights(rng, (in_features, out_features), in_features, out_features, zero)
-        self.b = _filled(out_features, 0)
+        self.w = weights(rng, (in_features, out_features), zero)
+        self.b = filled(out_features, 0)
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.linear(x, self.w, self.b)
 
 
 class Conv2d(Module):
-    """kernel_size x kernel_size convolution of maps (N, H, W, in_channels); padding None keeps H and W at stride 1."""
+    """A convolution of maps (N, H, W, in_channels) by an odd square kernel; padding None keeps H and W at stride 1."""
 
     def __init__(
         self,
@@ -40,38 +39,25 @@ class Conv2d(Module):
         rng: Any,
         zero: bool = False,
     ):
-        self.stride = stride
-        self.padding = kernel_size // 2 if padding is None else padding
-        area = kernel_size * kernel_size
-        shape = (kernel_size, kernel_size, in_channels, out_channels)
-        self.w = _weights(rng, shape, area * in_channels, area * out_channels, zero)
-        self.b = _filled(out_channels, 0)
+        self.stride, self.padding = stride, kernel_size // 2 if padding is None else padding
+        self.w = weights(rng, (kernel_size, kernel_size, in_channels, out_channels), zero)
+        self.b = filled(out_channels, 0)
 
-    def forward(self, x: Tensor, *plus: Tensor) -> Tensor:
-        return ops.conv2d(x, self.w, self.b, *plus, stride=self.stride, padding=self.padding)
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.conv2d(x, self.w, self.b, stride=self.stride, padding=self.padding)
 
 
 class GroupNorm(Module):
-    """Group normalisation with a learned scale and shift a channel; silu=True applies SiLU in the same op."""
+    """Group normalisation with a learned scale and shift a channel; num_groups divides channels, else ValueError."""
 
-    def __init__(self, num_groups: int, channels: int, *, silu: bool = False):
+    def __init__(self, num_groups: int, channels: int):
         if channels % num_groups:
             raise ValueError(f"num_groups={num_groups} does not divide channels={channels}")
         self.num_groups = num_groups
-        self.op = ops.group_norm_silu if silu else ops.group_norm
-        self.gamma = _filled(channels, 1)
-        self.beta = _filled(channels, 0)
+        self.gamma, self.beta = filled(channels, 1), filled(channels, 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.op(x, self.gamma, self.beta, num_groups=self.num_groups)
-
-
-def norm_silu_conv(norm: GroupNorm, conv: Conv2d, x: Tensor, *plus: Tensor) -> Tensor:
-    """conv(silu(norm(x))) for a 3x3 convolution that keeps the size, in one pass where that is faster.
-
-    plus: nothing, or what is added to the result: see ops.conv2d.
-    """
-    return ops.norm_silu_conv(x, norm.gamma, norm.beta, conv.w, conv.b, *plus, num_groups=norm.num_groups)
+        return ops.group_norm(x, self.gamma, self.beta, num_groups=self.num_groups)
 
 
 class Embedding(Module):
@@ -91,7 +77,8 @@ class Attention(Module):
     """
 
     def __init__(self, channels: int, *, num_heads: int, num_groups: int, rng: Any):
-        check_heads(num_heads, channels)
+        if channels % num_heads:
+            raise ValueError(f"num_heads={num_heads} does not divide channels={channels}")
         self.num_heads = num_heads
         self.norm = GroupNorm(num_groups, channels)
         self.qkv = Linear(channels, 3 * channels, rng=rng)
@@ -100,38 +87,6 @@ class Attention(Module):
     def forward(self, x: Tensor) -> Tensor:
         qkv = split_heads(self.qkv(self.norm(x)), 3, self.num_heads)
         return x + self.out(join_heads(ops.attention(qkv[0], qkv[1], qkv[2]), x.shape))
-
-
-class CrossAttention(Module):
-    """What each pixel of a map takes from a text, added to the map: x + out(attention(q, k, v)).
-
-        q = q(group norm of x),   k, v = kv(features)                                   Rombach et al. 2022, section 3.3
-
-    x: (N, H, W, channels).  features: (N, M, text_features), one vector a token.  present: (N, M) booleans, at least
-    one True in each row: other tokens have no influence.  num_heads must divide channels, else ValueError.
-    attend: ops.attention; whoever wants to see the weights may put a function of the same arguments in its place.
-    """
-
-    def __init__(self, channels: int, text_features: int, *, num_heads: int, num_groups: int, rng: Any):
-        check_heads(num_heads, channels)
-        self.num_heads = num_heads
-        self.attend: Callable[..., Tensor] = ops.attention
-        self.norm = GroupNorm(num_groups, channels)
-        self.q = Linear(channels, channels, rng=rng)
-        self.kv = Linear(text_features, 2 * channels, rng=rng)
-        self.out = Linear(channels, channels, rng=rng, zero=True)
-
-    def forward(self, x: Tensor, features: Tensor, present: Any) -> Tensor:
-        q = split_heads(self.q(self.norm(x)), 1, self.num_heads)
-        kv = split_heads(self.kv(features), 2, self.num_heads)
-        y = self.attend(q[0], kv[0], kv[1], mask=asarray(present)[:, None, None])  # (N, 1, 1, M)
-        return x + self.out(join_heads(y, x.shape))
-
-
-def check_heads(num_heads: int, channels: int) -> None:
-    """Raise a ValueError unless the channels can be dealt out evenly to the heads."""
-    if channels % num_heads:
-        raise ValueError(f"num_heads={num_heads} does not divide channels={channels}")
 
 
 def split_heads(x: Tensor, parts: int, num_heads: int) -> Tensor:
@@ -146,12 +101,14 @@ def join_heads(y: Tensor, shape: tuple[int, ...]) -> Tensor:
     return ops.reshape(ops.transpose(y, axes=(0, 2, 1, 3)), shape=shape)
 
 
-def _weights(rng: Any, shape: tuple[int, ...], fan_in: int, fan_out: int, zero: bool) -> Tensor:
-    if zero:
-        return Tensor(xp.zeros(shape, "float32"), requires_grad=True)
-    bound = math.sqrt(3 / ((fan_in + fan_out) / 2))  # a uniform variable on (-bound, bound) has variance bound^2 / 3
-    return Tensor(asarray(rng.uniform(-bound, bound, shape).astype("float32")), requires_grad=True)
+def weights(rng: Any, shape: tuple[int, ...], zero: bool = False) -> Tensor:
+    """A parameter of shape (..., in, out), uniform on (-bound, bound), whose variance is bound^2 / 3; or zeros."""
+    fan_in, fan_out = (math.prod(shape[:-2]) * size for size in shape[-2:])
+    bound = math.sqrt(3 / ((fan_in + fan_out) / 2))
+    values = xp.zeros(shape, "float32") if zero else asarray(rng.uniform(-bound, bound, shape).astype("float32"))
+    return Tensor(values, requires_grad=True)
 
 
-def _filled(size: int, value: float) -> Tensor:
+def filled(size: int, value: float) -> Tensor:
+    """A parameter of shape (size,) that starts at one value."""
     return Tensor(xp.full(size, value, "float32"), requires_grad=True)

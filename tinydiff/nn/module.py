@@ -80,18 +80,3 @@ class Module:
                 raise ValueError(f"parameter {name!r} has shape {values[name].shape}, this network's has {p.shape}")
         for name, p in own.items():
             p.data[...] = values[name]  # in place: data may be a view of a flat buffer
-
-    def summary(self) -> str:
-        """A table of the layers: name, kind, the shapes of their parameters and how many numbers they hold."""
-        rows = [(name or "(all)", kind, shapes, f"{count:,}") for name, kind, shapes, count in self._rows("")]
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        return "\n".join(
-            f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in rows
-        )
-
-    def _rows(self, name: str) -> Iterator[tuple[str, str, str, int]]:
-        own = [(n, v) for n, v in vars(self).items() if isinstance(v, Tensor) and v.requires_grad]
-        shapes = "  ".join(f"{n} {'x'.join(map(str, p.shape))}" for n, p in own)
-        yield name, type(self).__name__, shapes, self.num_parameters()
-        for child_name, child in self.children():
-            yield from child._rows(f"{name}.{child_name}" if name else child_name)

@@ -7,7 +7,7 @@
 
 It judges generated digits and is trained by the engine that makes them.  Halving the resolution before anything else
 is what makes it fast, and at the last level each place sees the whole picture.  With time=True it reads noised pictures
-for classifier guidance, logits = model(x_t, t): t is a bias of the first maps.  Read next: ../classify.py.
+for classifier guidance, logits = model(x_t, t): t is a bias of the first maps.  Read next: autoencoder.py.
 """
 
 from typing import Any
@@ -15,7 +15,8 @@ from typing import Any
 from tinydiff import ops
 from tinydiff.autograd import Tensor
 from tinydiff.backend import asarray, host_integers, xp
-from tinydiff.nn.layers import Conv2d, GroupNorm, Linear
+from tinydiff.more.layers import NormSilu
+from tinydiff.nn.layers import Conv2d, Linear
 from tinydiff.nn.module import Module
 from tinydiff.nn.unet import TIME_FEATURES, time_code
 
@@ -55,7 +56,7 @@ class Classifier(Module):
         for width in channels:
             for stride in (2, 1):
                 self.convs.append(Conv2d(c, width, stride=stride, rng=rng))
-                self.norms.append(GroupNorm(num_groups, width, silu=True))
+                self.norms.append(NormSilu(num_groups, width))
                 c = width
         self.out = Linear(c, num_classes, rng=rng)
         self.time = Linear(TIME_FEATURES, channels[0], rng=rng) if time else None
@@ -70,12 +71,12 @@ class Classifier(Module):
             raise ValueError(f"x must have shape (N, H, W, {self.in_channels}), got {h.shape}")
         if (t is None) != (self.time is None):
             raise ValueError(f"t must be None for a classifier with time=False and a time otherwise, got {t!r}")
-        plus: tuple[Tensor, ...] = ()
-        if self.time is not None:
-            t = host_integers("t", t, 0, 2**31, len(h))
-            plus = (self.time(Tensor(time_code(t, TIME_FEATURES, self.time.w.dtype))),)
-        for conv, norm in zip(self.convs, self.norms):
-            h, plus = norm(conv(h, *plus)), ()
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms)):
+            h = conv(h)
+            if i == 0 and self.time is not None:
+                t = host_integers("t", t, 0, 2**31, len(h))
+                h = h + self.time(Tensor(time_code(t, TIME_FEATURES, self.time.w.dtype)))[:, None, None]
+            h = norm(h)
         return ops.mean(h, axis=(1, 2))  # (N, H, W, C) -> (N, C)
 
 
@@ -87,4 +88,4 @@ def cross_entropy(logits: Tensor, labels: Any) -> Tensor:
     n, num_classes = logits.shape
     labels = asarray(host_integers("labels", labels, 0, num_classes - 1, n))
     one_hot = (labels[:, None] == xp.arange(num_classes)).astype(logits.dtype)
-    return ops.logsumexp(logits) - ops.sum(logits * one_hot, axis=1)
+    return ops.logsumexp(logits) - ops.total(logits * one_hot, axis=1)

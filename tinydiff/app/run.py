@@ -1,7 +1,7 @@
-"""What train_mnist.py and train_prompts.py share: a run of minutes with a bar, that saves, stops and resumes.  The bar
-is latent.py's too.
+"""A long run as a program has it: its options, a bar, and saving, stopping and resuming.
 
-Everything that the two differ in is passed in: what is trained, what a checkpoint keeps, what is drawn on the way.
+The programs that train a diffusion model share it.  Everything in which they differ is passed in: what is trained, what
+a checkpoint keeps, what is drawn on the way.  Read next: ../../demos/train_mnist.py.
 """
 
 import csv
@@ -10,19 +10,21 @@ import io
 import numpy as np
 from tqdm import tqdm
 
-from tinydiff import checkpoint, cli, plots
+from tinydiff.app import checkpoint, cli, plots
+from tinydiff.app.signals import stop_signals
+from tinydiff.app.training import steps, whole
 from tinydiff.backend import TinydiffError, precision
 from tinydiff.data import load
-from tinydiff.train import METRICS, NUM_BUCKETS, TrainConfig, train
+from tinydiff.train import METRICS, NUM_BUCKETS, TrainConfig
 
 UNLIMITED = 10**9  # steps, where the minutes decide
 NUM_GROUPS = 8  # of UNet
 
 
-def wanted(steps, minutes, **others):
+def wanted(num_steps, minutes, **others):
     """The settings of TrainConfig that were asked for: a number of steps is not cut short by a clock."""
-    asked = given(num_steps=steps, minutes=minutes, **others)
-    return asked | {"minutes": None} if steps is not None else asked
+    asked = given(num_steps=num_steps, minutes=minutes, **others)
+    return asked | {"minutes": None} if num_steps is not None else asked
 
 
 def given(**options):
@@ -70,23 +72,23 @@ def add_options(parser):
     parser.add_argument("--sample-steps", type=cli.positive_int, help="reverse steps of each picture")
 
 
-def run(state, dataset, save, save_every, on_the_way=None):
+def run(state, ranks, save, save_every, on_the_way=None):
     """Train to the end, saving on the way; False if a signal asked to stop before.
 
-    save() writes what is to be kept.  on_the_way(): None, or what to do after each step but the last.
+    ranks: who shares the work.  save() writes what is to be kept.  on_the_way(): None, or what to do after each step
+    but the last.
     """
-    ranks = state.workers.ranks
     ranks.broadcast(save)
     per_step = state.config.batch_size
     start = state.step * per_step
     bar = tqdm(total=total(state), initial=start, unit="img", dynamic_ncols=True, disable=ranks.rank > 0)
-    with cli.stop_signals(lambda: state.whole and ranks.rescue(save)) as stop, bar:
-        for _ in train(state, dataset):
+    with stop_signals(lambda: whole(state) and ranks.rescue(save)) as stop, bar:
+        for _ in steps(state, ranks, state.config.minutes):
             bar.total = total(state)
             bar.set_postfix_str(f"step {state.step}{recent_loss(state)}", refresh=False)
             bar.update(per_step)
             at_end = state.step == state.num_steps
-            stopped = ranks.allreduce_mean(np.float32([stop.requested]))[0] > 0  # one rank's signal stops all
+            stopped = ranks.allreduce_mean(np.array([stop.requested], np.float32))[0] > 0  # one rank's signal stops all
             if at_end or stopped or state.step % save_every == 0:
                 ranks.broadcast(save)
             if stopped and not at_end:
@@ -113,14 +115,14 @@ def save_metrics(state, path):
     text = io.StringIO()
     table = csv.writer(text)
     table.writerow(("step", *METRICS))
-    table.writerows((i + 1, *(f"{value:.6g}" for value in row)) for i, row in enumerate(state.metrics))
+    table.writerows((i + 1, *(f"{value:.6g}" for value in row)) for i, row in enumerate(state.metrics()))
     with checkpoint.atomic_write(path) as file:
         file.write(text.getvalue().encode())
 
 
 def save_loss(state, path, title):
     """The loss, and by quarter of 1..T, as a picture."""
-    metrics, T = np.array(state.metrics), state.schedule.T
+    metrics, T = np.array(state.metrics()), state.T
     names = [f"t = {i * T // NUM_BUCKETS + 1}..{(i + 1) * T // NUM_BUCKETS}" for i in range(NUM_BUCKETS)]
     steps = np.arange(1, len(metrics) + 1)
     plots.save_loss(path, steps, metrics[:, 0], metrics[:, -NUM_BUCKETS:], names, title)

@@ -20,7 +20,8 @@ Axes: n images of a frame, P Q its rows and columns, C O channels, I J tiles dow
 
 from functools import lru_cache
 
-from tinydiff.backend import asarray, backend_name, chunks, xp
+from tinydiff.backend import asarray, backend_name, xp
+from tinydiff.fast.cache import chunks
 
 # Interpolation at 0, 1, -1, 2, -2, infinity: A^T ((G f) * (B^T d)) correlates a row d of 6 with a filter f of 3.
 _BT = (

@@ -11,7 +11,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from tinydiff.backend import address, backend_name, raw_module, struct, xp
+import numpy as np
+
+from tinydiff.backend import backend_name, xp
 
 SOURCE = Path(__file__).with_name("kernels.cu").read_text("utf-8")
 THREADS = 256  # of a block; a power of two, see total() there
@@ -44,7 +46,8 @@ def _kernel(name: str, dtype: str, wide: bool) -> Any:
 
 @lru_cache(None)
 def _module(dtype: str, wide: bool) -> Any:
-    return raw_module(_text(dtype, wide))
+    """The CUDA text for one type, which is compiled when the first of its kernels is asked for."""
+    return xp.RawModule(code=_text(dtype, wide), options=("--std=c++17",))
 
 
 def _text(dtype: str, wide: bool) -> str:
@@ -170,34 +173,26 @@ def softmax_backward(p: Any, g: Any) -> Any:
     return dx
 
 
-class GroupNorm:
-    """Group norm of x (N, ..., C), followed by SiLU where silu is True."""
+def group_norm(x: Any, gamma: Any, beta: Any, num_groups: int, eps: float, silu: bool) -> tuple[Any, Any]:
+    """y, vjp of the group norm of x (N, ..., C), followed by SiLU where silu is True."""
+    x, gamma, beta = map(xp.ascontiguousarray, (x, gamma, beta))
+    c, sizes = x.shape[-1], (math.prod(x.shape[1:-1]), x.shape[-1], num_groups)
+    mean, rstd = xp.empty((2, len(x), num_groups), x.dtype)
+    y = xp.empty(x.shape, x.dtype)
+    launch("group_norm", mean.size, x, gamma, beta, mean, rstd, y, *sizes, float(eps), int(silu), each=THREADS)
 
-    def __init__(self, x: Any, gamma: Any, beta: Any, num_groups: int, eps: float, silu: bool):
-        self.x, self.gamma, self.beta = map(xp.ascontiguousarray, (x, gamma, beta))
-        self.sizes = math.prod(x.shape[1:-1]), x.shape[-1], num_groups
-        self.eps, self.silu = float(eps), int(silu)
-        self.mean, self.rstd = xp.empty((2, len(x), num_groups), x.dtype)
+    def vjp(g: Any) -> tuple[Any, Any, Any]:
+        dx, shares = xp.empty(x.shape, x.dtype), xp.empty((len(x), 2 * c), g.dtype)
+        given = x, xp.ascontiguousarray(g), mean, rstd, gamma, beta
+        launch("group_norm_backward", mean.size, *given, dx, shares, *sizes, int(silu), each=THREADS)
+        sums = sum_rows(shares)
+        return lambda: dx, lambda: sums[:c], lambda: sums[c:]
 
-    def forward(self) -> Any:
-        """y, of x's shape."""
-        y, results = xp.empty(self.x.shape, self.x.dtype), (self.mean, self.rstd)
-        given = self.x, self.gamma, self.beta
-        launch("group_norm", self.mean.size, *given, *results, y, *self.sizes, self.eps, self.silu, each=THREADS)
-        return y
-
-    def backward(self, g: Any) -> tuple[Any, Any, Any]:
-        """dx, dgamma, dbeta, each as a function that returns it: see autograd.op."""
-        dx, c = xp.empty(self.x.shape, self.x.dtype), self.x.shape[-1]
-        shares = xp.empty((len(dx), 2 * c), g.dtype)
-        given = self.x, xp.ascontiguousarray(g), self.mean, self.rstd, self.gamma, self.beta
-        launch("group_norm_backward", self.mean.size, *given, dx, shares, *self.sizes, self.silu, each=THREADS)
-        total = sum_rows(shares)
-        return lambda: dx, lambda: total[:c], lambda: total[c:]
+    return y, vjp
 
 
 def adam(theta: Any, g: Any, m: Any, v: Any, norm: Any, *numbers: float) -> None:
-    """One step of Adam in place: see optim.py; numbers: beta1, beta2, rate, eps, 1 - lr weight_decay."""
+    """One step of Adam in place: see optim.py; numbers: beta1, beta2, rate, eps."""
     launch("adam", theta.size, theta, g, m, v, norm, *map(float, numbers))
 
 
@@ -222,3 +217,13 @@ def gather(arrays: list[Any], sizes: list[int], out: Any) -> None:
         table = struct([*(0 if a is None else address(a) for a in part), *rest, *ends, *rest])
         launch("gather", ends[-1], out[: ends[-1]], table, len(part))
         out = out[ends[-1] :]
+
+
+def address(a: Any) -> int:
+    """Where the first number of an array lies in its backend's memory."""
+    return a.data.ptr if hasattr(a.data, "ptr") else a.ctypes.data
+
+
+def struct(numbers: list[int]) -> Any:
+    """Integers as one argument of a kernel: a struct of them, passed by value."""
+    return np.array(numbers, np.int64).view(f"V{8 * len(numbers)}")[0]

@@ -9,7 +9,7 @@ the transformer of Vaswani et al. 2017 with its norms before each branch, read b
     Prompted(model, prompts, negative)(x_t, t, labels)        class i is prompt i, "no label" the negative prompt
 
 So to diffusion/ a list of prompts is a set of classes, and a negative prompt is what guidance leads away from.
-Read next: ../train.py.
+Read next: ../app/cli.py.
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,12 @@ from typing import Any
 from tinydiff import ops
 from tinydiff.autograd import Tensor, no_grad
 from tinydiff.backend import asarray, host_integers, xp
-from tinydiff.nn.layers import Embedding, GroupNorm, Linear, check_heads, join_heads, split_heads
+from tinydiff.more.layers import CrossAttention
+from tinydiff.nn.layers import Embedding, GroupNorm, Linear, join_heads, split_heads
 from tinydiff.nn.module import Module
-from tinydiff.nn.unet import Text, UNet
+from tinydiff.nn.unet import ResBlock, UNet
+
+Text = tuple[Tensor, Any]  # features (N, M, F), and present (N, M): see CrossAttention
 
 PADDING = 0  # the token that fills a row up: it is no word, and nothing looks at it
 
@@ -40,7 +43,8 @@ class TextBlock(Module):
     """x -> x + out(attention of norm1(x)), then x -> x + mlp2(silu(mlp1(norm2(x)))); both branches start at zero."""
 
     def __init__(self, features: int, *, num_heads: int, rng: Any):
-        check_heads(num_heads, features)
+        if features % num_heads:
+            raise ValueError(f"num_heads={num_heads} does not divide features={features}")
         self.num_heads = num_heads
         self.norm1 = LayerNorm(features)
         self.qkv = Linear(features, 3 * features, rng=rng)
@@ -100,6 +104,39 @@ class TextEncoder(Module):
         return self.norm(x), present
 
 
+class TextResBlock(ResBlock):
+    """A residual block that may attend to a text at its end.  told: (code, features, present), see CrossAttention."""
+
+    def __init__(self, c_in: int, c_out: int, text_features: int | None, *, rng: Any, **sizes: Any):
+        super().__init__(c_in, c_out, rng=rng, **sizes)
+        heads = {name: sizes[name] for name in ("num_heads", "num_groups")}
+        self.cross = None if text_features is None else CrossAttention(c_out, text_features, rng=rng, **heads)
+
+    def forward(self, x: Tensor, told: Any) -> Tensor:
+        code, features, present = told
+        y = super().forward(x, code)
+        return y if self.cross is None else self.cross(y, features, present)
+
+
+class ReadingUNet(UNet):
+    """eps_hat = model(x_t, t, text): the U-Net whose blocks of every level but the first, and the first block of the
+    middle, attend to a text (features (N, M, text_features), present (N, M)), as CrossAttention takes it."""
+
+    def __init__(self, text_features: int, *, rng: Any, **config: Any):
+        self._text_features = text_features
+        super().__init__(**config, rng=rng)
+        self.config["text_features"] = text_features
+
+    def block(self, c_in: int, c_out: int, level: int | None, attend: bool, rng: Any) -> ResBlock:
+        sizes = {name: self.config[name] for name in ("num_heads", "num_groups")}
+        reads = attend if level is None else level > 0
+        return TextResBlock(c_in, c_out, self._text_features if reads else None, attend=attend, rng=rng, **sizes)
+
+    def forward(self, x_t: Any, t: Any, text: Any = None) -> Tensor:
+        x = x_t if isinstance(x_t, Tensor) else Tensor(asarray(x_t))
+        return self.walk(x, (self.code(t, None, len(x)), *text))
+
+
 class TextUNet(Module):
     """eps_hat = model(x_t, t, tokens): a U-Net and the encoder of the text that it attends to.
 
@@ -108,11 +145,11 @@ class TextUNet(Module):
 
     def __init__(self, encoder: dict[str, Any], unet: dict[str, Any], *, rng: Any):
         self.encoder = TextEncoder(**encoder, rng=rng)
-        self.unet = UNet(**unet | {"text_features": self.encoder.config["features"]}, rng=rng)
+        self.unet = ReadingUNet(**unet | {"text_features": self.encoder.config["features"]}, rng=rng)
         self.config = {"encoder": self.encoder.config, "unet": self.unet.config}
 
-    def forward(self, x_t: Any, t: Any, tokens: Any, *, rng: Any = None) -> Tensor:
-        return self.unet(x_t, t, text=self.encoder.encode(tokens), rng=rng)
+    def forward(self, x_t: Any, t: Any, tokens: Any) -> Tensor:
+        return self.unet(x_t, t, self.encoder.encode(tokens))
 
 
 class Prompted:
@@ -129,4 +166,4 @@ class Prompted:
 
     def __call__(self, x_t: Any, t: Any, labels: Any) -> Tensor:
         rows = asarray(host_integers("labels", labels, 0, self.num_classes, len(x_t)))
-        return self.unet(x_t, t, text=(Tensor(xp.take(self._features, rows, 0)), xp.take(self._present, rows, 0)))
+        return self.unet(x_t, t, (Tensor(xp.take(self._features, rows, 0)), xp.take(self._present, rows, 0)))

@@ -3,8 +3,8 @@
     mpiexec -n 4 python demos/train_mnist.py --parallel mpi
 
 Every rank runs the whole program on a replica of its own.  Rank 0 alone reads files, writes and prints; what it reads
-it broadcasts, the parameters too, so all start from the same bits.  In a step each rank draws its rows of the batch
-that seed and step name (train.draw_batch), and computes their losses; then
+it broadcasts, the parameters too, so all start from the same bits.  In a step each rank draws the batch that seed and
+step name (train.draw_batch), and computes the losses of its own rows; then
 
     gradient of the mean over the batch = mean over the ranks of (ranks / batch) sum of its rows' gradients
 
@@ -12,7 +12,7 @@ is one Allreduce of the flat gradient, behind which the losses lie too, zeros wh
 then makes the same update.  So the batch does not depend on the number of ranks: only the order of summation does.
 
 Faults: a rank that raises aborts the job when it ends, mpiexec ends it when a rank dies.  The ranks' programs, sources
-and versions are compared at the start, their parameters every CHECK_EVERY steps.  Read next: ../train.py.
+and versions are compared at the start, their parameters every CHECK_EVERY steps.  Read next: kernels.py.
 """
 
 import atexit
@@ -30,9 +30,10 @@ from typing import Any
 
 import numpy as np
 
-from tinydiff.backend import TinydiffError, asarray, backend_name, default_rng, precision, synchronize, to_numpy, xp
+from tinydiff.backend import TinydiffError, asarray, backend_name, precision, synchronize, to_numpy, xp
+from tinydiff.fast.workers import ONE_THREAD, Ranks, WorkerError, Workers, losses_and_gradient
 from tinydiff.nn import Module
-from tinydiff.parallel.local import ONE_THREAD, Batch, Losses, Ranks, WorkerError, Workers, losses_and_gradient
+from tinydiff.train import Batch, Losses
 
 CHECK_EVERY = 50  # steps
 
@@ -46,9 +47,11 @@ class MPIRanks(Ranks):
     def __init__(self, comm: Any, local_rank: int = 0, reads_gpu: bool = False):
         self.comm, self.rank, self.size = comm, comm.rank, comm.size
         self.local_rank, self.reads_gpu = local_rank, reads_gpu
-        self.num_workers = self.size
         self.ended_well = False
         self._saver: int | None = None
+
+    def default_workers(self, most: int = 64) -> int:
+        return self.size
 
     def broadcast(self, make: Callable[[], Any]) -> Any:
         if self._saver is not None:  # which writes what make may write
@@ -122,7 +125,7 @@ class RankWorkers(Workers):
         arrays = f"{backend_name()} {xp.__version__}, products in {precision()}"
         ranks.check_same({"what computes": arrays, "the parameters' sum of squares": norm})
 
-    def gradients(self, losses_of: Losses, batch: Batch, seed: Sequence[int]) -> Any:
+    def gradients(self, losses_of: Losses, batch: Batch) -> Any:
         """Losses (N,) of the batch's examples, the same on every rank, as is their mean's gradient in flat.grad."""
         size, n, theta = self.ranks.size, len(next(iter(batch.values()))), self.flat.data
         if self._calls % CHECK_EVERY == 0:
@@ -133,8 +136,7 @@ class RankWorkers(Workers):
             self.flat.move(theta, self._buffer[: len(theta)])
         losses, part = self._buffer[len(theta) :], self.ranks.part(n)
         losses[...] = 0
-        rng = default_rng("worker", *seed, self.ranks.rank)
-        losses[part] = losses_and_gradient(self.model, self.flat, losses_of, batch, part, n / size, rng)
+        losses[part] = losses_and_gradient(self.model, self.flat, losses_of, batch, part, n / size)
         self.ranks.allreduce_mean(self._buffer)
         return losses * size
 

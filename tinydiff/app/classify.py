@@ -14,32 +14,32 @@ its label or draws no digit at all.  Read next: ../demos/train_classifier.py and
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tinydiff import checkpoint, ops
+from tinydiff import ops
+from tinydiff.app import checkpoint
+from tinydiff.app.generate import load_network
+from tinydiff.app.metrics import coverage, frechet_distance, spread
+from tinydiff.app.training import fit
 from tinydiff.autograd import Tensor, enable_grad, no_grad
 from tinydiff.backend import TinydiffError, default_rng, precision, to_numpy, xp
 from tinydiff.data import Dataset, epoch_indices
 from tinydiff.diffusion import Schedule
-from tinydiff.generate import load_network
-from tinydiff.metrics import coverage, frechet_distance, spread
+from tinydiff.more.classifier import Classifier, cross_entropy
 from tinydiff.nn import Module
-from tinydiff.nn.classifier import Classifier, cross_entropy
-from tinydiff.parallel import Batch, Workers
-from tinydiff.train import FitConfig, TrainConfig, fit
-from tinydiff.train import draw_batch as draw_diffusion_batch
+from tinydiff.train import Batch, LoopConfig, TrainConfig, draw_batch
 
 MAX_SHIFT = 2  # pixels
 SLICE = 250  # images that a worker reads at a time
 
 
 @dataclass(frozen=True)
-class ClassifierConfig(FitConfig):
+class ClassifierConfig(LoopConfig):
     """What a training run is, besides its network and its data."""
 
     num_steps: int = 1800
@@ -57,7 +57,7 @@ def shift(images: np.ndarray, dy: Any, dx: Any, background: float = -1.0) -> np.
     return np.moveaxis(windows[np.arange(n), MAX_SHIFT - dy, MAX_SHIFT - dx], 1, -1)
 
 
-def draw_batch(dataset: Dataset, config: ClassifierConfig, step: int) -> Batch:
+def draw_moved_batch(dataset: Dataset, config: ClassifierConfig, step: int) -> Batch:
     """The examples of 0-based `step`, a pure function of its arguments: x (B, H, W, C) float32, labels (B,)."""
     images, labels = dataset.batch(epoch_indices(len(dataset), config.batch_size, config.seed, step))
     dy, dx = default_rng("shift", config.seed, step).integers(-MAX_SHIFT, MAX_SHIFT + 1, (2, len(images)))
@@ -67,31 +67,29 @@ def draw_batch(dataset: Dataset, config: ClassifierConfig, step: int) -> Batch:
 def draw_noisy_batch(schedule: Schedule, dataset: Dataset, config: ClassifierConfig, step: int) -> Batch:
     """The same for a noisy classifier: x is x_t ~ q(x_t | x_0), t (B,) uniform in 1..T; labels (B,)."""
     as_in_diffusion = TrainConfig(batch_size=config.batch_size, seed=config.seed, label_drop=0.0)
-    batch = draw_diffusion_batch(dataset, schedule, as_in_diffusion, len(dataset.classes), step)
+    batch = draw_batch(dataset, schedule, len(dataset.classes), as_in_diffusion, step)
     return {"x": batch["x_t"], "t": batch["t"], "labels": batch["labels"]}
 
 
-def cross_entropy_losses(model: Module, batch: Batch, rng: np.random.Generator) -> Tensor:
+def cross_entropy_losses(model: Any, batch: Batch) -> Tensor:
     """-log p(label | x), or -log p(label | x_t) where the batch has a t, for each example (N,)."""
     return cross_entropy(model(batch["x"], batch.get("t")), batch["labels"])
 
 
 def train_classifier(
-    workers: Workers,
+    workers: Any,
     dataset: Dataset,
     config: ClassifierConfig,
-    draw: Callable[[Dataset, ClassifierConfig, int], Batch] = draw_batch,
+    draw: Callable[[Dataset, Any, int], Batch] = draw_moved_batch,
 ) -> Iterator[float]:
     """Train the workers' network, yielding the mean loss of each step's batch.
 
-    draw: draw_batch, or draw_noisy_batch with its schedule filled in.  Raises TrainingError as `fit`.
+    draw: draw_moved_batch, or draw_noisy_batch with its schedule filled in.  Raises TrainingError as `fit`.
     """
-    return fit(
-        workers, cross_entropy_losses, lambda n, step: draw(dataset, replace(config, batch_size=n), step), config
-    )
+    return fit(workers, cross_entropy_losses, partial(draw, dataset), config)
 
 
-def read(workers: Workers, images: np.ndarray, t: np.ndarray | None = None) -> Iterator[np.ndarray]:
+def read(workers: Any, images: np.ndarray, t: np.ndarray | None = None) -> Iterator[np.ndarray]:
     """Yield p(k | image), (n, num_classes) for each slice of n <= SLICE images in order.
 
     images: (N, H, W, C).  t: for a noisy classifier the time of each image, (N,) host integers.
@@ -121,12 +119,12 @@ def class_probs(model: Module) -> Callable[[Any, int], np.ndarray]:
     return lambda x_t, t: _read_slice(model, (x_t, t))
 
 
-def features(workers: Workers, images: np.ndarray) -> Iterator[np.ndarray]:
+def features(workers: Any, images: np.ndarray) -> Iterator[np.ndarray]:
     """Yield Classifier.features, (n, D) for each slice of n <= SLICE images in order; what metrics.py compares."""
     return workers.map(_slice_features, [images[i : i + SLICE] for i in range(0, len(images), SLICE)])
 
 
-def look(workers: Workers, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def look(workers: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What each image is read as (N,), and its features (N, D), from one pass of the network."""
     parts = workers.map(_look_at_slice, [images[i : i + SLICE] for i in range(0, len(images), SLICE)])
     answers, found = zip(*parts)
@@ -140,7 +138,7 @@ class Judge:
     others: the features of the rest.  TinydiffError if num is no multiple of the classes, or the test set too small.
     """
 
-    def __init__(self, workers: Workers, test: Dataset, num: int):
+    def __init__(self, workers: Any, test: Dataset, num: int):
         self.workers, self.num = workers, num
         by_label = [np.flatnonzero(test.labels == k) for k in range(len(test.classes))]
         least = min(map(len, by_label))
@@ -196,7 +194,7 @@ def build_classifier(config: dict[str, Any], seed: int) -> Classifier:
 
 def save_classifier(
     path: Path,
-    workers: Workers,
+    workers: Any,
     config: ClassifierConfig,
     dataset: Dataset,
     test: Dataset,
@@ -227,7 +225,7 @@ def save_classifier(
     checkpoint.save(path, arrays, meta)
 
 
-def load_classifier(path: Path, num_workers: int) -> tuple[Workers, dict[str, Any]]:
+def load_classifier(path: Path, num_workers: int) -> tuple[Any, dict[str, Any]]:
     """Workers that hold a saved classifier, and its settings.
 
     Raises CheckpointError if the file is not a whole checkpoint of a classifier.

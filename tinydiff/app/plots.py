@@ -22,8 +22,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import IdentityTransform
 from PIL import Image
 
+from tinydiff.app.checkpoint import atomic_write
 from tinydiff.backend import to_numpy
-from tinydiff.checkpoint import atomic_write
 
 _DPI = 128  # a power of two: a size in pixels survives the way through inches
 _MARGIN = 12  # pixels around a picture

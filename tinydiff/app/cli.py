@@ -13,29 +13,18 @@ Read next: demos/train_mnist.py.
 """
 
 import argparse
-import contextlib
-import csv
 import inspect
-import io
 import math
 import os
 import re
 import shutil
-import signal
 import sys
 import textwrap
-import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from types import FrameType
+from collections.abc import Callable
 from typing import Any
 
-from tqdm import tqdm
-
+from tinydiff.app.alone import one_process
 from tinydiff.backend import TinydiffError, describe, use_backend
-from tinydiff.checkpoint import atomic_write
-from tinydiff.parallel import ALONE, Ranks, mpi
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -58,13 +47,14 @@ def parser(description: str | None, main: Callable[..., Any]) -> argparse.Argume
 
 
 def add_backend(to: argparse.ArgumentParser) -> None:
-    """Add --backend and --precision, the options that every demo has."""
+    """Add --backend, --precision and --plain, the options that every program has."""
     to.add_argument("--backend", choices=["numpy", "cupy"], help="arrays on the CPU, or on an NVIDIA GPU")
     to.add_argument(
         "--precision",
         choices=["float32", "tf32"],
         help="of a GPU's matrix products: tf32 (its default) rounds each factor to 10 bits and is faster",
     )
+    to.add_argument("--plain", action="store_true", help="compute with the functions of the book as they stand: slower")
 
 
 def add_parallel(to: Any) -> None:
@@ -73,10 +63,18 @@ def add_parallel(to: Any) -> None:
     to.add_argument("--parallel", choices=["local", "mpi"], help="mpi: each rank that mpiexec started is a worker")
 
 
-def start(backend: str, precision: str | None, parallel: str = "local") -> Ranks:
+def start(backend: str, precision: str | None, parallel: str = "local", plain: bool = False) -> Any:
     """Choose the backend, as the first thing in main, say which GPU will work, and return who shares the work."""
-    ranks = mpi.world() if parallel == "mpi" else ALONE
-    use_backend(backend, precision, ranks.local_rank)
+    if parallel == "mpi" and plain:
+        raise TinydiffError("--plain --parallel mpi: with --plain one process does all the work")
+    if parallel == "mpi":
+        from tinydiff.fast import mpi
+
+        ranks = mpi.world()
+        use_backend(backend, precision, ranks.local_rank)
+    else:
+        use_backend(backend, precision, plain=plain)
+        ranks = one_process()
     if backend != "numpy":
         print(describe())
     return ranks
@@ -142,78 +140,6 @@ def labels(text: str) -> tuple[int, ...]:
             raise argparse.ArgumentTypeError(f"must be digits or rising ranges such as 7, 0-9 or 1,3,5-7, got {text!r}")
         chosen += range(int(match[1]), int(match[2] or match[1]) + 1)
     return tuple(chosen)
-
-
-@dataclass
-class Stop:
-    """Whether a signal has asked the program to stop, and which: "" until then, then "SIGINT" or "SIGTERM"."""
-
-    requested: bool = False
-    signal: str = ""
-
-
-@contextlib.contextmanager
-def stop_signals(at_once: Callable[[], Any] | None = None) -> Iterator[Stop]:
-    """Turn the first Ctrl-C (SIGINT) or SIGTERM into `stop.requested`, so that a loop can end its step and save.
-
-        with stop_signals() as stop:
-            for state in train(...):
-                if stop.requested: break
-
-    A second signal does what it did before (Ctrl-C raises KeyboardInterrupt); leaving the block restores that too.  A
-    signal that the caller ignores (nohup) stays ignored.  Outside the main thread nothing is caught.
-    at_once(): what the handler itself does, in the middle of whatever runs.
-    """
-    stop = Stop()
-    before: dict[int, Any] = {}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def request(number: int, frame: FrameType | None) -> None:
-        stop.requested, stop.signal = True, signal.Signals(number).name
-        restore()
-        if at_once is not None:
-            at_once()
-
-    try:
-        if threading.current_thread() is threading.main_thread():
-            for number in (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM")):  # Windows may lack one
-                if number is not None and signal.getsignal(number) not in (None, signal.SIG_IGN):
-                    before[number] = signal.getsignal(number)
-                    signal.signal(number, request)
-        yield stop
-    finally:
-        restore()
-
-
-def progress(losses: Iterator[float], num_steps: int, batch_size: int, name: str = "") -> Iterator[float]:
-    """Pass on what train.fit yields, under a bar that shows images, rate, time left and the loss, a running mean."""
-    with tqdm(total=num_steps * batch_size, unit="img", desc=name or None, dynamic_ncols=True) as bar:
-        smooth = 0.0
-        for step, loss in enumerate(losses):
-            smooth += (loss - smooth) / min(step + 1, 50)
-            bar.set_postfix_str(f"step {step + 1}, loss {smooth:.4g}", refresh=False)
-            bar.update(batch_size)
-            yield loss
-
-
-def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Print rows of one set of keys as a table, and write them as .csv, or as Markdown where the path ends in .md."""
-    widths = {key: max(len(key), *(len(str(row[key])) for row in rows)) for key in rows[0]}
-    for row in [{key: key for key in rows[0]}, *rows]:
-        print("  ".join(f"{row[key]!s:>{width}}" for key, width in widths.items()))
-    text = io.StringIO()
-    if path.suffix == ".md":
-        for cells in (rows[0], ["---"] * len(rows[0]), *(row.values() for row in rows)):
-            text.write("| " + " | ".join(map(str, cells)) + " |\n")
-    else:
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode())
 
 
 def _number(text: str, kind: type, what: str, fits: Callable[[Any], bool]) -> Any:

@@ -1,47 +1,67 @@
-"""Two pairs of ops in one pass: what lies between them is neither written to memory nor kept for the gradient.
+"""The layers of the U-Net, and of its relatives in more/, in fewer passes over the maps.
 
-    norm_silu_conv(x) = conv2d(group_norm_silu(x))          upsample_conv(x) = conv2d(upsample_nearest(x))
+    ResBlock.forward, NormSiluConv.forward      conv2d(silu(group_norm(x))) and what is added to it: one pass
+    Upsample.forward, UpConv.forward            conv2d(upsample_nearest(x)): one pass
+    UNet.head, NormSilu.forward                 silu(group_norm(x)): one pass
 
 Some images at a time, the first op of a pair writes its result straight into the frame that Winograd's convolution
-reads, and in the backward pass does so again.  A network keeps half as many maps, and no map is copied to be padded.
-Where Winograd's way does not pay, each is its two ops in turn; the tests hold both ways to the same numbers.
-
-Axes as in winograd.py and norm.py.  Read next: attention.py.
+reads, and in the backward pass does so again.  What lies between the two is neither written to memory nor kept: a
+network keeps half as many maps, and no map is copied to be padded.  Where Winograd's way does not pay, a pair is its
+two ops in turn.  Axes as in winograd.py and norm.py.  Read next: optim.py.
 """
 
+from typing import Any
+
+from tinydiff import ops
 from tinydiff.autograd import Tensor, op
 from tinydiff.backend import xp
-from tinydiff.ops import winograd
-from tinydiff.ops.conv import bias_and_map, bias_gradients, check_conv2d, conv2d, sum_2x2, upsample_nearest
-from tinydiff.ops.norm import GroupNorm, check_group_norm, group_norm_silu
-from tinydiff.ops.pointwise import silu_of_double, silu_of_double_and_slope
+from tinydiff.fast import winograd
+from tinydiff.fast.conv import bias_and_map, bias_gradients, check_plus, conv2d_plus, sum_2x2
+from tinydiff.fast.norm import Passes, group_norm_silu
+from tinydiff.fast.silu import silu_of_double, silu_of_double_and_slope
+from tinydiff.ops.conv import check_conv2d
+from tinydiff.ops.norm import check_group_norm
 
 
-def norm_silu_conv(
-    x: Tensor, gamma: Tensor, beta: Tensor, w: Tensor, b: Tensor, *plus: Tensor, num_groups: int
-) -> Tensor:
-    """conv2d(group_norm_silu(x, gamma, beta), w, b, *plus, padding=1): x (N, H, W, C), w (3, 3, C, O) -> (N, H, W, O).
-
-    gamma, beta: (C,).  b, plus: see conv2d.  Raises what the two ops raise.
-    """
-    if winograd.pays(x, w, 1, 1):
-        return norm_silu_winograd(x, gamma, beta, w, b, *plus, num_groups=num_groups)
-    return conv2d(group_norm_silu(x, gamma, beta, num_groups=num_groups), w, b, *plus, padding=1)
+def res_block(block: Any, x: Tensor, code: Tensor) -> Tensor:
+    """ResBlock.forward."""
+    h = norm_silu_conv(block.norm1, block.conv1, x, block.time(code))
+    y = norm_silu_conv(block.norm2, block.conv2, h, x if block.skip is None else block.skip(x))
+    return y if block.attention is None else block.attention(y)
 
 
-def upsample_conv(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    """conv2d(upsample_nearest(x), w, b, padding=1): x (N, H, W, C), w (3, 3, C, O) -> (N, 2H, 2W, O); b (O,)."""
-    if winograd.pays(x, w, 1, 1):
-        return upsample_winograd(x, w, b)
-    return conv2d(upsample_nearest(x), w, b, padding=1)
+def head(network: Any, h: Tensor) -> Tensor:
+    """UNet.head."""
+    return norm_silu_conv(network.norm_out, network.conv_out, h)
+
+
+def norm_silu(norm: Any, x: Tensor) -> Tensor:
+    """NormSilu.forward."""
+    return group_norm_silu(x, norm.gamma, norm.beta, num_groups=norm.num_groups)
+
+
+def norm_silu_conv(norm: Any, conv: Any, x: Tensor, *plus: Tensor) -> Tensor:
+    """conv(silu(norm(x))) for a 3x3 convolution that keeps the size; plus: see conv.conv2d."""
+    if winograd.pays(x, conv.w, 1, 1):
+        return norm_silu_winograd(x, norm.gamma, norm.beta, conv.w, conv.b, *plus, num_groups=norm.num_groups)
+    y = norm_silu(norm, x)
+    return conv2d_plus(y, conv.w, conv.b, *plus, padding=1) if plus else conv(y)
+
+
+def upsample_conv(conv: Any, x: Tensor) -> Tensor:
+    """conv(upsample_nearest(x)) for such a convolution."""
+    if winograd.pays(x, conv.w, 1, 1):
+        return upsample_winograd(x, conv.w, conv.b)
+    return ops.conv2d(ops.upsample_nearest(x), conv.w, conv.b, padding=1)
 
 
 @op
 def norm_silu_winograd(x, gamma, beta, w, b, *plus, num_groups):
-    """norm_silu_conv where Winograd's way pays."""
-    check_conv2d(x, w, b, plus, 1, 1)
+    """conv2d(silu(group_norm(x)), w, b), plus what is to be added to it: see conv.conv2d."""
+    check_conv2d(x, w, b, 1, 1)
+    check_plus(x, w, plus, 1, 1)
     check_group_norm(x, gamma, beta, num_groups)
-    norm = GroupNorm(x, gamma / 2, beta / 2, num_groups)  # of half the scale: see group_norm_silu
+    norm = Passes(x, gamma / 2, beta / 2, num_groups)  # of half the scale: see group_norm_silu
     (n, height, width, c), o = x.shape, w.shape[3]
     u, y = winograd.filter_tiles(w), xp.empty((n, height, width, o), x.dtype)
     each, other = bias_and_map(b, plus)
@@ -78,8 +98,8 @@ def norm_silu_winograd(x, gamma, beta, w, b, *plus, num_groups):
 
 @op
 def upsample_winograd(x, w, b):
-    """upsample_conv where Winograd's way pays."""
-    check_conv2d(x, w, b, (), 1, 1)
+    """conv2d(upsample_nearest(x), w, b)."""
+    check_conv2d(x, w, b, 1, 1)
     (n, height, width, c), o = x.shape, w.shape[3]
     u, y = winograd.filter_tiles(w), xp.empty((n, 2 * height, 2 * width, o), x.dtype)
     parts, each_bias = winograd.parts(y.shape, max(c, o), x.itemsize), xp.broadcast_to(b, (n, o))

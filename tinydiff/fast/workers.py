@@ -7,7 +7,7 @@ same number of workers give the same bits.  Processes, not threads: two threads 
 speed to the interpreter lock.
 
     with Workers(build, 2) as workers:
-        losses = workers.gradients(losses_of, batch, seed)      # leaves the mean's gradient in workers.flat.grad
+        losses = workers.gradients(losses_of, batch)            # leaves the mean's gradient in workers.flat.grad
         images = workers.map(draw, jobs)                        # draw(model, job) for each job
 
 With one worker everything happens in this process.  Functions and jobs travel through a pipe, so they must be
@@ -29,12 +29,10 @@ from typing import Any
 
 import numpy as np
 
-from tinydiff.backend import BackendError, TinydiffError, backend_name, default_rng, xp
+from tinydiff.backend import FAST, BackendError, TinydiffError, backend_name, use_backend, xp
+from tinydiff.fast.optim import Flat
 from tinydiff.nn import Module
-from tinydiff.optim import Flat
-
-Batch = dict[str, Any]  # arrays whose first axis runs over the examples
-Losses = Callable[[Module, Batch, np.random.Generator], Any]  # -> Tensor (N,): each example's loss
+from tinydiff.train import Batch, Losses
 
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OPENBLAS", "OMP", "MKL")} | {"VECLIB_MAXIMUM_THREADS": "1"}
 
@@ -51,12 +49,14 @@ def rows_of(n: int, rank: int, size: int) -> slice:
 class Ranks:
     """The processes that run this program together: here this one alone, many in mpi.MPIRanks.
 
-    rank, size: which one this is, of how many; local_rank: which one on this machine.  num_workers: of their `workers`,
-    None where that is free.
+    rank, size: which one this is, of how many; local_rank: which one on this machine.
     """
 
     rank, size, local_rank = 0, 1, 0
-    num_workers: int | None = None
+
+    def default_workers(self, most: int = 64) -> int:
+        """The workers to use where nobody says how many."""
+        return default_workers(most)
 
     def part(self, n: int) -> slice:
         """Which of n rows are this rank's."""
@@ -101,6 +101,7 @@ class Workers:
         self._shared: _SharedArrays | None = None
         self._batch: _SharedArrays | None = None
         self.flat = Flat(self.model.parameters())
+        self.parameters = [self.flat]  # as Adam and EMA take them
         if num_workers == 1:
             _keep_heap()
             return
@@ -115,21 +116,18 @@ class Workers:
             self.close()
             raise
 
-    def gradients(self, losses_of: Losses, batch: Batch, seed: Sequence[int]) -> Any:
+    def gradients(self, losses_of: Losses, batch: Batch) -> Any:
         """Losses (N,) of the batch's examples, on a GPU still there; their mean's gradient goes to flat.grad.
 
-        losses_of(model, part of the batch, rng) -> Tensor of that part's losses; rng is the worker's own stream, named
-        by `seed` and the worker's number.
+        losses_of(model, part of the batch) -> Tensor of that part's losses.
         """
         n = len(next(iter(batch.values())))
         if self.num_workers == 1:
-            return losses_and_gradient(
-                self.model, self.flat, losses_of, batch, slice(0, n), n, default_rng("worker", *seed, 0)
-            )
+            return losses_and_gradient(self.model, self.flat, losses_of, batch, slice(0, n), n)
         with self._conversation():
-            return self._shared_gradients(losses_of, batch, n, seed)
+            return self._shared_gradients(losses_of, batch, n)
 
-    def _shared_gradients(self, losses_of: Losses, batch: Batch, n: int, seed: Sequence[int]) -> np.ndarray:
+    def _shared_gradients(self, losses_of: Losses, batch: Batch, n: int) -> np.ndarray:
         assert self._shared is not None
         layout = {name: (a.shape, str(a.dtype)) for name, a in batch.items()}
         if self._batch is None or self._batch.layout != layout:
@@ -143,9 +141,10 @@ class Workers:
         for name, a in batch.items():
             self._batch.arrays[name][...] = a
         size = self.num_workers
-        losses = self._ask("gradients", [(losses_of, rows_of(n, w, size), n, (*seed, w)) for w in range(size)])
-        for g in self._shared.arrays["grad"][1:]:
-            self.flat.grad += g
+        losses = self._ask("gradients", [(losses_of, rows_of(n, w, size), n) for w in range(size)])
+        own, *others = self._shared.arrays["grad"]
+        for g in others:
+            own += g
         return np.concatenate(losses)
 
     def map(self, f: Callable[[Module, Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
@@ -201,10 +200,10 @@ class Workers:
             self._busy = False
 
     @contextmanager
-    def weights(self, theta: Any) -> Iterator[None]:
-        """Within the block every replica computes with these parameters, a flat array such as EMA.data."""
+    def weights(self, average: Sequence[Any]) -> Iterator[None]:
+        """Within the block every replica computes with these parameters, those of an EMA.average."""
         before = self.flat.data.copy()
-        self.flat.data[...] = theta
+        (self.flat.data[...],) = average
         try:
             yield
         finally:
@@ -240,7 +239,7 @@ class Workers:
         with environment(ONE_THREAD):  # one BLAS thread a worker: the workers are the parallelism
             for index in range(self.num_workers):
                 here, there = context.Pipe()
-                arguments = (there, build, index, shared.memory.name, shared.layout)
+                arguments = (there, build, index, shared.memory.name, shared.layout, not FAST)
                 process = context.Process(target=_serve, args=arguments, daemon=True, name=f"tinydiff-worker-{index}")
                 process.start()
                 there.close()
@@ -293,8 +292,8 @@ class Workers:
 
 
 def default_workers(most: int = 64) -> int:
-    """The workers to use where nobody says: one a core, at most `most`; 1 on a GPU, which one process keeps busy."""
-    return min(available_cores(), most) if backend_name() == "numpy" else 1
+    """One a core, at most `most`; 1 on a GPU, which one process keeps busy, and 1 where the plain functions run."""
+    return min(available_cores(), most) if FAST and backend_name() == "numpy" else 1
 
 
 def available_cores() -> int:
@@ -353,32 +352,31 @@ class _Replica:
             self.batch.close()
         self.batch = _SharedArrays(layout, name)
 
-    def gradients(self, losses_of: Losses, part: slice, n: int, seed: Sequence[int]) -> np.ndarray:
+    def gradients(self, losses_of: Losses, part: slice, n: int) -> np.ndarray:
         assert self.batch is not None
-        return losses_and_gradient(
-            self.model, self.flat, losses_of, self.batch.arrays, part, n, default_rng("worker", *seed)
-        )
+        return losses_and_gradient(self.model, self.flat, losses_of, self.batch.arrays, part, n)
 
     def call(self, f: Callable, job: Any) -> Any:
         return f(self.model, job)
 
 
-def losses_and_gradient(
-    model: Module, flat: Flat, losses_of: Losses, batch: Batch, part: slice, n: float, rng: np.random.Generator
-) -> Any:
+def losses_and_gradient(model: Module, flat: Flat, losses_of: Losses, batch: Batch, part: slice, n: float) -> Any:
     """Losses of batch[part]; the gradient of their sum over n goes to flat.grad."""
     if part.start == part.stop:  # more workers than examples
         flat.grad[...] = 0
         return xp.empty(0, "float32")
-    flat.forget()
-    losses = losses_of(model, {name: a[part] for name, a in batch.items()}, rng)
+    flat.grad = None
+    losses = losses_of(model, {name: a[part] for name, a in batch.items()})
     losses.backward(xp.full(losses.shape, 1 / n, losses.dtype))
-    flat.collect()
+    flat.gather()
     return losses.data
 
 
-def _serve(pipe: Any, build: Callable[[], Module], index: int, name: str, layout: dict[str, tuple]) -> None:
+def _serve(
+    pipe: Any, build: Callable[[], Module], index: int, name: str, layout: dict[str, tuple], plain: bool
+) -> None:
     """A worker's life: answer commands until the pipe closes."""
+    use_backend("numpy", plain=plain)
     for number in (signal.SIGINT, signal.SIGTERM):  # they may reach the whole group, but the parent decides
         signal.signal(number, signal.SIG_IGN)
     _keep_heap()

@@ -1,22 +1,23 @@
-"""The affine map on the last axis, as one matrix product over all the others.  Read next: conv.py."""
+"""linear, as one matrix product over all axes but the last, in pieces that the BLAS library multiplies fastest.
+
+Read next: conv.py.
+"""
 
 import math
 from functools import cache, lru_cache
 
-from tinydiff import kernels
-from tinydiff.autograd import op
 from tinydiff.backend import backend_name, xp
+from tinydiff.fast import kernels
+from tinydiff.ops.matrix import check_linear
 
 _SMALL = 1_000_000  # multiplications up to which OpenBLAS takes two matrices as they lie, a quarter faster
 _FEW = 64  # rows: pieces of fewer give more sums of x^T g to add up than they save
 
 
-@op
 def linear(x, w, b):
-    """y = x w + b: x (..., I), w (I, O), b (O,) -> (..., O).  On maps (N, H, W, C) it is the 1x1 convolution."""
+    """ops.linear."""
+    check_linear(x, w, b)
     i, o = w.shape
-    if x.shape[-1] != i or b.shape != (o,):
-        raise ValueError(f"linear: x {x.shape} and b {b.shape} do not fit w {w.shape}")
     rows = x.reshape(math.prod(x.shape[:-1]), i)  # not -1, which cannot be found where an axis is empty
     one_launch = kernels.available() and len(rows) <= kernels.FEW_ROWS
     if one_launch:

@@ -9,7 +9,7 @@
 With a decoder p(x | z) = N(x_hat, sigma^2) the first term is |x - x_hat|^2/(2 sigma^2) and a constant.  A small sigma
 asks for faithful pictures, and what z looks like is left to a diffusion model, which then works on maps with 1/16 of
 the pixels (Rombach et al. 2022); a large one makes z itself so nearly N(0, 1) that it can be drawn.
-Read next: ../../demos/latent.py.
+Read next: text.py.
 """
 
 from typing import Any
@@ -17,19 +17,9 @@ from typing import Any
 from tinydiff import ops
 from tinydiff.autograd import Tensor
 from tinydiff.backend import asarray, host_integers
-from tinydiff.nn.layers import Conv2d, Embedding, GroupNorm, norm_silu_conv
+from tinydiff.more.layers import NormSiluConv, UpConv
+from tinydiff.nn.layers import Conv2d, Embedding
 from tinydiff.nn.module import Module
-
-
-class NormSiluConv(Module):
-    """conv(silu(norm(x))), a 3x3 convolution, and where they are given plus: see ops.conv2d."""
-
-    def __init__(self, in_channels: int, out_channels: int, num_groups: int, rng: Any):
-        self.norm = GroupNorm(num_groups, in_channels, silu=True)
-        self.conv = Conv2d(in_channels, out_channels, rng=rng)
-
-    def forward(self, x: Tensor, *plus: Tensor) -> Tensor:
-        return norm_silu_conv(self.norm, self.conv, x, *plus)
 
 
 class Autoencoder(Module):
@@ -67,7 +57,7 @@ class Autoencoder(Module):
         self.code = NormSiluConv(last, 2 * latent_channels, num_groups, rng)
         self.uncode = Conv2d(latent_channels, last, rng=rng)
         self.up_blocks = [NormSiluConv(c, c, num_groups, rng) for c in channels[::-1]]
-        self.up = [Conv2d(b, a, rng=rng) for a, b in list(zip([first, *channels], channels))[::-1]]
+        self.up = [UpConv(b, a, rng=rng) for a, b in list(zip([first, *channels], channels))[::-1]]
         self.out = NormSiluConv(first, in_channels, num_groups, rng)
         self.labels = [Embedding(num_classes, c, rng=rng) for c in (first, last)] if num_classes is not None else []
 
@@ -79,10 +69,10 @@ class Autoencoder(Module):
         """Mean and log variance of q(z | x), each (N, H/4, W/4, latent_channels)."""
         h = x if isinstance(x, Tensor) else Tensor(asarray(x))
         self._check("x", h, self.config["in_channels"], 2 ** len(self.down))
-        plus = self._label(0, labels, len(h))
-        for down, block in zip(self.down, self.down_blocks):
-            h, plus = down(h, *plus), []
-            h = block(h, h)
+        label = self._label(0, labels, len(h))
+        for i, (down, block) in enumerate(zip(self.down, self.down_blocks)):
+            h = down(h) if i or label is None else down(h) + label
+            h = h + block(h)
         mean, log_var = ops.split(self.code(h), 2)
         return mean, log_var
 
@@ -90,21 +80,21 @@ class Autoencoder(Module):
         """x_hat, the mean of p(x | z): z (N, H/4, W/4, latent_channels) -> (N, H, W, in_channels)."""
         h = z if isinstance(z, Tensor) else Tensor(asarray(z))
         self._check("z", h, self.latent_channels, 1)
-        h = self.uncode(h, *self._label(1, labels, len(h)))
+        label = self._label(1, labels, len(h))
+        h = self.uncode(h) if label is None else self.uncode(h) + label
         for block, up in zip(self.up_blocks, self.up):
-            h = block(h, h)
-            h = ops.upsample_conv(h, up.w, up.b)
+            h = up(h + block(h))
         return self.out(h)
 
-    def _label(self, place: int, labels: Any, n: int) -> list[Tensor]:
-        """The label's vector (N, C), added to the first map of the encoder (place 0) or the decoder (1), or nothing."""
+    def _label(self, place: int, labels: Any, n: int) -> Tensor | None:
+        """The label's vector (N, 1, 1, C), added to the first map of the encoder (place 0) or the decoder (1)."""
         if (labels is None) != (self.num_classes is None):
             raise ValueError(
                 f"labels must be given for an autoencoder with num_classes, and for no other, got {labels!r}"
             )
         if self.num_classes is None:
-            return []
-        return [self.labels[place](host_integers("labels", labels, 0, self.num_classes - 1, n))]
+            return None
+        return self.labels[place](host_integers("labels", labels, 0, self.num_classes - 1, n))[:, None, None]
 
     def _check(self, name: str, h: Tensor, channels: int, multiple: int) -> None:
         if h.ndim != 4 or h.shape[3] != channels:
@@ -127,7 +117,7 @@ def negative_elbo(x: Any, x_hat: Tensor, mean: Tensor, log_var: Tensor, sigma: f
         |x - x_hat|^2/(2 sigma^2) + KL(N(mean, exp(log_var)) || N(0, 1)),    the constant: D log(2 pi sigma^2)/2
     """
     error = x_hat - asarray(x)
-    return ops.sum(error * error, axis=(1, 2, 3)) / (2 * sigma**2) + kl_to_standard_normal(mean, log_var)
+    return ops.total(error * error, axis=(1, 2, 3)) / (2 * sigma**2) + kl_to_standard_normal(mean, log_var)
 
 
 def kl_to_standard_normal(mean: Tensor, log_var: Tensor) -> Tensor:
@@ -135,4 +125,4 @@ def kl_to_standard_normal(mean: Tensor, log_var: Tensor) -> Tensor:
 
     KL = sum of (mean^2 + exp(log_var) - 1 - log_var)/2
     """
-    return ops.sum(mean * mean + ops.exp(log_var) - 1 - log_var, axis=tuple(range(1, mean.ndim))) / 2
+    return ops.total(mean * mean + ops.exp(log_var) - 1 - log_var, axis=tuple(range(1, mean.ndim))) / 2

@@ -258,12 +258,12 @@ extern "C" __global__ void softmax_backward(I size, const T *p, const T *g, T *d
 /* Adam with both bias corrections folded into rate and eps, see optim.py; nothing where the gradient's norm is not
    finite */
 extern "C" __global__ void adam(I size, T *theta, const T *g, T *m, T *v, const T *norm, double beta1, double beta2,
-                                double rate, double eps, double keep) {
+                                double rate, double eps) {
     if (!FINITE(*norm)) return;
     EACH(i, size) {
         m[i] = T(beta1) * m[i] + T(1 - beta1) * g[i];
         v[i] = T(beta2) * v[i] + T(1 - beta2) * g[i] * g[i];
-        theta[i] = T(keep) * theta[i] - T(rate) * m[i] / (sqrt(v[i]) + T(eps));
+        theta[i] -= T(rate) * m[i] / (sqrt(v[i]) + T(eps));
     }
 }
 

@@ -1,0 +1,1 @@
+"""What the programs share: options, files, pictures, drawing and long runs.  Read next: cli.py."""

@@ -1,0 +1,39 @@
+"""Rows that a program prints and keeps, and the bar over a short run.  Read next: alone.py."""
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from tinydiff.app.checkpoint import atomic_write
+
+
+def progress(losses: Iterator[float], num_steps: int, batch_size: int, name: str = "") -> Iterator[float]:
+    """Pass on what train.fit yields, under a bar that shows images, rate, time left and the loss, a running mean."""
+    with tqdm(total=num_steps * batch_size, unit="img", desc=name or None, dynamic_ncols=True) as bar:
+        smooth = 0.0
+        for step, loss in enumerate(losses):
+            smooth += (loss - smooth) / min(step + 1, 50)
+            bar.set_postfix_str(f"step {step + 1}, loss {smooth:.4g}", refresh=False)
+            bar.update(batch_size)
+            yield loss
+
+
+def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Print rows of one set of keys as a table, and write them as .csv, or as Markdown where the path ends in .md."""
+    widths = {key: max(len(key), *(len(str(row[key])) for row in rows)) for key in rows[0]}
+    for row in [{key: key for key in rows[0]}, *rows]:
+        print("  ".join(f"{row[key]!s:>{width}}" for key, width in widths.items()))
+    text = io.StringIO()
+    if path.suffix == ".md":
+        for cells in (rows[0], ["---"] * len(rows[0]), *(row.values() for row in rows)):
+            text.write("| " + " | ".join(map(str, cells)) + " |\n")
+    else:
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode())

@@ -1,0 +1,199 @@
+"""conv2d in three ways, whichever is the fastest for a shape, and with what is added to its result in the same pass.
+
+The plain way of ops/conv.py, a few images at a time, so that their windows stay in a core's cache.  Where few channels
+come out, the convolution is computed as the input gradient of the flipped one.  Where winograd.py pays, it does the
+work.  Axes as in ops/conv.py.  Read next: winograd.py.
+"""
+
+from functools import cache, reduce
+from operator import iadd
+
+from tinydiff.autograd import op
+from tinydiff.backend import xp
+from tinydiff.fast import kernels, winograd
+from tinydiff.fast.cache import chunks
+from tinydiff.fast.linear import add_bias, product, product_of_transposed, sum_rows, transposed
+from tinydiff.ops.conv import check_conv2d, output_shape
+
+
+def conv2d(x, w, b, *plus, stride=1, padding=0):
+    """ops.conv2d, plus nothing or one more array.
+
+    plus: (N, O) is a bias of each image's own, by which the time enters a residual block; (N, OH, OW, O) is the block's
+    other branch; ValueError for another shape.
+    """
+    check_conv2d(x, w, b, stride, padding)
+    check_plus(x, w, plus, stride, padding)
+    if winograd.pays(x, w, stride, padding):
+        each, other = bias_and_map(b, plus)
+        y = winograd.correlate(x, w, each)
+        if other is not None:
+            y += other
+
+        def vjp(g):
+            return (
+                lambda: winograd.correlate(g, winograd.flipped(w)),
+                lambda: winograd.filter_gradient(x, g),
+                *bias_gradients(g, plus),
+            )
+    elif stride == 1 and w.shape[0] == w.shape[1] > padding and 4 * w.shape[3] <= w.shape[2]:
+        # Far fewer channels out than in.  The convolution is the input gradient of the one with the flipped filter, and
+        # that way round the windows are taken of the map with few channels.
+        turned, inner = winograd.flipped(w), w.shape[0] - 1 - padding
+        y = _input_gradient(output_shape(x.shape, w.shape, 1, padding), turned, x, 1, inner)
+        _add(y, b, plus)
+
+        def vjp(g):
+            return (
+                lambda: _correlate(g, turned, 1, inner),
+                lambda: winograd.flipped(_filter_gradient(g, turned, x, 1, inner).reshape(turned.shape)),
+                *bias_gradients(g, plus),
+            )
+    else:
+        y = _correlate(x, w, stride, padding, b, plus)
+
+        def vjp(g):
+            db, *dplus = bias_gradients(g, plus, kernels.available())
+            both = cache(lambda: _filter_gradient(x, w, g, stride, padding, one=db is None))
+            taps = w.size // w.shape[3]
+            return (
+                lambda: _input_gradient(x.shape, w, g, stride, padding),
+                lambda: both()[:taps].reshape(w.shape),
+                db or (lambda: both()[taps]),
+                *dplus,
+            )
+
+    return y, vjp
+
+
+@op
+def conv2d_plus(x, w, b, plus, *, stride=1, padding=0):
+    """conv2d with something to add as an op of its own: see there."""
+    return conv2d(x, w, b, plus, stride=stride, padding=padding)
+
+
+def _correlate(x, w, stride, padding, b=None, plus=()):
+    y = xp.empty(output_shape(x.shape, w.shape, stride, padding), x.dtype)
+    for part in _parts(y, w):
+        product(_columns(x[part], w, stride, padding), w.reshape(-1, w.shape[3]), y[part].reshape(-1, w.shape[3]))
+        if b is not None:
+            _add(y[part], b, [p[part] for p in plus])
+    return y
+
+
+def _add(y, b, plus):
+    """y += b + plus, see conv2d, in place."""
+    if kernels.available():
+        kernels.add_bias(y, b, *plus)
+        return
+    each, other = bias_and_map(b, plus)
+    add_bias(y, each)
+    if other is not None:
+        y += other
+
+
+def bias_and_map(b, plus):
+    """conv2d's b and plus as what all pixels of an image get, (O,) or (N, O), and what each gets, or None."""
+    if not plus:
+        return b, None
+    return (b, plus[0]) if plus[0].ndim == 4 else (b + plus[0], None)
+
+
+def _input_gradient(shape, w, g, stride, padding):
+    o = w.shape[3]
+    taps, parts = transposed(w.reshape(-1, o)), _parts(g, w)
+    if len(parts) == 1:
+        return _add_columns(product(g.reshape(-1, o), taps), shape, w, stride, padding)
+    dx = xp.empty(shape, g.dtype)
+    for part in parts:
+        dx[part] = _add_columns(product(g[part].reshape(-1, o), taps), dx[part].shape, w, stride, padding)
+    return dx
+
+
+def _filter_gradient(x, w, g, stride, padding, one=False):
+    """(KH KW C, O), a row for each tap; with a 1 after each window the next is the bias's gradient: see _columns."""
+    o = w.shape[3]
+    shares = (
+        product_of_transposed(_columns(x[part], w, stride, padding, one), g[part].reshape(-1, o))
+        for part in _parts(g, w)
+    )
+    return reduce(iadd, shares)
+
+
+def bias_gradients(g, plus, elsewhere=False):
+    """The gradients of conv2d's b and plus, from its result's; None for b's where it is found elsewhere."""
+    n, oh, ow, o = g.shape
+    if plus and plus[0].ndim == 2:
+        each = sum_rows(g.reshape(n, oh * ow, o))
+        db = None if elsewhere else sum_rows(each)  # now: what backward gets of each, it may add to
+        return db if db is None else (lambda: db), lambda: each
+    return None if elsewhere else (lambda: sum_rows(g.reshape(n * oh * ow, o))), *(g for _ in plus)
+
+
+def upsample_nearest(x):
+    """ops.upsample_nearest."""
+    n, h, w, c = x.shape
+    y = xp.empty((n, h, 2, w, 2, c), x.dtype)
+    y[:] = x[:, :, None, :, None]
+    return y.reshape(n, 2 * h, 2 * w, c), lambda g: (sum_2x2(g),)
+
+
+def sum_2x2(x):
+    """Sum each 2x2 block: on a CPU four strided reads are faster than a sum over two short axes."""
+    if kernels.available():
+        n, h, w, c = x.shape
+        return x.reshape(n, h // 2, 2, w // 2, 2, c).sum((2, 4))
+    return x[:, ::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, ::2] + x[:, 1::2, 1::2]
+
+
+def check_plus(x, w, plus, stride, padding):
+    """ValueError where plus is not what conv2d can add."""
+    shapes = (len(x), w.shape[3]), output_shape(x.shape, w.shape, stride, padding)
+    if len(plus) > 1 or any(p.shape not in shapes for p in plus):
+        found = ", ".join(str(p.shape) for p in plus)
+        raise ValueError(f"conv2d: plus must be one array of shape {shapes[0]} or {shapes[1]}, got {found}")
+
+
+def _parts(y, w):
+    """Slices of the batch whose windows stay in cache; y: the output, or its gradient."""
+    _, oh, ow, o = y.shape
+    return chunks(len(y), oh * ow * w.size // o * y.itemsize)
+
+
+def _columns(x, w, stride, padding, one=False):
+    """The window of each output pixel as a row: (N OH OW, KH KW C); on a GPU, if asked for, with a 1 after it.
+
+    A copy runs along the memory of x as far as it can: over the channels of a window's row, or, where these are few,
+    over the pixels of one tap, whose column is then what lies together in the result.
+    """
+    n, h, wd, c = x.shape
+    kh, kw = w.shape[:2]
+    if kernels.available():
+        _, oh, ow, _ = output_shape(x.shape, w.shape, stride, padding)
+        return kernels.im2col(x, kh, kw, oh, ow, stride, padding, one)
+    padded = xp.zeros((n, h + 2 * padding, wd + 2 * padding, c), x.dtype)
+    padded[:, padding : padding + h, padding : padding + wd] = x
+    oh, ow = (padded.shape[1] - kh) // stride + 1, (padded.shape[2] - kw) // stride + 1
+    image, row, column, one = padded.strides
+    strides = image, stride * row, stride * column, row, column, one
+    windows = xp.lib.stride_tricks.as_strided(padded, (n, oh, ow, kh, kw, c), strides)
+    if kw * c < ow:
+        columns = xp.ascontiguousarray(windows.transpose(3, 4, 5, 0, 1, 2))
+        return columns.reshape(kh * kw * c, n * oh * ow).T
+    return windows.reshape(n * oh * ow, kh * kw * c)  # overlapping windows: this copies
+
+
+def _add_columns(columns, shape, w, stride, padding):
+    """The adjoint of _columns: each entry of a row is added to the pixel that it was copied from."""
+    n, h, wd, c = shape
+    kh, kw = w.shape[:2]
+    if kernels.available():
+        oh, ow = ((size + 2 * padding - k) // stride + 1 for size, k in ((h, kh), (wd, kw)))
+        return kernels.col2im(columns, shape, kh, kw, oh, ow, stride, padding)
+    padded = xp.zeros((n, h + 2 * padding, wd + 2 * padding, c), columns.dtype)
+    oh, ow = (padded.shape[1] - kh) // stride + 1, (padded.shape[2] - kw) // stride + 1
+    columns = columns.reshape(n, oh, ow, kh, kw, c)
+    for k in range(kh):
+        for l in range(kw):
+            padded[:, k : k + stride * oh : stride, l : l + stride * ow : stride] += columns[:, :, :, k, l]
+    return padded[:, padding : padding + h, padding : padding + wd]

@@ -1,0 +1,40 @@
+"""The table of the engine room: the name of each plain function of the book, and its faster form.
+
+Each form takes and returns what the plain one does; tests/fast holds the two to each other.  Read next: cache.py.
+"""
+
+from collections.abc import Callable
+
+from tinydiff.backend import FAST, backend_name
+from tinydiff.fast import conv, fused, gpu, kernels, linear, norm, optim, silu
+
+EVERYWHERE: dict[str, Callable] = {
+    "silu": silu.silu,
+    "linear": linear.linear,
+    "conv2d": conv.conv2d,
+    "upsample_nearest": conv.upsample_nearest,
+    "group_norm": norm.group_norm,
+    "ResBlock.forward": fused.res_block,
+    "Upsample.forward": lambda layer, x: fused.upsample_conv(layer.conv, x),
+    "UNet.head": fused.head,
+    "NormSilu.forward": fused.norm_silu,
+    "NormSiluConv.forward": lambda layer, x: fused.norm_silu_conv(layer.norm, layer.conv, x),
+    "UpConv.forward": fused.upsample_conv,
+    "adam_update": optim.adam_update,
+    "ema_update": optim.ema_update,
+}
+ON_A_GPU: dict[str, Callable] = {
+    "concat": gpu.concat,
+    "softmax_array": kernels.softmax,
+    "softmax_gradient": kernels.softmax_backward,
+    "clip_grad_norm": optim.clip_grad_norm,
+    "Training.note": gpu.note,
+    "Training.metrics": gpu.metrics,
+}
+
+
+def install() -> None:
+    """Fill the table FAST for the current backend: use_backend calls this unless it is told to be plain."""
+    FAST.update(EVERYWHERE)
+    if backend_name() != "numpy":
+        FAST.update(ON_A_GPU)

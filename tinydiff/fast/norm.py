@@ -1,0 +1,133 @@
+"""Group normalisation (Wu & He 2018), alone and followed by SiLU.
+
+Each image's channels are cut into groups; a group's values over all pixels are brought to mean 0 and variance 1, then
+each channel gets its own scale and shift:
+
+    x_hat = (x - mean) / sqrt(var + eps)        z = gamma x_hat + beta        [ y = silu(z) ]
+
+The variance is taken of the centred values: E[x^2] - mean^2 would lose its digits where |mean| is much larger than the
+deviation.  Work goes through the batch a few images at a time, so that the passes over a map run in cache, and what the
+backward pass needs of a map is computed again rather than kept.  Sums over pixels and means over groups are matrix
+products.  Axes: N batch, P pixels, C channels, G groups.  Read next: fused.py.
+"""
+
+import math
+
+from tinydiff.autograd import op
+from tinydiff.backend import xp
+from tinydiff.fast import kernels
+from tinydiff.fast.cache import chunks
+from tinydiff.fast.linear import image_row, sum_rows
+from tinydiff.fast.silu import silu_of_double, silu_of_double_and_slope
+from tinydiff.ops.norm import check_group_norm
+
+_ROW = 8000  # numbers
+
+
+def group_norm(x, gamma, beta, *, num_groups, eps=1e-5):
+    """ops.group_norm."""
+    check_group_norm(x, gamma, beta, num_groups)
+    if kernels.available():
+        return kernels.group_norm(x, gamma, beta, num_groups, eps, silu=False)
+    norm = Passes(x, gamma, beta, num_groups, eps)
+    y = xp.empty(x.shape, x.dtype)
+    for part in norm.parts():
+        y[part] = norm.forward(part)
+
+    def vjp(g):
+        dx = xp.empty(x.shape, x.dtype)
+        for part in norm.parts():
+            norm.backward(part, g[part], dx[part])
+        return dx, *norm.parameter_gradients()
+
+    return y, vjp
+
+
+@op
+def group_norm_silu(x, gamma, beta, *, num_groups, eps=1e-5):
+    """silu(group_norm(x)) as one op: z is neither written to memory nor kept.
+
+    The norm's result is taken to be z/2, which spares SiLU a pass: silu(z) = h (1 + tanh h), h = z/2.
+    """
+    check_group_norm(x, gamma, beta, num_groups)
+    if kernels.available():
+        return kernels.group_norm(x, gamma, beta, num_groups, eps, silu=True)
+    norm = Passes(x, gamma / 2, beta / 2, num_groups, eps)
+    y = xp.empty(x.shape, x.dtype)
+    for part in norm.parts():
+        silu_of_double(norm.forward(part), out=y[part])
+
+    def vjp(g):
+        dx = xp.empty(x.shape, x.dtype)
+        for part in norm.parts():
+            dh = silu_of_double_and_slope(norm.again(part))[1]
+            dh *= g[part]
+            norm.backward(part, dh, dx[part])
+        dgamma, dbeta = norm.parameter_gradients()
+        return dx, dgamma / 2, dbeta / 2
+
+    return y, vjp
+
+
+class Passes:
+    """The passes over some images of a map x (N, ..., C); `parts` says how many images at a time."""
+
+    def __init__(self, x, gamma, beta, num_groups, eps=1e-5):
+        c = x.shape[-1]
+        self.x, self.gamma, self.beta, self.eps = x, gamma, beta, eps
+        self.pixels, size = math.prod(x.shape[1:-1]), c // num_groups
+        widths = range(max(1, min(self.pixels, _ROW // c)), 0, -1)
+        self.width = next(width for width in widths if self.pixels % width == 0)  # pixels in a row: see _rows
+        group = xp.arange(c) // size
+        # (C, C): a product with it replaces each channel's sum over pixels by the mean over its group.
+        self.group_mean = (group[:, None] == group).astype(x.dtype) * (1 / (self.pixels * size))
+        self.mean, self.rstd, self.dgamma, self.dbeta = xp.empty((4, len(x), c), x.dtype)
+
+    def parts(self, images=None):
+        """Slices of the batch, or of a slice `images` of it, whose maps stay in cache."""
+        first, last, _ = (images or slice(None)).indices(len(self.x))
+        bytes_each = self.pixels * self.x.shape[-1] * self.x.itemsize
+        return [slice(first + part.start, first + part.stop) for part in chunks(last - first, bytes_each)]
+
+    def forward(self, part):
+        """gamma (x - mean) / sqrt(var + eps) + beta for x[part], as a new array."""
+        rows = self._rows(self.x[part])
+        mean = self.mean[part] = xp.matmul(self._sum_pixels(rows), self.group_mean)
+        centred = rows - image_row(mean, self.width)
+        centred *= centred
+        var = xp.matmul(self._sum_pixels(centred), self.group_mean)
+        self.rstd[part] = 1 / xp.sqrt(var + self.eps)
+        return self.again(part, out=centred)
+
+    def again(self, part, out=None):
+        """What forward returned, from the mean and deviation that it found."""
+        scale = self.rstd[part] * self.gamma
+        z = xp.multiply(self._rows(self.x[part]), image_row(scale, self.width), out=out)
+        z += image_row(self.beta - self.mean[part] * scale, self.width)
+        return z.reshape(self.x[part].shape)
+
+    def backward(self, part, dz, dx):
+        """The gradient of x[part], written to dx, and those of gamma and beta."""
+        rows, dz, mean, rstd = self._rows(self.x[part]), self._rows(dz), self.mean[part], self.rstd[part]
+        product = rows * dz
+        dbeta = self.dbeta[part] = self._sum_pixels(dz)
+        dgamma = self.dgamma[part] = (self._sum_pixels(product) - mean * dbeta) * rstd
+        # dx = rstd (gamma dz - mean(gamma dz) - x_hat mean(gamma dz x_hat)), means over the group
+        along = xp.matmul(dgamma * self.gamma, self.group_mean) * rstd * rstd
+        level = xp.matmul(dbeta * self.gamma, self.group_mean) * rstd - mean * along
+        xp.multiply(rows, image_row(along, self.width), out=product)
+        product += image_row(level, self.width)
+        out = xp.multiply(dz, image_row(rstd * self.gamma, self.width), out=dx.reshape(rows.shape))
+        out -= product
+
+    def parameter_gradients(self):
+        """(dgamma, dbeta), once backward has seen the whole batch."""
+        return sum_rows(self.dgamma), sum_rows(self.dbeta)
+
+    def _rows(self, maps):
+        """Rows of some thousand numbers, (n, P / width, width C): NumPy broadcasts over C four times slower."""
+        return maps.reshape(len(maps), self.pixels // self.width, self.width * maps.shape[-1])
+
+    def _sum_pixels(self, rows):
+        """(n, P / width, width C) -> (n, C)."""
+        return sum_rows(rows.reshape(len(rows), self.pixels, self.x.shape[-1]))

@@ -1,0 +1,56 @@
+"""The two ops that are matrix products and little else: the affine map and attention.
+
+    linear       y = x w + b
+    attention    y = p v,    p = softmax(q k^T / sqrt(D))                          Vaswani et al. 2017, eq. 1
+
+Axes: I features in, O features out; L queries, M keys, D features of one head.  Read next: conv.py.
+"""
+
+import math
+
+from tinydiff.autograd import op
+from tinydiff.backend import asarray, xp
+from tinydiff.ops.reduce import softmax_array, softmax_gradient
+
+
+@op
+def linear(x, w, b):
+    """y = x w + b on the last axis: x (..., I), w (I, O), b (O,) -> (..., O).  On maps (N, H, W, C) it is the 1x1
+    convolution.
+
+        dx = g w^T        dw = x^T g        db = sum of g,        sums over all axes but the last
+    """
+    check_linear(x, w, b)
+
+    def vjp(g):
+        x_rows, g_rows = x.reshape(-1, w.shape[0]), g.reshape(-1, w.shape[1])
+        return lambda: g @ w.T, lambda: x_rows.T @ g_rows, lambda: g_rows.sum(0)
+
+    return x @ w + b, vjp
+
+
+def check_linear(x, w, b):
+    """Raise linear's ValueError."""
+    if w.ndim != 2 or x.shape[-1:] != w.shape[:1] or b.shape != w.shape[1:]:
+        raise ValueError(f"linear: x {x.shape} and b {b.shape} do not fit w {w.shape}")
+
+
+@op
+def attention(q, k, v, *, mask=None):
+    """Each query's mean of the values, weighted by the softmax of its scaled products with the keys.
+
+    q (..., L, D), k (..., M, D), v (..., M, E) with equal leading axes -> (..., L, E); M, D >= 1; else ValueError.
+    mask: None, or booleans that broadcast to (..., L, M): a key where it is False has weight 0, exactly.  Every query
+    must keep a key: without one its result is nan.
+    """
+    if q.shape[:-2] != k.shape[:-2] or k.shape[:-1] != v.shape[:-1] or q.shape[-1] != k.shape[-1] or 0 in k.shape[-2:]:
+        raise ValueError(f"attention: q {q.shape}, k {k.shape} and v {v.shape} do not fit")
+    scale = 1 / math.sqrt(q.shape[-1])
+    scores = (q * scale) @ k.swapaxes(-1, -2)
+    p = softmax_array(scores if mask is None else xp.where(asarray(mask), scores, -xp.inf))
+
+    def vjp(g):
+        ds = softmax_gradient(p, g @ v.swapaxes(-1, -2)) * scale
+        return ds @ k, ds.swapaxes(-1, -2) @ q, p.swapaxes(-1, -2) @ g
+
+    return p @ v, vjp
