@@ -48,7 +48,10 @@ function timeline(host, label, last, msPerMoment, show) {
     button.textContent = "Play";
   }
   function play() {
-    if (Number(slider.value) >= Number(slider.max)) slider.value = 0;
+    if (Number(slider.value) >= Number(slider.max)) {
+      slider.value = 0;
+      update(); // a pause may come before the first frame
+    }
     const begin = Number(slider.value);
     const began = performance.now();
     const tick = (now) => {
@@ -61,6 +64,11 @@ function timeline(host, label, last, msPerMoment, show) {
     playing = requestAnimationFrame(tick);
   }
 
+  // A touch pauses at once, for one that leaves the value as it is makes no "input".
+  slider.addEventListener("pointerdown", pause);
+  slider.addEventListener("keydown", (event) => {
+    if (/^(Arrow|Page|Home|End)/.test(event.key)) pause(); // Tab only walks past
+  });
   slider.addEventListener("input", () => {
     pause();
     update();

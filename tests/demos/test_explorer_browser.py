@@ -5,7 +5,6 @@ In a headless Chromium, driven by Selenium.  The page is made in its smallest fo
 
 import itertools
 import shutil
-import time
 
 import pytest
 from tiny_explorer import SMALLEST, save_checkpoints
@@ -204,49 +203,111 @@ def test_at_scale_0_the_digit_makes_no_difference(page):
     assert "makes no difference" in said(page, "#reverse-note")
 
 
-# In the page, for a slow machine might see the end before it sees the middle.
-PLAY_AND_PAUSE = """
-const [button, slider, done] = arguments;
-button.click();
-const said = button.textContent;
-const look = () => {
-  if (slider.value < 2) return requestAnimationFrame(look);
-  button.click();
-  done([Number(slider.value), said]);
-};
-requestAnimationFrame(look);
+# Frames come as ever, but the page's clock stands still: a slow machine sees what a fast one sees.
+HELD_CLOCK = """
+window.heldTime = 0;
+performance.now = () => heldTime;
+const nextFrame = requestAnimationFrame;
+window.requestAnimationFrame = (callback) => nextFrame(() => callback(heldTime));
 """
+
+
+def pass_time(page, ms):
+    """Move the held clock on, and wait for the frame that shows it."""
+    page.execute_script("heldTime += arguments[0]", ms)
+    settled(page)
+
+
+def position(slider):
+    return int(slider.get_property("value"))
+
+
+def last_of(slider):
+    return int(slider.get_attribute("max"))
 
 
 def test_points_play_pause_and_scrub(page):
     """Play moves on by itself, pause holds, the slider goes anywhere, and at the end play stops and begins again."""
     button, slider = one(page, "#points-time button"), one(page, "#points-time input")
-    position = lambda: int(slider.get_property("value"))  # noqa: E731
+    page.execute_script(HELD_CLOCK)
     slider.send_keys(Keys.HOME)
     begin = painted(page, one(page, "#points"))
-    held, while_playing = page.execute_async_script(PLAY_AND_PAUSE, button, slider)
-    assert while_playing == "Pause" and button.text == "Play" and painted(page, one(page, "#points")) != begin
-    time.sleep(0.3)
-    assert position() == held
+    click(page, button)
+    pass_time(page, 3 * 30)
+    assert position(slider) == 3 and button.text == "Pause" and painted(page, one(page, "#points")) != begin
+    click(page, button)
+    assert button.text == "Play"
+    pass_time(page, 3 * 30)
+    assert position(slider) == 3
     slider.send_keys(Keys.HOME)
-    assert position() == 0 and painted(page, one(page, "#points")) == begin
+    assert position(slider) == 0 and painted(page, one(page, "#points")) == begin
     slider.send_keys(Keys.END)
-    last = int(slider.get_attribute("max"))
-    assert position() == last and said(page, "#points-time output") == "t = 0"
+    assert position(slider) == last_of(slider) and said(page, "#points-time output") == "t = 0"
     slider.send_keys(Keys.ARROW_LEFT)
-    button.click()
-    wait(lambda: position() == last and button.text == "Play")
-    button.click()
-    wait(lambda: position() < last)
+    click(page, button)
+    pass_time(page, 30)
+    assert position(slider) == last_of(slider) and button.text == "Play"
+    click(page, button)
+    pass_time(page, 2 * 30)
+    assert position(slider) == 2 and button.text == "Pause"
     slider.send_keys(Keys.HOME)
-    assert button.text == "Play"  # to scrub is to pause
+    assert position(slider) == 0 and button.text == "Play"  # to scrub is to pause
 
 
-def wait(happened, seconds=10):
-    end = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < end
-        time.sleep(0.02)
+def press_thumb(page, slider):
+    """The mouse goes down on the thumb, in its middle, and stays down."""
+    half = 8  # a thumb is 16 pixels wide
+    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", slider)
+    share = position(slider) / last_of(slider)
+    x = round((share - 0.5) * (slider.size["width"] - 2 * half))  # from the slider's middle
+    webdriver.ActionChains(page).move_to_element_with_offset(slider, x, 0).click_and_hold().perform()
+
+
+@pytest.mark.parametrize("section", ["forward", "reverse", "points"])
+def test_a_touch_pauses_also_where_nothing_moves(page, section):
+    """A touch that leaves the slider where it stands is one too, though the browser then tells of no new value."""
+    button, slider = one(page, f"#{section}-time button"), one(page, f"#{section}-time input")
+    page.execute_script(HELD_CLOCK)
+    page.execute_script("arguments[0].addEventListener('input', () => (window.toldOfValue = true))", slider)
+
+    def play_from_the_end():
+        slider.send_keys(Keys.END)
+        click(page, button)
+        assert position(slider) == 0 and button.text == "Pause"
+        page.execute_script("window.toldOfValue = false")
+
+    def assert_paused(at):
+        assert not page.execute_script("return toldOfValue")  # else "input" alone would have paused
+        assert position(slider) == at and button.text == "Play"
+        pass_time(page, 60_000)
+        assert position(slider) == at
+
+    for key in (Keys.HOME, Keys.ARROW_LEFT, Keys.ARROW_DOWN, Keys.PAGE_DOWN):
+        play_from_the_end()
+        slider.send_keys(key)
+        assert_paused(0)
+    for moments in (0, 1):
+        play_from_the_end()
+        pass_time(page, moments * {"forward": 120, "reverse": 250, "points": 30}[section])
+        press_thumb(page, slider)
+        assert_paused(moments)
+        webdriver.ActionChains(page).release().perform()
+    play_from_the_end()
+    slider.send_keys(Keys.TAB)
+    assert button.text == "Pause"  # to walk past is not to touch
+
+
+@pytest.mark.parametrize("section", ["forward", "reverse", "points"])
+def test_paused_before_the_first_frame_it_shows_the_begin(page, section):
+    """Play that begins again goes to 0 at once, and what is shown and said goes with it."""
+    slider = one(page, f"#{section}-time input")
+    shown = lambda: [painted(page, one(page, f"#{section}")), said(page, f"#{section}-time output")]  # noqa: E731
+    slider.send_keys(Keys.HOME)
+    begin = shown()
+    slider.send_keys(Keys.END)
+    assert shown() != begin
+    page.execute_script("arguments[0].click(); arguments[0].click()", one(page, f"#{section}-time button"))
+    assert position(slider) == 0 and shown() == begin
 
 
 # ------------------------------------------------------------------------------------------------ what can be solved
