@@ -27,7 +27,7 @@ def give_gradients(parameters, row):
     """One long row of numbers as the parameters' gradients, in order."""
     start = 0
     for p in parameters:
-        p.grad = asarray(row[start : start + p.size].reshape(p.shape), p.dtype)
+        p.grad = asarray(row[start : start + p.size].reshape(p.shape).astype(p.dtype))
         start += p.size
 
 
