@@ -182,10 +182,10 @@ def test_pickled_objects_are_refused_and_never_run(path, tmp_path):
     loot = tmp_path / "loot"
     bomb = np.array([_Bomb(loot)], dtype=object)
     path.write_bytes(_sealed({_MARK: _json_array('{"version": 1, "meta": {}}'), "w.npy": _npy(bomb)}))
-    with pytest.raises(CheckpointError, match=r"holds pickled objects.*w.npy"):
+    with pytest.raises(CheckpointError, match=r"contains pickled objects.*w.npy"):
         load(path)
     path.write_bytes(_sealed({_MARK: _npy(bomb)}))
-    with pytest.raises(CheckpointError, match="holds pickled objects"):
+    with pytest.raises(CheckpointError, match="contains pickled objects"):
         load(path)
     path.write_bytes(pickle.dumps(bomb))
     with pytest.raises(CheckpointError, match=r"not an .npz file"):
