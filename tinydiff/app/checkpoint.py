@@ -119,8 +119,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.replace(temporary, target)
     except OSError as error:
-        reason = error.strerror or error
-        raise CheckpointError(f"cannot write {path}: {reason} (the old file, if any, is unchanged)") from error
+        raise CheckpointError(f"cannot write {path}: {error.strerror or error} (an older file is unchanged)") from error
     finally:
         with contextlib.suppress(OSError):  # after a success the temporary file is gone
             temporary.unlink()
@@ -151,8 +150,8 @@ def _pack(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> memoryview:
 
 def _add(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
     if not isinstance(array, np.ndarray) or array.dtype.kind not in _KINDS:
-        kind = getattr(array, "dtype", type(array).__name__)
-        raise ValueError(f"array {name!r} must be a NumPy array of numbers or text, got {kind}")
+        got = getattr(array, "dtype", type(array))
+        raise ValueError(f"array {name!r} must be a NumPy array of numbers or text, got {got}")
     member = zipfile.ZipInfo(f"{name}.npy")  # dated 1980: equal content gives equal bytes
     member.create_system = 3  # Unix, on every system
     member.external_attr = 0o644 << 16  # the permissions of an unzipped array

@@ -13,7 +13,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 
@@ -43,7 +42,7 @@ def stop_signals(at_once: Callable[[], Any] = lambda: None) -> Iterator[Stop]:
         for number, handler in usual.items():
             signal.signal(number, handler)
 
-    def request(number: int, frame: FrameType | None) -> None:
+    def request(number: int, frame: Any) -> None:
         stop.requested, stop.signal = True, signal.Signals(number).name
         restore()
         at_once()
