@@ -12,7 +12,7 @@ is one Allreduce of the flat gradient, behind which the losses lie too, zeros wh
 then makes the same update.  So the batch does not depend on the number of ranks: only the order of summation does.
 
 Faults: a rank that raises aborts the job when it ends, mpiexec ends it when a rank dies.  The ranks' programs, sources
-and versions are compared at the start, their parameters every CHECK_EVERY steps.  Read next: kernels.py.
+and versions are compared at the start, their parameters every CHECK_EVERY steps.  Read next: gpu.py.
 """
 
 import atexit
