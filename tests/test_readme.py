@@ -41,7 +41,7 @@ def test_every_link_leads_to_a_file(page):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_no_page_names_what_is_gone(page):
-    """Every file of Python that a page names is there, from the root, from the package, from demos or beside the page."""
+    """Every file of Python that a page names is there."""
     folders = (ROOT, ROOT / "tinydiff", ROOT / "demos", ROOT / "tests", (ROOT / page).parent)
     anywhere = {path.name for folder in ("tinydiff", "demos", "tests") for path in (ROOT / folder).rglob("*.*")}
     for name in set(re.findall(r"(?<![\w/.])((?:[a-z_0-9]+/)*[a-z_0-9]+\.(?:py|cu))\b", PAGES[page])):
