@@ -76,8 +76,9 @@ def test_the_options_take_the_defaults_of_the_config():
         parser.parse_args(["--batch-size", "0"])
 
 
-def test_a_resumed_run_has_as_many_workers_as_before(capsys):
-    """Where the user names no number; a GPU has one.  What rounds differently is said, and nothing else."""
+def test_a_resumed_run_has_as_many_workers_as_before(capsys, monkeypatch):
+    """Where the user names no number; a GPU has one, and so has --plain.  What rounds differently is printed."""
+    monkeypatch.setattr(run, "FAST", {"installed": None})
     meta = {"num_workers": 3, "precision": precision()}
     assert run.resumed_workers(meta, None, "numpy") == 3
     assert run.resumed_workers({"num_workers": 3}, 3, "cupy") == 3  # an older checkpoint has no precision
@@ -88,6 +89,9 @@ def test_a_resumed_run_has_as_many_workers_as_before(capsys):
         "note: 3 worker(s) before, 2 now: the sums round differently",
         "note: 3 worker(s) before, 1 now: the sums round differently",
     ]
+    monkeypatch.setattr(run, "FAST", {})
+    assert run.resumed_workers(meta, None, "numpy") == 1
+    assert capsys.readouterr().out == "note: 3 worker(s) before, 1 now: the sums round differently\n"
     assert run.resumed_workers(meta | {"precision": "half"}, 3, "numpy") == 3
     assert capsys.readouterr().out == (
         f"note: matrix products in half before, in {precision()} now: they round differently\n"

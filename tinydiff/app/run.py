@@ -23,7 +23,7 @@ from tqdm import tqdm
 from tinydiff.app import checkpoint, cli, plots
 from tinydiff.app.signals import stop_signals
 from tinydiff.app.training import steps, whole
-from tinydiff.backend import TinydiffError, precision
+from tinydiff.backend import FAST, TinydiffError, precision
 from tinydiff.data import Dataset, load
 from tinydiff.train import METRICS, NUM_BUCKETS, TrainConfig, Training
 
@@ -83,8 +83,12 @@ def load_if_there(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[st
 
 
 def resumed_workers(meta: dict[str, Any], workers: int | None, backend: str) -> int:
-    """The number of workers of a resumed run: as the user wants, or as before.  Prints what will round differently."""
-    workers = workers or (meta["num_workers"] if backend == "numpy" else 1)
+    """The number of workers of a resumed run: the number that the user gives, or else the number of the run before.
+
+    Without a number from the user it is 1 on a GPU, and 1 with --plain.  Prints a note for each thing that makes sums
+    or products round differently from before.
+    """
+    workers = workers or (meta["num_workers"] if FAST and backend == "numpy" else 1)
     if meta["num_workers"] != workers:
         print(f"note: {meta['num_workers']} worker(s) before, {workers} now: the sums round differently")
     before, now = meta.get("precision"), precision()  # an old checkpoint contains no precision
