@@ -5,8 +5,8 @@ temporary file in the place of the old one.  The last good checkpoint survives a
 full disk.  A load checks a SHA-256 digest of the whole file before it parses anything, and it never unpickles: a file
 from a stranger can be refused, but it cannot run code.  Equal content gives equal bytes, so `cmp` compares two runs.
 
-Pictures and tables are written through `atomic_write` too.
-Read next: training.py, which decides what a checkpoint contains.
+Pictures and tables are written through `atomic_write` too.  training.py decides what a checkpoint contains.
+Read next: blocks.py.
 """
 
 import contextlib
