@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tinydiff.app.classify import build_classifier
 from tinydiff.app.metrics import coverage, frechet_distance, spread
-from tinydiff.app.reading import SLICE, Judge, class_score, features, look, misread_rows, read
+from tinydiff.app.reading import SLICE, Judge, class_probs, class_score, features, look, misread_rows, read
 from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, asarray, default_rng, standard_normal, to_numpy
 from tinydiff.data import Dataset
