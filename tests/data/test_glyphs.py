@@ -103,7 +103,7 @@ def test_the_outlines_are_read_the_same_each_time():
 
 
 def test_no_picture_comes_twice(digits):
-    """Chunks and splits have their own streams: 10,000 training and 2,000 test images are all different."""
+    """Blocks and splits have random streams of their own: 10,000 training and 2,000 test images are all different."""
     seen = {image.tobytes() for image in digits[0].images}
     seen |= {image.tobytes() for image in load_glyphs("test", 0, 2000).images}
     assert len(seen) == 12_000
@@ -163,7 +163,7 @@ def test_every_face_is_drawn_and_shipped_with_matplotlib(monkeypatch, tmp_path):
     assert len({field.tobytes() for field in fields}) == 10 * len(FACES)
     monkeypatch.setattr(matplotlib, "get_data_path", lambda: str(tmp_path))
     with pytest.raises(DataError, match=f"{FACES[0]}.ttf is missing"):
-        glyphs._outlines(FACES[0])
+        next(glyphs._outlines(FACES[0]))
 
 
 def test_impossible_arguments_are_named():
