@@ -73,16 +73,19 @@ class Mirror:
 
     files[path]: the bytes that it sends.  cut[path]: the number of bytes after which it hangs up, once.
     scripts[path]: a function that is called with `send` and sends a file of a length that is not announced.
+    garbled[path]: the bytes that it sends in place of an answer in HTTP.
     linger: seconds until it closes a connection after a whole file.  asked: the paths, in the order of the requests.
     """
 
     def __init__(self):
-        self.files, self.cut, self.scripts, self.linger, self.asked = {}, {}, {}, 0, []
+        self.files, self.cut, self.scripts, self.garbled, self.linger, self.asked = {}, {}, {}, {}, 0, []
         self.stopped = threading.Event()
 
     def answer(self, handler):
         path = handler.path
         self.asked.append(path)
+        if path in self.garbled:
+            return handler.wfile.write(self.garbled[path])
         if path not in self.files and path not in self.scripts:
             return handler.send_error(404)
         handler.send_response(200)

@@ -157,13 +157,13 @@ def test_an_interrupt_leaves_nothing(mirror, target, monkeypatch, when):
 
 
 def test_every_mirrors_failure_is_reported(mirror, target):
-    """No server, no such file, a wrong file: one DataError has each address and its reason, and nothing is left."""
-    mirror.files["/b"] = b""
-    urls = [NOBODY, mirror.url + "a", mirror.url + "b"]
+    """No server, no such file, no HTTP, a wrong file: a DataError has each address and its reason; nothing is left."""
+    mirror.garbled["/b"], mirror.files["/c"] = b"SSH-2.0\r\n\r\n", b""
+    urls = [NOBODY, mirror.url + "a", mirror.url + "b", mirror.url + "c"]
     with pytest.raises(DataError) as error:
         download(urls, target, check)
     reasons = str(error.value).split("; ")
-    for url, reason, part in zip(urls, reasons, ("refused", "HTTP Error 404", "wrong bytes"), strict=True):
+    for url, reason, part in zip(urls, reasons, ("refused", "HTTP Error 404", "SSH-2.0", "wrong bytes"), strict=True):
         assert reason.startswith(f"{url}: ")
         assert part in reason
     assert files_in(target.parent) == []

@@ -109,6 +109,13 @@ def test_no_picture_comes_twice(digits):
     assert len(seen) == 12_000
 
 
+def test_the_sizes_of_the_splits_are_those_of_the_docstring(monkeypatch):
+    """20,000 images for training and 10,000 for testing, unless `num` is given."""
+    monkeypatch.setattr(glyphs, "_draw", lambda rng, num: (np.zeros((num, 28, 28), "uint8"), np.zeros(num, "uint8")))
+    assert (len(load_glyphs("train", 0)), len(load_glyphs("test", 0))) == (20_000, 10_000)
+    assert len(load_glyphs("train", 0, 7)) == 7
+
+
 def test_ten_thousand_take_less_than_ten_seconds(digits):
     """The promise of the data set; measured at about 1.5 s on one core, so a slow machine still keeps it."""
     assert digits[1] < 10

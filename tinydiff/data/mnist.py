@@ -32,7 +32,7 @@ CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shi
 
 
 class Release(NamedTuple):
-    """One published data set: its title, the names of its labels, the SHA-256 of its files, and the folders on the web."""
+    """One published data set: its title, the names of its labels, the SHA-256 of its files, and its web folders."""
 
     title: str
     classes: tuple[str, ...]
