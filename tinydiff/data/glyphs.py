@@ -110,7 +110,7 @@ def _look_up(fields: np.ndarray, index: np.ndarray, x: np.ndarray, y: np.ndarray
 def _distance_fields() -> tuple[np.ndarray, np.ndarray]:
     """Return the distance fields (faces * 10, _GRID, _GRID) in pixels and each face's half stroke width (faces,)."""
     fields = np.stack([_distance_field(polygons) for face in FACES for polygons in _outlines(face)])
-    # The largest distance inside a digit is half its stroke width.
+    # The largest distance inside a digit is half its stroke width.  The median is over the ten digits of a face.
     return fields, np.median(fields.reshape(len(FACES), 10, -1).max(2), 1).astype(np.float32)
 
 
