@@ -2,7 +2,7 @@
 
 A small network on a GPU waits for launches (some microseconds each), not for arithmetic.  So each op that would be a
 chain of array functions has its kernels in kernels.cu, each launched by a function here.  The tests compile that text
-for the host and hold it to the NumPy way.  Axes as in ops/conv.py and ops/norm.py.  Read next: ops/linear.py.
+for the host and hold it to the NumPy way.  Axes as in ops/conv.py and ops/norm.py.  Read next: kernels.cu.
 """
 
 import math

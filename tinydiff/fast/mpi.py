@@ -3,8 +3,8 @@
     mpiexec -n 4 python demos/train_mnist.py --parallel mpi
 
 Every rank runs the whole program on a replica of its own.  Rank 0 alone reads files, writes and prints; what it reads
-it broadcasts, the parameters too, so all start from the same bits.  In a step each rank draws the batch that seed and
-step name (train.draw_batch), and computes the losses of its own rows; then
+it broadcasts, the parameters too, so all start from the same bits.  In a step each rank draws its rows of the batch
+that seed and step name (app/blocks.py), and computes their losses; then
 
     gradient of the mean over the batch = mean over the ranks of (ranks / batch) sum of its rows' gradients
 
@@ -12,7 +12,7 @@ is one Allreduce of the flat gradient, behind which the losses lie too, zeros wh
 then makes the same update.  So the batch does not depend on the number of ranks: only the order of summation does.
 
 Faults: a rank that raises aborts the job when it ends, mpiexec ends it when a rank dies.  The ranks' programs, sources
-and versions are compared at the start, their parameters every CHECK_EVERY steps.  Read next: kernels.py.
+and versions are compared at the start, their parameters every CHECK_EVERY steps.  Read next: gpu.py.
 """
 
 import atexit

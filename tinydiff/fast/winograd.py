@@ -15,7 +15,7 @@ a tile is a strided view, and the products write their result where the next one
 work goes through a frame some rows of tiles at a time, whose transforms stay in a core's cache.
 
 Axes: n images of a frame, P Q its rows and columns, C O channels, I J tiles down and across, k l places in a tile.
-`pays` says where conv2d uses this; conv.py holds the plain form that it equals.  NumPy only.
+`pays` says where conv.py uses this.  NumPy only.  Read next: silu.py.
 """
 
 from functools import lru_cache
