@@ -25,14 +25,14 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from tinydiff.checkpoint import atomic_write
+from tinydiff.generate import build_unet
+from tinydiff.parallel import default_workers
 
 from tinydiff import cli
 from tinydiff.backend import default_rng
-from tinydiff.checkpoint import atomic_write
 from tinydiff.data import Dataset
 from tinydiff.diffusion import Schedule
-from tinydiff.generate import build_unet
-from tinydiff.parallel import default_workers
 from tinydiff.train import NOISE_BLOCK, TrainConfig, Training, draw_batch, noise_prediction_losses
 
 BATCH, GOOD = 64, 0.9  # images of a rank; an efficiency to ask for

@@ -36,16 +36,16 @@ import numpy as np
 from contestant import Contestant, mean_seconds
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
+from tinydiff.checkpoint import atomic_write
+from tinydiff.generate import build_unet
+from tinydiff.parallel import Workers, available_cores
+from tinydiff.parallel.local import ONE_THREAD, environment
 from tqdm import tqdm
 
 from tinydiff import cli
 from tinydiff.backend import default_rng, use_backend, xp
-from tinydiff.checkpoint import atomic_write
-from tinydiff.generate import build_unet
 from tinydiff.ops import winograd
 from tinydiff.optim import EMA, Adam, clip_grad_norm
-from tinydiff.parallel import Workers, available_cores
-from tinydiff.parallel.local import ONE_THREAD, environment
 from tinydiff.train import noise_prediction_losses
 
 REFERENCE = {"batch_size": 64, "channels": 32, "size": 28, "workers": 1}

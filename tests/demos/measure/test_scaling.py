@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from tinydiff.generate import build_unet
 
 from tinydiff.backend import backend_name, xp
-from tinydiff.generate import build_unet
 
 pytestmark = [
     pytest.mark.program,
