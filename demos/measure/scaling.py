@@ -1,6 +1,6 @@
 """What can this machine do, how much of it does a training step need, and how does the step's time grow?
 
-    python demos/scaling.py                about 2 minutes on 2 cores; the picture is runs/scaling/scaling.png
+    python demos/measure/scaling.py        about 2 minutes on 2 cores; the picture is runs/scaling/scaling.png
 
 NumPy only, float32.  One table is printed:
 
@@ -17,50 +17,31 @@ NumPy only, float32.  One table is printed:
     growth       milliseconds a step against batch, channels and resolution on one core, and against workers.  p is the
                  power of the best fit, time ~ x^p.
 
-Figures are medians over rounds; a round goes over all configurations of a sweep, so that a busy machine slows all
-alike.
+Figures are medians over rounds; a round goes over all configurations of a sweep, so that a busy machine slows all of
+them alike.  The machine's rates and the count of a step are roofline.py's.
 """
 
 import contextlib
 import multiprocessing
 import statistics
-import time
-import tracemalloc
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
-from contestant import Contestant, mean_seconds
+from contestant import TRAIN, WARM_UP, Contestant
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
-from tinydiff.checkpoint import atomic_write
-from tinydiff.generate import build_unet
-from tinydiff.parallel import Workers, available_cores
-from tinydiff.parallel.local import ONE_THREAD, environment
+from ours import SIDE, Ours
+from roofline import RATES, measure_rates, measure_step, step_lines
 from tqdm import tqdm
 
-from tinydiff import cli
-from tinydiff.backend import default_rng, use_backend, xp
-from tinydiff.ops import winograd
-from tinydiff.optim import EMA, Adam, clip_grad_norm
-from tinydiff.train import noise_prediction_losses
+from tinydiff.app import cli
+from tinydiff.app.checkpoint import atomic_write
+from tinydiff.fast.workers import ONE_THREAD, available_cores, environment
 
-REFERENCE = {"batch_size": 64, "channels": 32, "size": 28, "workers": 1}
-WARM_UP = 2  # rounds that do not count
-SAMPLE_SECONDS = 0.03  # a short measurement is repeated until it takes this long
-PRODUCT = (36, 84, 64), (36, 64, 64)  # the commonest in the reference step
-MEMORY, CACHE = 1 << 27, 1 << 18  # bytes of an array that is copied
-RATES = {
-    "product": f"GFLOP/s, matrix products {PRODUCT[0]} @ {PRODUCT[1]}",
-    "memory": "GB/s, copy in memory",
-    "cache": "GB/s, copy in cache",
-    "tanh": "ns a number, tanh",
-}
-THIN = 6  # a product with a side up to this is a transform of Winograd's or a sum over pixels
-TRAIN = ("train",)  # a contestant's job, see contestant.py
+REFERENCE = {"batch_size": 64, "channels": 32, "size": SIDE, "cores": 1}
 
 
 @dataclass(frozen=True)
@@ -78,7 +59,7 @@ class Sweep:
 
     def contestant(self, value):
         config = self.config(value)
-        return Contestant(f"{self.name}={value}", config["workers"], partial(Step, **config))
+        return Contestant(f"{self.name}={value}", config["cores"], partial(Ours, backend="numpy", **config))
 
 
 SWEEPS = (
@@ -90,12 +71,12 @@ SWEEPS = (
 
 def main(*, out="runs/scaling", rounds=7):
     """Write scaling.png to `out` and print the table."""
-    use_backend("numpy")
+    cli.start("numpy", None)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     cores = available_cores()
     counts = tuple(sorted({2**k for k in range(cores.bit_length())} | {cores}))
-    sweeps = (*SWEEPS, Sweep("workers", counts, "worker processes", None))
+    sweeps = (*SWEEPS, Sweep("cores", counts, "worker processes", None))
     calls = 2 + (rounds + WARM_UP) * sum(len(sweep.values) for sweep in sweeps)
     with tqdm(total=calls, leave=False) as bar:
         spawn = multiprocessing.get_context("spawn")
@@ -110,133 +91,6 @@ def main(*, out="runs/scaling", rounds=7):
     with atomic_write(out / "scaling.png") as file:
         draw(growth).savefig(file, format="png")
     print(f"picture: {out}/scaling.png")
-
-
-class Step:
-    """A training step of one configuration, a contestant: see contestant.py."""
-
-    def __init__(self, *, batch_size, channels, size, workers):
-        self.pool, rng = Workers(partial(build_unet, {"base_channels": channels}, 0), workers), default_rng(0)
-        x, eps = rng.standard_normal((2, batch_size, size, size, 1), dtype="float32")
-        self.batch = {"x_t": x, "target": eps, "t": rng.integers(1, 1001, batch_size)}
-        self.adam, self.average = Adam(self.pool.flat), EMA(self.pool.flat)
-
-    def train(self):
-        return [self.gradients, self.update]
-
-    def gradients(self, _):
-        self.pool.gradients(noise_prediction_losses, self.batch, (0,))
-
-    def update(self, _):
-        clip_grad_norm(self.pool.flat, 1.0)
-        self.adam.step()
-        self.average.update()
-
-    def kept_bytes(self):
-        """What is still there of a forward pass's arrays when it has ended, for its backward pass."""
-        tracemalloc.start()
-        losses = noise_prediction_losses(self.pool.model, self.batch, default_rng(0))
-        kept = tracemalloc.get_traced_memory()[0]
-        del losses  # not before
-        tracemalloc.stop()
-        return kept
-
-    def close(self):
-        self.pool.close()
-
-
-@dataclass
-class Work:
-    """What calls of one kind did.  operations: 2 a multiply-add, 1 a tanh.  bytes: read + written."""
-
-    operations: int = 0
-    bytes: int = 0
-    seconds: float = 0.0
-
-
-@contextlib.contextmanager
-def counting():
-    """Within the block xp.matmul and xp.tanh are counted and timed: yields {"product", "thin" or "tanh": Work}.
-
-    thin: a product with a side of at most THIN, which is limited by its bytes, not by its operations.
-    """
-    work = {kind: Work() for kind in ("product", "thin", "tanh")}
-
-    def counted(function, kind_of, operations_of):
-        def call(*arrays, **options):
-            start = time.perf_counter()
-            y = function(*arrays, **options)
-            seconds = time.perf_counter() - start
-            done = work[kind_of(*arrays)]
-            done.seconds += seconds
-            done.operations += operations_of(y, *arrays)
-            done.bytes += y.nbytes + sum(a.nbytes for a in arrays)
-            return y
-
-        return call
-
-    def product_kind(x, y):
-        return "thin" if min(*x.shape[-2:], y.shape[-1]) <= THIN else "product"
-
-    matmul, dot = (
-        counted(multiply, product_kind, lambda z, x, y: 2 * x.shape[-1] * z.size)  # z holds the broadcast batch
-        for multiply in (np.matmul, np.dot)  # dot: of two matrices
-    )
-    tanh = counted(np.tanh, lambda x: "tanh", lambda y, x: y.size)
-    with mock.patch.dict(vars(xp), matmul=matmul, dot=dot, tanh=tanh):
-        yield work
-
-
-def measure_rates(rounds):
-    """What one core reaches: GFLOP/s of products, GB/s of copies, ns a number of tanh.  Needs one BLAS thread."""
-    rng = default_rng(0)
-    x, w = (rng.standard_normal(shape, dtype="float32") for shape in PRODUCT)
-    z = np.matmul(x, w)
-    numbers, result = rng.standard_normal((2, CACHE // 4), dtype="float32")
-    large = np.ones((2, MEMORY // 4), "float32")
-    measured = {
-        "product": lambda _: np.matmul(x, w, out=z),
-        "memory": lambda _: np.copyto(large[1], large[0]),
-        "cache": lambda _: np.copyto(result, numbers),
-        "tanh": lambda _: np.tanh(numbers, out=result),
-    }
-    seconds = {name: median_seconds(f, rounds) for name, f in measured.items()}
-    return {
-        "product": 2 * x.shape[-1] * z.size / seconds["product"] / 1e9,
-        "memory": 2 * MEMORY / seconds["memory"] / 1e9,
-        "cache": 2 * CACHE / seconds["cache"] / 1e9,
-        "tanh": seconds["tanh"] / numbers.size * 1e9,
-    }
-
-
-def median_seconds(f, rounds):
-    """Median over rounds of the seconds that f takes."""
-    repeats = max(1, round(SAMPLE_SECONDS / min(mean_seconds([f], 1)[0] for _ in range(WARM_UP))))
-    return statistics.median(mean_seconds([f], repeats)[0] for _ in range(rounds))
-
-
-def measure_step(config, rounds):
-    """A step in this process: its Work by kind (seconds: medians), its bytes, the seconds of its stages."""
-    with contextlib.closing(Step(**config)) as step:
-        mean_seconds(step.train(), WARM_UP)
-        with mock.patch.object(winograd, "pays", return_value=False), counting() as direct:
-            step.gradients(None)
-        stages, counts = [], []
-        for _ in range(rounds):
-            stages.append(mean_seconds(step.train(), 1))
-            with counting() as work:
-                step.gradients(None)
-            counts.append(work)
-        for kind, done in work.items():
-            done.seconds = statistics.median(count[kind].seconds for count in counts)
-        return {
-            "direct": direct["product"].operations,
-            "work": work,
-            "maps": step.kept_bytes(),
-            "state": 5 * step.pool.flat.data.nbytes,  # parameters, gradient, two moments, average
-            "step": statistics.median(map(sum, stages)),
-            "update": statistics.median(update for _, update in stages),
-        }
 
 
 def grow(sweep, rounds, bar):
@@ -254,47 +108,13 @@ def grow(sweep, rounds, bar):
     return {value: statistics.median(samples[WARM_UP:]) for value, samples in seconds.items()}
 
 
-def step_lines(step, rates):
-    """One row for each kind of work: operations and bytes of the batch and an image, the least time, the measured."""
-    n, (product, thin, tanh) = REFERENCE["batch_size"], step["work"].values()
-
-    def roofline(done):
-        return max(done.operations / rates["product"], done.bytes / rates["cache"]) / 1e9
-
-    def through_memory(size):  # written once, read once
-        return 2 * size / rates["memory"] / 1e9
-
-    def line(what, operations, size, least, took):
-        columns = [(operations, 1, 1e9), (operations, 3, 1e9 * n), (size, 1, 1e6), (size, 2, 1e6 * n)]
-        columns += [(least, 1, 1e-3), (took, 1, 1e-3), (took, 1, step["step"] / 100)]  # value, digits, unit
-        cells = ["-" if value is None else f"{value / unit:,.{digits}f}" for value, digits, unit in columns]
-        return _row(what, cells)
-
-    rows = [
-        ("products over channels", product.operations, product.bytes, roofline(product), product.seconds),
-        ("transforms, sums over pixels", thin.operations, thin.bytes, roofline(thin), thin.seconds),
-        ("tanh", None, tanh.bytes, tanh.operations * rates["tanh"] / 1e9, tanh.seconds),
-        ("parameters, gradient, moments, average", None, step["state"], through_memory(step["state"]), step["update"]),
-        ("maps kept for the backward pass", None, step["maps"], through_memory(step["maps"]), None),
-    ]
-    least, took = (sum(row[i] or 0 for row in rows) for i in (3, 4))
-    heads = ("GFLOP", "an image", "MB", "an image", "least ms", "took ms", "% of it")
-    return [
-        _row(f"a step of {n} images, one core", heads),
-        line("direct convolution, not done", step["direct"], None, step["direct"] / rates["product"] / 1e9, None),
-        *(line(*row) for row in rows),
-        line("all else: norm, SiLU, frames, Python", None, None, None, step["step"] - took),
-        line("the step", product.operations + thin.operations, None, least, step["step"]),
-    ]
-
-
 def growth_lines(growth):
     """One row for each sweep: its milliseconds, and the power or the speed-up that they amount to."""
     lines = ["ms a step"]
     for sweep, by in growth:
         times = ", ".join(f"{value}: {1e3 * s:.1f}" for value, s in by.items())
-        says = f"p = {power_of(by):.2f}" if sweep.power else f"speed-up {speed_up(by)[-1]:.2f}"
-        lines.append(f"{sweep.label:<40} {times}; {says}")
+        result = f"p = {power_of(by):.2f}" if sweep.power else f"speed-up {speed_up(by)[-1]:.2f}"
+        lines.append(f"{sweep.label:<40} {times}; {result}")
     return lines
 
 
@@ -330,7 +150,7 @@ def _dress(axes, sweep):
         "batch_size": f"batch {config['batch_size']}",
         "channels": f"{config['channels']} channels",
         "size": f"{config['size']}x{config['size']}",
-        "workers": f"{config['workers']} core",
+        "cores": f"{config['cores']} core",
     }
     axes.set_title(", ".join(text for name, text in fixed.items() if name != sweep.name), loc="left", fontsize=11)
     axes.set_xlabel(sweep.label)
@@ -347,10 +167,6 @@ def _dress(axes, sweep):
     axes.grid(color="0.92", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="upper left", frameon=False)
-
-
-def _row(what, cells):
-    return f"{what:<40}" + "".join(f"{cell:>9}" for cell in cells)
 
 
 if __name__ == "__main__":
