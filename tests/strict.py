@@ -29,8 +29,8 @@ from typing import Any
 import emulate
 import numpy as np
 
-from tinydiff import kernels
-from tinydiff.backend import backend_name, precision, use_backend
+from tinydiff.backend import FAST, backend_name, precision, use_backend
+from tinydiff.fast import kernels
 
 syncs: Counter[str] = Counter()  # how often the host waited for the device, by what it asked for
 
@@ -256,23 +256,23 @@ def stand_in(module: Any) -> None:
 
 
 @contextmanager
-def backend(name: str, module: Any = cupy) -> Iterator[None]:
-    """Within the block the backend is the one of this name, and CuPy is this module."""
-    before, found = (backend_name(), precision()), sys.modules.get("cupy")
+def backend(name: str, module: Any = cupy, plain: bool = False) -> Iterator[None]:
+    """Within the block the backend is the one of this name, and CuPy is this module.  plain: see use_backend."""
+    before, was_plain, found = (backend_name(), precision()), not FAST, sys.modules.get("cupy")
     stand_in(module)
     try:
-        use_backend(name)
+        use_backend(name, plain=plain)
         _forget()
         yield
     finally:
         stand_in(found)
-        use_backend(*before)
+        use_backend(*before, plain=was_plain)
         _forget()
 
 
 def _forget() -> None:
     """Empty the caches of the ops and kernels: what they hold was made for the other backend."""
-    own = ("tinydiff.ops.", "tinydiff.kernels")
+    own = ("tinydiff.ops.", "tinydiff.fast.")
     for module in [module for name, module in sys.modules.items() if name.startswith(own)]:
         for value in vars(module).values():
             if hasattr(value, "cache_clear"):
