@@ -112,7 +112,7 @@ def walk(recipe, eps_fn, seed):
 
 
 def maps(prompted, x_t, t):
-    """How much each pixel attends to each word of prompt 0: (words, h, w), at half the resolution; the words sum to 1."""
+    """How much each pixel attends to each word of prompt 0: (words, h, w), half the resolution; the words sum to 1."""
     with recorded(prompted.unet) as weights, no_grad():
         prompted(x_t, t, 0)
     pixels = x_t.shape[1] * x_t.shape[2] // 4

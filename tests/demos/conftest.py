@@ -21,7 +21,7 @@ def same_precision_afterwards():
 
 @pytest.fixture(scope="session")
 def load_demo():
-    """load_demo("prompts/prompt") is the module of demos/prompts/prompt.py, which finds its neighbours as a script does."""
+    """load_demo("prompts/prompt") is the module of that file in demos/, which finds its neighbours as a script does."""
 
     def load(name):
         path = DEMOS / f"{name}.py"
