@@ -84,6 +84,29 @@ def test_resume_continues_bit_for_bit_with_the_checkpoints_settings(demo, whole,
         assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
 
 
+def test_a_checkpoint_of_an_earlier_version_goes_on(demo, whole, load_demo, tmp_path):
+    """An option that is gone and was not used makes no difference; one that was used is refused by name."""
+    captions, path = load_demo("prompts/captions"), tmp_path / "checkpoint.npz"
+    arrays, meta = checkpoint.load(whole / "checkpoint.npz")
+    train = {name: value for name, value in meta["train"].items() if name != "betas"} | {"weight_decay": 0.0}
+    unet = meta["model"]["unet"]
+    before = meta | {"model": meta["model"] | {"unet": unet | {"dropout": 0.0}}, "train": train}
+    checkpoint.save(path, arrays, before)
+    assert path.read_bytes() != (whole / "checkpoint.npz").read_bytes()
+    demo.main(backend=backend_name(), out=tmp_path, resume=True)
+    assert path.read_bytes() == (whole / "checkpoint.npz").read_bytes()
+    checkpoint.save(path, arrays, before)
+    pool, _, _ = captions.load_trained(path, 1)
+    with pool:
+        for name, a in pool.model.state_dict().items():
+            np.testing.assert_array_equal(a, arrays[f"ema/{name}"])
+    checkpoint.save(path, arrays, before | {"model": meta["model"] | {"unet": unet | {"dropout": 0.1}}})
+    with pytest.raises(CheckpointError, match=r"dropout=0\.1"):
+        captions.load_trained(path, 1)
+    with pytest.raises(CheckpointError, match=r"dropout=0\.1"):
+        demo.main(backend=backend_name(), out=tmp_path, resume=True)
+
+
 def test_resume_refuses_other_settings_and_another_vocabulary(demo, whole):
     """What contradicts the checkpoint is named with both values, and the checkpoint stays as it was."""
     before = (whole / "checkpoint.npz").read_bytes()
