@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tinydiff import plots
+from tinydiff.app import plots
+from tinydiff.app.checkpoint import CheckpointError
+from tinydiff.app.plots import save_filmstrip, save_gif, save_grid, save_loss, tile
 from tinydiff.backend import default_rng
-from tinydiff.checkpoint import CheckpointError
-from tinydiff.plots import save_filmstrip, save_gif, save_grid, save_loss, tile
 
 pytestmark = pytest.mark.program
 
@@ -271,9 +271,9 @@ def test_a_picture_is_whole_or_the_old_one(path, monkeypatch, module):
 
 _IMPORTS = """
 import sys
-import tinydiff, tinydiff.checkpoint
+import tinydiff, tinydiff.app.checkpoint
 assert not {"matplotlib", "PIL"} & set(sys.modules)
-from tinydiff import plots
+from tinydiff.app import plots
 plots.save_grid(sys.argv[1], [[[[0.0]]]], columns=1)
 assert "matplotlib.pyplot" not in sys.modules
 """
@@ -281,5 +281,5 @@ assert "matplotlib.pyplot" not in sys.modules
 
 def test_matplotlib_loads_only_for_pictures_and_pyplot_never(path):
     """`import tinydiff` stays free of matplotlib, and drawing leaves no global figures."""
-    root = str(Path(plots.__file__).parents[1])
+    root = str(Path(plots.__file__).parents[2])
     subprocess.run([sys.executable, "-c", _IMPORTS, str(path)], env={**os.environ, "PYTHONPATH": root}, check=True)

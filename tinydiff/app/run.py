@@ -13,7 +13,7 @@ from tqdm import tqdm
 from tinydiff.app import checkpoint, cli, plots
 from tinydiff.app.signals import stop_signals
 from tinydiff.app.training import steps, whole
-from tinydiff.backend import TinydiffError, precision
+from tinydiff.backend import FAST, TinydiffError, precision
 from tinydiff.data import load
 from tinydiff.train import METRICS, NUM_BUCKETS, TrainConfig
 
@@ -49,8 +49,11 @@ def check_channels(base_channels):
 
 
 def resumed_workers(meta, workers, backend):
-    """How many workers go on: the checkpoint's number where none was asked for; says what will round differently."""
-    workers = workers or (meta["num_workers"] if backend == "numpy" else 1)
+    """How many workers continue the run: the number asked for, else the checkpoint's; one on a GPU, and with --plain.
+
+    Prints a note for each thing that makes results round differently from before.
+    """
+    workers = workers or (meta["num_workers"] if FAST and backend == "numpy" else 1)
     if meta["num_workers"] != workers:
         print(f"note: {meta['num_workers']} worker(s) before, {workers} now: the sums round differently")
     before, now = meta.get("precision"), precision()  # older checkpoints do not say
