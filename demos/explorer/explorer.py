@@ -21,7 +21,7 @@ import numpy as np
 from tinydiff.app import cli
 from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.classify import load_classifier
-from tinydiff.app.generate import load_trained
+from tinydiff.app.trained import load_trained
 from tinydiff.backend import TinydiffError
 from tinydiff.data import load
 

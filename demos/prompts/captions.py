@@ -19,7 +19,8 @@ from functools import partial
 
 import numpy as np
 
-from tinydiff.app.generate import current, load_network
+from tinydiff.app.generate import current
+from tinydiff.app.trained import load_network
 from tinydiff.backend import TinydiffError, default_rng
 from tinydiff.diffusion import Schedule, classifier_free
 from tinydiff.more.text import PADDING, Prompted, TextUNet

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tinydiff.app.generate import build_unet, load_trained
+from tinydiff.app.generate import build_unet
+from tinydiff.app.trained import load_trained
 from tinydiff.backend import TinydiffError, asarray, backend_name, default_rng, standard_normal, to_numpy
 from tinydiff.data import load
 from tinydiff.diffusion import Schedule, eps_from_x_0, sample, timestep_pairs, x_0_from_eps
