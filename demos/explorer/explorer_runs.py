@@ -39,6 +39,7 @@ from tinydiff.diffusion import (
     x_0_from_eps,
 )
 from tinydiff.diffusion.targets import V
+from tinydiff.train import train
 
 # Python looks for modules beside the script only.  The demos that the page shows are programs too, one folder up.
 sys.path.append(str(Path(__file__).parents[1]))
@@ -184,15 +185,11 @@ def points(steps, num, moments, seed, workers):
     with tqdm(total=steps * len(points_2d.SETS), desc="points", unit="step") as bar:
         for name, draw_data in points_2d.SETS.items():
             with one_process().workers(partial(points_2d.PointNet, seed), workers) as pool:
-                for _ in points_2d.train(pool, schedule, draw_data, V, steps, 256, seed):
+                state = points_2d.training_of(pool, draw_data, schedule, V, steps, 256, seed)
+                for _ in train(state):
                     bar.update()
-                pairs = [(t, s) for s, t in pairwise(times)][::-1]
-                back = points_2d.draw(ddim_step, schedule, V, pairs, pool.model, (num, (seed,)))
-                axis = np.linspace(-VIEW, VIEW, GRID + 2)[1:-1]
-                grid = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2).astype(np.float32)
-                eps_fn = points_2d.eps_fn_of(pool.model, schedule, V)
-                # At t = 0 there is no noise to predict: the field ends at the time before.
-                field = [points_2d.flow_velocity(schedule, eps_fn, grid, max(t, times[1])) for t in times[::-1]]
+                with pool.weights(state.ema.average):
+                    back, field = flow(pool.model, schedule, times, num, seed)
             rng = default_rng("forward points", seed)
             x_t = asarray(draw_data(rng, num))
             forth = [x_t]
@@ -206,6 +203,17 @@ def points(steps, num, moments, seed, workers):
                 "field": packed(field),
             }
     return {"times": times, "num": num, "view": VIEW, "grid": GRID, "training_steps": steps, "sets": sets}
+
+
+def flow(model, schedule, times, num, seed):
+    """The paths of num particles from T to 0, and the field at each of these times, T first."""
+    pairs = [(t, s) for s, t in pairwise(times)][::-1]
+    paths = points_2d.draw(ddim_step, schedule, V, pairs, model, (num, (seed,)))
+    axis = np.linspace(-VIEW, VIEW, GRID + 2)[1:-1]
+    grid = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2).astype(np.float32)
+    eps_fn = points_2d.eps_fn_of(model, schedule, V)
+    # At t = 0 there is no noise to predict: the field ends at the time before.
+    return paths, [points_2d.flow_velocity(schedule, eps_fn, grid, max(t, times[1])) for t in times[::-1]]
 
 
 def mistakes(pool, reader, schedule, meta, most_steps, num, train_steps, data_dir, seed):
