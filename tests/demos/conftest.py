@@ -12,7 +12,7 @@ DEMOS = Path(__file__).parents[2] / "demos"
 
 @pytest.fixture(autouse=True)
 def same_backend_afterwards():
-    """A demo chooses the backend anew, on a GPU with TF32, or plain functions; the rest of the suite has chosen before."""
+    """A demo chooses the backend, the precision and plain functions; afterwards the choice of the suite holds again."""
     before = backend_name(), precision(), bool(FAST)
     yield
     if (backend_name(), precision(), bool(FAST)) != before:

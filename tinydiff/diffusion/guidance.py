@@ -53,8 +53,8 @@ def classifier_free(
             return unconditional(model)(x_t, t)
         if scale == 1:
             return asarray(model(x_t, t, row_labels))
-        both = host_integers("labels", [no_label] * n + row_labels.tolist(), 0, no_label)
-        eps = asarray(model(xp.concatenate([x_t, x_t]), t, both))
+        twice = host_integers("labels", [no_label] * n + row_labels.tolist(), 0, no_label)
+        eps = asarray(model(xp.concatenate([x_t, x_t]), t, twice))
         eps_u, eps_c = eps[:n], eps[n:]
         eps_hat = eps_u + scale * (eps_c - eps_u)
         return eps_hat if correct is None else correct(x_t, t, eps_hat, eps_c)

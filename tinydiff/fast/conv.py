@@ -25,10 +25,10 @@ def conv2d(x, w, b, *plus, stride=1, padding=0):
     check_conv2d(x, w, b, stride, padding)
     check_plus(x, w, plus, stride, padding)
     if winograd.pays(x, w, stride, padding):
-        each, other = bias_and_map(b, plus)
-        y = winograd.correlate(x, w, each)
-        if other is not None:
-            y += other
+        bias, residual = bias_and_map(b, plus)
+        y = winograd.correlate(x, w, bias)
+        if residual is not None:
+            y += residual
 
         def vjp(g):
             return (
@@ -54,12 +54,12 @@ def conv2d(x, w, b, *plus, stride=1, padding=0):
 
         def vjp(g):
             db, *dplus = bias_gradients(g, plus, kernels.available())
-            both = cache(lambda: _filter_gradient(x, w, g, stride, padding, one=db is None))
+            gradients = cache(lambda: _filter_gradient(x, w, g, stride, padding, one=db is None))
             taps = w.size // w.shape[3]
             return (
                 lambda: _input_gradient(x.shape, w, g, stride, padding),
-                lambda: both()[:taps].reshape(w.shape),
-                db or (lambda: both()[taps]),
+                lambda: gradients()[:taps].reshape(w.shape),
+                db or (lambda: gradients()[taps]),
                 *dplus,
             )
 
@@ -86,10 +86,10 @@ def _add(y, b, plus):
     if kernels.available():
         kernels.add_bias(y, b, *plus)
         return
-    each, other = bias_and_map(b, plus)
-    add_bias(y, each)
-    if other is not None:
-        y += other
+    bias, residual = bias_and_map(b, plus)
+    add_bias(y, bias)
+    if residual is not None:
+        y += residual
 
 
 def bias_and_map(b, plus):
@@ -125,9 +125,9 @@ def bias_gradients(g, plus, elsewhere=False):
     """The gradients of conv2d's b and plus, from the gradient of its result; elsewhere=True leaves out b's (None)."""
     n, oh, ow, o = g.shape
     if plus and plus[0].ndim == 2:
-        each = sum_rows(g.reshape(n, oh * ow, o))
-        db = None if elsewhere else sum_rows(each)
-        return db if db is None else (lambda: db), lambda: each
+        per_image = sum_rows(g.reshape(n, oh * ow, o))
+        db = None if elsewhere else sum_rows(per_image)
+        return db if db is None else (lambda: db), lambda: per_image
     return None if elsewhere else (lambda: sum_rows(g.reshape(n * oh * ow, o))), *(g for _ in plus)
 
 
@@ -151,8 +151,8 @@ def check_plus(x, w, plus, stride, padding):
     """ValueError where plus is not what conv2d can add."""
     shapes = (len(x), w.shape[3]), output_shape(x.shape, w.shape, stride, padding)
     if len(plus) > 1 or any(p.shape not in shapes for p in plus):
-        found = ", ".join(str(p.shape) for p in plus)
-        raise ValueError(f"conv2d: plus must be one array of shape {shapes[0]} or {shapes[1]}, got {found}")
+        shapes_given = ", ".join(str(p.shape) for p in plus)
+        raise ValueError(f"conv2d: plus must be one array of shape {shapes[0]} or {shapes[1]}, got {shapes_given}")
 
 
 def _parts(y, w):

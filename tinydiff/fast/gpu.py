@@ -68,8 +68,8 @@ class Ahead:
         self._next: tuple[Any, Future | None] = None, None  # what for, and the batch to come
 
     def __call__(self, config: Any, step: int) -> Batch:
-        asked, future = self._next
-        if future is None or asked != (config, step):  # the first step, or not the one foreseen
+        foreseen, future = self._next
+        if future is None or foreseen != (config, step):  # the first step, or not the one foreseen
             future = self._thread.submit(self._joined, config, step)
         self._next = (config, step + 1), self._thread.submit(self._joined, config, step + 1)
         pair, batch = future.result()  # or what was raised there

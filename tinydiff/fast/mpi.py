@@ -70,19 +70,19 @@ class MPIRanks(Ranks):
         a /= self.size
         return a
 
-    def check_same(self, mine: dict[str, Any]) -> None:
+    def check_same(self, settings: dict[str, Any]) -> None:
         """Raise WorkerError, on rank 0, if these values are not the same on every rank."""
-        everyone = self.comm.allgather(mine)
-        said = [
-            f"rank {rank}: {key} is {its.get(key)!r}, on rank 0 {value!r}"
-            for rank, its in enumerate(everyone)
-            for key, value in everyone[0].items()
-            if its.get(key) != value
+        ranks = self.comm.allgather(settings)
+        differences = [
+            f"rank {rank}: {key} is {values.get(key)!r}, on rank 0 {value!r}"
+            for rank, values in enumerate(ranks)
+            for key, value in ranks[0].items()
+            if values.get(key) != value
         ]
-        if said and self.rank == 0:
-            raise WorkerError("the ranks do not agree: " + "; ".join(said[:3]))
-        if said:
-            self.comm.Barrier()  # where rank 0 does not come: its end is everyone's
+        if differences and self.rank == 0:
+            raise WorkerError("the ranks do not agree: " + "; ".join(differences[:3]))
+        if differences:
+            self.comm.Barrier()  # rank 0 does not come: its end is the end of all
 
     def rescue(self, save: Callable[[], Any]) -> None:
         """Save in a process that outlives this one: Open MPI kills its ranks a quarter of a second after SIGTERM.
@@ -148,8 +148,8 @@ class RankWorkers(Workers):
         rank, size = self.ranks.rank, self.ranks.size
         self._check_parameters()  # or the average, inside `weights`
         for i in range(0, len(jobs), size):
-            mine = [f(self.model, job) for job in jobs[i + rank : i + rank + 1]]
-            for done in self.ranks.comm.allgather(mine):
+            results = [f(self.model, job) for job in jobs[i + rank : i + rank + 1]]
+            for done in self.ranks.comm.allgather(results):
                 yield from done
 
     def _check_parameters(self) -> None:

@@ -144,9 +144,9 @@ class Workers:
             self._batch.arrays[name][...] = a
         size = self.num_workers
         losses = self._ask("gradients", [(losses_of, rows_of(n, w, size), n) for w in range(size)])
-        own, *others = self._shared.arrays["grad"]
+        total, *others = self._shared.arrays["grad"]
         for g in others:
-            own += g
+            total += g
         return np.concatenate(losses)
 
     def map(self, f: Callable[[Module, Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
@@ -238,13 +238,13 @@ class Workers:
         context = multiprocessing.get_context("spawn")  # it works everywhere and inherits nothing
         with environment(ONE_THREAD):  # one BLAS thread a worker: the workers are the parallelism
             for index in range(self.num_workers):
-                here, there = context.Pipe()
-                arguments = (there, build, index, shared.memory.name, shared.layout, not FAST)
+                pipe, end = context.Pipe()
+                arguments = (end, build, index, shared.memory.name, shared.layout, not FAST)
                 process = context.Process(target=_serve, args=arguments, daemon=True, name=f"tinydiff-worker-{index}")
                 process.start()
-                there.close()
+                end.close()
                 self._processes.append(process)
-                self._pipes.append(here)
+                self._pipes.append(pipe)
         self._receive_all(self._pipes)
         # Everyone has it open now.  Without a name it vanishes with its last user, even after kill -9.
         shared.memory.unlink()
