@@ -230,7 +230,8 @@ def mistakes(pool, reader, schedule, meta, most_steps, num, train_steps, data_di
     }
     if train_steps:
         dataset = load(meta["data"]["name"], "train", data_dir, seed)
-        runs = pitfalls.train_and_draw(dataset, CHANNELS, train_steps, seed, pool.num_workers, *how)
+        ranks, workers = one_process(), pool.num_workers
+        runs = pitfalls.train_and_draw(dataset, CHANNELS, train_steps, seed, ranks, workers, *how)
         groups["training"] = list(runs)
     rows = []
     for group, drawn in groups.items():
