@@ -500,12 +500,12 @@ def test_a_faster_form_does_not_stand_in_for_the_readers(demo, exercises, copy, 
 
 def test_the_laws_run_with_nothing_installed(copy, judge):
     """The table FAST is empty while a law runs: a copy that installs all the same is refused, by the forms' names."""
-    folder = copy("time_code", lambda source, cuts: source)
+    folder = copy("posterior", lambda source, cuts: source)
     path = folder / "tinydiff" / "backend.py"
     source = path.read_text(encoding="utf-8")
     right, wrong = "for prepare in [] if plain else _prepare:", "for prepare in _prepare:"
     assert source.count(right) == 1
-    law = ("nn/test_unet.py::test_the_time_code_holds_sines_then_cosines",)
+    law = ("diffusion/test_schedule.py::test_beta_tilde_is_beta_seen_from_the_data",)
     path.write_text(source.replace(right, wrong), encoding="utf-8")
     try:
         with pytest.raises(RuntimeError, match=r"faster forms would be tested in place of the copy's .*conv2d"):
