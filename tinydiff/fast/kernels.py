@@ -160,7 +160,9 @@ def silu_backward(x: Any, g: Any) -> Any:
 
 
 def softmax(x: Any) -> Any:
-    """Softmax over the last axis."""
+    """Softmax over the last axis; ValueError where that is empty, as NumPy's largest value of it is."""
+    if x.shape[-1] == 0:
+        raise ValueError("softmax: zero-size array has no largest value")
     p = xp.empty(x.shape, x.dtype)
     launch("softmax", math.prod(x.shape[:-1]), xp.ascontiguousarray(x), p, x.shape[-1])
     return p

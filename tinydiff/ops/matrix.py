@@ -23,8 +23,8 @@ def linear(x, w, b):
     check_linear(x, w, b)
 
     def vjp(g):
-        x_rows, g_rows = x.reshape(-1, w.shape[0]), g.reshape(-1, w.shape[1])
-        return lambda: g @ w.T, lambda: x_rows.T @ g_rows, lambda: g_rows.sum(0)
+        rows = tuple(range(g.ndim - 1))  # all axes but the last
+        return lambda: g @ w.T, lambda: xp.tensordot(x, g, (rows, rows)), lambda: g.sum(rows)
 
     return x @ w + b, vjp
 

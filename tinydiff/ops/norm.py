@@ -10,6 +10,8 @@ depend on x, so the gradient of x loses its mean, and its part along x_hat:
 Axes: N batch, P pixels, G groups, C channels.  Read next: ../nn/module.py.
 """
 
+import math
+
 from tinydiff.autograd import op
 from tinydiff.backend import xp
 
@@ -23,7 +25,7 @@ def group_norm(x, gamma, beta, *, num_groups, eps=1e-5):
     """
     check_group_norm(x, gamma, beta, num_groups)
     shape = x.shape
-    groups = x.reshape(len(x), -1, num_groups, shape[-1] // num_groups)  # (N, P, G, C/G)
+    groups = x.reshape(len(x), math.prod(shape[1:-1]), num_groups, shape[-1] // num_groups)  # (N, P, G, C/G)
     centred = groups - groups.mean((1, 3), keepdims=True)
     rstd = 1 / xp.sqrt((centred * centred).mean((1, 3), keepdims=True) + eps)
     x_hat = centred * rstd

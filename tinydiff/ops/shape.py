@@ -3,6 +3,7 @@
 Read next: matrix.py.
 """
 
+import math
 from itertools import accumulate
 
 from tinydiff.autograd import Tensor, op
@@ -55,6 +56,6 @@ def take(x, *, indices):
 
     def vjp(g):
         one_hot = (xp.arange(size)[:, None] == indices.reshape(-1)).astype(g.dtype)  # (R, picks)
-        return ((one_hot @ g.reshape(indices.size, -1)).reshape(shape),)
+        return ((one_hot @ g.reshape(indices.size, math.prod(shape[1:]))).reshape(shape),)
 
     return x[indices], vjp
