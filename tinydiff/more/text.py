@@ -133,6 +133,8 @@ class ReadingUNet(UNet):
         return TextResBlock(c_in, c_out, self._text_features if reads else None, attend=attend, rng=rng, **sizes)
 
     def forward(self, x_t: Any, t: Any, text: Any = None) -> Tensor:
+        if text is None:
+            raise ValueError("text is missing: features and present, as TextEncoder.encode returns them")
         x = x_t if isinstance(x_t, Tensor) else Tensor(asarray(x_t))
         return self.walk(x, (self.code(t, None, len(x)), *text))
 
