@@ -74,8 +74,8 @@ class EMA:
 
 @fusable
 def ema_update(average: Any, p: Any, d: float) -> None:
-    """average <- d average + (1 - d) theta for one parameter, written to average."""
-    average[...] = d * average + (1 - d) * p.data
+    """average <- d average + (1 - d) theta for one parameter, so that what stands still is its own average exactly."""
+    average[...] = average + (1 - d) * (p.data - average)
 
 
 def forget_gradients(parameters: Sequence[Any]) -> None:
