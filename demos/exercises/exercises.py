@@ -442,7 +442,8 @@ EXERCISES = (
         "samples are drawn with the average of the weights",
         task="Write adam_update, the line of EMA.update that chooses d, and ema_update. The docstrings of Adam and EMA "
         "have the equations. All three write to arrays in place: m[...] = ..., and the same for v, p.data and average. "
-        "p.grad is None for a parameter without a gradient, which counts as one of gradient 0.",
+        "p.grad is None for a parameter without a gradient, which counts as one of gradient 0. Weights that stand "
+        "still must be their own average, to the last bit.",
         cuts=(
             Cut("optim.py", "adam_update", "m, v and p.data after step k (Kingma & Ba 2015, algorithm 1)"),
             Cut("optim.py", "EMA.update", "d, from self.decay and self.num_updates", "d =", "d ="),
@@ -453,6 +454,8 @@ EXERCISES = (
             "adam_is_the_algorithm_of_the_paper",
             "the_first_step_has_length_lr",
             "a_constant_gradient_moves_by_the_rates_alone",
+            "a_parameter_that_waits_for_its_gradient_counts_as_one_of_gradient_0",
+            "updates_are_written_in_place",
             "the_average_is_a_weighted_sum_of_all_values_so_far",
             "the_average_of_what_stands_still_is_itself",
         ),
@@ -461,8 +464,9 @@ EXERCISES = (
             "beta2 is its d for g * g.",
             "m and v start at 0, so after k steps their weights add up to 1 - beta1**k and 1 - beta2**k. Adam divides "
             "by these. EMA starts at the random weights, so it lets d start small: (1 + n) / (10 + n) at update n.",
-            "p.data[...] = p.data - lr * m_hat / (xp.sqrt(v_hat) + eps), and average[...] = d * average + (1 - d) * "
-            "p.data, with d = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates)).",
+            "p.data[...] = p.data - lr * m_hat / (xp.sqrt(v_hat) + eps). d = min(self.decay, (1 + self.num_updates) / "
+            "(10 + self.num_updates)). d a + (1 - d) theta = a + (1 - d)(theta - a), and the second form changes "
+            "nothing where theta = a.",
         ),
         read_next="tinydiff/fast/optim.py: the same updates on one long array",
         question="With decay 0.999 and no warm-up, how much of the random start is left after 1,000 steps?",

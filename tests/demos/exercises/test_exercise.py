@@ -201,7 +201,10 @@ WRONG = {
         "eps under the root": ("(xp.sqrt(v_hat) + eps)", "xp.sqrt(v_hat + eps)"),
         "uphill": ("p.data - lr", "p.data + lr"),
         "the root forgotten": ("xp.sqrt(v_hat)", "v_hat"),
-        "weights changed places": ("d * average + (1 - d) * p.data", "(1 - d) * average + d * p.data"),
+        "weights changed places": ("average + (1 - d) *", "average + d *"),
+        "rounded away from itself": ("average + (1 - d) * (p.data - average)", "d * average + (1 - d) * p.data"),
+        "no gradient, no step": ("g = 0 if p.grad is None else p.grad", "if (g := p.grad) is None:\n        return"),
+        "a new array": ("p.data[...] =", "p.data ="),
         "no warm-up": ("d = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))", "d = self.decay"),
         "counted too early": ("(1 + self.num_updates) / (10 +", "(2 + self.num_updates) / (11 +"),
         "the later of the two": ("d = min(", "d = max("),
@@ -350,10 +353,9 @@ PLAIN = {
     "ema": [
         """
         beta1, beta2 = betas
-        if p.grad is None:
-            p.grad = xp.zeros_like(p.data)
-        m[...] = beta1 * m + (1 - beta1) * p.grad
-        v[...] = beta2 * v + (1 - beta2) * p.grad**2
+        g = xp.zeros_like(p.data) if p.grad is None else p.grad
+        m[...] = beta1 * m + (1 - beta1) * g
+        v[...] = beta2 * v + (1 - beta2) * g**2
         p.data[...] -= lr * (m / (1 - beta1**k)) / ((v / (1 - beta2**k)) ** 0.5 + eps)
         """,
         """
