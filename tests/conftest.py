@@ -23,6 +23,9 @@ settings.register_profile("mutation", parent=ci, phases=no_shrinking, report_mul
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
 
+BOOK = ("process", "sampler", "likelihood", "engine", "conv", "network", "training")  # chapters, see pyproject.toml
+
+
 def pytest_addoption(parser):
     choices = ["numpy", "cupy", "strict"]  # strict: CuPy's rules without a GPU, see strict.py
     parser.addoption("--backend", default="numpy", choices=choices, help="arrays the suite runs on")
@@ -48,6 +51,19 @@ def pytest_runtest_teardown(item):
     plain = item.config.getoption("--plain")
     if precision() != "float32" or plain == bool(FAST):
         use_backend(backend_name(), "float32", plain=plain)
+
+
+def pytest_collection_modifyitems(config, items):
+    """--plain is about the chapters of the book; what tests the faster forms or the programs is left out."""
+    if config.getoption("--plain"):
+        outside = [config.rootpath / "tests" / folder for folder in ("fast", "demos")]
+        chosen = [
+            item
+            for item in items
+            if any(item.get_closest_marker(chapter) for chapter in BOOK) and not set(outside) & set(item.path.parents)
+        ]
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
+        items[:] = chosen
 
 
 def pytest_report_header(config):

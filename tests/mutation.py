@@ -24,9 +24,10 @@ ROOT = Path(__file__).parents[1]
 AROUND = {
     "tinydiff/diffusion/": ["tests/diffusion", "tests/test_ideal.py"],
     "tinydiff/ops/": ["tests/ops", "tests/nn", "tests/test_autograd.py"],
+    "tinydiff/nn/": ["tests/nn", "tests/app/test_training.py"],
     "tinydiff/autograd.py": ["tests/ops", "tests/nn"],
     "tinydiff/optim.py": ["tests/test_train.py", "tests/test_learning.py"],
-    "tinydiff/train.py": ["tests/test_learning.py", "tests/demos/test_train_mnist.py"],
+    "tinydiff/train.py": ["tests/app/test_training.py", "tests/test_learning.py", "tests/demos/test_train_mnist.py"],
 }
 
 
@@ -43,7 +44,7 @@ def run_tests() -> int:
         rounds.append([*around, "tests/test_package.py"])  # most mutants never come so far
     # No shrinking: that a test fails is enough.
     environment = {**os.environ, "HYPOTHESIS_PROFILE": "mutation"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--plain"]
     return next((rc for tests in rounds if (rc := subprocess.call([*command, *tests], cwd=ROOT, env=environment))), 0)
 
 

@@ -1,5 +1,6 @@
-"""The README keeps its word: its map, its glossary, its example and its pictures are those of the source."""
+"""The five READMEs keep their word: their links, maps, glossary, examples and quotes are those of the source."""
 
+import ast
 import pkgutil
 import re
 import runpy
@@ -13,40 +14,110 @@ from tinydiff.backend import backend_name
 pytestmark = pytest.mark.program
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    name: (ROOT / name).read_text(encoding="utf-8")
+    for name in (
+        *("README.md", "demos/README.md", "tests/README.md"),
+        *("tinydiff/diffusion/README.md", "tinydiff/fast/README.md"),
+    )
+}
+README, MATHEMATICS = PAGES["README.md"], PAGES["tinydiff/diffusion/README.md"]
+COUNTER = runpy.run_path(str(ROOT / "tests" / "count_lines.py"))
+LINK = re.compile(r"\[([^\]]*)\]\(([^)#\s]+)(#[\w-]+)?\)")
 
 
-def test_the_map_names_every_file_with_its_size():
-    """Every file of the package is on the map, or its folder is, with its lines of code to 10% and 5 lines."""
-    lines = runpy.run_path(str(ROOT / "tests" / "count_lines.py"))["count_package"](ROOT / "tinydiff")
-    table = dict(re.findall(r"^\| `tinydiff/([\w/.]+)` \| (\d+) \|", README, re.MULTILINE))
-    for name in table:
-        size = sum(
-            count for file, count in lines.items() if file == name or (name[-1] == "/" and file.startswith(name))
+def links(page: str) -> list[tuple[str, Path]]:
+    """(text, file) of each link of a page to a file of the repository."""
+    folder = (ROOT / page).parent
+    return [(text, (folder / target).resolve()) for text, target, _ in LINK.findall(PAGES[page]) if ":" not in target]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_to_a_file(page):
+    """Pictures, files of the source, other pages: all are there."""
+    assert len(links(page)) > 5
+    assert [target for _, target in links(page) if not target.is_file()] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_page_names_what_is_gone(page):
+    """Every file of Python that a page names is there."""
+    folders = (ROOT, ROOT / "tinydiff", ROOT / "demos", ROOT / "tests", (ROOT / page).parent)
+    anywhere = {path.name for folder in ("tinydiff", "demos", "tests") for path in (ROOT / folder).rglob("*.*")}
+    for name in set(re.findall(r"(?<![\w/.])((?:[a-z_0-9]+/)*[a-z_0-9]+\.(?:py|cu))\b", PAGES[page])):
+        assert any((folder / name).is_file() for folder in folders) or ("/" not in name and name in anywhere), name
+
+
+def test_the_first_page_is_short():
+    """At most 160 lines and 2,000 words: what is longer has a page of its own."""
+    assert len(README.splitlines()) <= 160 and len(README.split()) <= 2000
+
+
+def test_the_first_page_lists_the_book_in_the_order_of_reading():
+    """A row a file, as "Read next" leads through them, each a link, with its lines of code to 10% and 5 lines."""
+    rows = re.findall(r"^\| \[([\w/.]+)\]\(tinydiff/([\w/.]+)\) \| (\d+) \|", README, re.MULTILINE)
+    chain = runpy.run_path(str(ROOT / "tests" / "test_package.py"))["CHAIN"]
+    assert [name for name, _, _ in rows] == [f"{name}.py" for name in chain]
+    lines = COUNTER["count_package"](ROOT / "tinydiff")
+    for name, target, size in rows:
+        assert name == target and abs(int(size) - lines[name]) <= 5 + lines[name] / 10, (
+            f"{name} has {lines[name]} lines"
         )
-        assert abs(int(table[name]) - size) <= 5 + size / 10, f"{name} has {size} lines"
-    folders = tuple(name for name in table if name[-1] == "/")
-    missing = {file for file in lines if not file.endswith("__init__.py")} - table.keys()
-    assert {file for file in missing if not file.startswith(folders)} == set()
 
 
-def test_each_file_imports_only_from_rows_above_its_own():
-    """The map is in reading order: nothing is used before it was read."""
-    rows = re.findall(r"^\| `tinydiff/([\w/.]+)` \|", README, re.MULTILINE)
-    for place, name in enumerate(rows):
-        for path in [ROOT / "tinydiff" / name] if name.endswith(".py") else (ROOT / "tinydiff" / name).glob("*.py"):
-            for module in re.findall(r"^from tinydiff\.([\w.]+) import", path.read_text(), re.MULTILINE):
-                file = module.replace(".", "/")
-                above = [row for row in rows[:place] if row in (f"{file}.py", f"{file}/") or row.startswith(f"{file}/")]
-                own = name[-1] == "/" and file.startswith(name[:-1])
-                assert above or own, f"{path.name} imports {module}, which stands below it"
+def test_every_page_is_reached_from_the_first():
+    """One click leads to each of the other four."""
+    assert {(ROOT / page).resolve() for page in PAGES} - {target for _, target in links("README.md")} == {
+        ROOT / "README.md"
+    }
+
+
+@pytest.mark.skipif(backend_name() != "numpy", reason="the example is run as it stands, on numpy")
+def test_the_twenty_lines_run(capsys, tmp_path, monkeypatch):
+    """As they stand: 40 steps of algorithm 1, 20 of algorithm 2, and a picture of ten digits; the loss falls."""
+    code, *_ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 26
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code, names)
+    out = capsys.readouterr().out
+    assert len(re.findall(r"^step ", out, re.MULTILINE)) == 40 and len(re.findall(r"^t = ", out, re.MULTILINE)) == 20
+    losses = [row[0] for row in names["state"].rows]
+    assert sum(losses[-5:]) < sum(losses[:5]) / 2
+    assert names["t"] == 0 and names["x_t"].shape == (10, 28, 28, 1) and (tmp_path / "twenty_lines.png").is_file()
+
+
+def test_the_law_that_is_quoted_is_the_laws_own_text():
+    """The first page shows one law whole; it stands in the suite as it is shown."""
+    _, quoted = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (name,) = re.findall(r"^def (test_\w+)", quoted, re.MULTILINE)
+    sources = [path.read_text("utf-8") for path in (ROOT / "tests" / "diffusion").glob("test_*.py")]
+    assert sum(f"\n{quoted}" in source for source in sources) == 1, name
+
+
+def test_the_limits_of_the_rooms_stand_in_the_page_about_tests():
+    """`python tests/count_lines.py` is named where the rules of the book are."""
+    assert "tests/count_lines.py" in PAGES["tests/README.md"]
+    assert "1,200" in PAGES["tests/README.md"]
+
+
+def test_every_demo_is_on_the_tour_or_among_the_commands():
+    """Each program, that is, each file with a `main` to run, has a row in the one table of the demos' page."""
+    programs = {path for path in (ROOT / "demos").rglob("*.py") if '__name__ == "__main__"' in path.read_text("utf-8")}
+    assert len(programs) > 20
+    named = set(re.findall(r"python (demos/[\w/]+\.py)", PAGES["demos/README.md"]))
+    assert {path.relative_to(ROOT).as_posix() for path in programs} == named
+
+
+# ---------------------------------------------------------------------------- the glossary and the equation index
 
 
 def test_the_glossarys_names_exist():
     """Each function that the glossary gives for a symbol is one of diffusion/, of Schedule, or of train.py."""
-    glossary = README.split("## Glossary")[1].split("\n## ")[0]
+    glossary = MATHEMATICS.split("## Glossary")[1].split("\n## ")[0]
     cells = [row.split("|")[2] for row in glossary.splitlines() if row.startswith("| ") and "in code" not in row]
-    names = [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
+    names = [name for cell in cells for name in re.findall(r"`([^`]+)`|\[([^\]]+)\]", cell)]
+    names = [code or text for code, text in names]
     assert len(names) > 15
     arguments = {"x_0", "x_t", "eps", "eps_hat", "x_0_hat", "eta"}
     schedule = diffusion.Schedule.linear(100)
@@ -58,62 +129,51 @@ def test_the_glossarys_names_exist():
             assert hasattr(diffusion, word) or hasattr(train, word), name
 
 
-@pytest.mark.skipif(backend_name() != "numpy", reason="the example is run as it stands, on numpy")
-def test_the_example_runs_and_ends_on_the_data(capsys):
-    """The Python block runs as it stands, and what it samples is the point that its ideal eps belongs to."""
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    names = {}
-    exec(code, names)
-    assert names["t"] == 0 and abs(names["x_t"] - names["x_0"]).max() < 1e-12  # float64, ten exact steps
-    assert len(capsys.readouterr().out.splitlines()) == 10
-
-
-def test_files_and_demos_that_it_names_are_there():
-    """Pictures and demos named in the README exist, and every demo is named."""
-    for name in re.findall(r"\]\((demos/[\w/.]+)\)", README) + re.findall(r"python (demos/\w+\.py)", README):
-        assert (ROOT / name).is_file(), name
-    demos = {path.name for path in (ROOT / "demos").glob("*.py")} - {
-        "contestant.py",
-        "torch_peer.py",
-        "long_run.py",
-        "explorer_runs.py",
-        "exercises.py",
-    }  # others' parts
-    assert {name for name in demos if f"demos/{name}" not in README} == set()
-
-
-# ------------------------------------------------------------------------------------------------- the equation index
-
-
 def equation_index():
-    """(equation, functions, tests) of each row of the index, a test as (file, name)."""
-    section = README.split("## Equation index")[1].split("\n## ")[0]
+    """(equation, functions, tests) of each row of the index; a function or test as (name, file)."""
+    section = MATHEMATICS.split("## Equation index")[1].split("\n## ")[0]
     rows = [row.strip("| ").split(" | ") for row in section.splitlines() if row.startswith("| ")]
     rows = [[cell.strip() for cell in row] for row in rows if row[0] != "eq."]
     assert {len(row) for row in rows} == {4}
-    return [(row[0], re.findall(r"`([\w.]+)`", row[2]), re.findall(r"`(\w+)::(\w+)`", row[3])) for row in rows]
+    folder = ROOT / "tinydiff" / "diffusion"
+    named = [
+        [[(name, (folder / to).resolve()) for name, to, _ in LINK.findall(cell)] for cell in row[2:]] for row in rows
+    ]
+    return [(row[0], functions, tests) for row, (functions, tests) in zip(rows, named)]
 
 
-def test_every_function_and_test_of_the_equation_index_exists():
+def test_every_function_and_test_of_the_equation_index_stands_where_its_link_leads():
     """A row names functions of the package and tests that hold them to their equation; none of them is gone."""
-    tests = {}
-    for path in (ROOT / "tests").rglob("test_*.py"):
-        names = re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
-        tests.setdefault(path.stem, set()).update(names)
     index = equation_index()
     assert len(index) > 20
-    for equation, functions, named in index:
-        assert functions and named, f"eq. {equation} without a function or a test"
-        for function in functions:
-            pkgutil.resolve_name(f"tinydiff.{function}")  # raises where it does not exist
-        for file, test in named:
-            assert test in tests.get(file, set()), f"eq. {equation} names {file}::{test}"
+    for equation, functions, tests in index:
+        assert functions and tests, f"eq. {equation} without a function or a test"
+        for name, file in functions:
+            pkgutil.resolve_name(f"tinydiff.{name}")  # raises where it does not exist
+            assert name.rpartition(".")[2] in defined(file), f"eq. {equation}: {name} is not in {file.name}"
+        for name, file in tests:
+            assert name in defined(file), f"eq. {equation}: {name} is not in {file.name}"
+
+
+def defined(file: Path) -> set[str]:
+    """Names of the functions and classes of a file, methods included."""
+    tree = ast.parse(file.read_text("utf-8"))
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
 
 
 def test_every_public_function_of_the_process_is_in_the_equation_index():
     """No formula of diffusion/ stands without its equation and its test, Schedule's own included."""
-    listed = {name for _, functions, _ in equation_index() for name in functions}
-    classes = {name for name in diffusion.__all__ if isinstance(getattr(diffusion, name), type)}
-    methods = {f"Schedule.{name}" for name, f in vars(diffusion.Schedule).items() if name[0] != "_"}
-    public = {f"diffusion.{name}" for name in {*diffusion.__all__, *methods} - classes - {"Schedule.check_times"}}
-    assert public - listed == set()
+    listed = {name for _, functions, _ in equation_index() for name, _ in functions}
+    chapters = [f"tinydiff.diffusion.{path.stem}" for path in (ROOT / "tinydiff" / "diffusion").glob("[a-z]*.py")]
+    helpers = {"per_row", "check_alike", "check_float"}  # of other files of diffusion/, no formulas
+    public = set()
+    for chapter in chapters:
+        module = pkgutil.resolve_name(chapter)
+        own = {name for name, f in vars(module).items() if getattr(f, "__module__", "") == chapter and name[0] != "_"}
+        public |= {f"diffusion.{name}" for name in own - helpers if not isinstance(getattr(module, name), type)}
+    methods = {name for name, f in vars(diffusion.Schedule).items() if name[0] != "_" and name != "check_times"}
+    public |= {f"diffusion.Schedule.{name}" for name in methods}
+    names = {name for name in public if callable(pkgutil.resolve_name(f"tinydiff.{name}"))}
+    assert {
+        name for name in names if not isinstance(pkgutil.resolve_name(f"tinydiff.{name}"), diffusion.Target)
+    } - listed == set()

@@ -1,4 +1,4 @@
-"""The README's commands: every one is understood by its demo, and the tour's run from the first to the last."""
+"""The pages' commands: every one is understood by its program, and the tour's run from the first to the last."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tinydiff import cli
+from tinydiff.app import cli
 from tinydiff.backend import backend_name
 
 pytestmark = [
@@ -20,28 +20,32 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = sorted(set(re.findall(r"python (demos/\w+\.py(?: [^\n`#&|]*)?)", README)))
-TOUR = README.split("## The tour\n")[1].split("\n## ")[0]
+PAGES = [ROOT / "README.md", *(ROOT / folder / "README.md" for folder in ("demos", "tests", "tinydiff/fast"))]
+TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+COMMANDS = sorted(set(re.findall(r"python (demos/[\w/]+\.py(?: [^\n`#&|]*)?)", TEXT)))
+TOUR = (ROOT / "demos" / "README.md").read_text(encoding="utf-8")
+# (stop, things it is about, command, what it is said to take) of each row of the table that is a stop of the tour.
+ROWS = re.findall(r"^\| (\d+) \(([a-e])(?: to ([a-e]))?\) \| `python (demos/[^`]*)` \| ([^|]+) \|", TOUR, re.MULTILINE)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_demo_understands_the_command_that_the_readme_gives(monkeypatch, command):
-    """Its parser takes every option; that a demo then works is what its own tests are for, in its smallest form."""
+def test_a_program_understands_the_command_that_a_page_gives(monkeypatch, command):
+    """Its parser takes every option; that a program then works is what its own tests are for, in its smallest form."""
     script, *arguments = shlex.split(command)
-    asked = []
-    monkeypatch.setattr(cli, "run", lambda main, parser: asked.append(parser.parse_args(arguments)))
-    monkeypatch.syspath_prepend(str(ROOT / "demos"))
+    parsed = []
+    monkeypatch.setattr(cli, "run", lambda main, parser: parsed.append(parser.parse_args(arguments)))
+    monkeypatch.syspath_prepend(str((ROOT / script).parent))
     runpy.run_path(str(ROOT / script), run_name="__main__")
-    assert len(asked) == 1
+    assert len(parsed) == 1
 
 
 def test_the_tour_has_its_stops():
-    """Eleven, each with commands and the five things that one can explain at the end."""
-    stops = re.split(r"^### \d+\. ", TOUR, flags=re.MULTILINE)[1:]
-    assert len(stops) == 11 and all("python demos/" in stop for stop in stops)
+    """Eleven, in order, each with commands, a paragraph, and the five things that one can explain at the end."""
+    stops = [int(number) for number, *_ in ROWS]
+    assert stops == sorted(stops) and set(stops) == set(range(1, 12))
     assert re.findall(r"\*\*\((\w)\)\*\*", TOUR) == list("abcde")
-    assert {letter for stop in stops for letter in re.findall(r"\((\w)\)$", stop.splitlines()[0])} == set("abcde")
+    assert {letter for _, first, last, *_ in ROWS for letter in (first, last) if letter} == set("abcde")
+    assert [int(n) for n in re.findall(r"^\*\*(\d+)\. ", TOUR, re.MULTILINE)] == list(range(1, 12))
 
 
 @pytest.mark.slow
@@ -51,13 +55,13 @@ def test_the_tour_from_its_first_stop_to_its_last(tmp_path):
     nowhere = dict.fromkeys(["http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"], "http://127.0.0.1:9")
     environment = {**os.environ, **nowhere, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
     environment.pop("TINYDIFF_DATA", None)
-    for stop in re.split(r"^### ", TOUR, flags=re.MULTILINE)[1:]:
-        title = stop.splitlines()[0]
-        for command, said in re.findall(r"^python (demos/.*?) +# (.*)$", stop, re.MULTILINE):
-            start = time.perf_counter()
-            run = [sys.executable, *shlex.split(command)]
-            ended = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True)
-            print(f"{title}: {command}: {time.perf_counter() - start:.0f} s, said to take {said}", flush=True)
-            assert ended.returncode == 0, f"{command}\n{ended.stderr[-2000:]}"
-        for name in re.findall(r"`(runs/[\w./]+)`", stop):
-            assert (tmp_path / name).exists(), f"{title} speaks of {name}"
+    for stop, _, _, command, takes in ROWS:
+        start = time.perf_counter()
+        run = [sys.executable, *shlex.split(command)]
+        ended = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        seconds = time.perf_counter() - start
+        print(f"stop {stop}: {command}: {seconds:.0f} s, the table says {takes}", flush=True)
+        assert ended.returncode == 0, f"{command}\n{ended.stderr[-2000:]}"
+    for paragraph in re.findall(r"^\*\*\d+\. .*?(?=^$)", TOUR, re.MULTILINE | re.DOTALL):
+        for name in re.findall(r"`(runs/[\w./]+)`", paragraph):
+            assert (tmp_path / name).exists(), f"{paragraph[:30]} speaks of {name}"

@@ -194,9 +194,9 @@ def _load_cupy(precision: str, device: int) -> Any:
         a = cupy.ones((2, 2), "float32")
         float((a @ a)[0, 0])
     except Exception as error:  # a dozen kinds, the compiler's own among them
-        said = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         hint = f"nvidia-smi should show a GPU with free memory, and {extra} brings CUDA's libraries and headers"
-        raise BackendError(f"backend 'cupy' does not work here ({said}): {hint}") from None
+        raise BackendError(f"backend 'cupy' does not work here ({reason}): {hint}") from None
     return cupy
 
 

@@ -30,6 +30,9 @@ class Alone:
     def default_workers(self, most: int = 1) -> int:
         return 1
 
+    def part(self, n: int) -> slice:
+        return slice(0, n)
+
     def broadcast(self, make: Callable[[], Any]) -> Any:
         return make()
 

@@ -23,8 +23,8 @@ import numpy as np
 
 from tinydiff import ops
 from tinydiff.app import checkpoint
-from tinydiff.app.generate import load_network
 from tinydiff.app.metrics import coverage, frechet_distance, spread
+from tinydiff.app.trained import load_network
 from tinydiff.app.training import fit
 from tinydiff.autograd import Tensor, enable_grad, no_grad
 from tinydiff.backend import TinydiffError, default_rng, precision, to_numpy, xp

@@ -19,6 +19,7 @@ import numpy as np
 
 from tinydiff.app import checkpoint
 from tinydiff.app.alone import one_process
+from tinydiff.app.blocks import in_blocks
 from tinydiff.app.checkpoint import CheckpointError
 from tinydiff.backend import FAST, asarray, backend_name, precision, to_numpy
 from tinydiff.data import Dataset
@@ -33,7 +34,12 @@ def diffusion_training(
     workers: Any, schedule: Schedule, config: TrainConfig, dataset: Dataset, draw: Draw | None = None
 ) -> Training:
     """A fresh run of noise prediction; draw: None, or what draws a batch in place of draw_batch."""
-    draw = draw or partial(draw_batch, dataset, schedule, workers.model.num_classes)
+    if draw is None:
+
+        def draw_from(source: Dataset) -> Draw:
+            return partial(draw_batch, source, schedule, workers.model.num_classes)
+
+        draw = in_blocks(draw_from, dataset, workers.ranks.part)
     if FAST and backend_name() != "numpy":
         from tinydiff.fast.gpu import Ahead
 

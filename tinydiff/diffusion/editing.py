@@ -1,12 +1,14 @@
 """Edits of existing images, each a small function around eps_fn and a step: fill in, redraw, encode, blend.
 
-    inpaint      keep some pixels and draw the others to match                    Lugmayr et al. 2022, algorithm 1
-    sdedit       add noise up to t_start and sample down from there               Meng et al. 2022, algorithm 1
-    ddim_invert  the x_T from which DDIM would draw this image                    Song et al. 2021, section 4.3
-    slerp        between two such x_T, along the sphere that noise lies on        Shoemake 1985
+    inpaint           keep some pixels and draw the others to match               Lugmayr et al. 2022, algorithm 1
+    with_drawn_labels draw a label for each row at each step                      a mixture over labels
+    known_probs       how well each label explains the known pixels               as in Li et al. 2023
+    sdedit            add noise up to t_start and sample down from there          Meng et al. 2022, algorithm 1
+    ddim_invert       the x_T from which DDIM would draw this image               Song et al. 2021, section 4.3
+    slerp             between two such x_T, along the sphere on which noise lies  Shoemake 1985
 
-Like sample() they are generators of (t, x_t, x_0_hat).  pairs are timestep_pairs(T, n) or any other chain (t, s) down
-to 0; steps and eps_fn are those of samplers.py.
+inpaint, sdedit and ddim_invert are generators of (t, x_t, x_0_hat), like sample().  pairs is timestep_pairs(T, n) or
+any other chain (t, s) down to 0.  Steps and eps_fn are those of samplers.py.
 """
 
 import math
@@ -39,9 +41,9 @@ def inpaint(
 
         x_s = known q_sample(x_0, s, fresh noise) + (1 - known) step(x_t)
 
-    At s = 0 the known pixels are x_0's bit for bit.  The replaced pixels know nothing of what the step drew beside
-    them; each step is therefore taken `resample` times, with x_t ~ q(x_t | x_s) in between, which lets the two agree.
-    A step to s = 0 is taken once.  Evaluations: resample (num_steps - 1) + 1.
+    At s = 0 the known pixels are x_0's bit for bit.  A step draws the unknown pixels without regard to the known pixels
+    that replace its own.  Each step is therefore taken `resample` times, with x_t ~ q(x_t | x_s) in between, and the
+    two parts come to agree.  A step to s = 0 is taken once.  Evaluations: resample (num_steps - 1) + 1.
 
     x_T, x_0: (N, ...) of one dtype.  known: boolean, of a shape that broadcasts to theirs, else ValueError.
     rng: as in sample(); the noise of known pixels and jumps comes from a child of it, so that with resample = 1 and
@@ -66,13 +68,13 @@ def inpaint(
 
 
 def with_drawn_labels(class_probs: EpsFn, by_label: Callable[[Any], EpsFn], rng: Any) -> EpsFn:
-    """eps_fn of a model with classes that is told no label: at every call each row draws its own from p(y | x_t).
+    """eps_fn of a model with classes where no label is given: every call draws a label for each row from p(y | x_t).
 
         y ~ p(y | x_t),   eps_hat = by_label(y)(x_t, t)
 
-    The law of a random step stays the unconditional one, p(x_s | x_t) = sum_y p(y | x_t) p(x_s | x_t, y), and the
-    network is asked what it learned best: what it says without a label it was shown in a tenth of its training only.
-    In much noise every label is likely, and they settle as the image does.
+    A random step keeps its unconditional law, p(x_s | x_t) = sum_y p(y | x_t) p(x_s | x_t, y).  The network predicts
+    better with a label: nine tenths of its training had one.  In much noise every label is likely; the labels settle as
+    the image does.
 
     class_probs(x_t, t) -> (N, num_classes) on the host: classify.class_probs of a noisy classifier, or known_probs.
     by_label(labels (N,)) -> eps_fn, such as partial(classifier_free, model, scale=1).
@@ -88,14 +90,14 @@ def with_drawn_labels(class_probs: EpsFn, by_label: Callable[[Any], EpsFn], rng:
 
 
 def known_probs(schedule: Schedule, model: Any, class_probs: EpsFn, x_0: Any, known: Any, pixel_var: float) -> EpsFn:
-    """p(y | x_t, x_0 where known), (N, num_classes) on the host: which label says best what is known of x_0?
+    """p(y | x_t, x_0 where known), (N, num_classes) on the host: which label explains the known pixels best?
 
         p(y | x_t, known) ~ p(y | x_t) exp(-|known (x_0 - x_0_hat_y)|^2/(2 v_t))
         v_t = pixel_var (1 - alpha_bar_t)/(alpha_bar_t pixel_var + 1 - alpha_bar_t)
 
-    x_0_hat_y is what the model makes of x_t with label y, so the model itself is the judge (as in Li et al. 2023, "Your
-    Diffusion Model is Secretly a Zero-Shot Classifier").  x_t alone has forgotten most of what is known by the time
-    that a label is decided.  Exact for a class's pixels that are independent, Gaussian and of variance pixel_var.
+    x_0_hat_y is the model's estimate for label y, so the model itself is the classifier (as in Li et al. 2023, "Your
+    Diffusion Model is Secretly a Zero-Shot Classifier").  At the times at which a label is decided, x_t alone has lost
+    most of the known pixels.  Exact if a class's pixels are independent and Gaussian with variance pixel_var.
 
     class_probs(x_t, t) -> p(y | x_t) as in with_drawn_labels.  x_0, known: as in inpaint.  Evaluations: num_classes.
     """
@@ -118,9 +120,9 @@ def known_probs(schedule: Schedule, model: Any, class_probs: EpsFn, x_0: Any, kn
 
 
 def sdedit(schedule: Schedule, step: Step, eps_fn: EpsFn, pairs: Pairs, x_0: Any, t_start: int, rng: Any) -> States:
-    """Noise x_0 to t_start, then sample down from there (Meng et al. 2022): what the noise hid is drawn anew.
+    """Noise x_0 to t_start, then sample down from there (Meng et al. 2022): the sampler redraws what the noise hid.
 
-    t_start: 0 gives x_0 back, T forgets it but for sqrt(alpha_bar_T).  The first state is (t_start, x_t, x_0); the
+    t_start: 0 gives x_0 back; at T only sqrt(alpha_bar_T) of x_0 is left.  The first state is (t_start, x_t, x_0); the
     others are those of sample() on pairs_below(pairs, t_start).
     """
     x_t = q_sample(schedule, x_0, t_start, standard_normal(rng, x_0.shape, x_0.dtype))
@@ -139,9 +141,9 @@ def ddim_invert(schedule: Schedule, eps_fn: EpsFn, pairs: Pairs, x_0: Any, itera
         x_t = sqrt(alpha_bar_t) x_0_hat + sqrt(1 - alpha_bar_t) eps_hat,   x_0_hat from x_s and eps_hat at s
         eps_hat = eps_fn(x_s, t), then eps_fn(x_t, t) of the x_t found so far: `iterations` evaluations a step
 
-    At the eps_fn(x_t, t) of its own result a step undoes ddim_step exactly.  x_s in place of x_t errs by a stride, so
-    the round trip's error falls as 1/num_steps; each further iteration makes it several times smaller.  eps_fn is asked
-    at t and not, as in the paper, at s, for which x_s would be right: no network was trained at 0.
+    With eps_hat = eps_fn(x_t, t) at its own result x_t, a step undoes ddim_step exactly.  The first evaluation uses x_s
+    in place of x_t, so the round trip's error falls as 1/num_steps; each further iteration makes it several times
+    smaller.  eps_fn is evaluated at t.  The paper evaluates it at s, but no network was trained at s = 0.
     pairs run down as for sample() and are walked upwards, so the last state is (T, x_T, x_0_hat).
     iterations: at least 1, else ValueError.
     """
@@ -158,12 +160,12 @@ def ddim_invert(schedule: Schedule, eps_fn: EpsFn, pairs: Pairs, x_0: Any, itera
 
 
 def slerp(x: Any, y: Any, u: float) -> Any:
-    """The point that lies the share u of the way from x to y along the arc between them, row by row (Shoemake 1985).
+    """The point a share u of the way from x to y along the arc between them, row by row (Shoemake 1985).
 
         sin((1 - u) theta)/sin(theta) x + sin(u theta)/sin(theta) y,   theta the angle between x and y
 
-    Noise of D pixels has a norm near sqrt(D), and so has every point of this arc; halfway along the straight line it
-    would be 0.7 of that, which no x_T is.  x, y: (N, ...) of one dtype.  0 gives x and 1 gives y, bit for bit.
+    Noise of D pixels has a norm near sqrt(D), and so has every point of this arc.  Halfway along the straight line the
+    norm would be 0.7 sqrt(D), which no x_T has.  x, y: (N, ...) of one dtype.  0 gives x and 1 gives y, bit for bit.
     Parallel rows go along the line.  Opposite rows have no one arc between them: ValueError.
     """
     check_alike("y", y, "x", x)

@@ -3,14 +3,14 @@
     q(x_t | x_0)        the noised data, drawn in one step                     Ho et al. 2020, eq. 4
     q(x_t | x_s)        a forward jump, s < t; the Markov step is s = t - 1    eq. 2 and its composition
     q(x_s | x_t, x_0)   the posterior, the ideal reverse step, s < t           eq. 6 and 7
-    x_0 <-> eps <-> v   three names for one estimate, given x_t                eq. 4 solved for either; v as below
-    v                   the direction from x_0 to eps, as seen from x_t        Salimans & Ho 2022, appendix D
+    x_0 <-> eps <-> v   given x_t, each one determines the other two           eq. 4 solved for x_0 and for eps
+    v                   the velocity of x_t as it turns from x_0 into eps      Salimans & Ho 2022, appendix D
 
-No networks and no randomness here: noise is an argument, a distribution is a pair (mean, var).  Each coefficient is
-formed in float64 on the host and cast to the dtype of the array that it multiplies, last.
+This file has no networks and no randomness: noise is an argument, a distribution is a pair (mean, var).  Each
+coefficient is computed in float64 on the host and cast last, to the dtype of the array that it multiplies.
 
 A time is one integer, or (N,) host integers, one for each row of the batch; all arrays are (N, ...) of one dtype.
-Read next: times.py.
+Read next: samplers.py, and times.py for the times that a sampler visits.
 """
 
 from typing import Any
@@ -54,7 +54,7 @@ def q_x_s_given_x_t_x_0(schedule: Schedule, x_t: Any, x_0: Any, t: Any, s: Any) 
         var  = beta_tilde_{t|s} = (1 - alpha_bar_s)/(1 - alpha_bar_t) beta_{t|s}
 
     x_t, x_0: (N, ...) of one dtype.  0 <= s < t <= T, else ValueError.  var: () or (N, 1, ..., 1), of that dtype.
-    At s = 0 the three coefficients are 1, 0 and 0 exactly: the answer is x_0.
+    At s = 0 the three coefficients are 1, 0 and 0 exactly: the mean is x_0 and the variance 0.
     """
     check_alike("x_0", x_0, "x_t", x_t)
     t, s = _check_time(schedule, "t", t, x_t), _check_time(schedule, "s", s, x_t)
@@ -98,7 +98,7 @@ def eps_from_x_0(schedule: Schedule, x_t: Any, t: Any, x_0: Any) -> Any:
 
 
 def v_from_x_0_eps(schedule: Schedule, x_0: Any, t: Any, eps: Any) -> Any:
-    """The velocity v: the way that x_t moves as it turns from x_0 into eps (Salimans & Ho 2022, appendix D).
+    """The velocity v of x_t as it turns from x_0 into eps (Salimans & Ho 2022, appendix D).
 
         v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0
 
@@ -114,8 +114,8 @@ def x_0_from_v(schedule: Schedule, x_t: Any, t: Any, v: Any) -> Any:
 
         x_0 = sqrt(alpha_bar_t) x_t - sqrt(1 - alpha_bar_t) v
 
-    x_t, v: (N, ...) of one dtype.  t in 0..T, else ValueError.  Nothing is divided, so unlike x_0_from_eps it is as
-    exact in pure noise as anywhere.
+    x_t, v: (N, ...) of one dtype.  t in 0..T, else ValueError.  Unlike x_0_from_eps it divides by nothing, so it loses
+    no digits in pure noise.
     """
     check_alike("v", v, "x_t", x_t)
     return q_sample(schedule, x_t, t, -v)

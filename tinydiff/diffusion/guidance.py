@@ -1,15 +1,15 @@
-"""A network becomes eps_fn(x_t, t): with no label, or led towards one, by itself or by a classifier.
+"""From a network to eps_fn(x_t, t): without a label, or guided to one by the network itself or by a classifier.
 
     eps_hat = eps_u + scale (eps_c - eps_u)                                  Ho & Salimans 2022, eq. 6, scale is 1 + w
     eps_hat = eps - scale sqrt(1 - alpha_bar_t) grad log p(y | x_t)          Dhariwal & Nichol 2021, eq. 14
 
-scale 0 is unconditional, 1 is conditional, and more than 1 goes past the label's own mean away from the crowd's.
-By Bayes' rule the two are one, eps_c - eps_u = -sqrt(1 - alpha_bar_t) grad log p(y | x_t), where all are exact.
-The samplers never hear of labels: guidance is a function around a function.
+scale 0 is unconditional, 1 is conditional.  A scale above 1 goes beyond eps_c, away from eps_u.
+By Bayes' rule eps_c - eps_u = -sqrt(1 - alpha_bar_t) grad log p(y | x_t), so for exact estimates the two equations are
+one.  The samplers know nothing of labels: guidance is a function around a function.
 
-A model is called as model(x_t, t, labels) and may return an array or anything that keeps one in .data (a Tensor).  Its
-.num_classes is None or the number of classes, and label num_classes means "no label".  Gradients are the caller's
-affair: sample inside no_grad().
+A model is called as model(x_t, t, labels).  It returns an array, or an object whose .data is one (a Tensor).  Its
+.num_classes is None or the number of classes, and label num_classes means "no label".  Sample inside no_grad(), so that
+no graph is recorded.  Read next: ../train.py.
 """
 
 import math
@@ -24,21 +24,21 @@ EpsFn = Callable[[Any, int], Any]
 
 
 def unconditional(model: Any) -> EpsFn:
-    """eps_fn of a model with no classes, or of a model with classes that is told none."""
+    """eps_fn of a model without classes, or of a model with classes that is given "no label"."""
     return lambda x_t, t: asarray(model(x_t, t, model.num_classes))
 
 
 def classifier_free(
     model: Any, labels: Any, scale: float, correct: Callable[[Any, int, Any, Any], Any] | None = None
 ) -> EpsFn:
-    """eps_fn led towards labels: 0 = unconditional, 1 = conditional (Ho & Salimans 2022, eq. 6).
+    """eps_fn guided to labels: 0 = unconditional, 1 = conditional (Ho & Salimans 2022, eq. 6).
 
         eps_hat = eps_u + scale (eps_c - eps_u)
 
     labels: one integer or (N,) host integers in 0..num_classes, else ValueError.  scale: any finite number.
-    correct: None, or correct(x_t, t, eps_hat, eps_c) that gives the eps_hat to return, such as `rescaled`.
-    At scale 0 and 1 the model runs once on N images, otherwise once on 2N: one call has half the launches of two,
-    and without gradients the memory of a double batch is small.
+    correct: None, or a function correct(x_t, t, eps_hat, eps_c) -> the eps_hat to return, such as `rescaled`.
+    At scale 0 and 1 the model runs once on N images, otherwise once on 2N.  One call on 2N has half the launches of two
+    calls, and without gradients a double batch needs little memory.
     """
     if model.num_classes is None:
         raise ValueError("classifier_free needs a model with classes, got one whose num_classes is None")
@@ -53,8 +53,8 @@ def classifier_free(
             return unconditional(model)(x_t, t)
         if scale == 1:
             return asarray(model(x_t, t, row_labels))
-        both = host_integers("labels", [no_label] * n + row_labels.tolist(), 0, no_label)
-        eps = asarray(model(xp.concatenate([x_t, x_t]), t, both))
+        twice = host_integers("labels", [no_label] * n + row_labels.tolist(), 0, no_label)
+        eps = asarray(model(xp.concatenate([x_t, x_t]), t, twice))
         eps_u, eps_c = eps[:n], eps[n:]
         eps_hat = eps_u + scale * (eps_c - eps_u)
         return eps_hat if correct is None else correct(x_t, t, eps_hat, eps_c)
@@ -63,12 +63,13 @@ def classifier_free(
 
 
 def rescaled(schedule: Schedule, phi: float, x_t: Any, t: int, eps_hat: Any, eps_c: Any) -> Any:
-    """eps_hat whose x_0_hat is about as contrasty as the conditional's (Lin et al. 2023, eq. 15-16).
+    """eps_hat whose x_0_hat has the contrast of the conditional estimate (Lin et al. 2023, eq. 15-16).
 
         x_0_hat' = x_0_hat (phi std(x_0_c)/std(x_0_hat) + 1 - phi),   each image's std over its own pixels
 
-    phi: 0 changes nothing, 1 gives the conditional's std.  The paper's network predicts v, which is -x_0 where it
-    matters, in noise; there eps_hat is nearly x_t, and changing its std by 1% would leave that 1% of x_t as the image.
+    phi: 0 changes nothing, 1 gives the conditional estimate's std.  x_0_hat is rescaled and not eps_hat: in much noise
+    eps_hat is nearly x_t, and 1% more of it would put 1% of x_t into the image.  (The paper's network predicts v, which
+    is nearly -x_0 there.)
     x_t, eps_hat, eps_c: (N, ...) of one dtype.  t in 1..T.  An image without any contrast stays as it is.
     """
     phi, axes = _finite("phi", phi), tuple(range(1, x_t.ndim))
@@ -81,8 +82,8 @@ def rescaled(schedule: Schedule, phi: float, x_t: Any, t: int, eps_hat: Any, eps
 def within(t_low: int, t_high: int, inside: EpsFn, outside: EpsFn) -> EpsFn:
     """eps_fn that is `inside` for t_low < t <= t_high, and `outside` at other times (Kynkaanniemi et al. 2024).
 
-    For guidance where it helps only: in much noise it narrows what can be drawn, in little it has nothing to decide.
-    0 <= t_low <= t_high, else ValueError.
+    It limits guidance to the times at which guidance helps.  In much noise guidance makes the samples less varied; in
+    little noise nothing is left to decide.  0 <= t_low <= t_high, else ValueError.
     """
     if not 0 <= t_low <= t_high:
         raise ValueError(f"0 <= t_low <= t_high must hold, got t_low = {t_low} and t_high = {t_high}")
@@ -90,12 +91,12 @@ def within(t_low: int, t_high: int, inside: EpsFn, outside: EpsFn) -> EpsFn:
 
 
 def classifier_guided(schedule: Schedule, eps_fn: EpsFn, score_fn: EpsFn, scale: float) -> EpsFn:
-    """eps_fn, unconditional or not, led to where a classifier sees its label (Dhariwal & Nichol 2021, eq. 14).
+    """eps_fn guided by the gradient of a classifier (Dhariwal & Nichol 2021, eq. 14).
 
         eps_hat = eps_fn(x_t, t) - scale sqrt(1 - alpha_bar_t) score_fn(x_t, t)
 
-    score_fn(x_t, t) -> grad_{x_t} log p(y | x_t), like x_t, of a classifier that knows noise, such as
-    classify.class_score.  scale: any finite number; at 0 the classifier is not asked.
+    eps_fn: unconditional or not.  score_fn(x_t, t) -> grad_{x_t} log p(y | x_t), an array like x_t, of a classifier
+    that was trained on noised data.  scale: any finite number; at 0 the result is eps_fn itself.
     """
     scale = _finite("scale", scale)
 

@@ -5,11 +5,11 @@
     L_{t-1} = KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t))     two Gaussians         eq. 5, and 8 where var_p is fixed
     L_0     = -log p(x_0 | x_1)                           the decoder                 eq. 13 for 8-bit data
 
-x_t is a draw from q(x_t | x_0), so a term is a draw too, and right on average.  As in samplers.py a step leads from t
-to any earlier s, and the bound holds for a strided chain as well.
+x_t is a draw from q(x_t | x_0), so a term is a random number whose mean is right.  As in samplers.py a step leads from
+t to any earlier s, and the bound holds for a strided chain as well.
 
-Everything is per dimension, in nats (bits are nats / log 2), one value for each image: (N,) float64.  Whatever the
-network computes in, means, variances and sums are float64 here.  Read next: ../../demos/evaluate.py.
+Everything is per dimension, in nats (bits are nats / log 2), one value for each image: (N,) float64.  Means, variances
+and sums are float64 here, whatever the dtype of the network.  Read next: editing.py.
 """
 
 import math
@@ -31,11 +31,11 @@ from tinydiff.diffusion.times import timestep_pairs
 EpsFn = Callable[[Any, Any], Any]  # (x_t, t) -> eps_hat, t being one integer or (N,) host integers
 Term = Callable[..., Any]  # bound_term, or a partial of it with its options filled in
 
-_FAR = -25.0  # from here down log Phi is its asymptotic series, right to 1e-9 nats of more than 300
+_FAR = -25.0  # below it log Phi is computed by its asymptotic series, whose error is below 1e-9 of more than 300 nats
 
 
 def gaussian_kl(mean_1: Any, var_1: Any, mean_2: Any, var_2: Any) -> Any:
-    """KL(N(mean_1, var_1) || N(mean_2, var_2)) in nats, element by element; 0 only where the two are one.
+    """KL(N(mean_1, var_1) || N(mean_2, var_2)) in nats, element by element; 0 only where the two are equal.
 
     KL = (var_1/var_2 - 1 - log(var_1/var_2) + (mean_1 - mean_2)^2/var_2)/2
     """
@@ -49,7 +49,7 @@ def gaussian_log_density(x_0: Any, mean: Any, var: Any) -> Any:
 
 
 def discretized_log_prob(x_0: Any, mean: Any, var: Any) -> Any:
-    """log of what N(mean, var) gives to the bin of each 8-bit value: the decoder for images (Ho et al. 2020, eq. 13).
+    """log of the probability of each 8-bit value's bin under N(mean, var): the decoder for images (Ho et al., eq. 13).
 
         log(Phi((x_0 + 1/255 - mean)/std) - Phi((x_0 - 1/255 - mean)/std)),   open below x_0 = -1 and above x_0 = 1
 
@@ -71,7 +71,7 @@ def discretized_log_prob(x_0: Any, mean: Any, var: Any) -> Any:
 
 
 def prior_kl(schedule: Schedule, x_0: Any) -> Any:
-    """L_T = KL(q(x_T | x_0) || N(0, I)), what it costs that sampling starts from pure noise (Ho et al. 2020, eq. 5).
+    """L_T = KL(q(x_T | x_0) || N(0, I)), the cost of starting from pure noise (Ho et al. 2020, eq. 5).
 
     x_0: (N, ...) floating, else ValueError.  Returns (N,) float64, nats per dimension.
     """
@@ -99,7 +99,7 @@ def bound_term(
         p_mean = mean of q(x_s | x_t, x_0_hat)
 
     x_0, x_t, eps_hat: (N, ...).  0 <= s < t <= T, and s = 0 for all rows or for none, else ValueError.
-    variance: as in ddpm_step.  The decoder's is beta_{t|0} with either: beta_tilde is 0 at s = 0, and no density.
+    variance: as in ddpm_step.  The decoder's variance is always beta_{t|0}: beta_tilde is 0 at s = 0.
     decoder(x_0, mean, var) -> log p(x_0), (N, ...): discretized_log_prob or gaussian_log_density.
     clip: keep x_0_hat in [-1, 1], where images lie; it lowers L_{t-1} or leaves it.  Returns (N,) float64.
     """
@@ -137,8 +137,8 @@ def sampled_bound(
 
         sum of L_{t-1} = E[L_{t-1}/p(t)],   p(t) = share of the pair (t, s) in the fall of log SNR from s = 1 to T
 
-    Each image draws times of its own, one from each of num_draws equal parts of p's mass: a stratified sample in which
-    the small t, which cost most, are likely.  L_T and L_0 are in every sum.  num_steps: 2..T, else ValueError.
+    Each image draws its own times, one from each of num_draws equal parts of p's mass: a stratified sample in which
+    small t, whose terms are largest, are likely.  Every sum contains L_T and L_0.  num_steps: 2..T, else ValueError.
     Returns (num_draws + 2, N) float64, L_T, then L_{t-1}/(num_draws p(t)), the last L_0, so that sum(0) is the estimate
     of each image; and the times t drawn, (num_draws, N) on the host.
     """

@@ -2,9 +2,9 @@
 
     p(x_s | x_t) = N(posterior mean at x_0_hat, var)                            Ho et al. 2020, eq. 6, 7, 11
     x_s = sqrt(alpha_bar_s) x_0_hat + sqrt(1 - alpha_bar_s - var) eps_hat + sqrt(var) noise    Song et al. 2021, eq. 12
-    the same along 2M's straight line through the last two x_0_hat              Lu et al. 2022, algorithm 2
+    DDIM along a straight line through the last two x_0_hat                     Lu et al. 2022, algorithm 2
 
-All go from t to any earlier s, so the full chain and a strided one are the same code with other pairs (t, s).
+Every step goes from t to any earlier s, so the full chain and a strided one are the same code with other pairs (t, s).
 A model is a function eps_fn(x_t, t) -> eps_hat, arrays in, arrays out; guidance.py makes one from a network.
 
     step = partial(ddim_step, schedule, clip=True)
@@ -36,7 +36,7 @@ def ddpm_step(
     variance: Variance = Schedule.beta_tilde,
     clip: bool = False,
 ) -> tuple[Any, Any]:
-    """Draw x_s from the posterior q(x_s | x_t, x_0_hat), x_0_hat being what eps_hat says (Ho et al. 2020, algorithm 2).
+    """Draw x_s from the posterior q(x_s | x_t, x_0_hat), where x_0_hat follows from eps_hat (Ho et al. 2020, alg. 2).
 
         x_s = posterior_mean(x_t, x_0_hat) + sqrt(variance(schedule, t, s)) noise,   no noise where s = 0
 
@@ -58,7 +58,7 @@ def ddim_step(
         x_s = sqrt(alpha_bar_s) x_0_hat + sqrt(1 - alpha_bar_s - var) eps_hat + sqrt(var) noise
 
     eta: 0 draws no noise, 1 is ddpm_step; ValueError outside 0..1.  noise may be None where eta = 0 or s = 0.
-    clip: keep x_0_hat in [-1, 1], and take the noise that goes with it in place of eps_hat.  The rest as in ddpm_step.
+    clip: keep x_0_hat in [-1, 1], and take the noise that belongs to it in place of eps_hat.  The rest as in ddpm_step.
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must lie in 0..1, got {eta}")
@@ -78,12 +78,14 @@ def dpm_solver_2m(schedule: Schedule, *, clip: bool = False) -> Callable[..., tu
         D   = x_0_hat + (x_0_hat - x_0_hat_before)/(2 r),   r = h_before/h,   h = (log_snr(s) - log_snr(t))/2
         x_s = sqrt(alpha_bar_s) D + sqrt(1 - alpha_bar_s)/sqrt(1 - alpha_bar_t) (x_t - sqrt(alpha_bar_t) D)
 
-    x_0_hat changes along the step from t to s; D is what it is half way, in log SNR, if it goes on as in the step
-    before.  The first step has none before it, and h is infinite at s = 0: there D = x_0_hat, which is ddim_step.
+    x_0_hat changes along the step from t to s.  D is its value half way, in log SNR, if it goes on changing as in the
+    step before.  In the first step, which has no step before it, and at s = 0, where h is infinite, D = x_0_hat: these
+    steps are ddim_step.
 
     Returns step(x_t, eps_hat, t, s, noise) -> (x_s, x_0_hat) as sample() takes it; t and s are one integer each, and
-    noise is not used.  It remembers, so each trajectory needs one of its own: ValueError where t is not the s that its
-    last step arrived at.  clip: keep x_0_hat in [-1, 1]; D may leave it, but what arrives at s = 0 does not.
+    noise is not used.  The step keeps the last x_0_hat, so each trajectory needs a step of its own: ValueError where t
+    is not the s at which its last step arrived.  clip: keep x_0_hat in [-1, 1]; D may leave the interval, but x_0 does
+    not.
     """
     log_snr = schedule.log_snr
     before: tuple[int, int, Any] | None = None  # t, s and x_0_hat of the last step
@@ -113,8 +115,8 @@ def sample(
     step(x_t, eps_hat, t, s, noise) -> (x_s, x_0_hat): ddpm_step or ddim_step with its schedule filled in, or a fresh
     dpm_solver_2m(schedule).
     eps_fn(x_t, t) -> eps_hat, an array like x_t; t is a Python int.  x_T: (N, ...), standard normal for a fresh sample.
-    rng: a host generator; noise is drawn once for each step with s > 0, whether or not that step has a use for it, so
-    one seed means one noise at each time for every sampler.
+    rng: a host generator.  It draws noise once for each step with s > 0, also for a step that uses none, so one seed
+    means the same noise at each time for every sampler.
     """
     x_t = x_T
     for t, s in pairs:
@@ -131,7 +133,7 @@ def _x_0_hat(schedule: Schedule, x_t: Any, eps_hat: Any, t: Any, clip: bool) -> 
 
 
 def _add_noise(schedule: Schedule, mean: Any, var: Any, s: Any, noise: Any) -> Any:
-    """mean + sqrt(var) noise, and mean alone where s = 0: there x_s is the data, and noise would only blur it."""
+    """mean + sqrt(var) noise, and mean alone where s = 0: x_0 is the data, to which no noise belongs."""
     var = var * (host_integers("s", s, 0, schedule.T) > 0)
     if not var.any():
         return mean

@@ -1,4 +1,4 @@
-"""How much noise at which time: the tables that every other formula of the process reads.
+"""How much noise at which time: the tables that every other formula of the process uses.
 
     q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t I)                          Ho et al. 2020, eq. 2
     alpha_t = 1 - beta_t,   alpha_bar_t = alpha_1 alpha_2 ... alpha_t                  Ho et al. 2020, eq. 4
@@ -22,14 +22,14 @@ from tinydiff.backend import host_integers
 # Ho et al. 2020, section 4: beta runs from 1e-4 to 0.02 in 1,000 steps.
 _T_REF, _BETA_FIRST, _BETA_LAST = 1000, 1e-4, 0.02
 
-# Sampling starts from N(0, I), the model was trained on x_T = sqrt(alpha_bar_T) x_0 + ...  The mean of 28 x 28 noise
-# pixels spreads by 1/28 = 0.036, so with 0.1 of a mostly black digit (mean -0.8) left in x_T its brightness lies two
-# spreads off what sampling starts from: the model sees that, and every sample comes out too grey.
+# Sampling starts from N(0, I), but the model was trained on x_T = sqrt(alpha_bar_T) x_0 + ...  The mean of 28 x 28
+# noise pixels has a standard deviation of 1/28 = 0.036.  With 0.1 of a mostly black digit (mean -0.8) left in x_T, the
+# mean of x_T lies two standard deviations off that of noise.  The model notices, and every sample comes out too grey.
 _MAX_SIGNAL_AT_T = 0.1
 
 
 class ScheduleWarning(UserWarning):
-    """x_T still holds a part of x_0 that one can see, so sampling from pure noise starts off the trained path."""
+    """x_T still contains a visible part of x_0, so sampling from pure noise starts where the model was not trained."""
 
 
 class Schedule:
@@ -106,8 +106,8 @@ class Schedule:
 
     @classmethod
     def constant(cls, T: int = _T_REF) -> "Schedule":
-        """The same noise at every step; T >= 11.  A bad idea, here to be looked at: its first step is 100 times
-        linear's, so fine detail is gone at once, and most of the chain then works on what is almost pure noise.
+        """The same noise at every step; T >= 11.  A bad idea, here for comparison: its first step is 100 times that of
+        linear, so fine detail is gone at once, and most of the chain works on almost pure noise.
 
         beta_t = 1000/T (1e-4 + 0.02)/2
         """

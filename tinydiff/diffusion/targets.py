@@ -1,15 +1,16 @@
-"""What a network may be trained to say of x_t, and how eps_hat is read off it.
+"""What a network may be trained to predict from x_t, and how eps_hat follows from the prediction.
 
     EPS   the noise                                             Ho et al. 2020, eq. 14
     X_0   the data                                              Salimans & Ho 2022, section 4
     V     sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0     Salimans & Ho 2022, section 4 and appendix D
 
-Given x_t the three are one estimate under three names, and an error of sqrt(1 - alpha_bar_t) in x_0 is one of
-sqrt(alpha_bar_t) in eps and of 1 in v.  So squared errors stand as 1 : SNR : SNR + 1 with SNR = alpha_bar_t/(1 -
-alpha_bar_t), and to choose a target is to choose a weight for each t, and what the network finds easy to say.
-min_snr_weight makes that weight the same for all three.
+Given x_t, each of the three determines the other two.  An error of sqrt(1 - alpha_bar_t) in x_0 is an error of
+sqrt(alpha_bar_t) in eps and of 1 in v.  So squared errors are in the ratio 1 : SNR : SNR + 1, where SNR =
+alpha_bar_t/(1 - alpha_bar_t).  The choice of a target is therefore a choice of a weight for each t, and of what is easy
+for the network.  min_snr_weight makes the weights of all three targets the same.
 
-Samplers, guidance and the bound meet eps_fn only: as_eps_fn makes one, whatever the network says.
+Samplers, guidance and the bound know eps_fn only: as_eps_fn makes one from a network of any target.
+Read next: likelihood.py.
 """
 
 from collections.abc import Callable
@@ -23,11 +24,11 @@ from tinydiff.diffusion.schedule import Schedule
 
 @dataclass(frozen=True)
 class Target:
-    """One of the three names.
+    """A quantity that a network may predict.
 
-    of(schedule, x_0, t, eps): what the network should say.  to_eps(schedule, x_t, t, said): the eps_hat that goes with
-    what it says.  Arrays, times and errors as in gaussian.py: X_0 has no eps_hat at t = 0.
-    holds_eps, holds_x_0: 1 where it does, else 0.
+    of(schedule, x_0, t, eps): the quantity itself.  to_eps(schedule, x_t, t, prediction): the eps_hat that belongs to a
+    prediction.  Arrays, times and errors as in gaussian.py: X_0 has no eps_hat at t = 0.
+    holds_eps, holds_x_0: 1 if eps (x_0) is a term of the quantity, else 0.
     """
 
     of: Callable[[Schedule, Any, Any, Any], Any]
@@ -51,22 +52,22 @@ TARGETS = {"eps": EPS, "x_0": X_0, "v": V}  # as a checkpoint names them
 
 
 def as_eps_fn(target: Target, schedule: Schedule, predict: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """eps_fn(x_t, t) of a network of this target; predict(x_t, t) is what it says, an array like x_t."""
+    """eps_fn(x_t, t) of a network of this target; predict(x_t, t) is the network's prediction, an array like x_t."""
     return lambda x_t, t: target.to_eps(schedule, x_t, t, predict(x_t, t))
 
 
 def min_snr_weight(target: Target, schedule: Schedule, t: Any, gamma: float) -> Any:
-    """The weight of a squared error in this target, such that it weighs min(SNR, gamma) in x_0 (Hang et al. 2023).
+    """The weight of a squared error in this target that counts the error in x_0 by min(SNR, gamma) (Hang et al. 2023).
 
         eps: min(SNR, gamma)/SNR     x_0: min(SNR, gamma)     v: min(SNR, gamma)/(SNR + 1)
 
-    It holds back the small t, where an x_0 that is nearly seen would count by the thousands.  gamma = inf counts the
-    error in eps, for every target; 5 is the paper's choice.  t: integers in 1..T, else ValueError, which gamma <= 0
-    raises too.  Returns float64 of t's shape, on the host, and is finite at every t.
+    At small t the SNR is in the thousands; gamma limits the weight of these times.  gamma = inf counts the error in
+    eps, for every target; the paper chooses 5.  t: integers in 1..T, else ValueError; ValueError too for gamma <= 0.
+    Returns float64 of t's shape, on the host, finite at every t.
     """
     if not gamma > 0:
         raise ValueError(f"gamma must be above 0, got {gamma}")
     t = host_integers("t", t, 1, schedule.T)
-    signal = schedule.alpha_bar[t].clip(1e-300)  # a brutal schedule loses it; for eps it cancels
+    signal = schedule.alpha_bar[t].clip(1e-300)  # an extreme schedule underflows to 0; for eps the signal cancels
     noise = schedule.one_minus_alpha_bar[t]
     return signal.clip(max=gamma * noise) / (target.holds_eps * signal + target.holds_x_0 * noise)

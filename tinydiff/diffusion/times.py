@@ -4,8 +4,8 @@
     quadratic_pairs   evenly in sqrt(t)      t_i = floor((i/n)^2 T)        the same, quadratic
     log_snr_pairs     evenly in log SNR      log_snr(t_i) evenly spaced    Lu et al. 2022, DPM-Solver
 
-With few steps it matters where they are spent: the last two spend more of them at small t, where log SNR falls fastest.
-Read next: samplers.py.
+With few steps their places matter.  The last two functions put more of them at small t, where log SNR falls fastest.
+Read next: targets.py.
 """
 
 from itertools import pairwise
@@ -32,7 +32,7 @@ def quadratic_pairs(T: int, num_steps: int) -> Pairs:
 
         t_i = max(i, floor(T (i/n)^2)),   n = num_steps
 
-    The i in it keeps them apart where more than one of these falls below t = 1.  num_steps and the rest as in
+    The maximum with i keeps the times apart where several squares fall below 1.  num_steps and the rest as in
     timestep_pairs.
     """
     T, n = _check(T, num_steps)
@@ -44,8 +44,8 @@ def log_snr_pairs(schedule: Schedule, num_steps: int) -> Pairs:
 
         log_snr(t_i) = log_snr(T) + (log_snr(1) - log_snr(T)) (n - i)/(n - 1),   i = 1..n,   n = num_steps
 
-    t_0 = 0: at the data log SNR is infinite, so one step is left for t = 1 to 0.  Each t_i is the nearest time of the
-    schedule, or the nearest to it that keeps all of them apart.  num_steps outside 1..T raises ValueError.
+    t_0 = 0: log SNR is infinite at the data, so the step from t = 1 to 0 is a step of its own.  Each t_i is the nearest
+    time of the schedule, moved as little as keeps all of them apart.  num_steps outside 1..T raises ValueError.
     """
     T, n = _check(schedule.T, num_steps)
     log_snr = schedule.log_snr[1:]

@@ -2,7 +2,7 @@
 
 A small network on a GPU waits for launches and for the host, not for arithmetic.  So nothing in a training step waits:
 the next batch is drawn in a thread (`Ahead`), and losses and norms stay on the device for PERIOD steps.
-Read next: workers.py.
+Read next: kernels.py.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def note(state: Training, losses: Any, norm: Any, rate: float, batch: Batch) -> 
     So a nan is found up to PERIOD steps later.  A step whose gradient is nan or infinite has updated nothing.
     """
     late = vars(state).setdefault("late", [])
-    late.append((losses, norm, rate, batch))
+    late.append((losses, norm, rate, {"t": batch.get("t")}))  # not the pictures: they would stay on the device
     if len(late) >= PERIOD:
         metrics(state)
 
@@ -68,8 +68,8 @@ class Ahead:
         self._next: tuple[Any, Future | None] = None, None  # what for, and the batch to come
 
     def __call__(self, config: Any, step: int) -> Batch:
-        asked, future = self._next
-        if future is None or asked != (config, step):  # the first step, or not the one foreseen
+        foreseen, future = self._next
+        if future is None or foreseen != (config, step):  # the first step, or not the one foreseen
             future = self._thread.submit(self._joined, config, step)
         self._next = (config, step + 1), self._thread.submit(self._joined, config, step + 1)
         pair, batch = future.result()  # or what was raised there

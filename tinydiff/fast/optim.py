@@ -68,8 +68,8 @@ class Flat:
         if kernels.available():
             kernels.gather([p.grad for p in self.parameters], [p.size for p in self.parameters], self._grad)
         else:
-            found = [xp.zeros(p.size, p.dtype) if p.grad is None else p.grad.reshape(-1) for p in self.parameters]
-            xp.concatenate(found, out=self._grad)
+            gradients = [xp.zeros(p.size, p.dtype) if p.grad is None else p.grad.reshape(-1) for p in self.parameters]
+            xp.concatenate(gradients, out=self._grad)
         for p, view in zip(self.parameters, self._views):
             p.grad = view
 

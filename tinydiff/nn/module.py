@@ -71,12 +71,12 @@ class Module:
 
         Raises ValueError naming a parameter that is missing, unknown, or of another shape.
         """
-        own = dict(self.named_parameters())
-        for name in own.keys() ^ state.keys():
-            raise ValueError(f"parameter {name!r} is {'missing' if name in own else 'not one of this network'}")
-        values = {name: asarray(state[name], p.dtype) for name, p in own.items()}
-        for name, p in own.items():
+        parameters = dict(self.named_parameters())
+        for name in parameters.keys() ^ state.keys():
+            raise ValueError(f"parameter {name!r} is {'missing' if name in parameters else 'not one of this network'}")
+        values = {name: asarray(state[name], p.dtype) for name, p in parameters.items()}
+        for name, p in parameters.items():
             if p.shape != values[name].shape:
                 raise ValueError(f"parameter {name!r} has shape {values[name].shape}, this network's has {p.shape}")
-        for name, p in own.items():
+        for name, p in parameters.items():
             p.data[...] = values[name]  # in place: data may be a view of a flat buffer

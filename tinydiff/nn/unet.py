@@ -2,7 +2,8 @@
 
     conv_in -> [blocks, down] x levels -> block, attention, block -> [blocks, up] x levels -> norm, silu, conv_out
 
-Every map made on the way down is put beside the map of the same size on the way up (a skip).  The time t is turned into
+Every map made on the way down is put beside the map of the same size on the way up (a skip).  With the defaults the
+maps of a 28x28 picture are 28x28x32, 14x14x64 and 7x7x64; the middle works on 7x7x64.  The time t is turned into
 a code, and each residual block adds a linear map of this code to every pixel.  A class label adds its own vector to the
 code.  One more label stands for "no label", so that one network serves conditional and unconditional sampling (Ho &
 Salimans 2022).  The last convolution of each block starts at zero, so each block begins as its skip.

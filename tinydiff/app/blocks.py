@@ -1,0 +1,60 @@
+"""Large batches in blocks: a batch of n examples is the smaller batches that follow each other, so parts can be drawn.
+
+    batch of step k = batches of size n/m at steps k m, k m + 1, ..., k m + m - 1,    n/m at most BLOCK
+
+A rank of many needs only its own rows, and drawing all of a batch would take it longer than computing its part.  The
+blocks do not depend on who draws them.  Read next: training.py.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from tinydiff.data import Dataset
+from tinydiff.train import Batch
+
+BLOCK = 512  # examples
+SMALLEST = 64  # a batch that can only be cut into smaller blocks stays whole
+
+
+def in_blocks(draw_from: Callable[[Any], Callable[[Any, int], Batch]], dataset: Dataset, part: Callable) -> Callable:
+    """draw(config, step) of a batch in blocks, of which those with rows of part(n) are complete.
+
+    draw_from(dataset) -> draw(config, step).  part(n) -> the slice of n rows that is wanted.  In the rows of other
+    blocks only t is right; the other arrays are 0 there.
+    """
+
+    def draw(config: Any, step: int) -> Batch:
+        n = config.batch_size
+        size = next(size for size in range(min(n, BLOCK), 0, -1) if n % size == 0)
+        if size == n or size < SMALLEST:
+            return draw_from(dataset)(config, step)
+        rows, count, blocks = part(n), n // size, []
+        for k in range(count):
+            wanted = rows.start < (k + 1) * size and k * size < rows.stop
+            source = dataset if wanted else _Blank(len(dataset))
+            blocks.append(draw_from(source)(replace(config, batch_size=size), step * count + k))
+        return {name: _joined([block[name] for block in blocks]) for name in blocks[0]}
+
+    return draw
+
+
+class _Blank:
+    """As many pictures as a data set has, of one pixel: of their batches only t, which is drawn first, is right."""
+
+    def __init__(self, num: int):
+        self._num = num
+
+    def __len__(self) -> int:
+        return self._num
+
+    def batch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.zeros((len(indices), 1, 1, 1), np.float32), np.zeros(len(indices), np.int64)
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    """Parts end to end; zeros for one of another shape than the largest."""
+    shape = max((a.shape[1:] for a in parts), key=np.prod)
+    return np.concatenate([a if a.shape[1:] == shape else np.zeros((len(a), *shape), a.dtype) for a in parts])
