@@ -517,6 +517,14 @@ def test_the_laws_run_with_nothing_installed(copy, judge):
         Path(importlib.util.cache_from_source(path)).unlink(missing_ok=True)
 
 
+@pytest.mark.parametrize("law", ["test_optim.py::test_no_such_law", "test_package.py::test_nothing_is_borrowed"])
+def test_a_law_that_has_not_run_does_not_hold(law, copy, judge):
+    """A law that does not exist, and one that --plain leaves out, are refused by name."""
+    folder = copy("ema", lambda source, cuts: source)
+    with pytest.raises(RuntimeError, match=f"has not run {law}"):
+        judge(str(folder), ("test_optim.py::test_updates_are_written_in_place", law))
+
+
 # ---------------------------------------------------------------------------------------------------------- the program
 
 
