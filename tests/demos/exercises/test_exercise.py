@@ -1,5 +1,6 @@
-"""The exercises: each is solved by the original and by no usual mistake, and the program says what it should."""
+"""The exercises: the original and the plain way solve each, no usual mistake does, and the program says why."""
 
+import ast
 import importlib.util
 import multiprocessing
 import os
@@ -19,9 +20,9 @@ pytestmark = [
     pytest.mark.skipif(backend_name() != "numpy", reason="a check runs on numpy, whatever the suite does"),
 ]
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
-# Wrong lines that readers write, three or more an exercise: what each is, the original's words, the mistake's.
+# Wrong lines that readers write, five or more an exercise: the mistake's name, the original's words, the wrong ones.
 WRONG = {
     "closed_form": {
         "sqrt forgotten": ("signal_std = schedule.alpha_bar[t] ** 0.5", "signal_std = schedule.alpha_bar[t]"),
@@ -56,11 +57,14 @@ WRONG = {
         "t = T never trained": ("integers(1, schedule.T + 1,", "integers(1, schedule.T,"),
         "t from 0": ("integers(1, schedule.T + 1,", "integers(0, schedule.T,"),
         "other noise in the target": (
-            "target.of(schedule, x_0, t[block], eps)",
-            'target.of(schedule, x_0, t[block], rng.standard_normal(x_0.shape, dtype="float32"))',
+            "target.of(schedule, x_0, t, eps)",
+            'target.of(schedule, x_0, t, rng.standard_normal(x_0.shape, dtype="float32"))',
         ),
-        "sum for mean": ("ops.mean(error", "ops.sum(error"),
-        "absolute error": ("ops.mean(error * error,", "ops.mean(ops.sqrt(error * error),"),
+        "one noise for every step": ("eps = rng.standard_normal(", "eps = default_rng(0).standard_normal("),
+        "one t for the whole batch": ("schedule.T + 1, n)", "schedule.T + 1, 1).repeat(n)"),
+        "the same images at every step": ("config.seed, step)", "config.seed, 0)"),
+        "sum for mean": ("ops.mean(error", "ops.total(error"),
+        "fourth power for square": ("ops.mean(error * error,", "ops.mean(error * error * error * error,"),
         "mean over rows and columns only": ("axis=(1, 2, 3)", "axis=(1, 2)"),
         "weight forgotten": ('losses * asarray(batch["weight"]) if "weight" in batch else losses', "losses"),
     },
@@ -96,8 +100,8 @@ WRONG = {
         "stretched axes dropped": ("g.sum(stretched, keepdims=True)", "g.sum(stretched)"),
     },
     "backward_walk": {
-        "the last gradient for their sum": ("grads[id(x)] += dx", "grads[id(x)] = dx"),
-        "added into what another holds": ("if id(x) in ours:", "if id(x) in grads:"),
+        "the last gradient for their sum": ("grads[id(x)] = grads[id(x)] + dx", "grads[id(x)] = dx"),
+        "added into what another holds": ("grads[id(x)] = grads[id(x)] + dx", "grads[id(x)] += dx"),
         "each path walked, not each node": ("if x is not None and id(x) not in seen:", "if x is not None:"),
         "outputs first": ("return order", "return order[::-1]"),
         "a node before all that use it": (
@@ -126,50 +130,84 @@ WRONG = {
     while stack:""",
         ),
         "gradients that nobody wants": ("if x is None:", "if x is None and (not callable(dx) or dx() is not None):"),
+        "the old gradient forgotten": ("g if place.grad is None else place.grad + g", "g"),
+        "a leaf given g itself": ("dx if new else xp.array(dx)", "dx"),
     },
     "conv2d": {
-        "padded on one side only": (
-            "padded[:, padding : padding + h, padding : padding + wd] = x",
-            "padded[:, :h, :wd] = x",
+        "not padded": ("(padding, padding), (padding, padding)", "(0, 0), (0, 0)"),
+        "padded on one side only": ("(padding, padding), (padding, padding)", "(0, 2 * padding), (0, 2 * padding)"),
+        "stride forgotten": (
+            "slice(k, k + stride * oh, stride), slice(l, l + stride * ow, stride)",
+            "slice(k, k + oh), slice(l, l + ow)",
         ),
-        "stride forgotten": ("image, stride * row, stride * column, row", "image, row, column, row"),
-        "kernel flipped": ("(n, oh, ow, kh, kw, c), strides)", "(n, oh, ow, kh, kw, c), strides)[:, :, :, ::-1, ::-1]"),
-        "bias forgotten": ("if b is not None:", "if False:"),
-        "w in another order": ("w.reshape(-1, w.shape[3])", "w.transpose(2, 0, 1, 3).reshape(-1, w.shape[3])"),
+        "end of the slice without stride": ("k + stride * oh, stride", "k + oh, stride"),
+        "kernel flipped": ("for rows, columns in taps]", "for rows, columns in list(taps)[::-1]]"),
+        "columns before rows": (
+            "yield slice(k, k + stride * oh, stride), slice(l, l + stride * ow, stride)",
+            "yield slice(l, l + stride * ow, stride), slice(k, k + stride * oh, stride)",
+        ),
+        "bias forgotten": ("@ filters + b", "@ filters"),
+        "channels before taps": (
+            "return xp.concatenate([padded[:, rows, columns] for rows, columns in taps], -1)",
+            "return xp.stack([padded[:, rows, columns] for rows, columns in taps], -1).reshape("
+            "*output_shape(x.shape, w_shape, stride, padding)[:3], -1)",
+        ),
     },
     "conv2d_backward": {
-        "set where it should add": ("] += columns[:, :, :, k, l]", "] = columns[:, :, :, k, l]"),
-        "stride forgotten": ("k : k + stride * oh : stride, l : l + stride * ow : stride", "k : k + oh, l : l + ow"),
-        "frame not cut off": ("padding : padding + h, padding : padding + wd]", ":h, :wd]"),
-        "kernel flipped": ("columns[:, :, :, k, l]", "columns[:, :, :, kh - 1 - k, kw - 1 - l]"),
-        "w not transposed": ("taps, parts = transposed(w.reshape(-1, o))", "taps, parts = w.reshape(o, -1)"),
-        "first image only": ("for part in _parts(g, w)\n    )", "for part in [slice(0, 1)]\n    )"),
+        "set where it should add": ("cols] += columns", "cols] = columns"),
+        "frame not cut off": ("padding : padding + h, padding : padding + width]", ":h, :width]"),
+        "kernel flipped": (
+            "enumerate(_taps(x_shape, w_shape, stride, padding))",
+            "enumerate([*_taps(x_shape, w_shape, stride, padding)][::-1])",
+        ),
+        "w not transposed": ("g @ filters.T", "g @ filters.reshape(g.shape[3], -1)"),
+        "first image only": (
+            "columns.reshape(-1, len(filters)).T @ g.reshape(-1, g.shape[3])",
+            "columns[0].reshape(-1, len(filters)).T @ g[0].reshape(-1, g.shape[3])",
+        ),
+        "mean for sum": ("g.sum((0, 1, 2))", "g.mean((0, 1, 2))"),
+        "each image's bias alone": ("g.sum((0, 1, 2))", "g[0].sum((0, 1))"),
     },
     "group_norm_backward": {
-        "statistics taken for constants": ("out -= product", "pass"),
-        "the mean forgotten": ("product += image_row(level, self.width)", "pass"),
-        "the scale's share forgotten": ("xp.multiply(rows, image_row(along, self.width), out=product)", "product *= 0"),
-        "gamma forgotten": ("image_row(rstd * self.gamma, self.width)", "image_row(rstd, self.width)"),
-        "x for x_hat in dgamma": (" - mean * dbeta) * rstd", ")"),
+        "statistics taken for constants": ("rstd * (d - d.mean((1, 3), keepdims=True) - along)", "rstd * d"),
+        "the mean forgotten": ("d - d.mean((1, 3), keepdims=True) - along", "d - along"),
+        "the scale's share forgotten": (" - along)", ")"),
+        "gamma forgotten": ("(gamma * g)", "g"),
+        "means over pixels only": ("mean((1, 3),", "mean(1,"),
+        "x for x_hat in dgamma": ("(g * x_hat.reshape(shape))", "(g * x)"),
+        "rstd forgotten": ("dx = rstd * ", "dx = "),
     },
     "attention": {
         "not scaled": ("scale = 1 / math.sqrt(q.shape[-1])", "scale = 1"),
         "by D, not its root": ("scale = 1 / math.sqrt(q.shape[-1])", "scale = 1 / q.shape[-1]"),
-        "softmax over the queries": ("scores, -xp.inf), -1)", "scores, -xp.inf), -2)"),
-        "scale forgotten in the gradient": ("ds *= scale", "pass"),
-        "softmax taken for its exponential": ("ds = softmax_gradient(p, dp, -1)", "ds = p * dp"),
+        "softmax over the queries": (
+            "p = softmax_array(scores if mask is None else xp.where(asarray(mask), scores, -xp.inf))",
+            "p = softmax_array((scores if mask is None else xp.where(asarray(mask), scores, -1e9)).swapaxes(-1, -2))"
+            ".swapaxes(-1, -2)",
+        ),
+        "scale forgotten in the gradient": ("g @ v.swapaxes(-1, -2)) * scale", "g @ v.swapaxes(-1, -2))"),
+        "softmax taken for its exponential": (
+            "softmax_gradient(p, g @ v.swapaxes(-1, -2))",
+            "p * (g @ v.swapaxes(-1, -2))",
+        ),
         "hidden keys at 0": ("scores, -xp.inf)", "scores, 0)"),
-        "not transposed": ("xp.matmul(p.swapaxes(-1, -2), g)", "xp.matmul(p, g)"),
+        "not transposed": ("p.swapaxes(-1, -2) @ g", "p @ g"),
     },
     "ema": {
-        "weights changed places": ("average += (1 - d) *", "average += d *"),
+        "no correction of the start": (" / (1 - beta1**k), v / (1 - beta2**k)", ", v"),
+        "one correction for all": ("v / (1 - beta2**k)", "v / (1 - beta1**k)"),
+        "not the square": ("(g * g)", "g"),
+        "betas changed places": ("beta1, beta2 = betas", "beta2, beta1 = betas"),
+        "eps under the root": ("(xp.sqrt(v_hat) + eps)", "xp.sqrt(v_hat + eps)"),
+        "uphill": ("p.data - lr", "p.data + lr"),
+        "the root forgotten": ("xp.sqrt(v_hat)", "v_hat"),
+        "weights changed places": ("average + (1 - d) *", "average + d *"),
+        "rounded away from itself": ("average + (1 - d) * (p.data - average)", "d * average + (1 - d) * p.data"),
+        "no gradient, no step": ("g = 0 if p.grad is None else p.grad", "if (g := p.grad) is None:\n        return"),
+        "a new array": ("p.data[...] =", "p.data ="),
         "no warm-up": ("d = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))", "d = self.decay"),
         "counted too early": ("(1 + self.num_updates) / (10 +", "(2 + self.num_updates) / (11 +"),
-        "never counted": ("self.num_updates += 1", "pass"),
-        "rounded away from itself": (
-            "average += (1 - d) * (self.flat.data[piece] - average)",
-            "average[...] = d * average + (1 - d) * self.flat.data[piece]",
-        ),
+        "the later of the two": ("d = min(", "d = max("),
     },
     "time_code": {
         "cosines first": ("(math.sin, math.cos)", "(math.cos, math.sin)"),
@@ -186,15 +224,33 @@ WRONG = {
     },
 }  # fmt: skip
 
-# Where the original is written for speed: what a reader may write, in the words of the hints, in the cuts' order.
+# What a reader may write after the last hint, where it differs from the original: in the cuts' order.
 PLAIN = {
     "posterior": [
         "return self.one_minus_alpha_bar[s] * self.beta_t_given_s(t, s) / self.one_minus_alpha_bar[t]",
         """
         beta, below = schedule.beta_t_given_s(t, s), schedule.one_minus_alpha_bar[t]
-        of_x_0 = schedule.alpha_bar[s] ** 0.5 * (beta / below)
-        of_x_t = schedule.alpha_t_given_s(t, s) ** 0.5 * (schedule.one_minus_alpha_bar[s] / below)
+        of_x_0 = schedule.alpha_bar[s] ** 0.5 * beta / below
+        of_x_t = schedule.alpha_t_given_s(t, s) ** 0.5 * schedule.one_minus_alpha_bar[s] / below
         return per_row(of_x_0, x_t) * x_0 + per_row(of_x_t, x_t) * x_t, per_row(schedule.beta_tilde(t, s), x_t)
+        """,
+    ],
+    "training_loss": [
+        """
+        x_0, labels = dataset.batch(epoch_indices(len(dataset), n, config.seed, step))
+        eps = rng.standard_normal(x_0.shape, dtype="float32")
+        t = rng.integers(1, schedule.T + 1, n)
+        batch = {"t": t}
+        batch["x_t"] = q_sample(schedule, x_0, t, eps)
+        batch["target"] = target.of(schedule, x_0, t, eps)
+        """,
+        """
+        eps_hat = model(batch["x_t"], batch["t"], batch.get("labels"))
+        error = eps_hat - asarray(batch["target"])
+        losses = ops.mean(error * error, axis=(1, 2, 3))
+        if "weight" in batch:
+            losses = losses * asarray(batch["weight"])
+        return losses
         """,
     ],
     "unbroadcast": [
@@ -209,18 +265,6 @@ PLAIN = {
     ],
     "backward_walk": [
         """
-        grads = {id(places[-1]): g}
-        for place in places[::-1]:
-            g = grads[id(place)]
-            if isinstance(place, Tensor):
-                place._add_grad(g, False)
-                continue
-            for x, dx in zip(place.inputs, place.vjp(g)):
-                if x is not None:
-                    dx = dx() if callable(dx) else dx
-                    grads[id(x)] = grads[id(x)] + dx if id(x) in grads else dx
-        """,
-        """
         order, seen, stack = [], {id(root)}, [(root, _inputs(root))]
         while stack:
             place, inputs = stack[-1]
@@ -232,75 +276,93 @@ PLAIN = {
                 stack.append((new, _inputs(new)))
         return order
         """,
+        """
+        grads = {id(places[-1]): g}
+        for place in places[::-1]:
+            g = grads[id(place)]
+            if isinstance(place, Tensor):
+                place.grad = xp.array(g if place.grad is None else place.grad + g)
+                continue
+            for x, dx in zip(place.inputs, place.vjp(g)):
+                if x is not None:
+                    dx = dx() if callable(dx) else dx
+                    grads[id(x)] = grads[id(x)] + dx if id(x) in grads else dx
+        """,
     ],
     "conv2d": [
+        "y = im2col(x, w.shape, stride, padding) @ filters + b",
         """
-        padded = xp.zeros((n, h + 2 * padding, wd + 2 * padding, c), x.dtype)
-        padded[:, padding : padding + h, padding : padding + wd] = x
-        _, oh, ow, _ = _output_shape(x, w, stride, padding)
-        windows = xp.zeros((n, oh, ow, kh, kw, c), x.dtype)
-        for k in range(kh):
-            for l in range(kw):
-                windows[:, :, :, k, l] = padded[:, k : k + stride * oh : stride, l : l + stride * ow : stride]
-        return windows.reshape(n * oh * ow, kh * kw * c)
+        n, h, width, c = x.shape
+        padded = xp.zeros((n, h + 2 * padding, width + 2 * padding, c), x.dtype)
+        padded[:, padding : padding + h, padding : padding + width] = x
+        n, oh, ow, _ = output_shape(x.shape, w_shape, stride, padding)
+        windows = xp.zeros((n, oh, ow, w_shape[0] * w_shape[1], c), x.dtype)
+        for tap, (rows, columns) in enumerate(_taps(x.shape, w_shape, stride, padding)):
+            windows[:, :, :, tap] = padded[:, rows, columns]
+        return windows.reshape(n, oh, ow, -1)
         """,
         """
-        o = w.shape[3]
-        y.reshape(-1, o)[...] = _columns(x, w, stride, padding) @ w.reshape(-1, o)
-        if b is not None:
-            _add(y, b, plus)
+        kh, kw = w_shape[:2]
+        for tap in range(kh * kw):
+            k, l = divmod(tap, kw)
+            yield slice(k, k + stride * oh, stride), slice(l, l + stride * ow, stride)
         """,
     ],
     "conv2d_backward": [
         """
-        o = w.shape[3]
-        return _add_columns(g.reshape(-1, o) @ w.reshape(-1, o).T, shape, w, stride, padding)
+        windows = im2col(x, w.shape, stride, padding).reshape(-1, len(filters))
+        rows = g.reshape(-1, g.shape[3])
+        dx = col2im(g @ filters.T, x.shape, w.shape, stride, padding)
+        return dx, (windows.T @ rows).reshape(w.shape), rows.sum(0)
         """,
-        "return _columns(x, w, stride, padding).T @ g.reshape(-1, w.shape[3])",
         """
-        padded = xp.zeros((n, h + 2 * padding, wd + 2 * padding, c), columns.dtype)
-        oh, ow = (h + 2 * padding - kh) // stride + 1, (wd + 2 * padding - kw) // stride + 1
-        columns = columns.reshape(n, oh, ow, kh, kw, c)
+        padded = xp.zeros((n, h + 2 * padding, width + 2 * padding, c), columns.dtype)
+        _, oh, ow, _ = output_shape(x_shape, w_shape, stride, padding)
+        columns = columns.reshape(n, oh, ow, *w_shape[:3])
         for i in range(oh):
             for j in range(ow):
-                padded[:, i * stride : i * stride + kh, j * stride : j * stride + kw] += columns[:, i, j]
-        return padded[:, padding : padding + h, padding : padding + wd]
+                window = padded[:, i * stride : i * stride + w_shape[0], j * stride : j * stride + w_shape[1]]
+                window += columns[:, i, j]
+        return padded[:, padding : padding + h, padding : padding + width]
         """,
     ],
     "group_norm_backward": [
         """
-        x = self.x[part]
-        n, c = len(x), x.shape[-1]
-        flat = dz.reshape(n, self.pixels, c)
-        rstd = self.rstd[part][:, None]
-        x_hat = (x.reshape(n, self.pixels, c) - self.mean[part][:, None]) * rstd
-        self.dbeta[part] = flat.sum(1)
-        self.dgamma[part] = (flat * x_hat).sum(1)
-        level = (self.dbeta[part] * self.gamma) @ self.group_mean
-        along = (self.dgamma[part] * self.gamma) @ self.group_mean
-        dx[...] = (rstd * (self.gamma * flat - level[:, None] - x_hat * along[:, None])).reshape(dx.shape)
+        g_groups, gamma_groups = g.reshape(x_hat.shape), gamma.reshape(1, 1, num_groups, -1)
+        dgamma, dbeta = (g_groups * x_hat).sum((0, 1)).reshape(-1), g_groups.sum((0, 1)).reshape(-1)
+        d = gamma_groups * g_groups
+        level, along = d.mean((1, 3), keepdims=True), (d * x_hat).mean((1, 3), keepdims=True)
+        return (rstd * (d - level - x_hat * along)).reshape(shape), dgamma, dbeta
         """
     ],
     "attention": [
         """
-        scores = xp.matmul(q, k.swapaxes(-1, -2)) / math.sqrt(q.shape[-1])
+        scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
         if mask is not None:
             scores = xp.where(asarray(mask), scores, -xp.inf)
-        p = softmax_array(scores, -1)
+        p = softmax_array(scores)
 
         def vjp(g):
-            ds = softmax_gradient(p, xp.matmul(g, v.swapaxes(-1, -2)), -1) / math.sqrt(q.shape[-1])
-            return xp.matmul(ds, k), xp.matmul(ds.swapaxes(-1, -2), q), xp.matmul(p.swapaxes(-1, -2), g)
+            dp, dv = g @ v.swapaxes(-1, -2), p.swapaxes(-1, -2) @ g
+            ds = softmax_gradient(p, dp) / math.sqrt(q.shape[-1])
+            return ds @ k, ds.swapaxes(-1, -2) @ q, dv
 
-        return xp.matmul(p, v), vjp
+        return p @ v, vjp
         """
     ],
     "ema": [
         """
-        d = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        self.num_updates += 1
-        self.data += (1 - d) * (self.flat.data - self.data)
+        beta1, beta2 = betas
+        g = xp.zeros_like(p.data) if p.grad is None else p.grad
+        m[...] = beta1 * m + (1 - beta1) * g
+        v[...] = beta2 * v + (1 - beta2) * g**2
+        p.data[...] -= lr * (m / (1 - beta1**k)) / ((v / (1 - beta2**k)) ** 0.5 + eps)
+        """,
         """
+        n = self.num_updates
+        d = min(self.decay, (1 + n) / (10 + n))
+        """,
+        "average += (1 - d) * (p.data - average)",
     ],
     "time_code": [
         """
@@ -314,7 +376,7 @@ MISTAKES = [(name, mistake) for name, mistakes in WRONG.items() for mistake in m
 
 @pytest.fixture(scope="module")
 def demo(load_demo):
-    return load_demo("exercise")
+    return load_demo("exercises/exercise")
 
 
 @pytest.fixture(scope="module")
@@ -329,27 +391,28 @@ def judge():
     context = multiprocessing.get_context(way)
     context.set_forkserver_preload(["numpy", "pytest", "hypothesis"])
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("COVERAGE_")]:  # of copies that are gone by then
+        for name in [name for name in os.environ if name.startswith("COVERAGE_")]:  # the copies do not stay
             patch.delenv(name)
         with context.Pool(1, maxtasksperchild=1) as pool:
-            yield lambda *arguments: pool.apply_async(laws.run, arguments).get(timeout=300)  # a dead one never answers
+            # A process that has died never answers.
+            yield lambda *arguments: pool.apply_async(laws.run, arguments).get(timeout=300)
 
 
 @pytest.fixture(scope="module")
 def copy(demo, exercises, tmp_path_factory):
-    """copy(name, text): the folder of one working copy, in which the exercise's files have each been through `text`."""
-    own = tmp_path_factory.mktemp("exercise")
-    demo.make_copy(exercises["closed_form"], own)
+    """copy(name, text): the folder of one working copy, with text(source, cuts) in place of the exercise's files."""
+    folder = tmp_path_factory.mktemp("exercise")
+    demo.make_copy(exercises["closed_form"], folder)
     changed = {cut.file for cut in exercises["closed_form"].cuts}
 
     def write(name, text):
         cuts = exercises[name].cuts
         for file in changed | {cut.file for cut in cuts}:
-            path, source = own / "tinydiff" / file, (ROOT / "tinydiff" / file).read_text(encoding="utf-8")
+            path, source = folder / "tinydiff" / file, (ROOT / "tinydiff" / file).read_text(encoding="utf-8")
             path.write_text(text(source, [cut for cut in cuts if cut.file == file]), encoding="utf-8")
-            Path(importlib.util.cache_from_source(path)).unlink(missing_ok=True)  # it knows seconds and sizes only
+            Path(importlib.util.cache_from_source(path)).unlink(missing_ok=True)  # its stamp has whole seconds
         changed.update(cut.file for cut in cuts)
-        return own
+        return folder
 
     return write
 
@@ -371,23 +434,23 @@ def wrong(demo, mistake):
 
 
 def test_every_exercise_has_its_mistakes(exercises):
-    """Three or more each."""
+    """Five or more each."""
     assert list(WRONG) == list(exercises)
-    assert len(WRONG) >= 14 and min(map(len, WRONG.values())) >= 3
+    assert len(WRONG) == 15 and min(map(len, WRONG.values())) >= 5 and len(MISTAKES) >= 85
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_the_original_solves_it(name, exercises, copy, judge):
-    """Every law holds for the package as it is, and each is there by its name."""
-    found = judge(str(copy(name, lambda source, cuts: source)), exercises[name].laws)
-    assert [law for law in found if not law["passed"]] == []
-    assert {law["law"] for law in found} == set(exercises[name].laws)
+    """Every law holds for the package as it is, and every law that the exercise names is among them."""
+    results = judge(str(copy(name, lambda source, cuts: source)), exercises[name].laws)
+    assert [law for law in results if not law["passed"]] == []
+    assert {law["law"] for law in results} == set(exercises[name].laws)
 
 
-def write_plain(demo, own, exercise):
-    """Fill a working copy in, from the first place that waits to the last."""
+def write_plain(demo, folder, exercise):
+    """Write the plain way into a working copy, cut by cut."""
     for cut, body in zip(exercise.cuts, PLAIN[exercise.name], strict=True):
-        path = own / "tinydiff" / cut.file
+        path = folder / "tinydiff" / cut.file
         source = path.read_text(encoding="utf-8")
         (line,) = (line for line in source.splitlines() if f'"your turn: {cut.turn}"' in line)
         indent = line[: -len(line.lstrip())]
@@ -396,28 +459,70 @@ def write_plain(demo, own, exercise):
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_the_plain_way_of_the_hints_solves_it(name, demo, exercises, copy, judge):
-    """The laws ask for the right numbers and not for the original's speed."""
-    own = copy(name, demo.without)
-    write_plain(demo, own, exercises[name])
-    assert [law for law in judge(str(own), exercises[name].laws) if not law["passed"]] == []
+    """The laws ask for the right numbers and not for the original's words."""
+    folder = copy(name, demo.without)
+    write_plain(demo, folder, exercises[name])
+    assert [law for law in judge(str(folder), exercises[name].laws) if not law["passed"]] == []
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_every_law_waits_for_the_reader(name, demo, exercises, copy, judge):
     """On an untouched copy each law fails, because it is the reader's turn."""
-    found = judge(str(copy(name, demo.without)), exercises[name].laws)
-    assert [law for law in found if law["passed"] or "your turn: " not in law["error"]] == []
+    results = judge(str(copy(name, demo.without)), exercises[name].laws)
+    assert [law for law in results if law["passed"] or "your turn: " not in law["error"]] == []
 
 
 @pytest.mark.parametrize("name, mistake", MISTAKES, ids=[f"{name}-{mistake}" for name, mistake in MISTAKES])
 def test_a_usual_mistake_does_not_solve_it(name, mistake, demo, exercises, copy, judge):
-    """At least one law fails, not because the program cannot run, and it says so in words."""
+    """At least one law fails, not because the program cannot run, and the reason is given in words."""
     text, made = wrong(demo, WRONG[name][mistake])
     folder = copy(name, text)
     assert made, "the original has no such words"
-    found = judge(str(folder), exercises[name].laws, True)
-    assert [law["passed"] for law in found] == [True] * (len(found) - 1) + [False]
-    assert found[-1]["error"] and found[-1]["says"]
+    results = judge(str(folder), exercises[name].laws, True)
+    assert [law["passed"] for law in results] == [True] * (len(results) - 1) + [False]
+    assert results[-1]["error"] and results[-1]["text"]
+
+
+# ----------------------------------------------------------------------------------------------------- the plain forms
+
+
+def test_a_faster_form_does_not_stand_in_for_the_readers(demo, exercises, copy, judge):
+    """A wrong im2col fails although the copy's fast conv2d is right, and with the fast one installed it would pass."""
+    exercise = exercises["conv2d"]
+    text, _ = wrong(demo, WRONG["conv2d"]["kernel flipped"])
+    folder = copy("conv2d", text)
+    for file in ("fast/conv.py", "fast/install.py"):
+        assert (folder / "tinydiff" / file).read_bytes() == (ROOT / "tinydiff" / file).read_bytes()
+    (result,) = judge(str(folder), exercise.laws[:1])
+    assert not result["passed"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", ROOT / "tests" / exercise.laws[0]]
+    environment = os.environ | {"PYTHONPATH": str(folder), "HYPOTHESIS_PROFILE": "mutation"}
+    assert subprocess.run(command, cwd=ROOT, env=environment, capture_output=True).returncode == 0
+
+
+def test_the_laws_run_with_nothing_installed(copy, judge):
+    """The table FAST is empty while a law runs: a copy that installs all the same is refused, by the forms' names."""
+    folder = copy("posterior", lambda source, cuts: source)
+    path = folder / "tinydiff" / "backend.py"
+    source = path.read_text(encoding="utf-8")
+    right, wrong = "for prepare in [] if plain else _prepare:", "for prepare in _prepare:"
+    assert source.count(right) == 1
+    law = ("diffusion/test_schedule.py::test_beta_tilde_is_beta_seen_from_the_data",)
+    path.write_text(source.replace(right, wrong), encoding="utf-8")
+    try:
+        with pytest.raises(RuntimeError, match=r"faster forms would be tested in place of the copy's .*conv2d"):
+            judge(str(folder), law)
+    finally:
+        path.write_text(source, encoding="utf-8")
+        Path(importlib.util.cache_from_source(path)).unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("law", ["test_optim.py::test_no_such_law", "test_package.py::test_nothing_is_borrowed"])
+def test_a_law_that_has_not_run_does_not_hold(law, copy, judge):
+    """A law that does not exist, and one that --plain leaves out, are refused by name."""
+    folder = copy("ema", lambda source, cuts: source)
+    with pytest.raises(RuntimeError, match=f"has not run {law}"):
+        judge(str(folder), ("test_optim.py::test_updates_are_written_in_place", law))
 
 
 # ---------------------------------------------------------------------------------------------------------- the program
@@ -425,7 +530,7 @@ def test_a_usual_mistake_does_not_solve_it(name, mistake, demo, exercises, copy,
 
 @pytest.fixture
 def do(demo, tmp_path, capsys):
-    """do("start", "ema"): main in a folder of its own; (exit code, what it printed on one line)."""
+    """do("start", "ema") runs main in a new folder and returns its exit code and its output on one line."""
 
     def do(*arguments, **options):
         try:
@@ -446,98 +551,94 @@ def solve(demo, folder, exercise):
 
 
 def test_an_exercise_from_start_to_end(demo, exercises, do, tmp_path):
-    """Untouched it fails as the reader's turn; with the original it is solved; the list and the next start know."""
-    _, said = do("start")
+    """Untouched it fails as the reader's turn, and with the original it is solved; list and start show the progress."""
+    _, output = do("start")
     place = tmp_path / "closed_form" / "tinydiff" / "diffusion" / "gaussian.py"
     number = 1 + place.read_text(encoding="utf-8").splitlines().index(
         '    raise NotImplementedError("your turn: x_t from x_0, t and eps (Ho et al. 2020, eq. 4)")'
     )
-    assert f"Exercise 1 of {len(exercises)}: The closed form (about 10 minutes)" in said and f"{place}:{number}" in said
+    assert f"Exercise 1 of {len(exercises)}: The closed form (about 10 minutes)" in output
+    assert f"{place}:{number}" in output
     assert do("list")[1].count("started") == 1
 
-    code, said = do("check")
-    assert code == 1 and "0 of 7 hold" in said and said.count("FAILED") == 7 and said.count("-> as above") == 6
-    assert f"-> still to be written, {place}:{number}: x_t from x_0, t and eps" in said
-    assert "FAILED the markov chain composes to the closed form t steps of eq. 2 in turn are q(x_t | x_0)" in said
+    code, output = do("check")
+    assert code == 1 and "0 of 7 hold" in output and output.count("FAILED") == 7 and output.count("-> as above") == 6
+    assert f"-> still to be written, {place}:{number}: x_t from x_0, t and eps" in output
+    assert "FAILED the markov chain composes to the closed form t steps of eq. 2 in turn are q(x_t | x_0)" in output
 
     solve(demo, tmp_path, exercises["closed_form"])
-    code, said = do("check")
-    assert (
-        code == 0
-        and said.count("ok ") == 7
-        and "ok unit variance is kept" in said
-        and "FAILED" not in said
-        and "Solved" in said
-    )
+    code, output = do("check")
+    assert code == 0 and output.count("ok ") == 7 and "ok unit variance is kept" in output
+    assert "FAILED" not in output and "Solved" in output
     for part in (exercises["closed_form"].question, exercises["closed_form"].read_next, "exercise.py start posterior"):
-        assert " ".join(part.split()) in said
+        assert " ".join(part.split()) in output
     assert f"1 of {len(exercises)} solved" in do("list")[1]
     assert "Exercise 2 of" in do("start")[1]
 
 
 def test_a_mistake_is_told_with_the_law_its_line_and_the_case(demo, exercises, do, tmp_path):
-    """Of each law that failed: its words, how much is wrong, the line of the law, and for what it was asked."""
+    """Of each law that failed: how much is wrong, the line of the law, and the case."""
     do("start", "closed_form")
     solve(demo, tmp_path, exercises["closed_form"])
     path = tmp_path / "closed_form" / "tinydiff" / "diffusion" / "gaussian.py"
     right, wrong = ("signal_std = schedule.alpha_bar[t]" + end for end in (" ** 0.5", ""))
     path.write_text(path.read_text(encoding="utf-8").replace(right, wrong, 1), encoding="utf-8")
-    code, said = do("check")
-    assert code == 1 and "ok at t 0 nothing happens" in said
-    assert "1 of 2 numbers are wrong, by up to 0.207" in said
-    assert "test_gaussian.py:" in said and "np.testing.assert_allclose(signal, mean" in said
-    assert "with T = 1, beta = [0.5]" in said
+    code, output = do("check")
+    assert code == 1 and "ok at t 0 nothing happens" in output
+    assert "1 of 2 numbers are wrong, by up to 0.207" in output
+    assert "test_gaussian.py:" in output and "np.testing.assert_allclose(signal, mean" in output
+    assert "with T = 1, beta = [0.5]" in output
 
 
-def test_what_is_no_python_and_what_never_ends_is_said(demo, do, tmp_path, monkeypatch):
-    """A slip of the pen is a law that fails, with its line; a loop without an end is stopped."""
-    do("start", "ema")
-    path = tmp_path / "ema" / "tinydiff" / "optim.py"
+def test_no_python_and_no_end_are_told(demo, do, tmp_path, monkeypatch):
+    """A syntax error is a law that fails, with its line; a loop without an end is stopped."""
+    do("start", "time_code")
+    path = tmp_path / "time_code" / "tinydiff" / "nn" / "unet.py"
     source = path.read_text(encoding="utf-8")
     (line,) = (line for line in source.splitlines() if "your turn" in line)
-    path.write_text(source.replace(line, "        d = = 1"), encoding="utf-8")
-    code, said = do("check")
-    assert code == 1 and "FAILED optim.py is Python" in said and "SyntaxError: invalid syntax" in said
-    assert f"{path}:{source.splitlines().index(line) + 1}: d = = 1" in said
-    path.write_text(source.replace(line, "        while True:\n            pass"), encoding="utf-8")
+    path.write_text(source.replace(line, "    f = = 1"), encoding="utf-8")
+    code, output = do("check")
+    assert code == 1 and "FAILED nn/unet.py is Python" in output and "SyntaxError: invalid syntax" in output
+    assert f"{path}:{source.splitlines().index(line) + 1}: f = = 1" in output
+    path.write_text(source.replace(line, "    while True:\n        pass"), encoding="utf-8")
     monkeypatch.setattr(demo, "LIMIT", 1)
     with pytest.raises(TinydiffError, match="stopped after 1 s: is there a loop in your code that never ends"):
         do("check")
 
 
 def test_hints_come_one_at_a_time(demo, exercises, do):
-    """The first, two, three, and then no more; each exercise counts its own."""
+    """One, two, three, and then no more; each exercise counts its hints separately."""
     do("start", "ema")
     hints = [" ".join(hint.split()) for hint in exercises["ema"].hints]
     for given in (1, 2, 3, 3):
-        said = do("hint")[1]
-        assert [hint in said for hint in hints] == [k < given for k in range(3)]
-        assert ("no more hints" in said) == (given == 3)
+        output = do("hint")[1]
+        assert [hint in output for hint in hints] == [k < given for k in range(3)]
+        assert ("no more hints" in output) == (given == 3)
     do("start", "time_code")
     assert "2. " not in do("hint")[1]
-    assert hints[2] in do("hint", "ema")[1]  # which is worked on now
+    assert hints[2] in do("hint", "ema")[1]  # from here on ema was worked on last
     assert hints[2] in do("hint")[1]
 
 
-def test_the_solution_is_what_stood_there(exercises, do):
+def test_the_solution_is_the_original(do):
     """Every line that was taken out, with its place in the package."""
     do("start", "10")
-    said = do("solution")[1]
-    assert "tinydiff/ops/conv.py:" in said and ", _columns" in said and ", _correlate" in said
-    for line in ("overlapping windows: this copies", "product(_columns(x[part], w, stride, padding)"):
-        assert line in said
-    assert "your turn" not in said
+    output = do("solution")[1]
+    assert all(f", {function} " in output for function in ("conv2d", "im2col", "_taps"))
+    for line in ("tinydiff/ops/conv.py:", "y = im2col(x, w.shape, stride, padding) @ filters + b", "padded = xp.pad("):
+        assert line in output
+    assert "your turn" not in output
 
 
 def test_work_is_not_overwritten_unless_asked(demo, do, tmp_path):
-    """A second start is refused and names the way to start afresh, which forgets the hints as well."""
+    """A second start is refused and names the way to start again, which takes the hints back as well."""
     do("start", "ema")
     do("hint")
     path = tmp_path / "ema" / "tinydiff" / "optim.py"
-    path.write_text("mine", encoding="utf-8")
-    with pytest.raises(TinydiffError, match=r"holds your work on ema: .* start ema --fresh --dir .* throws it away"):
+    path.write_text("my work", encoding="utf-8")
+    with pytest.raises(TinydiffError, match=r"contains your work on ema. .* check ema .* start ema --fresh --dir "):
         do("start", "ema")
-    assert path.read_text(encoding="utf-8") == "mine"
+    assert path.read_text(encoding="utf-8") == "my work"
     do("start", "ema", fresh=True)
     assert "your turn" in path.read_text(encoding="utf-8") and demo.progress(demo.find("ema"), tmp_path)["hints"] == 0
 
@@ -580,21 +681,23 @@ def test_as_a_script_it_ends_with_an_exit_code(tmp_path):
     """2 for what a user got wrong, 1 for a check that fails, 0 else; --help shows the five commands."""
 
     def run(*arguments):
-        command = [sys.executable, ROOT / "demos" / "exercise.py", *arguments]
+        command = [sys.executable, ROOT / "demos" / "exercises" / "exercise.py", *arguments]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         return done.returncode, done.stdout + done.stderr
 
     assert run("start", "nonsense")[0] == run("check")[0] == 2
     assert run() == run("list") and "0 of 15 solved" in run()[1]
     assert run("start", "ema")[0] == 0 and (tmp_path / "runs" / "exercise" / "ema" / "tinydiff").is_dir()
-    code, said = run("check")
-    assert code == 1 and "still to be written, runs/exercise/ema/tinydiff/optim.py:" in " ".join(said.split())
-    code, said = run("--help")
-    assert code == 0 and all(f"exercise.py {word} " in said for word in ("list", "start", "check", "hint", "solution"))
+    code, output = run("check")
+    assert code == 1 and "still to be written, runs/exercise/ema/tinydiff/optim.py:" in " ".join(output.split())
+    code, output = run("--help")
+    assert code == 0 and all(
+        f"exercise.py {word} " in output for word in ("list", "start", "check", "hint", "solution")
+    )
 
 
 def test_another_package_is_never_tested_in_the_copys_place(tmp_path):
-    """Where the folder holds no tinydiff but one can be imported, the laws are not run, and that is said."""
+    """If the folder has no tinydiff and another one can be imported, the laws are not run, and the error names it."""
     command = [sys.executable, ROOT / "tests" / "laws.py", tmp_path, "test_optim.py"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
@@ -606,7 +709,7 @@ def test_another_package_is_never_tested_in_the_copys_place(tmp_path):
 
 
 def test_a_copy_is_the_package_but_for_what_was_taken_out(demo, exercises, tmp_path):
-    """Signatures, docstrings and all that stands around a cut stay: with the lines put back it is the file as it is."""
+    """Signatures, docstrings and all lines around a cut stay: with the cut lines put back it is the package's file."""
     for exercise in exercises.values():
         for file in {cut.file for cut in exercise.cuts}:
             cuts = [cut for cut in exercise.cuts if cut.file == file]
@@ -618,11 +721,20 @@ def test_a_copy_is_the_package_but_for_what_was_taken_out(demo, exercises, tmp_p
             assert left == lines
 
 
-def test_what_the_table_names_is_there(exercises):
-    """Files to read next exist, an exercise takes 5 to 30 minutes, and no two have one name or one law twice."""
+def test_what_the_table_names_exists(exercises):
+    """Files to read next exist, an exercise takes 5 to 30 minutes, and no exercise names a law twice."""
     for exercise in exercises.values():
         assert 5 <= exercise.minutes <= 30 and len(exercise.hints) == 3
         (place,) = re.findall(r"(?:tinydiff|demos)/[\w/]+\.py", exercise.read_next)
         assert (ROOT / place).is_file()
         assert len(set(exercise.laws)) == len(exercise.laws)
         assert exercise.question.endswith("?")
+
+
+def test_every_law_that_the_table_names_exists(exercises):
+    """Each is the name of a test below tests/, and what a check prints for it is not empty."""
+    for law in {law for exercise in exercises.values() for law in exercise.laws}:
+        file, name = law.partition("[")[0].split("::")
+        tree = ast.parse((ROOT / "tests" / file).read_text(encoding="utf-8"))
+        (test,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
+        assert ast.get_docstring(test), law
