@@ -54,7 +54,7 @@ def pytest_runtest_teardown(item):
 
 
 def pytest_collection_modifyitems(config, items):
-    """--plain is about the chapters of the book; what tests the faster forms or the programs is left out."""
+    """--plain: the chapters of the book, without the tests of faster forms and of programs."""
     if config.getoption("--plain"):
         outside = [config.rootpath / "tests" / folder for folder in ("fast", "demos")]
         chosen = [

@@ -294,8 +294,8 @@ EXERCISES = (
         teaches="what backpropagation is: each node is visited once, after all nodes that use it, with the sum of "
         "their gradients",
         task="Write _inputs_first, the order of the walk, and _push_back, the walk. A place in the graph is a leaf (a "
-        "Tensor) or a node. _inputs(place) goes through the places that it was computed from, with None where no "
-        "gradient is wanted. In _push_back the last place is the output, and g is its gradient. place.vjp(g) of a node "
+        "Tensor) or a node. node.inputs are the places from which a node was computed, with None where no gradient is "
+        "wanted; a leaf has none. node.number is larger than the numbers of its inputs. In _push_back the last place is the output, and g is its gradient. place.vjp(g) of a node "
         "returns one entry for each of place.inputs: an array, or a function without arguments that returns one. Add "
         "what a leaf receives to its .grad, which is None at first. A leaf's .grad must be an array of its own.",
         cuts=(
@@ -315,8 +315,8 @@ EXERCISES = (
             "five_thousand_ops_deep_is_no_recursion",
         ),
         hints=(
-            "The order: go depth first, and append a place when all of its inputs are in the list. Keep a stack of "
-            "(place, _inputs(place)), and a set with the id of every place that was seen.",
+            "The order: collect every place that can be reached from root, each once (a dictionary by id), with a list "
+            "of those whose inputs are still to be looked at. Then sort by number, with 0 for a leaf.",
             "The walk: keep a dictionary from id(place) to the sum of its gradients so far, at first "
             "{id(places[-1]): g}. Take the places from the end, call vjp once for each node, and skip inputs that are "
             "None.",
@@ -486,7 +486,7 @@ EXERCISES = (
             "no_two_times_have_one_code",
         ),
         hints=(
-            "f_i = LONGEST_PERIOD ** (-i / half) for i = 0..half - 1. The fastest hand, i = 0, turns once in 2 pi "
+            "f_i = FREQUENCY_RANGE ** (-i / half) for i = 0..half - 1. The fastest hand, i = 0, turns once in 2 pi "
             "steps.",
             "math.sin and math.cos are enough. Return a list or a tuple of numbers.",
             "[math.sin(k * f) for f in frequencies] + [math.cos(k * f) for f in frequencies].",

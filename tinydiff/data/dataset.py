@@ -18,10 +18,11 @@ class DataError(TinydiffError):
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Labelled 28x28 images.
+    """Labelled grey images.
 
-    name: "mnist", "fashion" or "glyphs".  images: (N, 28, 28) uint8; 0 is background, 255 is ink.
-    labels: (N,) uint8 in 0..9.  source: one sentence on where the images come from.  classes: the names of the labels.
+    name: any name; the built-in ones are "mnist", "fashion" and "glyphs", whose images are 28x28.  images: (N, H, W)
+    uint8; 0 is background, 255 is ink.  labels: (N,) uint8 in 0..len(classes) - 1.  source: one sentence on where the
+    images come from.  classes: the names of the labels.
     """
 
     name: str
@@ -36,7 +37,7 @@ class Dataset:
     def batch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return (x_0, labels) of the images `indices`, on the host: x_0 = pixel / 127.5 - 1.
 
-        indices: (B,) integers in 0..N-1, else ValueError.  x_0: (B, 28, 28, 1) float32 in [-1, 1].  labels: (B,) int64.
+        indices: (B,) integers in 0..N-1, else ValueError.  x_0: (B, H, W, 1) float32 in [-1, 1].  labels: (B,) int64.
         """
         rows = host_integers("indices", indices, 0, len(self) - 1)
         x_0 = self.images[rows, :, :, None] / np.float32(127.5) - np.float32(1)

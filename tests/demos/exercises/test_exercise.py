@@ -218,8 +218,8 @@ WRONG = {
         "frequencies rise": ("** (-i / half)", "** (i / half)"),
         "the other convention, h - 1": ("** (-i / half)", "** (-i / max(half - 1, 1))"),
         "angles in float32": (
-            "wave(k * LONGEST_PERIOD ** (-i / half))",
-            'wave(k * float(asarray(LONGEST_PERIOD ** (-i / half), "float32")))',
+            "wave(k * FREQUENCY_RANGE ** (-i / half))",
+            'wave(k * float(asarray(FREQUENCY_RANGE ** (-i / half), "float32")))',
         ),
     },
 }  # fmt: skip
@@ -366,7 +366,7 @@ PLAIN = {
     ],
     "time_code": [
         """
-        f = [LONGEST_PERIOD ** (-i / half) for i in range(half)]
+        f = [FREQUENCY_RANGE ** (-i / half) for i in range(half)]
         return [math.sin(k * w) for w in f] + [math.cos(k * w) for w in f]
         """
     ],
