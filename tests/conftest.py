@@ -47,7 +47,7 @@ def pytest_configure(config):
 
 
 def pytest_runtest_teardown(item):
-    """A program that ran in a test may have chosen TF32, or other forms of the functions: back to the command line's."""
+    """A program that ran in a test may have chosen TF32, or other forms of the functions: restore what was chosen."""
     plain = item.config.getoption("--plain")
     if precision() != "float32" or plain == bool(FAST):
         use_backend(backend_name(), "float32", plain=plain)

@@ -295,8 +295,8 @@ EXERCISES = (
         "their gradients",
         task="Write _inputs_first, the order of the walk, and _push_back, the walk. A place in the graph is a leaf (a "
         "Tensor) or a node. node.inputs are the places from which a node was computed, with None where no gradient is "
-        "wanted; a leaf has none. node.number is larger than the numbers of its inputs. In _push_back the last place is "
-        "the output, and g is its gradient. place.vjp(g) of a node returns one entry for each of place.inputs: an "
+        "wanted; a leaf has none. node.number is larger than the numbers of its inputs. In _push_back the last place "
+        "is the output, and g is its gradient. place.vjp(g) of a node returns one entry for each of place.inputs: an "
         "array, or a function without arguments that returns one. Add what a leaf receives to its .grad, which is None "
         "at first. A leaf's .grad must be an array of its own.",
         cuts=(

@@ -1,6 +1,6 @@
 """A trained network as its checkpoint holds it, on workers: what every program that draws or reads begins with.
 
-Read next: classify.py.
+Read next: tables.py.
 """
 
 from collections.abc import Callable, Iterator
