@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from tinydiff.app import cli, plots
 from tinydiff.app.checkpoint import atomic_write
-from tinydiff.app.generate import DDIM, DDPM, DPM_SOLVER_2M, Recipe, generate, load_trained, quadratic, uniform
+from tinydiff.app.generate import DDIM, DDPM, DPM_SOLVER_2M, Recipe, generate, quadratic, uniform
+from tinydiff.app.trained import load_trained
 from tinydiff.diffusion import log_snr_pairs
 
 STEPS = {"ddpm": DDPM, "ddim": DDIM, "2m": DPM_SOLVER_2M}

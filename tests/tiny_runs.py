@@ -1,8 +1,9 @@
-"""What the demos' tests share: the checkpoint of a tiny network that was trained for a step or two."""
+"""What the demos' tests share: checkpoints of a tiny network after a step or two, and of classifiers as they start."""
 
 from functools import partial
 
 from tinydiff.app.alone import one_process
+from tinydiff.app.classify import ClassifierConfig, build_classifier, save_classifier
 from tinydiff.app.generate import build_unet
 from tinydiff.app.training import diffusion_training, save
 from tinydiff.backend import default_rng, standard_normal
@@ -25,6 +26,13 @@ def save_checkpoint(path, dataset, *, T=100, num_classes=10, move_start=0.0, mov
             pass
         _move(state.ema.average, move_average)
         save(state, path, dataset, schedule, 1)
+
+
+def save_untrained_classifier(path, dataset, *, test=None, seed=0, schedule=None, **config):
+    """Save a classifier as it starts; with a schedule, a noisy one."""
+    build = partial(build_classifier, {"time": schedule is not None, **config}, seed)
+    with one_process().workers(build, 1) as workers:
+        save_classifier(path, workers, ClassifierConfig(), dataset, test or dataset, 0, schedule)
 
 
 def _move(arrays, std):

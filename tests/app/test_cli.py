@@ -121,7 +121,7 @@ def test_a_demo_on_a_gpu_begins_by_naming_it(chosen, capsys):
     cli.start("cupy", "tf32")
     assert capsys.readouterr().out == "a GPU\n"
     cli.start("numpy", "float32", plain=True)
-    assert chosen == [("numpy", None, False), ("cupy", "tf32", False), ("numpy", "float32", True)]
+    assert chosen == [("numpy", None, 0, False), ("cupy", "tf32", 0, False), ("numpy", "float32", 0, True)]
 
 
 @pytest.mark.parametrize("installed, alone", [({}, Alone), ({"silu": None}, Ranks)])

@@ -12,7 +12,7 @@ DEMOS = Path(__file__).parents[2] / "demos"
 
 @pytest.fixture(autouse=True)
 def same_backend_afterwards():
-    """A demo chooses the backend anew, on a GPU with TF32, or plain functions; the rest of the suite has chosen before."""
+    """A demo chooses the backend, the precision and plain functions; afterwards the choice of the suite holds again."""
     before = backend_name(), precision(), bool(FAST)
     yield
     if (backend_name(), precision(), bool(FAST)) != before:
@@ -22,13 +22,14 @@ def same_backend_afterwards():
 
 @pytest.fixture(scope="session")
 def load_demo():
-    """load_demo("sample") is the module of demos/sample.py, which finds its neighbours as a script does."""
+    """load_demo("prompts/prompt") is the module of that file in demos/, which finds its neighbours as a script does."""
 
     def load(name):
-        spec = importlib.util.spec_from_file_location(name, DEMOS / f"{name}.py")
+        path = DEMOS / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(path.stem, path)
         module = importlib.util.module_from_spec(spec)
         with pytest.MonkeyPatch.context() as patch:
-            patch.syspath_prepend(DEMOS)
+            patch.syspath_prepend(path.parent)
             spec.loader.exec_module(module)
         return module
 

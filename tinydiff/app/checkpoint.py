@@ -5,8 +5,8 @@ temporary file in the place of the old one.  The last good checkpoint survives a
 full disk.  A load checks a SHA-256 digest of the whole file before it parses anything, and it never unpickles: a file
 from a stranger can be refused, but it cannot run code.  Equal content gives equal bytes, so `cmp` compares two runs.
 
-Pictures and tables are written through `atomic_write` too.
-Read next: training.py, which decides what a checkpoint contains.
+Pictures and tables are written through `atomic_write` too.  training.py decides what a checkpoint contains.
+Read next: blocks.py.
 """
 
 import contextlib
@@ -77,13 +77,13 @@ def load(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]
         raise CheckpointError(f"{path} is not a checkpoint that this version can read ({error!r})") from None
 
 
-def check_same(found: dict[str, Any], wanted: dict[str, Any], keys: Collection[str]) -> None:
-    """Check that the settings `found` in a checkpoint equal the `wanted` ones under each of `keys`.
+def check_same(saved: dict[str, Any], wanted: dict[str, Any], keys: Collection[str]) -> None:
+    """Check that the settings `saved` in a checkpoint equal the `wanted` ones under each of `keys`.
 
     Values are compared as JSON holds them (a tuple equals a list).  A key that is absent counts as None.
     Raises CheckpointError with each key that differs and both values.
     """
-    old, new = (json.loads(json.dumps({key: settings.get(key) for key in keys})) for settings in (found, wanted))
+    old, new = (json.loads(json.dumps({key: settings.get(key) for key in keys})) for settings in (saved, wanted))
     differing = [f"{k} is {old[k]!r} in the checkpoint, {new[k]!r} is wanted" for k in keys if old[k] != new[k]]
     if differing:
         raise CheckpointError(f"the checkpoint fits another configuration: {'; '.join(differing)}")

@@ -68,19 +68,17 @@ def start(backend: str, precision: str | None, parallel: str = "local", plain: b
 
     main calls this function first.  Raises TinydiffError for a choice that cannot work here.
     """
+    ranks = None
     if parallel == "mpi" and plain:
         raise TinydiffError("--plain --parallel mpi: with --plain one process does all the work")
     if parallel == "mpi":
         from tinydiff.fast import mpi  # loaded only if it is used
 
         ranks = mpi.world()
-        use_backend(backend, precision, ranks.local_rank)
-    else:
-        use_backend(backend, precision, plain=plain)
-        ranks = one_process()
+    use_backend(backend, precision, ranks.local_rank if ranks else 0, plain=plain)
     if backend != "numpy":
         print(describe())
-    return ranks
+    return ranks or one_process()
 
 
 def run(main: Callable[..., Any], using: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@
 
 A large request is cut into slices of a few images.  Each slice has a random stream of its own, which seed and slice
 number name.  So the number of workers changes neither the images nor the memory that one slice needs.
-Read next: plots.py.
+Read next: trained.py.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from tinydiff.app.checkpoint import CheckpointError
-from tinydiff.autograd import Tensor, no_grad
+from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, backend_name, default_rng, standard_normal, to_numpy
 from tinydiff.diffusion import Schedule, classifier_free, ddim_step, ddpm_step, dpm_solver_2m, sample, unconditional
 from tinydiff.diffusion.guidance import EpsFn
-from tinydiff.diffusion.targets import EPS, Target
+from tinydiff.diffusion.targets import EPS, Target, as_eps_fn
 from tinydiff.diffusion.times import Pairs, quadratic_pairs, timestep_pairs
-from tinydiff.nn import Module, UNet
+from tinydiff.nn import UNet
 
 SLICE, GPU_SLICE = 20, 500  # images; guidance doubles the batch that the network sees.  A GPU has room for many.
 
@@ -69,7 +69,8 @@ class Recipe:
     keep: the number of frames to return.  They are spread evenly over the steps; the last frame is the final image.
     at_once: the number of images in a slice; None: SLICE on the CPU, GPU_SLICE on a GPU.  Small images are faster in
     large slices.
-    target: what the workers' network predicts.  The models of load_trained predict the noise, EPS.
+    target: what the workers' network predicts; the models of load_trained predict the noise, EPS.  Another prediction
+    is guided first and then converted.  The conversion is affine, so classifier-free guidance may come first.
     """
 
     schedule: Schedule
@@ -128,28 +129,6 @@ def current(config: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name not in gone}
 
 
-class AsEps(Module):
-    """eps_hat = model(x_t, t, labels): the prediction of a network, converted by diffusion/targets.py.
-
-    The parameters are those of the network, under the names of the network.  No gradient goes through the conversion.
-    """
-
-    def __init__(self, network: UNet, target: Target, schedule: Schedule):
-        self.network, self.target, self.schedule = network, target, schedule
-        self.config, self.num_classes = network.config, network.num_classes
-
-    def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-        return self.network.named_parameters(prefix)
-
-    def forward(self, x_t: Any, t: Any, labels: Any = None) -> Tensor:
-        return Tensor(self.target.to_eps(self.schedule, x_t, t, self.network(x_t, t, labels).data))
-
-
-def as_eps(network: Any, target: Target, schedule: Schedule) -> Any:
-    """A model that gives eps_hat, made from a network that predicts `target`; the network itself if that is EPS."""
-    return network if target == EPS else AsEps(network, target, schedule)
-
-
 def _kept(recipe: Recipe) -> list[int]:
     """The indices of the steps whose results are the frames; the last step is always one of them."""
     keep = min(recipe.keep, recipe.num_steps)
@@ -160,7 +139,7 @@ def _draw_slice(recipe: Recipe, model: Any, job: tuple[Sequence[int], tuple[int,
     labels, name = job
     rng = default_rng("slice", *name)
     x_T = standard_normal(rng, (len(labels), *recipe.image_shape))
-    eps_fn = recipe.guide(as_eps(model, recipe.target, recipe.schedule), labels, recipe.scale)
+    eps_fn = as_eps_fn(recipe.target, recipe.schedule, recipe.guide(model, labels, recipe.scale))
     pairs = recipe.pairs(recipe.schedule, recipe.num_steps)
     steps = sample(recipe.step(recipe.schedule), eps_fn, pairs, x_T, rng)
     with no_grad():

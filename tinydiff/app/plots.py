@@ -9,8 +9,8 @@ Read next: generate.py.
 """
 
 import math
-import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,8 +27,6 @@ _MARGIN = 12  # pixels around a picture
 _INK = "#333333"
 _GREYS = 16  # of an animation: noise hardly compresses, and 16 levels halve the file
 _HOLD_MS = 2000  # how long an animation rests on its last frame
-
-Path = str | os.PathLike
 
 
 def tile(images: Any, columns: int, gap: int = 1, scale: int = 1) -> np.ndarray:

@@ -44,9 +44,9 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--sample-steps", type=cli.positive_int, help="reverse steps of each picture")
 
 
-def wanted(num_steps: int | None, minutes: float | None, **others: Any) -> dict[str, Any]:
+def wanted(num_steps: int | None, minutes: float | None, **options: Any) -> dict[str, Any]:
     """The settings of a TrainConfig that the user has given.  A number of steps switches the clock off."""
-    settings = given(num_steps=num_steps, minutes=minutes, **others)
+    settings = given(num_steps=num_steps, minutes=minutes, **options)
     return settings if num_steps is None else settings | {"minutes": None}
 
 

@@ -1,0 +1,141 @@
+"""Write one HTML page in which to see, play with and predict what diffusion does, from real runs of a checkpoint.
+
+    python demos/explorer/explorer.py runs/mnist/checkpoint.npz         some 2 minutes on 2 cores; runs/explorer.html
+    python demos/explorer/explorer.py runs/mnist/checkpoint.npz --classifier runs/classifier/checkpoint.npz
+    python demos/explorer/explorer.py runs/mnist/checkpoint.npz --train-steps 400
+
+The page opens from the disk, loads nothing and needs no network.  The functions of the package draw and measure
+everything that it shows (explorer_runs.py), and the page only shows it.  page.html and the files beside it are put into
+one file.  With --classifier the mistakes have one more figure, the share of the digits that reads as asked.
+--train-steps adds the mistakes in training, 5 minutes at 400.  Read next: explorer_runs.py.
+"""
+
+import json
+import re
+from argparse import ArgumentTypeError
+from pathlib import Path
+
+import explorer_runs as runs
+import numpy as np
+
+from tinydiff.app import cli
+from tinydiff.app.checkpoint import atomic_write
+from tinydiff.app.classify import load_classifier
+from tinydiff.app.trained import load_trained
+from tinydiff.backend import TinydiffError
+from tinydiff.data import load
+
+PAGE = Path(__file__).parent
+LOOK_AMONG = 500  # test images, two of each class among them
+
+
+def main(
+    checkpoint,
+    *,
+    backend="numpy",
+    precision=None,
+    plain=False,
+    labels=tuple(range(10)),
+    steps=(5, 10, 20, 50),
+    moments=41,
+    point_steps=2000,
+    num=30,
+    classifier=None,
+    train_steps=0,
+    data_dir=None,
+    seed=0,
+    out="runs/explorer.html",
+    workers=None,
+):
+    """Record the runs and write the page; returns the page's data."""
+    ranks = cli.start(backend, precision, plain=plain)
+    out, workers = Path(out), workers or ranks.default_workers()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if moments < 3:
+        raise TinydiffError(f"--moments {moments}: a time line needs 3 or more")
+    if num < 10:
+        raise TinydiffError(f"--num {num}: must be at least 10, which are shown")
+    reader = load_classifier(Path(classifier), 1)[0] if classifier else None
+    pool, schedule, meta = load_trained(Path(checkpoint), workers)
+    with pool:
+        check(pool.model, schedule, meta, labels, steps)
+        name, shape = meta["data"]["name"], tuple(meta["data"]["image_shape"])
+        dataset = load(name, "test", data_dir, seed, LOOK_AMONG)
+        (shown, _), (hidden, hidden_labels) = (dataset.batch(nth_of_each(dataset.labels, labels, n)) for n in (0, 1))
+        data = {
+            "about": f"{checkpoint}, {meta['step']:,} training steps on {name}",
+            "size": shape[:2],
+            "classes": dataset.classes,
+            "is_digits": dataset.classes[0] == "0",
+            "labels": labels,
+            "forward": runs.forward(shown, moments, seed),
+            "reverse": runs.reverse(pool, schedule, shape, labels, steps, (moments + 1) // 2, seed),
+            "riddles": runs.riddles(pool, schedule, hidden, hidden_labels, min(16, moments), seed),
+            "points": runs.points(point_steps, 400, moments, seed, min(2, workers)),
+            "mistakes": runs.mistakes(pool, reader, schedule, meta, max(steps), num, train_steps, data_dir, seed),
+            "cards": json.loads((PAGE / "cards.json").read_text("utf-8")),
+        }
+    text = page(data)
+    with atomic_write(out) as file:
+        file.write(text.encode())
+    print(f"page: {out} ({len(text.encode()) / 1e6:.1f} MB)")
+    return data
+
+
+def check(model, schedule, meta, labels, steps):
+    """TinydiffError unless the page can show this network, these labels and these numbers of steps."""
+    if model.num_classes is None:
+        raise TinydiffError("the explorer shows what a label does: it needs a network with classes, and this has none")
+    if meta["data"]["image_shape"][-1] != 1:
+        raise TinydiffError(f"the explorer shows grey images, and these have shape {meta['data']['image_shape']}")
+    if max(labels) >= model.num_classes:
+        raise TinydiffError(f"--labels {max(labels)}: this network knows 0 to {model.num_classes - 1}")
+    if max(steps) > schedule.T:
+        raise TinydiffError(f"--steps {max(steps)}: the schedule has T = {schedule.T}, no more")
+
+
+def nth_of_each(all_labels, labels, n):
+    """Where the n-th image of each label is, n from 0."""
+    return np.array([np.flatnonzero(all_labels == label)[n] for label in labels])
+
+
+def page(data):
+    """The page as one text: page.html with the style sheets, the scripts and the data in their places."""
+    text = (PAGE / "page.html").read_text("utf-8")
+    text = re.sub(r'<link rel="stylesheet" href="(\w+\.css)">', lambda m: f"<style>\n{part(m[1])}</style>", text)
+    text = re.sub(r'<script src="(\w+\.js)"></script>', lambda m: f"<script>\n{part(m[1])}</script>", text)
+    # In a script element only "<" can end it or open a comment; in JSON it may be written as \u003c.
+    written = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    return text.replace('id="data"></script>', f'id="data">{written}</script>')
+
+
+def part(name):
+    text = (PAGE / name).read_text("utf-8")
+    assert "</s" not in text, f"{name} would end its own element"
+    return text
+
+
+def step_counts(text):
+    """Option type: rising whole numbers, separated by commas."""
+    counts = tuple(cli.positive_int(part) for part in text.split(","))
+    if list(counts) != sorted(set(counts)):
+        raise ArgumentTypeError(f"must be rising whole numbers such as 5,10,50, got {text!r}")
+    return counts
+
+
+if __name__ == "__main__":
+    parser = cli.parser(__doc__, main)
+    parser.add_argument("checkpoint", help="checkpoint.npz of train_mnist.py")
+    cli.add_backend(parser)
+    parser.add_argument("--labels", type=cli.labels, help="digits to show, such as 0-9 or 3,7")
+    parser.add_argument("--steps", type=step_counts, help="numbers of reverse steps to choose from, such as 5,50")
+    parser.add_argument("--moments", type=cli.positive_int, help="of each time line, 3 or more")
+    parser.add_argument("--point-steps", type=cli.positive_int, help="training steps for each set of points")
+    parser.add_argument("--num", type=cli.positive_int, help="digits on which each mistake is measured, 10 or more")
+    parser.add_argument("--classifier", help="checkpoint.npz of train_classifier.py, to read those digits")
+    parser.add_argument("--train-steps", type=cli.non_negative_int, help="of each mistake in training, 0 for none")
+    parser.add_argument("--data-dir", help="folder with the data set's files")
+    parser.add_argument("--seed", type=cli.non_negative_int, help="of all noise")
+    parser.add_argument("--out", help="the page")
+    parser.add_argument("--workers", type=cli.positive_int, help="processes to share the work (default: all cores)")
+    cli.run(main, parser)

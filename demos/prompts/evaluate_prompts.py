@@ -1,0 +1,136 @@
+"""Does a checkpoint of train_prompts.py draw what the words describe?  Measured on its images, with intervals.
+
+    python demos/prompts/evaluate_prompts.py runs/prompts/checkpoint.npz
+
+--num prompts name a digit, thin or thick, and left or right, in any words of the grammar.  They name each combination
+equally often, but no held-out one; --num-held-out more prompts name the held-out ones only.  The classifier (of
+train_classifier.py) reads the digit of each image.  The rest is measured as on the training set (captions.py):
+
+    thick, thin         thicker, thinner than the median of the training set
+    left, right         a slant below 0, above 0
+    all three           digit, thickness and slant
+
+--out gets the table prompts.md, and held_out.png with a row of images for each held-out combination.
+"""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from captions import DIGITS, NAMES, by_prompt, caption, load_trained, measure, parse, tokenize
+from tqdm import tqdm
+
+from tinydiff.app import cli, plots
+from tinydiff.app.checkpoint import atomic_write
+from tinydiff.app.classify import load_classifier, read
+from tinydiff.app.generate import Recipe, generate
+from tinydiff.app.metrics import share
+from tinydiff.backend import default_rng
+
+SHOWN = 10  # images of each held-out combination
+
+
+def main(
+    checkpoint,
+    *,
+    backend="numpy",
+    precision=None,
+    plain=False,
+    classifier="runs/classifier/checkpoint.npz",
+    num=1000,
+    num_held_out=500,
+    scale=3.0,
+    steps=Recipe.num_steps,
+    seed=0,
+    out="runs/prompts",
+    workers=None,
+):
+    """Returns the table as a dictionary: {attribute: 'k of n, ...'}."""
+    ranks = cli.start(backend, precision, plain=plain)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    workers = workers or ranks.default_workers()
+    judge, _ = load_classifier(Path(classifier), workers)
+    pool, schedule, meta = load_trained(Path(checkpoint), workers)
+    table = {}
+    with pool, judge:
+        held_out = [tuple(row) for row in meta["held_out"]]
+        every = [(d, t, s) for d in DIGITS for t in NAMES["thickness"] for s in NAMES["slant"]]
+        others = [row for row in every if row not in held_out]
+        recipe = Recipe(schedule, tuple(meta["data"]["image_shape"]), num_steps=steps, scale=scale)
+        for which, rows, n in (("", others, num), ("held out: ", held_out, num_held_out)):
+            prompts = sentences([rows[i % len(rows)] for i in range(n)], seed)
+            images = draw(pool, recipe, [tokenize(text, meta["vocabulary"]) for text in prompts], seed)
+            answer = np.concatenate(list(read(judge, images))).argmax(1)
+            for what, right in judged(prompts, answer, measure(images), meta["thresholds"]).items():
+                table[which + what] = share(right)
+                print(f"  {which + what:28}{table[which + what]}", flush=True)
+    lines = [f"| {what} | {shares} |" for what, shares in table.items()]
+    head = f"| {meta['step']:,} steps, guidance {scale:g}, DDPM in {steps} steps, seed {seed} | drawn as asked |"
+    with atomic_write(out / "prompts.md") as file:
+        file.write("\n".join([head, "|---|---|", *lines, ""]).encode())
+    save_rows(out / "held_out.png", images, held_out)
+    print(f"table: {out / 'prompts.md'}, picture: {out / 'held_out.png'}")
+    return table
+
+
+def sentences(rows, seed):
+    """A sentence for each (digit, thickness, slant)."""
+    rng = default_rng("said", seed)
+    return [caption(dict(zip(("digit", "thickness", "slant"), row)), rng) for row in rows]
+
+
+def draw(pool, recipe, prompts, seed):
+    """One image for each token row: (N, H, W, 1) in [-1, 1]."""
+    recipe, parts = replace(recipe, guide=partial(by_prompt, prompts, tokenize(""))), []
+    with tqdm(total=len(prompts), unit="img", dynamic_ncols=True) as bar:
+        for frames in generate(pool, recipe, range(len(prompts)), seed):
+            parts.append(frames[-1])
+            bar.update(len(frames[-1]))
+    return np.clip(np.concatenate(parts), -1, 1)
+
+
+def judged(prompts, answer, measured, thresholds):
+    """{attribute: which of the images whose prompt names it have it}, without the attributes that no prompt names.
+
+    prompts: one for each image; it names digit, thickness and slant.  answer: the digit read (N,).
+    measured, thresholds: of captions.py.
+    """
+    wanted = [parse(prompt) for prompt in prompts]
+    thick, right = np.array([(a["thickness"] == "thick", a["slant"] == "right") for a in wanted]).T
+    digit_right = answer == np.array([DIGITS.index(a["digit"]) for a in wanted])
+    thickness_right = (measured["thickness"] > thresholds["thickness"][1]) == thick
+    slant_right = (measured["slant"] > 0) == right
+    hits = {
+        "digit": digit_right,
+        "thick": thickness_right[thick],
+        "thin": thickness_right[~thick],
+        "left": slant_right[~right],
+        "right": slant_right[right],
+        "all three": digit_right & thickness_right & slant_right,
+    }
+    return {what: hit for what, hit in hits.items() if len(hit)}
+
+
+def save_rows(path, images, rows):
+    """A picture of the first SHOWN images of each combination.  Image i is of combination i modulo their number."""
+    columns = min(SHOWN, len(images) // len(rows)) or 1
+    chosen = [images[k :: len(rows)][:columns] for k in range(min(len(rows), len(images)))]
+    names = [" ".join(row) for row in rows][: len(chosen)]
+    plots.save_grid(path, np.concatenate(chosen), columns=columns, title="never trained on", row_labels=names)
+
+
+if __name__ == "__main__":
+    parser = cli.parser(__doc__, main)
+    parser.add_argument("checkpoint", help="checkpoint.npz of train_prompts.py")
+    cli.add_backend(parser)
+    parser.add_argument("--classifier", help="checkpoint.npz of train_classifier.py")
+    parser.add_argument("--num", type=cli.positive_int, help="prompts")
+    parser.add_argument("--num-held-out", type=cli.positive_int, help="prompts that name a held-out combination")
+    parser.add_argument("--scale", type=cli.non_negative_float, help="guidance: 0 ignores the prompt, 1 follows it")
+    parser.add_argument("--steps", type=cli.positive_int, help="reverse steps, at most the schedule's T")
+    parser.add_argument("--seed", type=cli.non_negative_int, help="of words and noise")
+    parser.add_argument("--out", help="folder for prompts.md and held_out.png")
+    parser.add_argument("--workers", type=cli.positive_int, help="processes to share the work (default: all cores)")
+    cli.run(main, parser)

@@ -1,0 +1,616 @@
+"""The explorer's page in a real browser: what can be moved moves, what can be solved can be failed, all can be read.
+
+In a headless Chromium, driven by Selenium.  The page is made in its smallest form.
+"""
+
+import itertools
+import shutil
+
+import pytest
+
+from tinydiff.backend import backend_name
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+
+pytestmark = [
+    pytest.mark.program,
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        not (CHROMIUM and DRIVER), reason="no chromium and chromedriver: apt-get install chromium-driver (Debian)"
+    ),
+    pytest.mark.skipif(backend_name() != "numpy", reason="one backend is enough: the page holds no arrays"),
+]
+
+webdriver = pytest.importorskip("selenium.webdriver", reason='no selenium: pip install -e ".[browser]"')
+Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
+
+# Chromium as root in a container, with nothing that would go out to the network.
+FLAGS = """
+    headless no-sandbox disable-gpu disable-dev-shm-usage disable-quic no-first-run disable-sync
+    disable-background-networking disable-component-update hide-scrollbars
+"""
+# What all canvases within an element show, as text.
+PAINTED = "return [...arguments[0].querySelectorAll('canvas')].map((c) => c.toDataURL()).join()"
+
+
+@pytest.fixture(scope="module")
+def page_file(load_demo, trained, smallest, tmp_path_factory):
+    out = tmp_path_factory.mktemp("browser") / "explorer.html"
+    options = smallest | {"moments": 9}  # runs of 2 and of 4 steps then have 3 and 5 moments
+    load_demo("explorer/explorer").main(trained[0], classifier=trained[1], out=out, **options)
+    return out
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in [*FLAGS.split(), f"user-data-dir={tmp_path_factory.mktemp('profile')}"]:
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def page(driver, page_file):
+    """The page as just opened, 1280 wide and light; afterwards the console must be empty."""
+    show(driver, 1280, "light")
+    driver.get_log("browser")
+    driver.get(page_file.as_uri())
+    settled(driver)
+    yield driver
+    assert driver.get_log("browser") == []
+
+
+def show(driver, width, scheme):
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    features = [
+        {"name": "prefers-color-scheme", "value": scheme},
+        {"name": "prefers-reduced-motion", "value": "reduce"},
+    ]
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+
+def settled(driver):
+    """Wait until every picture that was asked for is decoded and drawn."""
+    driver.execute_async_script(
+        "const done = arguments[0];"
+        "Promise.all(pictures.values()).then(() => requestAnimationFrame(() => setTimeout(done)))"
+    )
+
+
+def all_of(driver, selector):
+    return driver.find_elements("css selector", selector)
+
+
+def one(driver, selector):
+    (found,) = all_of(driver, selector)
+    return found
+
+
+def painted(driver, element):
+    settled(driver)
+    return driver.execute_script(PAINTED, element)
+
+
+def click(driver, element):
+    driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+    element.click()
+
+
+def said(driver, selector):
+    return one(driver, selector).text
+
+
+# ------------------------------------------------------------------------------------------------ what can be moved
+
+
+def test_every_slider_moves_its_pictures(page):
+    """By the keyboard, from end to end: each canvas of a stage, and what is said, differs at the two ends."""
+    sliders = all_of(page, "input[type=range]")
+    assert len(sliders) == 3
+    for slider, canvases in zip(sliders, (["chain", "jump"], ["x-t", "eps-hat", "x-0-hat"], ["plane"])):
+        seen = []
+        for key in (Keys.HOME, Keys.END):
+            slider.send_keys(key)
+            settled(page)
+            pictures = [page.execute_script("return byId(arguments[0]).toDataURL()", name) for name in canvases]
+            labels = [one(page, f"#{name}").get_attribute("aria-label") for name in canvases]
+            seen.append([*pictures, *labels, slider.get_attribute("aria-valuetext")])
+        assert all(a != b for a, b in zip(*seen)), canvases
+
+
+def test_the_mark_on_the_curves_moves_with_t(page):
+    """To the right end and onto the chosen curve: at t = T little is left of alpha_bar."""
+    slider = one(page, "#forward input[type=range]")
+    dots = all_of(page, "#forward circle")
+    places = []
+    for key in (Keys.HOME, Keys.END):
+        slider.send_keys(key)
+        places.append([(float(dot.get_attribute("cx")), float(dot.get_attribute("cy"))) for dot in dots])
+    for (x_0, y_0), (x_T, y_T) in zip(*places):
+        assert x_T > x_0 + 100 and y_T > y_0 + 50
+    assert said(page, "#chain-steps") == "1000 small steps"
+
+
+@pytest.mark.parametrize("section", ["forward", "reverse", "points", "order"])
+def test_every_option_changes_the_picture(page, section):
+    """Within each choice no two options show the same; they are taken by a click, as a finger would."""
+    where = one(page, f"#{section}")
+    if section != "order":
+        middle = "const s = arguments[0]; s.value = Math.round(s.max * 0.6); s.dispatchEvent(new Event('input'))"
+        page.execute_script(middle, where.find_element("css selector", "input[type=range]"))
+    for choice in where.find_elements("css selector", "fieldset"):
+        seen = []
+        for label in choice.find_elements("css selector", "label"):
+            click(page, label)
+            if section == "points":
+                page.execute_script(middle, where.find_element("css selector", "input[type=range]"))
+            seen.append(painted(page, where))
+        assert len(seen) >= 2 and len(set(seen)) == len(seen), choice.text
+
+
+def test_at_the_end_the_whole_is_the_picture(page):
+    """At t = 0 x_t and x_0_hat are one, and eps_hat is flat; before that all three differ."""
+    slider = one(page, "#reverse input[type=range]")
+    get = "return ['x-t', 'eps-hat', 'x-0-hat'].map((id) => byId(id).toDataURL())"
+    slider.send_keys(Keys.HOME)
+    settled(page)
+    assert len(set(page.execute_script(get))) == 3
+    slider.send_keys(Keys.END)
+    settled(page)
+    x_t, eps_hat, x_0_hat = page.execute_script(get)
+    assert x_t == x_0_hat != eps_hat
+    flat = "return new Set(byId('eps-hat').getContext('2d').getImageData(0, 0, WIDTH, HEIGHT).data).size"
+    assert page.execute_script(flat) == 2  # one grey, and no transparency
+
+
+def test_points_are_drawn_where_they_are(page):
+    """Up is up: what is painted spans just what the particles span, and without arrows nothing else is there."""
+    click(page, all_of(page, "#points fieldset:nth-of-type(2) label")[0])
+    spans = page.execute_script("""
+      const path = unpacked(data.points.sets.moons.forward).slice(0, 2 * data.points.num);
+      const side = byId("plane").width;
+      const at = (value) => ((value / data.points.view + 1) / 2) * side;
+      const xs = [...path].filter((_, i) => i % 2 === 0).map(at);
+      const ys = [...path].filter((_, i) => i % 2 === 1).map((y) => at(-y));
+      const painted = byId("plane").getContext("2d").getImageData(0, 0, side, side).data;
+      const [left, top] = [[], []];
+      for (let i = 0; i < side * side; i++) {
+        if (painted[4 * i + 3] > 128) {
+          left.push(i % side);
+          top.push(Math.floor(i / side));
+        }
+      }
+      const span = (values) => values.reduce(([a, b], v) => [Math.min(a, v), Math.max(b, v)], [1e9, -1e9]);
+      return [[...span(xs), ...span(ys)], [...span(left), ...span(top)]];
+    """)
+    assert all(abs(abs(a - b) - 6) <= 1.5 for a, b in zip(*spans))  # 6 is a dot's radius
+
+
+def test_at_scale_0_the_digit_makes_no_difference(page):
+    """And the page says so."""
+    scales, digits = (all_of(page, f"#reverse fieldset:nth-of-type({n}) label") for n in (4, 1))
+    click(page, scales[0])
+    before = painted(page, one(page, "#reverse"))
+    click(page, digits[1])
+    assert painted(page, one(page, "#reverse")) == before
+    assert "makes no difference" in said(page, "#reverse-note")
+
+
+# Frames come as ever, but the page's clock stands still: a slow machine sees what a fast one sees.
+HELD_CLOCK = """
+window.heldTime = 0;
+performance.now = () => heldTime;
+const nextFrame = requestAnimationFrame;
+window.requestAnimationFrame = (callback) => nextFrame(() => callback(heldTime));
+"""
+
+
+def pass_time(page, ms):
+    """Move the held clock on, and wait for the frame that shows it."""
+    page.execute_script("heldTime += arguments[0]", ms)
+    settled(page)
+
+
+def position(slider):
+    return int(slider.get_property("value"))
+
+
+def last_of(slider):
+    return int(slider.get_attribute("max"))
+
+
+def test_points_play_pause_and_scrub(page):
+    """Play moves on by itself, pause holds, the slider goes anywhere, and at the end play stops and begins again."""
+    button, slider = one(page, "#points-time button"), one(page, "#points-time input")
+    page.execute_script(HELD_CLOCK)
+    slider.send_keys(Keys.HOME)
+    begin = painted(page, one(page, "#points"))
+    click(page, button)
+    pass_time(page, 3 * 30)
+    assert position(slider) == 3 and button.text == "Pause" and painted(page, one(page, "#points")) != begin
+    click(page, button)
+    assert button.text == "Play"
+    pass_time(page, 3 * 30)
+    assert position(slider) == 3
+    slider.send_keys(Keys.HOME)
+    assert position(slider) == 0 and painted(page, one(page, "#points")) == begin
+    slider.send_keys(Keys.END)
+    assert position(slider) == last_of(slider) and said(page, "#points-time output") == "t = 0"
+    slider.send_keys(Keys.ARROW_LEFT)
+    click(page, button)
+    pass_time(page, 30)
+    assert position(slider) == last_of(slider) and button.text == "Play"
+    click(page, button)
+    pass_time(page, 2 * 30)
+    assert position(slider) == 2 and button.text == "Pause"
+    slider.send_keys(Keys.HOME)
+    assert position(slider) == 0 and button.text == "Play"  # to scrub is to pause
+
+
+def press_thumb(page, slider):
+    """The mouse goes down on the thumb, in its middle, and stays down."""
+    half = 8  # a thumb is 16 pixels wide
+    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", slider)
+    share = position(slider) / last_of(slider)
+    x = round((share - 0.5) * (slider.size["width"] - 2 * half))  # from the slider's middle
+    webdriver.ActionChains(page).move_to_element_with_offset(slider, x, 0).click_and_hold().perform()
+
+
+@pytest.mark.parametrize("section", ["forward", "reverse", "points"])
+def test_a_touch_pauses_also_where_nothing_moves(page, section):
+    """A touch that leaves the slider where it stands is one too, though the browser then tells of no new value."""
+    button, slider = one(page, f"#{section}-time button"), one(page, f"#{section}-time input")
+    page.execute_script(HELD_CLOCK)
+    page.execute_script("arguments[0].addEventListener('input', () => (window.toldOfValue = true))", slider)
+
+    def play_from_the_end():
+        slider.send_keys(Keys.END)
+        click(page, button)
+        assert position(slider) == 0 and button.text == "Pause"
+        page.execute_script("window.toldOfValue = false")
+
+    def assert_paused(at):
+        assert not page.execute_script("return toldOfValue")  # else "input" alone would have paused
+        assert position(slider) == at and button.text == "Play"
+        pass_time(page, 60_000)
+        assert position(slider) == at
+
+    for key in (Keys.HOME, Keys.ARROW_LEFT, Keys.ARROW_DOWN, Keys.PAGE_DOWN):
+        play_from_the_end()
+        slider.send_keys(key)
+        assert_paused(0)
+    for moments in (0, 1):
+        play_from_the_end()
+        pass_time(page, moments * {"forward": 120, "reverse": 250, "points": 30}[section])
+        press_thumb(page, slider)
+        assert_paused(moments)
+        webdriver.ActionChains(page).release().perform()
+    play_from_the_end()
+    slider.send_keys(Keys.TAB)
+    assert button.text == "Pause"  # to walk past is not to touch
+
+
+@pytest.mark.parametrize("section", ["forward", "reverse", "points"])
+def test_paused_before_the_first_frame_it_shows_the_begin(page, section):
+    """Play that begins again goes to 0 at once, and what is shown and said goes with it."""
+    slider = one(page, f"#{section}-time input")
+    shown = lambda: [painted(page, one(page, f"#{section}")), said(page, f"#{section}-time output")]  # noqa: E731
+    slider.send_keys(Keys.HOME)
+    begin = shown()
+    slider.send_keys(Keys.END)
+    assert shown() != begin
+    page.execute_script("arguments[0].click(); arguments[0].click()", one(page, f"#{section}-time button"))
+    assert position(slider) == 0 and shown() == begin
+
+
+def test_play_goes_on_from_the_share_at_which_another_run_is_chosen(page):
+    """The slider moves to the same share of the new run.  From there play counts on, and no time is lost or gained."""
+    button, slider = one(page, "#reverse-time button"), one(page, "#reverse-time input")
+    digits, steps = (all_of(page, f"#reverse fieldset:nth-of-type({n}) label") for n in (1, 3))
+    page.execute_script(HELD_CLOCK)
+
+    def assert_plays(at, last):
+        for _ in range(2):  # at once, and in the frames after that
+            assert (position(slider), last_of(slider), button.text) == (at, last, "Pause")
+            settled(page)
+
+    for first, last, second, new_last in ((1, 4, 0, 2), (0, 2, 1, 4)):
+        click(page, steps[first])
+        slider.send_keys(Keys.HOME)
+        click(page, button)
+        pass_time(page, 250 * last // 2 + 100)
+        assert_plays(last // 2, last)
+        click(page, digits[second])
+        assert_plays(last // 2, last)
+        click(page, steps[second])
+        assert_plays(new_last // 2, new_last)
+        pass_time(page, 149)
+        assert_plays(new_last // 2, new_last)
+        pass_time(page, 1)
+        assert position(slider) == new_last // 2 + 1
+        pass_time(page, 250 * (new_last // 2 - 1))
+        assert position(slider) == new_last and button.text == "Play"
+
+
+# ------------------------------------------------------------------------------------------------ what can be solved
+
+# Which column of its run each frame shows, found by its pixels alone: the run's own sheet tells.
+COLUMNS = """
+const done = arguments[1];
+const sheets = arguments[0] === "forward"
+  ? data.forward.schedules.linear.sheets
+  : data.reverse.runs[`ddpm ${data.reverse.steps.at(-1)} ${data.reverse.scales.at(-1)}`].sheets;
+const frames = [...document.querySelectorAll("#order-frames canvas")].map((c) => c.toDataURL());
+(async () => {
+  for (const sheet of sheets) {
+    const columns = [];
+    const image = await picture(sheet);
+    for (let k = 0; k < image.width / WIDTH; k++) {
+      const canvas = document.createElement("canvas");
+      await draw(canvas, sheet, k, 0, "");
+      columns.push(canvas.toDataURL());
+    }
+    const found = frames.map((frame) => columns.indexOf(frame));
+    if (!found.includes(-1)) return done(found);
+  }
+  done(null);
+})();
+"""
+
+
+@pytest.mark.parametrize("process", ["forward", "reverse"])
+def test_the_frames_can_be_put_in_order_and_not(page, process):
+    """Reversed they are refused, and each one that is out of place is marked; in order they are right."""
+    click(page, all_of(page, "#order label")[process == "reverse"])
+    for _ in range(4):  # whatever the shuffle
+        click(page, one(page, "#order-new"))
+        settled(page)
+        frames, check = all_of(page, "#order-frames button"), one(page, "#order-check")
+        columns = page.execute_async_script(COLUMNS, process)
+        order = sorted(range(len(frames)), key=columns.__getitem__)
+        assert len(frames) >= 3 and len(set(columns)) == len(frames) and order != list(range(len(frames)))
+        assert not check.is_enabled()
+        for i in order[::-1]:
+            click(page, frames[i])
+        check.click()
+        assert "Not yet" in said(page, "#order-verdict")
+        marked = [i for i, frame in enumerate(frames) if "wrong" in frame.get_attribute("class")]
+        assert sorted(marked) == sorted(i for i, j in zip(order, order[::-1]) if i != j)
+        for frame in frames:
+            frame.click()  # taken back
+        assert not check.is_enabled() and said(page, "#order-verdict") == ""
+        for place, i in enumerate(order):
+            frames[i].click()
+            assert frames[i].get_attribute("aria-label").endswith(f"number {place + 1}")
+        check.click()
+        assert said(page, "#order-verdict").startswith("Right")
+
+
+def test_a_frames_name_does_not_give_it_away(page):
+    """Neither what is read aloud nor what is shown names t before the answer."""
+    for canvas, button in zip(all_of(page, "#order-frames canvas"), all_of(page, "#order-frames button")):
+        assert canvas.get_attribute("aria-label") == button.get_attribute("aria-label") == f"Frame {button.text}"
+
+
+def test_a_digit_can_be_guessed_and_missed(page):
+    """A wrong guess says so, less noise is another picture, and the right one shows what was hidden."""
+    answers, less = all_of(page, "#guess-answers button"), one(page, "#guess-less")
+    assert [a.text for a in answers] == list("0123456789")
+    before = painted(page, one(page, ".riddle > figure"))
+    click(page, less)
+    assert painted(page, one(page, ".riddle > figure")) != before
+    reveal = one(page, "#guess-reveal")
+    click(page, answers[0])  # neither 3 nor 7
+    assert "Not 0" in said(page, "#guess-verdict") and not answers[0].is_enabled() and not reveal.is_displayed()
+    answers[3].click()
+    if "Not 3" in said(page, "#guess-verdict"):
+        answers[7].click()
+    assert said(page, "#guess-verdict").startswith("Right") and reveal.is_displayed()
+    assert "after" in one(page, "#guess-history li").text and not less.is_enabled()
+    shown = [canvas.get_attribute("aria-label") for canvas in all_of(page, "#guess-reveal canvas")]
+    assert shown[0] in ("The picture: 3", "The picture: 7") and "network" in shown[1]
+    one(page, "#guess-next").click()
+    assert all(answer.is_enabled() for answer in answers) and not reveal.is_displayed()
+
+
+def test_noise_can_be_taken_away_until_little_is_left(page):
+    """As often as there are moments, and t falls each time."""
+    less, times = one(page, "#guess-less"), []
+    while True:
+        times.append(int(said(page, "#riddle-time").split()[2].rstrip(",")))
+        if not less.is_enabled():
+            break
+        click(page, less)
+    assert times == sorted(set(times), reverse=True) and times[-1] == 1
+
+
+def test_cards_come_back_until_they_are_known(page):
+    """An answer names its place in the source; what is not known comes again, and in the end all are known."""
+    show_answer, known, again = (one(page, f"#card-{name}") for name in ("show", "known", "again"))
+    total = page.execute_script("return data.cards.length")
+    first = said(page, "#card-question")
+    assert not one(page, "#card-answer").is_displayed() and not known.is_displayed()
+    click(page, show_answer)
+    assert ".py" in said(page, "#card-answer") and not show_answer.is_displayed()
+    again.click()
+    asked = []
+    for n in range(total):
+        asked.append(said(page, "#card-question"))
+        show_answer.click()
+        known.click()
+        assert said(page, "#card-count").startswith(f"{n + 1} of" if n + 1 < total else f"All {total}")
+    assert asked[-1] == first and len(set(asked)) == total
+    show_answer.click()
+    assert said(page, "#card-count").startswith("0 of") and said(page, "#card-question")
+
+
+# -------------------------------------------------------------------------------------------------- who can use it
+
+
+def test_the_keyboard_reaches_everything(page):
+    """Tab visits every link, button and slider that can be used, and one option of each choice; each shows a focus."""
+    usable = "a[href], button:not(:disabled), input[type=range]"
+    wanted = page.execute_script(
+        "const usable = [...document.querySelectorAll(arguments[0])].filter((e) => e.getClientRects().length);"
+        "return usable.length + document.querySelectorAll('fieldset').length",
+        usable,
+    )
+    page.execute_script("document.body.tabIndex = -1; document.body.focus()")
+    visited, outlines = [], []
+    for _ in range(wanted + 5):
+        page.switch_to.active_element.send_keys(Keys.TAB)
+        element = page.switch_to.active_element
+        if element.tag_name == "body" or element in visited:
+            break
+        visited.append(element)
+        outlines.append(
+            page.execute_script(
+                "const e = arguments[0]; return getComputedStyle(e.type === 'radio' ? e.nextSibling : e).outlineStyle",
+                element,
+            )
+        )
+    assert len(visited) == wanted and set(outlines) == {"solid"}
+
+
+def test_arrow_keys_choose(page):
+    """Within a choice the arrows move on, and the picture follows."""
+    first = all_of(page, "#forward input[type=radio]")[0]
+    before = painted(page, one(page, "#forward"))
+    first.send_keys(Keys.ARROW_RIGHT)
+    assert not first.is_selected() and painted(page, one(page, "#forward")) != before
+
+
+def test_everything_has_a_name(page):
+    """Every picture says what it shows, every control what it does; headings come in order, one h1."""
+    missing = page.execute_script("""
+      const nameless = [...document.querySelectorAll("canvas, svg[role=img], math")]
+        .filter((e) => !e.getAttribute("aria-label"));
+      nameless.push(...[...document.querySelectorAll("canvas")].filter((e) => e.getAttribute("role") !== "img"));
+      nameless.push(...[...document.images].filter((e) => !e.alt));
+      nameless.push(...[...document.querySelectorAll("button, a")]
+        .filter((e) => !(e.textContent.trim() || e.getAttribute("aria-label"))));
+      nameless.push(...[...document.querySelectorAll("input")]
+        .filter((e) => !(e.getAttribute("aria-label") || e.labels.length)));
+      nameless.push(...[...document.querySelectorAll("legend")].filter((e) => !e.textContent));
+      return nameless.map((e) => e.outerHTML);
+    """)
+    assert missing == []
+    levels = [int(heading.tag_name[1]) for heading in all_of(page, "h1, h2, h3")]
+    assert levels.count(1) == 1 and levels[0] == 1 and all(b <= a + 1 for a, b in itertools.pairwise(levels))
+    assert one(page, "html").get_attribute("lang") == "en" and page.title
+    twice = page.execute_script(
+        "const ids = [...document.querySelectorAll('[id]')].map((e) => e.id);"
+        "return ids.filter((id, i) => ids.indexOf(id) !== i)"
+    )
+    assert twice == []
+
+
+# The contrast of each text with what lies behind it, WCAG 2.2, as [ratio, text]; large text may have less.
+CONTRASTS = """
+const pen = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+const channels = (colour) => {
+  pen.clearRect(0, 0, 1, 1);
+  pen.fillStyle = colour;
+  pen.fillRect(0, 0, 1, 1);
+  return [...pen.getImageData(0, 0, 1, 1).data];
+};
+const linear = (c) => (c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4);
+const luminance = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+const ground = (e) => {
+  for (; e; e = e.parentElement) {
+    const colour = channels(getComputedStyle(e).backgroundColor);
+    if (colour[3] === 255) return colour;
+  }
+};
+const texts = [...document.querySelectorAll("body *")].filter(
+  (e) => !["SCRIPT", "NOSCRIPT"].includes(e.tagName) && e.getClientRects().length && !e.closest(":disabled")
+    && [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim()));
+return texts.map((e) => {
+  const style = getComputedStyle(e);
+  const [a, b] = [luminance(channels(e instanceof SVGElement ? style.fill : style.color)), luminance(ground(e))];
+  return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), e.textContent.slice(0, 40)];
+});
+"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out(page, page_file, scheme):
+    """4.5 to 1 or more everywhere, with verdicts and answers open, as the system's scheme and by the switch."""
+    grounds = []
+    for system, switched in ((scheme, False), ({"light": "dark", "dark": "light"}[scheme], True)):
+        show(page, 1280, system)
+        page.get(page_file.as_uri())
+        settled(page)
+        if switched:
+            click(page, one(page, "#theme"))
+        click(page, all_of(page, "#guess-answers button")[0])
+        click(page, one(page, "#card-show"))
+        for frame in all_of(page, "#order-frames button"):
+            click(page, frame)
+        one(page, "#order-check").click()
+        contrasts = page.execute_script(CONTRASTS)
+        assert len(contrasts) > 150
+        assert [c for c in contrasts if c[0] < 4.5] == []
+        grounds.append(one(page, "body").value_of_css_property("background-color"))
+    assert grounds[0] == grounds[1]
+    bright = sum(map(int, grounds[0].partition("(")[2].rstrip(")").split(",")[:3])) > 384
+    assert bright == (scheme == "light")
+
+
+def test_what_is_painted_follows_the_switch(page):
+    """The points and their arrows are painted anew, in colours that stand out."""
+    plane = "return byId('plane').toDataURL()"
+    before = page.execute_script(plane)
+    click(page, one(page, "#theme"))
+    assert page.execute_script(plane) != before
+
+
+@pytest.mark.parametrize("width", [360, 800, 1280])
+def test_it_fits_the_screen(page, page_file, width):
+    """Nothing sticks out to the side, pictures are squares, and what a finger must hit is 24 pixels or more."""
+    show(page, width, "light")
+    page.get(page_file.as_uri())
+    settled(page)
+    assert page.execute_script("return document.documentElement.scrollWidth") == width
+    for canvas in all_of(page, "main canvas:not(#riddle-answer):not(#riddle-seen)"):
+        size = canvas.size
+        assert abs(size["width"] - size["height"]) <= 1 and 30 < size["width"] <= width
+        if canvas.get_attribute("id") != "plane":
+            assert canvas.value_of_css_property("image-rendering") == "pixelated"
+    small = [
+        e.text for e in all_of(page, "button, nav a, .options label") if e.is_displayed() and min(e.size.values()) < 24
+    ]
+    assert small == []
+
+
+def test_nothing_is_asked_of_the_network(page):
+    """The browser has loaded one file: this one."""
+    loaded = page.execute_script("return performance.getEntriesByType('resource').map((e) => e.name)")
+    assert [name for name in loaded if not name.startswith("data:")] == []
+
+
+def test_the_markup_of_a_name_stays_text(page):
+    """A class named like an element is a word on a button."""
+    page.execute_script("byId('guess-history').append(element('li', {}, '<b id=injected>bold</b>'))")
+    assert all_of(page, "#injected") == [] and "<b id=injected>" in one(page, "#guess-history").text
+
+
+def test_names_are_set_as_symbols(page):
+    """With their hats, bars and indices; what only looks like one stays a word."""
+    set_as = page.execute_script("""
+      const host = element("p", {}, ...typeset("sqrt(alpha_bar_T) x_0_hat - eps_c, beta_tilde of alphabet"));
+      return host.innerHTML;
+    """)
+    symbols = [
+        '√(<span class="symbol"><var>α\u0304</var><sub><var>T</var></sub></span>)',
+        '<span class="symbol"><var>x\u0302</var><sub>0</sub></span> −',
+        '<span class="symbol"><var>ε</var><sub><var>c</var></sub></span>,',
+        "<var>β\u0303</var> of alphabet",
+    ]
+    assert set_as == " ".join(symbols)
+    assert "_" not in said(page, "#mistake-pairs")
