@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from tinydiff.app import checkpoint, cli, plots, run, training
 from tinydiff.app.classify import Judge, load_classifier, read
+from tinydiff.app.fit import fit, steps_that_fit
 from tinydiff.app.generate import Recipe, build_unet, generate
 from tinydiff.app.metrics import wilson_interval
 from tinydiff.app.tables import progress, write_table
@@ -192,8 +193,8 @@ def train_both(path, dataset, coder_config, coder_minutes, unet_config, config, 
     with ranks.workers(partial(build_autoencoder, coder_config, config.seed), workers) as pool:
         draw = partial(draw_pictures, dataset, pool.model.latent_channels)
         fitting = LoopConfig(1, config.batch_size, seed=config.seed)
-        num_steps = training.steps_that_fit(pool, elbo_losses, draw, fitting, coder_minutes)
-        losses = training.fit(pool, elbo_losses, draw, replace(fitting, num_steps=num_steps))
+        num_steps = steps_that_fit(pool, elbo_losses, draw, fitting, coder_minutes)
+        losses = fit(pool, elbo_losses, draw, replace(fitting, num_steps=num_steps))
         for _ in progress(losses, num_steps, config.batch_size, "autoencoder"):
             pass
         z = Coder(pool, 0, 1).encode(dataset.batch(np.arange(len(dataset)))[0])

@@ -28,8 +28,9 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from tinydiff import ops
-from tinydiff.app import checkpoint, cli, plots, training
+from tinydiff.app import checkpoint, cli, plots
 from tinydiff.app.classify import Judge, load_classifier
+from tinydiff.app.fit import fit, steps_that_fit
 from tinydiff.app.generate import Recipe, frame_times, generate
 from tinydiff.app.metrics import wilson_interval
 from tinydiff.app.tables import progress, write_table
@@ -149,8 +150,8 @@ def train_one_shot(name, model, pool, dataset, minutes, batch_size, seed):
     """Train the pool's network for the minutes; returns the loss of each step."""
     draw = partial(examples, dataset, model.z_shape)
     config = LoopConfig(1, batch_size, model.peak_lr, betas=model.betas, seed=seed)
-    num_steps = training.steps_that_fit(pool, model.losses_of, draw, config, minutes)
-    losses = training.fit(pool, model.losses_of, draw, replace(config, num_steps=num_steps))
+    num_steps = steps_that_fit(pool, model.losses_of, draw, config, minutes)
+    losses = fit(pool, model.losses_of, draw, replace(config, num_steps=num_steps))
     return np.array(list(progress(losses, num_steps, batch_size, name)))
 
 

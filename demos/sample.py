@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from tinydiff.app import cli, plots
+from tinydiff.app import choices, cli, plots
 from tinydiff.app.checkpoint import atomic_write
-from tinydiff.app.generate import DDIM, DDPM, DPM_SOLVER_2M, Recipe, generate, quadratic, uniform
+from tinydiff.app.choices import DDIM, DPM_SOLVER_2M, quadratic
+from tinydiff.app.generate import DDPM, Recipe, generate, uniform
 from tinydiff.app.trained import load_trained
 from tinydiff.diffusion import log_snr_pairs
 
@@ -74,7 +75,7 @@ if __name__ == "__main__":
     parser.add_argument("checkpoint", help="checkpoint.npz of train_mnist.py")
     cli.add_backend(parser)
     parser.add_argument("--num", type=cli.positive_int, help="images to draw")
-    parser.add_argument("--labels", type=cli.labels, help="digits to draw, such as 0-9 or 3,7")
+    parser.add_argument("--labels", type=choices.labels, help="digits to draw, such as 0-9 or 3,7")
     parser.add_argument("--scale", type=cli.non_negative_float, help="guidance: 0 ignores the label, 1 follows it")
     parser.add_argument("--sampler", choices=STEPS, help="ddpm: ancestral sampling; ddim, 2m: no noise on the way")
     parser.add_argument(
