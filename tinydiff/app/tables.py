@@ -14,7 +14,7 @@ from tinydiff.app.checkpoint import atomic_write
 def progress(losses: Iterator[float], num_steps: int, batch_size: int, name: str = "") -> Iterator[float]:
     """Yield the losses of training.fit, and show a bar: images, images a second, time left, running mean of the loss.
 
-    num_steps, batch_size: of the whole run.  name: what the bar is called.
+    num_steps, batch_size: of the whole run.  name: the label of the bar.
     """
     with tqdm(total=num_steps * batch_size, unit="img", desc=name or None, dynamic_ncols=True) as bar:
         mean = 0.0
