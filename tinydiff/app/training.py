@@ -150,6 +150,7 @@ def restore(state: Training, path: Path, arrays: dict[str, np.ndarray], meta: di
     state.step, state.num_steps = meta["step"], meta["num_steps"]
     state.adam.num_steps = state.ema.num_updates = state.step
     state.rows[:] = [tuple(row) for row in arrays["metrics"].tolist()]
+    vars(state).pop("late", None)  # of steps on a GPU that have no row yet
 
 
 def saved_config(meta: dict[str, Any]) -> TrainConfig:
