@@ -55,7 +55,10 @@ def main(
 
 
 def load_samples(path, image_shape, num_classes):
-    """images (N, H, W, C) float32 in [-1, 1] and labels (N,) in 0..num_classes - 1 of an .npz file, else DataError."""
+    """Read images (N, H, W, C) float32 in [-1, 1] and labels (N,) in 0..num_classes - 1 from an .npz file.
+
+    Raises DataError if the file is not like that.
+    """
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             images, labels = archive["images"], archive["labels"]

@@ -331,9 +331,9 @@ class Table:
     def __init__(self, columns):
         self.columns, self.cells = columns, {}
 
-    def __setitem__(self, place, found):
+    def __setitem__(self, place, text):
         row, column = place
-        self.cells.setdefault(row, dict.fromkeys(self.columns, ""))[column] = found
+        self.cells.setdefault(row, dict.fromkeys(self.columns, ""))[column] = text
 
     def rows(self):
         return [{"measured": row} | cells for row, cells in self.cells.items()]
@@ -358,12 +358,12 @@ class Table:
         self[f"MB a picture, evaluating {FEW}", name] = f"{peak_mb(evaluate) / FEW:.2f}"
         self[f"MB a picture, training on {FEW}", name] = f"{peak_mb(step) / FEW:.2f}"
 
-    def quality(self, name, found, real, num):
-        low, high = wilson_interval(found["right"], num)
-        self[f"read as asked, of {num}", name] = f"{found['right'] / num:.1%} ({low:.1%} to {high:.1%})"
-        self["Frechet distance", name] = f"{found['frechet']:.3f}"
-        self["coverage", name] = f"{found['coverage']:.1%}"
-        self["spread within a class, of real digits'", name] = f"{found['spread'] / real['spread']:.1%}"
+    def quality(self, name, judged, real, num):
+        low, high = wilson_interval(judged["right"], num)
+        self[f"read as asked, of {num}", name] = f"{judged['right'] / num:.1%} ({low:.1%} to {high:.1%})"
+        self["Frechet distance", name] = f"{judged['frechet']:.3f}"
+        self["coverage", name] = f"{judged['coverage']:.1%}"
+        self["spread within a class, of real digits'", name] = f"{judged['spread'] / real['spread']:.1%}"
 
 
 # 2 M K N of the matrix products of an op, from its result y and its inputs.

@@ -294,18 +294,18 @@ def make(model, job):
 # ---------------------------------------------------------------------------------------------------- table and picture
 
 
-def table_row(name, found, judge, *, trained="", parameters="", evaluations="", seconds=""):
-    low, high = wilson_interval(found["right"], judge.num)
+def table_row(name, judged, judge, *, trained="", parameters="", evaluations="", seconds=""):
+    low, high = wilson_interval(judged["right"], judge.num)
     return {
         "": name,
         "trained": trained,
         "parameters": parameters and f"{parameters:,}",
         "evaluations a sample": evaluations,
         "seconds a sample": seconds and f"{seconds:.5f}",
-        f"read as asked, of {judge.num}": f"{found['right'] / judge.num:.1%} ({low:.1%} to {high:.1%})",
-        "Frechet distance": f"{found['frechet']:.3f}",
-        "coverage": f"{found['coverage']:.1%}",
-        "spread, of real digits'": f"{found['spread'] / judge.real['spread']:.1%}",
+        f"read as asked, of {judge.num}": f"{judged['right'] / judge.num:.1%} ({low:.1%} to {high:.1%})",
+        "Frechet distance": f"{judged['frechet']:.3f}",
+        "coverage": f"{judged['coverage']:.1%}",
+        "spread, of real digits'": f"{judged['spread'] / judge.real['spread']:.1%}",
     }
 
 

@@ -51,10 +51,10 @@ def main(
     pool, schedule, meta = load_trained(Path(checkpoint), workers, ranks)
     with pool:
         recipe = Recipe(schedule, tuple(meta["data"]["image_shape"]), STEPS[sampler], steps, scale, pairs=TIMES[times])
-        asked = sorted(labels[i % len(labels)] for i in range(num))
+        image_labels = sorted(labels[i % len(labels)] for i in range(num))
         parts = []
         with tqdm(total=num, unit="img", dynamic_ncols=True, disable=ranks.rank > 0) as bar:
-            for frames in generate(pool, recipe, asked, seed):
+            for frames in generate(pool, recipe, image_labels, seed):
                 parts.append(frames[-1])
                 bar.update(len(frames[-1]))
     if ranks.rank > 0:
@@ -62,7 +62,7 @@ def main(
     images = np.clip(np.concatenate(parts), -1, 1)
     if save_npz:
         with atomic_write(save_npz) as file:
-            np.savez(file, images=images, labels=np.array(asked))
+            np.savez(file, images=images, labels=np.array(image_labels))
         print(f"arrays: {save_npz}")
     columns = max(1, min(20, -(-num // len(labels))))
     title = f"{meta['data']['name']}, {meta['step']:,} steps, {sampler} {steps}, guidance {scale:g}"
