@@ -10,17 +10,24 @@ from pathlib import Path
 
 import numpy as np
 
-from tinydiff import cli, plots
-from tinydiff.classify import load_classifier, misread_rows, read
+from tinydiff.app import cli, plots
+from tinydiff.app.classify import load_classifier, misread_rows, read
+from tinydiff.app.metrics import wilson_interval
 from tinydiff.data import DataError
-from tinydiff.metrics import wilson_interval
-from tinydiff.parallel import default_workers
 
 
-def main(samples, checkpoint="runs/classifier/checkpoint.npz", out=None, backend="numpy", precision=None, workers=None):
+def main(
+    samples,
+    checkpoint="runs/classifier/checkpoint.npz",
+    out=None,
+    backend="numpy",
+    precision=None,
+    plain=False,
+    workers=None,
+):
     """Print the shares and, with out, save a picture of the misread; returns (right, N)."""
-    cli.start(backend, precision)
-    workers = workers or default_workers()
+    ranks = cli.start(backend, precision, plain=plain)
+    workers = workers or ranks.default_workers()
     pool, meta = load_classifier(Path(checkpoint), workers)
     with pool:
         classes = meta["data"]["classes"]

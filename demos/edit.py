@@ -25,11 +25,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tqdm import tqdm
 
-from tinydiff import cli, plots
+from tinydiff.app import cli, plots
+from tinydiff.app.checkpoint import atomic_write
+from tinydiff.app.classify import class_probs, load_classifier, load_noisy_classifier, read
+from tinydiff.app.generate import DDPM
+from tinydiff.app.metrics import share
+from tinydiff.app.trained import load_trained
 from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, asarray, default_rng, standard_normal, to_numpy
-from tinydiff.checkpoint import atomic_write
-from tinydiff.classify import class_probs, load_classifier, load_noisy_classifier, read
 from tinydiff.data import load
 from tinydiff.diffusion import (
     classifier_free,
@@ -44,9 +47,6 @@ from tinydiff.diffusion import (
     unconditional,
     with_drawn_labels,
 )
-from tinydiff.generate import DDPM, load_trained
-from tinydiff.metrics import share
-from tinydiff.parallel import default_workers
 
 SLICE = 20  # images that a worker edits at a time
 SHOWN = 10  # digits side by side in the picture
@@ -60,6 +60,7 @@ def main(
     *,
     backend="numpy",
     precision=None,
+    plain=False,
     classifier=None,
     noisy_classifier=None,
     num=300,
@@ -73,10 +74,10 @@ def main(
     workers=None,
 ):
     """Returns the table as a dictionary: {what was measured: what was found}, both text."""
-    cli.start(backend, precision)
+    ranks = cli.start(backend, precision, plain=plain)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    workers = workers or default_workers()
+    workers = workers or ranks.default_workers()
     pool, schedule, meta = load_trained(Path(checkpoint), workers)
     with pool:
         dataset = load(meta["data"]["name"], "test", data_dir, meta["train"]["seed"])

@@ -19,14 +19,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from tinydiff import cli
+from tinydiff.app import cli
+from tinydiff.app.checkpoint import atomic_write
+from tinydiff.app.trained import load_trained
 from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, asarray, default_rng, to_numpy
-from tinydiff.checkpoint import atomic_write
 from tinydiff.data import load
 from tinydiff.diffusion import Schedule, bound_term, discretized_log_prob, prior_kl, sampled_bound, unconditional
-from tinydiff.generate import load_trained
-from tinydiff.parallel import default_workers
 
 VARIANCES = {"beta_tilde": Schedule.beta_tilde, "beta": Schedule.beta_t_given_s}
 SLICE = 50  # images that a worker evaluates at a time
@@ -37,6 +36,7 @@ def main(
     *,
     backend="numpy",
     precision=None,
+    plain=False,
     num=10_000,
     draws=7,
     variance="beta_tilde",
@@ -47,10 +47,10 @@ def main(
     parallel="local",
 ):
     """Print the bound and its parts; returns the mean bits/dim over the images and its standard error."""
-    ranks = cli.start(backend, precision, parallel)
+    ranks = cli.start(backend, precision, parallel, plain)
     if out is not None:
         ranks.broadcast(partial(Path(out).parent.mkdir, parents=True, exist_ok=True))
-    workers = workers or ranks.num_workers or default_workers()
+    workers = workers or ranks.default_workers()
     pool, schedule, meta = load_trained(Path(checkpoint), workers, ranks)
     with pool:
         dataset = ranks.broadcast(partial(load, meta["data"]["name"], "test", data_dir, meta["train"]["seed"]))

@@ -16,12 +16,12 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from tinydiff import cli
+from tinydiff.app import cli
+from tinydiff.app.checkpoint import atomic_write
+from tinydiff.app.plots import tile
 from tinydiff.backend import asarray, default_rng, host_integers, standard_normal, to_numpy, xp
-from tinydiff.checkpoint import atomic_write
 from tinydiff.data import NAMES, load
 from tinydiff.diffusion import Schedule, q_sample, q_x_t_given_x_s
-from tinydiff.plots import tile
 
 SCHEDULES = {
     "linear": Schedule.linear,
@@ -36,6 +36,7 @@ def main(
     *,
     backend="numpy",
     precision=None,
+    plain=False,
     out="runs/forward_process",
     data="auto",
     data_dir=None,
@@ -44,7 +45,7 @@ def main(
     chains=4000,
 ):
     """Write the four pictures to `out`, and print how well the chain and the closed form agree."""
-    cli.start(backend, precision)
+    cli.start(backend, precision, plain=plain)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     dataset = load(data, data_dir=data_dir, seed=seed, num=1000)  # plenty to find one picture of each class

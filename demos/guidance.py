@@ -24,15 +24,15 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from tinydiff import cli, plots
+from tinydiff.app import cli, plots
+from tinydiff.app.checkpoint import atomic_write
+from tinydiff.app.classify import class_score, load_classifier, load_noisy_classifier, look
+from tinydiff.app.generate import Recipe, generate
+from tinydiff.app.metrics import spread, wilson_interval
+from tinydiff.app.trained import load_trained
 from tinydiff.backend import TinydiffError
-from tinydiff.checkpoint import atomic_write
-from tinydiff.classify import class_score, load_classifier, load_noisy_classifier, look
 from tinydiff.data import load
 from tinydiff.diffusion import classifier_free, classifier_guided, rescaled, unconditional, within
-from tinydiff.generate import Recipe, generate, load_trained
-from tinydiff.metrics import spread, wilson_interval
-from tinydiff.parallel import default_workers
 
 METHODS = ("free", "interval", "rescaled", "classifier")
 SIGMA = 0.28, 2.9  # noise to signal, sqrt(1/alpha_bar - 1), of the interval: middle noise levels
@@ -46,6 +46,7 @@ def main(
     noisy_classifier=None,
     backend="numpy",
     precision=None,
+    plain=False,
     num=200,
     scales=(0.0, 1.0, 2.0, 4.0, 8.0),
     classifier_scales=(1.0, 4.0, 8.0, 20.0),
@@ -57,8 +58,8 @@ def main(
     workers=None,
 ):
     """Returns the table's rows: (method, scale, right, num, spread, contrast)."""
-    cli.start(backend, precision)
-    workers, out = workers or default_workers(), Path(out)
+    ranks = cli.start(backend, precision, plain=plain)
+    workers, out = workers or ranks.default_workers(), Path(out)
     out.mkdir(parents=True, exist_ok=True)
     if "classifier" in methods and noisy_classifier is None:
         print("no --noisy-classifier given: without the method classifier")

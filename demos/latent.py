@@ -3,15 +3,15 @@
     python demos/latent.py --pixel runs/mnist/checkpoint.npz         about 12 minutes of training, then the comparison
     python demos/latent.py --from runs/latent/checkpoint.npz         draw and judge again, without training
 
-First a variational autoencoder, 28x28x1 <-> 7x7x4, whose decoder has the standard deviation SIGMA: small, so that
-pictures come back nearly as they were.  Then the same U-Net, process and samplers in the space of its latent means,
-which are scaled to mean 0 and variance 1, channel by channel (Rombach et al. 2022).  The U-Net learns v there, on the
-cosine schedule.  --out gets checkpoint.npz, and latent.md and latent.png, a table and a picture, beside pixel space
-where --pixel is given.  The classifier judges.
+First a variational autoencoder is trained, 28x28x1 <-> 7x7x4.  Its decoder has the standard deviation SIGMA, which is
+small, so decoded pictures are close to the originals.  Then the same U-Net, process and samplers work on its latent
+means, scaled to mean 0 and variance 1 channel by channel (Rombach et al. 2022).  The U-Net learns to predict v, on the
+cosine schedule.  The demo writes to --out: checkpoint.npz, the table latent.md and the picture latent.png.  Both also
+show pixel space if --pixel is given.  The classifier judges.
 
-In the table, GFLOP are 2 M K N of every matrix product of a forward pass, convolutions counted as direct ones, and
-memory is the most that NumPy's arrays hold at a time.  Seconds are taken in both spaces in turn, so that what slows
-the machine slows both.
+In the table, GFLOP are 2 M K N of every matrix product of a forward pass, with convolutions counted as direct ones.
+Memory is the largest sum of all NumPy arrays at one moment.  Seconds are measured in both spaces in turn: if other work
+slows the machine, it slows both.
 """
 
 import time
@@ -21,47 +21,43 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
-import long_run
 import numpy as np
 from tqdm import tqdm
 
-from tinydiff import checkpoint, cli, plots
-from tinydiff.autograd import no_grad
-from tinydiff.backend import default_rng, to_numpy, xp
+from tinydiff.app import checkpoint, cli, plots, run, training
+from tinydiff.app.classify import Judge, load_classifier, read
+from tinydiff.app.fit import fit, steps_that_fit
+from tinydiff.app.generate import Recipe, build_unet, generate
+from tinydiff.app.metrics import wilson_interval
+from tinydiff.app.tables import progress, write_table
+from tinydiff.app.trained import load_network
+from tinydiff.autograd import OPS, no_grad
+from tinydiff.backend import FAST, default_rng, to_numpy
 from tinydiff.backend import precision as current_precision
-from tinydiff.classify import Judge, load_classifier, read
 from tinydiff.data import NAMES, epoch_indices, load
 from tinydiff.diffusion import Schedule, ddpm_step
-from tinydiff.generate import Recipe, build_unet, generate, load_network, load_trained
-from tinydiff.metrics import wilson_interval
-from tinydiff.nn.autoencoder import Autoencoder, negative_elbo
-from tinydiff.ops import winograd
-from tinydiff.parallel import Workers, default_workers
-from tinydiff.train import (
-    TARGETS,
-    FitConfig,
-    TrainConfig,
-    Training,
-    draw_batch,
-    fit,
-    noise_prediction_losses,
-    steps_that_fit,
-    train,
-)
+from tinydiff.diffusion.targets import TARGETS
+from tinydiff.more.autoencoder import Autoencoder, negative_elbo
+from tinydiff.train import LoopConfig, TrainConfig, draw_batch, noise_prediction_losses, train
 
 SIGMA = 0.1  # of p(x | z) = N(x_hat, SIGMA^2); pictures lie in [-1, 1]
-# One level, for 7 cannot be halved.  Attention after every block would take 44% more time, so it is in the middle only.
+# One level, because 7 is odd.  Attention is in the middle only: after every block it would take 44% more time.
 UNET = {"base_channels": 64, "channel_mults": [1], "num_res_blocks": 2}
-# An error of eps_hat is one of x_0_hat divided by sqrt(alpha_bar_t), and here no clipping hides it; one of v is not.
-# Of 200 samples after 500 steps, read as asked: eps 63%, v 95.5%; with the cosine schedule eps 24.5%, v 98.5%.
+# In x_0_hat an error of eps_hat is divided by sqrt(alpha_bar_t), and here no clipping limits it; an error of v is not.
+# Share of 200 samples read as asked after 500 steps: eps 63%, v 95.5%; with the cosine schedule eps 24.5%, v 98.5%.
 SCHEDULE, TARGET = Schedule.cosine, "v"
-DDPM = partial(partial, ddpm_step)  # latents do not end at -1 and 1: nothing is clipped
 SLICE = 250  # pictures that a worker encodes or decodes at a time
 AT_ONCE = 50  # latents that a worker draws at a time: they are small, and the calls take most of the time
 ROUNDS = 5  # of training steps in both spaces in turn
 FEW = 64  # pictures whose operations and memory are counted together
+
+
+def DDPM(schedule):
+    """ddpm_step as a Recipe takes it.  Nothing is clipped, because latents are not limited to [-1, 1]."""
+    return partial(ddpm_step, schedule)
 
 
 def main(
@@ -71,6 +67,7 @@ def main(
     classifier="runs/classifier/checkpoint.npz",
     backend="numpy",
     precision=None,
+    plain=False,
     data="auto",
     data_dir=None,
     autoencoder_minutes=4.0,
@@ -86,29 +83,24 @@ def main(
     out="runs/latent",
     workers=None,
 ):
-    """autoencoder, unet: arguments of the networks in place of the defaults.  Returns the table's rows."""
-    cli.start(backend, precision)
-    workers, out = workers or default_workers(), Path(out)
+    """autoencoder, unet: arguments of the networks that replace the defaults.  Returns the table's rows."""
+    ranks = cli.start(backend, precision, plain=plain)
+    workers, out = workers or ranks.default_workers(), Path(out)
     out.mkdir(parents=True, exist_ok=True)
     if source is None:
         source = out / "checkpoint.npz"
         checkpoint.set_aside(source)
         dataset = load(data, "train", data_dir, seed, num_images)
         print(f"data: {dataset.source}; {workers} worker(s); results in {out}/")
-        config = TrainConfig(
-            num_steps=long_run.UNLIMITED, minutes=minutes, batch_size=batch_size, seed=seed, target=TARGET
-        )
-        train_both(source, dataset, autoencoder or {}, autoencoder_minutes, UNET | (unet or {}), config, workers)
+        config = TrainConfig(num_steps=run.UNLIMITED, minutes=minutes, batch_size=batch_size, seed=seed, target=TARGET)
+        train_both(source, dataset, autoencoder or {}, autoencoder_minutes, UNET | (unet or {}), config, ranks, workers)
     with ExitStack() as stack:
         latent, coder, meta = load_latent(source, workers)
         stack.enter_context(coder.pool)
         spaces = {"latent": latent}
         test = load(meta["data"]["name"], "test", data_dir, seed)
         if pixel is not None:
-            pool, schedule, its = load_trained(Path(pixel), workers)
-            trained = f"{its['step']:,} steps of {its['train']['batch_size']}"
-            recipe = Recipe(schedule, tuple(its["data"]["image_shape"]))
-            spaces = {"pixel": Space(pool, recipe, lambda x: np.clip(x, -1, 1), trained)} | spaces
+            spaces = {"pixel": load_pixel(pixel, workers)} | spaces
         judge_pool, _ = load_classifier(Path(classifier), workers)
         for pool in (judge_pool, *(space.pool for space in spaces.values())):
             stack.enter_context(pool)
@@ -139,9 +131,9 @@ def main(
         )
         one_each = [np.flatnonzero(digits == k)[0] for k in range(len(test.classes))]
         picture(out / "latent.png", x_0[one_each], z[one_each], decoded[one_each], images, test.name)
-        for name, value in training_seconds(spaces, datasets, batch_size).items():  # the last: it changes the weights
+        for name, value in training_seconds(spaces, datasets, batch_size).items():  # last, because it changes weights
             table[f"seconds a training step of {batch_size}", name] = f"{value:.3f}"
-    cli.write_table(out / "latent.md", table.rows())
+    write_table(out / "latent.md", table.rows())
     print(f"table and picture: {out}/latent.md, latent.png")
     return table.rows()
 
@@ -195,14 +187,15 @@ class Latents:
 # ------------------------------------------------------------------------------------------------------------- training
 
 
-def train_both(path, dataset, coder_config, coder_minutes, unet_config, config, workers):
-    """The autoencoder, then the U-Net on what it makes of the data set; both go to path."""
+def train_both(path, dataset, coder_config, coder_minutes, unet_config, config, ranks, workers):
+    """Train the autoencoder, then the U-Net on the latents of the data set, and save both at path."""
     began = time.monotonic()
-    with Workers(partial(build_autoencoder, coder_config, config.seed), workers) as pool:
-        draw = partial(draw_pictures, dataset, pool.model.latent_channels, config.seed)
-        num_steps = steps_that_fit(pool, elbo_losses, draw, config.batch_size, coder_minutes)
-        fitting = FitConfig(num_steps, config.batch_size, seed=config.seed)
-        for _ in cli.progress(fit(pool, elbo_losses, draw, fitting), num_steps, config.batch_size, "autoencoder"):
+    with ranks.workers(partial(build_autoencoder, coder_config, config.seed), workers) as pool:
+        draw = partial(draw_pictures, dataset, pool.model.latent_channels)
+        fitting = LoopConfig(1, config.batch_size, seed=config.seed)
+        num_steps = steps_that_fit(pool, elbo_losses, draw, fitting, coder_minutes)
+        losses = fit(pool, elbo_losses, draw, replace(fitting, num_steps=num_steps))
+        for _ in progress(losses, num_steps, config.batch_size, "autoencoder"):
             pass
         z = Coder(pool, 0, 1).encode(dataset.batch(np.arange(len(dataset)))[0])
         shift, scale = z.mean((0, 1, 2), dtype=np.float64), z.std((0, 1, 2), dtype=np.float64)
@@ -213,16 +206,14 @@ def train_both(path, dataset, coder_config, coder_minutes, unet_config, config, 
     seconds = {"autoencoder": time.monotonic() - began}
     unet_config = {**unet_config, "in_channels": z.shape[3], "num_classes": len(dataset.classes)}
     schedule = SCHEDULE()
-    build = partial(build_unet, unet_config, config.seed, TARGETS[config.target], schedule)
-    with Workers(build, workers) as pool:
-        state = Training(pool, schedule, config)
+    with ranks.workers(partial(build_unet, unet_config, config.seed), workers) as pool:
+        state = training.diffusion_training(pool, schedule, config, latents)
         with tqdm(unit="img", desc="U-Net", dynamic_ncols=True) as bar:
-            for _ in train(state, latents):
-                bar.total = long_run.total(state)
-                bar.set_postfix_str(f"step {state.step}{long_run.recent_loss(state)}", refresh=False)
+            for _ in training.steps(state, ranks, config.minutes):
+                bar.total = run.total(state)
+                bar.set_postfix_str(f"step {state.step}{run.recent_loss(state)}", refresh=False)
                 bar.update(config.batch_size)
-        names = [name for name, _ in pool.model.named_parameters()]
-        arrays |= {f"ema/{name}": to_numpy(a) for name, a in zip(names, pool.flat.split(state.ema.data))}
+        arrays |= {f"ema/{name}": a for name, a in training.by_name(pool.model, state.ema.average).items()}
         arrays["schedule/beta"] = schedule.beta
         meta = {
             "kind": "latent",
@@ -245,15 +236,24 @@ def build_autoencoder(config, seed):
     return Autoencoder(**config, rng=default_rng(seed))
 
 
-def draw_pictures(dataset, channels, seed, n, step):
+def draw_pictures(dataset, channels, config, step):
     """Pictures of 0-based `step` and the noise of their latents."""
-    x, _ = dataset.batch(epoch_indices(len(dataset), n, seed, step))
+    n = config.batch_size
+    x, _ = dataset.batch(epoch_indices(len(dataset), n, config.seed, step))
     shape = (n, x.shape[1] // 4, x.shape[2] // 4, channels)
-    return {"x": x, "eps": default_rng("latent", seed, step).standard_normal(shape, dtype="float32")}
+    return {"x": x, "eps": default_rng("latent", config.seed, step).standard_normal(shape, dtype="float32")}
 
 
-def elbo_losses(model, batch, rng):
+def elbo_losses(model, batch):
     return negative_elbo(batch["x"], *model(batch["x"], batch["eps"]), SIGMA)
+
+
+def load_pixel(path, workers):
+    """The Space of a checkpoint of train_mnist.py."""
+    pool, arrays, meta = load_network(Path(path), "diffusion", "ema/", unet_of, workers)
+    recipe = Recipe(Schedule(arrays["schedule/beta"]), tuple(meta["data"]["image_shape"]), target=target_of(meta))
+    trained = f"{meta['step']:,} steps of {meta['train']['batch_size']}"
+    return Space(pool, recipe, lambda x: np.clip(x, -1, 1), trained)
 
 
 def load_latent(path, workers):
@@ -262,12 +262,18 @@ def load_latent(path, workers):
     pool, arrays, meta = load_network(path, "latent", "ema/", unet_of, workers)
     coder, _, _ = load_network(path, "latent", "autoencoder/", autoencoder_of, workers)
     coder = Coder(coder, arrays["latent/shift"], arrays["latent/scale"])
-    recipe = Recipe(Schedule(arrays["schedule/beta"]), tuple(meta["latent_shape"]), DDPM, at_once=AT_ONCE)
+    schedule, shape = Schedule(arrays["schedule/beta"]), tuple(meta["latent_shape"])
+    recipe = Recipe(schedule, shape, DDPM, at_once=AT_ONCE, target=target_of(meta))
     return Space(pool, recipe, coder.decode, meta["trained"]), coder, meta
 
 
-def unet_of(arrays, meta):
-    return partial(build_unet, meta["model"], 0, TARGETS[meta["train"]["target"]], Schedule(arrays["schedule/beta"]))
+def target_of(meta):
+    """What the U-Net of a checkpoint predicts."""
+    return TARGETS[meta["train"].get("target", "eps")]  # old files name no target
+
+
+def unet_of(_, meta):
+    return partial(build_unet, meta["model"], 0)
 
 
 def autoencoder_of(_, meta):
@@ -279,9 +285,9 @@ def autoencoder_of(_, meta):
 
 @dataclass
 class Space:
-    """Where a diffusion model works: its U-Net, what to draw, how a picture is made of that, and how it was trained."""
+    """Where a diffusion model works: its U-Net, how to draw, how to decode a picture, and how the U-Net was trained."""
 
-    pool: Workers
+    pool: Any  # workers
     recipe: Recipe
     decode: Callable
     trained: str
@@ -306,18 +312,21 @@ def draw_in_turn(spaces, labels, steps, scale, seed):
 def training_seconds(spaces, datasets, batch_size):
     """The median of ROUNDS training steps in each space."""
     config = TrainConfig(minutes=None, batch_size=batch_size)
-    states = {name: Training(space.pool, space.recipe.schedule, config) for name, space in spaces.items()}
+    loops = {
+        name: train(training.diffusion_training(space.pool, space.recipe.schedule, config, datasets[name]))
+        for name, space in spaces.items()
+    }
     seconds = {name: [] for name in spaces}
     for _ in range(1 + ROUNDS):
-        for name, state in states.items():
+        for name, loop in loops.items():
             start = time.perf_counter()
-            state.advance(datasets[name])
+            next(loop)
             seconds[name].append(time.perf_counter() - start)
     return {name: np.median(values[1:]) for name, values in seconds.items()}
 
 
 class Table:
-    """What was measured, a row each, in columns of which some stay empty."""
+    """The measurements, one in each row.  Some cells stay empty."""
 
     def __init__(self, columns):
         self.columns, self.cells = columns, {}
@@ -332,14 +341,14 @@ class Table:
     def cost(self, name, space, dataset):
         """Size of the network, operations and memory."""
         model, schedule = space.pool.model, space.recipe.schedule
-        batch = draw_batch(dataset, schedule, TrainConfig(batch_size=FEW), model.num_classes, 0)
+        batch = draw_batch(dataset, schedule, model.num_classes, TrainConfig(batch_size=FEW), 0)
 
         def evaluate():
             with no_grad():
-                model.forward(batch["x_t"], batch["t"], batch["labels"])
+                model(batch["x_t"], batch["t"], batch["labels"])
 
         def step():
-            losses = noise_prediction_losses(model, batch, default_rng(0))
+            losses = noise_prediction_losses(model, batch)
             losses.backward(losses.data)
 
         self["training", name] = space.trained
@@ -357,27 +366,36 @@ class Table:
         self["spread within a class, of real digits'", name] = f"{found['spread'] / real['spread']:.1%}"
 
 
+# 2 M K N of the matrix products of an op, from its result y and its inputs.
+PRODUCTS = {
+    "conv2d": lambda y, x, w, b: 2 * y.size * w[..., 0].size,
+    "linear": lambda y, x, w, b: 2 * y.size * len(w),
+    "matmul": lambda y, p, q: 2 * y.size * p.shape[-1],
+    "attention": lambda y, q, k, v: 2 * (q.size + y.size) * k.shape[-2],
+}
+
+
 def operations(work):
-    """2 M K N of every matrix product in work(), with convolutions as direct ones."""
+    """2 M K N of every matrix product in work(), a forward pass, with convolutions as direct ones."""
     count = 0
 
-    def counted(multiply):
-        def call(x, y, **options):
+    def counted(name, products):
+        def call(*arrays, **static):
             nonlocal count
-            z = multiply(x, y, **options)
-            count += 2 * x.shape[-1] * z.size
-            return z
+            y, vjp = OPS[name].__wrapped__(*arrays, **static)
+            count += products(y, *arrays)
+            return y, vjp
 
         return call
 
-    direct = mock.patch.object(winograd, "pays", lambda *_: False)
-    with direct, mock.patch.dict(vars(xp), matmul=counted(xp.matmul), dot=counted(xp.dot)):
+    table = {name: counted(name, products) for name, products in PRODUCTS.items()}
+    with mock.patch.dict(FAST, table, clear=True):  # the plain functions, which call no other op
         work()
     return count
 
 
 def peak_mb(work):
-    """The most that arrays hold during work(), beyond what they held before."""
+    """The largest sum of all arrays during work(), without the arrays from before, in MB."""
     tracemalloc.start()
     work()
     peak = tracemalloc.get_traced_memory()[1]
@@ -386,7 +404,7 @@ def peak_mb(work):
 
 
 def picture(path, x_0, z, decoded, images, name):
-    """A digit of each class, its latent channels, decoded; and the first samples of each space."""
+    """A digit of each class, its latent channels, the decoded digit; and the first samples of each space."""
     size = x_0.shape[1] // z.shape[1]
     channels = [z[..., c : c + 1].repeat(size, 1).repeat(size, 2) / 3 for c in range(z.shape[3])]  # 3 std is white
     rows = [("real", x_0), *((f"latent channel {c + 1}", a) for c, a in enumerate(channels)), ("decoded", decoded)]
@@ -406,7 +424,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("--pixel", metavar="CHECKPOINT", help="checkpoint.npz of train_mnist.py, to compare with")
     parser.add_argument("--classifier", metavar="CHECKPOINT", help="checkpoint.npz of train_classifier.py, the judge")
-    parser.add_argument("--data", choices=NAMES, help="auto: MNIST if it can be had, else drawn digits")
+    parser.add_argument("--data", choices=NAMES, help="auto: MNIST, or drawn digits if MNIST cannot be loaded")
     parser.add_argument("--data-dir", help="folder with the four .gz files of MNIST or Fashion-MNIST")
     parser.add_argument("--autoencoder-minutes", type=cli.positive_float, help="of the autoencoder's training")
     parser.add_argument("--minutes", type=cli.positive_float, help="of the U-Net's training")

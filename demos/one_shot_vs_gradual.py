@@ -2,23 +2,24 @@
 
     python demos/one_shot_vs_gradual.py runs/mnist/checkpoint.npz --classifier runs/classifier/checkpoint.npz
 
-All three are told the label.  VAE and GAN are trained here, --minutes each; the diffusion model was, by train_mnist.py,
-for as long as the table says.
+All three models get the label.  The demo trains the VAE and the GAN for --minutes each.  train_mnist.py has trained the
+diffusion model; the table shows for how many steps.
 
-    VAE    decodes z ~ N(0, 1): one evaluation.  Trained on its bound, the decoder being N(x_hat, SIGMA^2) (Kingma &
-           Welling 2014); what is shown and judged is x_hat, without that noise.  Its z is one vector: in a map of many
-           places, as latent.py has it, each would be drawn without regard to the others
-    GAN    makes a picture of z ~ N(0, 1): one evaluation.  A discriminator learns to tell real from made, and the
-           generator to be taken for real, both at every step (Goodfellow et al. 2014)
-    DDPM   --steps steps of two evaluations each, from noise to picture, with guidance
+    VAE    decodes z ~ N(0, 1): one evaluation.  Its loss is its bound, with the decoder N(x_hat, SIGMA^2) (Kingma &
+           Welling 2014).  Shown and judged is x_hat, without that noise.  Its z is one vector.  A map of places, as in
+           latent.py, will not do: each place would be drawn without regard to the others.
+    GAN    makes a picture from z ~ N(0, 1): one evaluation.  A discriminator learns to tell real pictures from made
+           ones.  The generator learns to make the discriminator answer "real".  Both learn at every step (Goodfellow et
+           al. 2014).
+    DDPM   takes --steps steps of two evaluations each, from noise to picture, with guidance.
 
---out gets one_shot_vs_gradual.md, a table, and one_shot_vs_gradual.png and loss.png.
+The demo writes to --out: the table one_shot_vs_gradual.md, and the pictures one_shot_vs_gradual.png and loss.png.
 """
 
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,34 +27,38 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from tinydiff import checkpoint, cli, ops, plots
-from tinydiff.autograd import Tensor, no_grad
+from tinydiff import ops
+from tinydiff.app import checkpoint, cli, plots
+from tinydiff.app.classify import Judge, load_classifier
+from tinydiff.app.fit import fit, steps_that_fit
+from tinydiff.app.generate import Recipe, frame_times, generate
+from tinydiff.app.metrics import wilson_interval
+from tinydiff.app.tables import progress, write_table
+from tinydiff.app.trained import load_trained
+from tinydiff.autograd import Tensor, no_grad, pointwise
 from tinydiff.backend import TinydiffError, asarray, default_rng, to_numpy, xp
-from tinydiff.classify import Judge, load_classifier
 from tinydiff.data import epoch_indices, load
-from tinydiff.generate import Recipe, frame_times, generate, load_trained
-from tinydiff.metrics import wilson_interval
-from tinydiff.nn import Conv2d, Embedding, GroupNorm, Linear, Module
-from tinydiff.nn.autoencoder import Autoencoder, NormSiluConv, negative_elbo
-from tinydiff.nn.classifier import Classifier
-from tinydiff.parallel import Workers, default_workers
-from tinydiff.train import FitConfig, TrainConfig, fit, steps_that_fit
+from tinydiff.more.autoencoder import Autoencoder, negative_elbo
+from tinydiff.more.classifier import Classifier
+from tinydiff.more.layers import NormSilu, NormSiluConv, UpConv
+from tinydiff.nn import Embedding, Linear, Module
+from tinydiff.train import LoopConfig, TrainConfig
 
-# Of the VAE's p(x | z); pictures lie in [-1, 1].  It is the VAE's dial: the smaller, the sharper are its copies and the
-# less do its codes fill N(0, 1), from which it draws.  4,500 steps, 500 samples: at 0.6 94% are read as asked, Frechet
-# distance 0.37, spread 125%; at 1.0 100%, 0.52, 67%.  At 0.3 after 9,500 steps: 62%, 2.3, 213%.
+# The standard deviation of the VAE's p(x | z); pictures lie in [-1, 1].  A smaller one makes the VAE's copies sharper,
+# but then its codes fill less of N(0, 1), from which it draws.  500 samples after 4,500 steps: at 0.6 94% are read as
+# asked, Frechet distance 0.37, spread 125%; at 1.0 100%, 0.52, 67%.  At 0.3 after 9,500 steps: 62%, 2.3, 213%.
 SIGMA = 0.75
 CODE = 32  # numbers of the VAE's z
-LEVELS = 5  # of the VAE: framed to 32x32, a picture is halved until one place is left
-Z = 64  # numbers that the GAN makes a picture of
-SMOOTH = 0.9  # how real the discriminator is told that real pictures are: one that is sure teaches nothing
+LEVELS = 5  # of the VAE: a frame makes a picture 32x32, and five halvings leave one place
+Z = 64  # numbers in the GAN's z
+SMOOTH = 0.9  # the discriminator's target for real pictures: a discriminator that is sure teaches nothing
 SLICE = 50  # pictures that a worker makes at a time in one shot
 GROUPS = 8  # of each group norm
 
 
 @dataclass(frozen=True)
 class OneShot:
-    """A model that makes a picture in one evaluation: its loss, how it is trained, and make(model, (z, labels))."""
+    """A model that makes a picture in one evaluation: its loss, its training settings, and make(model, (z, labels))."""
 
     build: Callable[[], Module]
     losses_of: Callable
@@ -69,6 +74,7 @@ def main(
     classifier="runs/classifier/checkpoint.npz",
     backend="numpy",
     precision=None,
+    plain=False,
     data_dir=None,
     minutes=8.0,
     batch_size=TrainConfig.batch_size,
@@ -81,8 +87,8 @@ def main(
     workers=None,
 ):
     """channels: of VAE and GAN at half of the picture's size.  Returns the table's rows."""
-    cli.start(backend, precision)
-    workers, out = workers or default_workers(), Path(out)
+    ranks = cli.start(backend, precision, plain=plain)
+    workers, out = workers or ranks.default_workers(), Path(out)
     out.mkdir(parents=True, exist_ok=True)
     ddpm, schedule, meta = load_trained(Path(source), workers)
     with ddpm, load_classifier(Path(classifier), workers)[0] as judge_pool:
@@ -96,7 +102,7 @@ def main(
         pictures, curves = {"real digits": test.batch(one_each)[0]}, {}
         rows = [table_row("test digits", judge.real, judge)]
         for name, model in one_shot_models(size, channels, classes, seed).items():
-            with Workers(model.build, workers) as pool:
+            with ranks.workers(model.build, workers) as pool:
                 began = time.monotonic()
                 curves[name] = train_one_shot(name, model, pool, dataset, minutes, batch_size, seed)
                 trained = f"{len(curves[name]):,} steps of {batch_size}, {(time.monotonic() - began) / 60:.1f} minutes"
@@ -118,7 +124,7 @@ def main(
         moments = np.rint((steps - 1) * (1 - (1 - shares) ** 1.5)).astype(int)  # closer together towards the end
         pictures[f"its last digit, t = {frame_times(recipe)[0]} to 0"] = film[moments, classes - 1]
         curves["DDPM"] = checkpoint.load(source)[0]["metrics"][:, 0]
-    cli.write_table(out / "one_shot_vs_gradual.md", rows)
+    write_table(out / "one_shot_vs_gradual.md", rows)
     labels = [name if i == 0 else "" for name, a in pictures.items() for i in range(len(a) // classes)]
     title = f"{dataset.name}: digits in one shot, and step by step"
     path = out / "one_shot_vs_gradual.png"
@@ -134,30 +140,31 @@ def one_shot_models(size, channels, num_classes, seed):
     config = {"latent_channels": CODE, "channels": widths, "num_classes": num_classes}
     vae, gan = partial(build_vae, config, seed), partial(build_gan, size, channels, num_classes, seed)
     return {
-        "VAE": OneShot(vae, vae_losses, partial(decode, size), (1, 1, CODE), FitConfig.peak_lr, (0.9, 0.999)),
-        # Adam with a short memory: where one player should go changes as the other moves.
+        "VAE": OneShot(vae, vae_losses, partial(decode, size), (1, 1, CODE), LoopConfig.peak_lr, LoopConfig.betas),
+        # Adam averages few gradients: the direction of one player changes as the other moves.
         "GAN": OneShot(gan, gan_losses, make, (Z,), 1e-3, (0.5, 0.999)),
     }
 
 
 def train_one_shot(name, model, pool, dataset, minutes, batch_size, seed):
     """Train the pool's network for the minutes; returns the loss of each step."""
-    draw = partial(examples, dataset, model.z_shape, seed)
-    num_steps = steps_that_fit(pool, model.losses_of, draw, batch_size, minutes)
-    config = FitConfig(num_steps, batch_size, model.peak_lr, seed=seed)
-    losses = fit(pool, model.losses_of, draw, config, model.betas)
-    return np.array(list(cli.progress(losses, num_steps, batch_size, name)))
+    draw = partial(examples, dataset, model.z_shape)
+    config = LoopConfig(1, batch_size, model.peak_lr, betas=model.betas, seed=seed)
+    num_steps = steps_that_fit(pool, model.losses_of, draw, config, minutes)
+    losses = fit(pool, model.losses_of, draw, replace(config, num_steps=num_steps))
+    return np.array(list(progress(losses, num_steps, batch_size, name)))
 
 
-def examples(dataset, z_shape, seed, n, step):
+def examples(dataset, z_shape, config, step):
     """The examples of 0-based `step`: pictures x, their labels, and standard normal z for each."""
-    x, labels = dataset.batch(epoch_indices(len(dataset), n, seed, step))
-    z = default_rng("one shot", seed, step).standard_normal((n, *z_shape), dtype="float32")
+    n = config.batch_size
+    x, labels = dataset.batch(epoch_indices(len(dataset), n, config.seed, step))
+    z = default_rng("one shot", config.seed, step).standard_normal((n, *z_shape), dtype="float32")
     return {"x": x, "labels": labels, "z": z}
 
 
 def make_all(model, pool, labels, seed):
-    """A picture for each label, (N, H, W, 1), and the seconds that each took."""
+    """A picture for each label, (N, H, W, 1), and the seconds for one picture."""
     z = default_rng("draw", seed).standard_normal((len(labels), *model.z_shape), dtype="float32")
     jobs = [(z[i : i + SLICE], labels[i : i + SLICE]) for i in range(0, len(z), SLICE)]
     start = time.perf_counter()
@@ -166,7 +173,7 @@ def make_all(model, pool, labels, seed):
 
 
 def draw_all(recipe, pool, labels, seed):
-    """The same by diffusion: the kept moments of each, (keep, N, H, W, 1)."""
+    """A picture for each label by diffusion, as the recipe's frames (keep, N, H, W, 1), and the seconds for one."""
     parts, start = [], time.perf_counter()
     with tqdm(total=len(labels), unit="img", desc="DDPM", dynamic_ncols=True) as bar:
         for part in generate(pool, recipe, labels.tolist(), seed):
@@ -182,14 +189,14 @@ def build_vae(config, seed):
     return Autoencoder(**config, rng=default_rng(seed))
 
 
-def vae_losses(model, batch, rng):
-    """The bound: the code's noise eps is the batch's z."""
+def vae_losses(model, batch):
+    """The bound of each example (N,); the batch's z is the noise eps of the code."""
     x = np.pad(batch["x"], ((0, 0), frame(batch["x"].shape[1]), frame(batch["x"].shape[2]), (0, 0)), constant_values=-1)
     return negative_elbo(x, *model(x, batch["z"], batch["labels"]), SIGMA)
 
 
 def frame(size):
-    """Background before and after, so that the side can be halved LEVELS times."""
+    """The widths of background before and after, so that the side can be halved LEVELS times."""
     missing = -size % 2**LEVELS
     return missing // 2, missing - missing // 2
 
@@ -203,6 +210,18 @@ def decode(size, model, job):
 # -------------------------------------------------------------------------------------------------------------- the GAN
 
 
+@pointwise
+def relu(x):
+    """max(x, 0); the derivative at 0 is 0."""
+    return xp.maximum(x, 0), lambda g: (g * (x > 0),)
+
+
+@pointwise
+def tanh(x):
+    y = xp.tanh(x)
+    return y, lambda g: (g * (1 - y * y),)
+
+
 class Generator(Module):
     """x = model(z, labels): (N, Z) and (N,) integers to pictures (N, size, size, 1) in [-1, 1]."""
 
@@ -210,20 +229,20 @@ class Generator(Module):
         self.shape = (size // 4, size // 4, 2 * channels)
         self.label = Embedding(num_classes, Z // 4, rng=rng)
         self.start = Linear(Z + Z // 4, math.prod(self.shape), rng=rng)
-        self.norms = [GroupNorm(GROUPS, c, silu=True) for c in (2 * channels, channels)]
-        self.up = [Conv2d(c, channels, rng=rng) for c in (2 * channels, channels)]
+        self.norms = [NormSilu(GROUPS, c) for c in (2 * channels, channels)]
+        self.up = [UpConv(c, channels, rng=rng) for c in (2 * channels, channels)]
         self.out = NormSiluConv(channels, 1, GROUPS, rng)
 
     def forward(self, z, labels):
         h = self.start(ops.concat(Tensor(asarray(z)), self.label(labels)))
         h = ops.reshape(h, shape=(len(z), *self.shape))
         for norm, up in zip(self.norms, self.up):
-            h = ops.upsample_conv(norm(h), up.w, up.b)
-        return ops.tanh(self.out(h))
+            h = up(norm(h))
+        return tanh(self.out(h))
 
 
 class Gan(Module):
-    """Both players.  The discriminator is a classifier's network, and its logit of the label says how real x looks."""
+    """Both players.  The discriminator is a classifier's network; its logit of the label is how real x looks to it."""
 
     def __init__(self, size, channels, num_classes, rng):
         self.generator = Generator(size, channels, num_classes, rng)
@@ -234,19 +253,19 @@ class Gan(Module):
         """log p(real)/p(made) of pictures x with these labels, as the discriminator sees it, (N,)."""
         logits = self.discriminator(x)
         one_hot = asarray(labels)[:, None] == xp.arange(logits.shape[1])
-        return ops.sum(logits * one_hot.astype(logits.dtype), axis=1)
+        return ops.total(logits * one_hot.astype(logits.dtype), axis=1)
 
 
 def build_gan(size, channels, num_classes, seed):
     return Gan(size, channels, num_classes, default_rng(seed))
 
 
-def gan_losses(model, batch, rng):
-    """The players' losses, added.  Each moves its own player only: the discriminator sees a made picture as an array,
-    which no gradient leaves, and teaches the generator with its own parameters frozen.
+def gan_losses(model, batch):
+    """The sum of the players' losses (N,).  Each loss moves one player only.  The discriminator gets a made picture as
+    an array, through which no gradient goes, and its parameters are frozen in the generator's loss.
 
         generator:      -log p(real | made)                        Goodfellow et al. 2014, section 3
-        discriminator:  -log p(real | real) - log p(made | made)   eq. 1; real ones are called SMOOTH real only
+        discriminator:  -log p(real | real) - log p(made | made)   eq. 1, with the target SMOOTH for real pictures
     """
     made = model.generator(batch["z"], batch["labels"])
     return generator_losses(model, made, batch) + discriminator_losses(model, made.data, batch)
@@ -264,7 +283,7 @@ def discriminator_losses(model, made, batch):
 
 def softplus(x):
     """log(1 + exp(x)) = -log p of a logit -x, without overflow."""
-    return ops.relu(x) + ops.log(ops.exp(-(ops.relu(x) + ops.relu(-x))) + 1)
+    return relu(x) + ops.log(ops.exp(-(relu(x) + relu(-x))) + 1)
 
 
 def make(model, job):
@@ -291,8 +310,8 @@ def table_row(name, found, judge, *, trained="", parameters="", evaluations="", 
 
 
 def loss_figure(curves):
-    """Each model's loss over its steps, as measured and as a running mean: the three do not compare."""
-    said = {
+    """A figure of each model's loss over its steps, with a running mean.  The three losses cannot be compared."""
+    meanings = {
         "VAE": f"bound, nats, sigma = {SIGMA}",
         "GAN": "both players' losses; dotted: no one can tell",
         "DDPM": "squared error of the noise",
@@ -307,7 +326,7 @@ def loss_figure(curves):
             axes.axhline(3 * math.log(2), color="0.4", ls=":", lw=1.2)
         else:
             axes.set_yscale("log")
-        axes.set_title(f"{name}: {said[name]}", fontsize=10, loc="left")
+        axes.set_title(f"{name}: {meanings[name]}", fontsize=10, loc="left")
         axes.set_xlabel("step")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)

@@ -28,11 +28,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tqdm import tqdm
 
-from tinydiff import cli
+from tinydiff.app import cli, training
+from tinydiff.app.checkpoint import atomic_write
+from tinydiff.app.classify import load_classifier, read
+from tinydiff.app.generate import SLICE, Recipe, build_unet
+from tinydiff.app.plots import tile
+from tinydiff.app.trained import load_trained
 from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, default_rng, standard_normal, to_numpy, xp
-from tinydiff.checkpoint import atomic_write
-from tinydiff.classify import load_classifier, read
 from tinydiff.data import Dataset, load
 from tinydiff.diffusion import (
     Schedule,
@@ -44,11 +47,8 @@ from tinydiff.diffusion import (
     timestep_pairs,
     x_0_from_eps,
 )
-from tinydiff.generate import SLICE, Recipe, build_unet, load_trained
 from tinydiff.optim import EMA
-from tinydiff.parallel import Workers, default_workers
-from tinydiff.plots import tile
-from tinydiff.train import TrainConfig, Training, train
+from tinydiff.train import TrainConfig
 
 # ------------------------------------------------------------------------------------------------ mistakes in sampling
 # Each is draw(schedule, step, eps_fn, pairs, x_T, rng) -> x_0; step is ddpm_step with x_0_hat kept where the data lie.
@@ -256,6 +256,7 @@ def main(
     *,
     backend="numpy",
     precision=None,
+    plain=False,
     num=100,
     steps=Recipe.num_steps,
     train_steps=400,
@@ -266,8 +267,8 @@ def main(
     workers=None,
 ):
     """Write the picture and the table; returns the rows [(group, case, images (num, H, W, C), figures)]."""
-    cli.start(backend, precision)
-    out, workers = Path(out), workers or default_workers()
+    ranks = cli.start(backend, precision, plain=plain)
+    out, workers = Path(out), workers or ranks.default_workers()
     out.mkdir(parents=True, exist_ok=True)
     if num < 10:
         raise TinydiffError(f"--num {num}: must be at least 10, one of each digit")
@@ -287,7 +288,7 @@ def main(
             images = draw(pool, case.draw, schedule, steps, jobs, shape)
             drawn.append((f"one trained network, drawn in {steps} steps", case, images))
     dataset = load(meta["data"]["name"], "train", data_dir, seed)
-    for run, images in train_and_draw(dataset, channels, train_steps, seed, workers, steps, jobs, shape):
+    for run, images in train_and_draw(dataset, channels, train_steps, seed, ranks, workers, steps, jobs, shape):
         drawn.append((f"a small network, {train_steps} steps of training", run, images))
     right_images = drawn[0][2]
     with reader:
@@ -304,8 +305,8 @@ def jobs_of(labels, seed):
     return [(labels[i : i + SLICE].tolist(), (seed, i // SLICE)) for i in range(0, len(labels), SLICE)]
 
 
-def train_and_draw(dataset, channels, train_steps, seed, workers, *how):
-    """Yield (run, its images) for each of TRAINING; how: what follows the schedule in `draw`."""
+def train_and_draw(dataset, channels, train_steps, seed, ranks, workers, *how):
+    """Yield (run, images) for each run of TRAINING; how: the arguments of `draw` after the schedule."""
     config = TrainConfig(num_steps=train_steps, minutes=None, warmup=min(100, train_steps // 4), seed=seed)
     build = partial(build_unet, {"base_channels": channels, "num_classes": len(dataset.classes)}, seed)
     kinds = dict.fromkeys((run.schedule, run.low, run.high) for run in TRAINING)  # one training each
@@ -315,16 +316,17 @@ def train_and_draw(dataset, channels, train_steps, seed, workers, *how):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ScheduleWarning)  # it is right
                 schedule = make_schedule()
-            with Workers(build, workers) as pool:
-                state = Training(pool, schedule, config)
-                cold = EMA(pool.flat, COLD_DECAY)
+            with ranks.workers(build, workers) as pool:
+                ranged = Ranged(**vars(dataset), low=low, high=high)
+                state = training.diffusion_training(pool, schedule, config, ranged)
+                cold = EMA(pool.parameters, COLD_DECAY)
                 cold.num_updates = 10**9  # past the warm-up
-                for _ in train(state, Ranged(**vars(dataset), low=low, high=high)):
+                for _ in training.steps(state, ranks):
                     cold.update()
                     bar.update()
                 for run in TRAINING:
                     if (run.schedule, run.low, run.high) == kind:
-                        with pool.weights((state.ema if run.warm_up else cold).data):
+                        with pool.weights((state.ema if run.warm_up else cold).average):
                             yield run, draw(pool, run.draw, schedule, *how, low, high)
 
 

@@ -7,17 +7,19 @@
     points_2d.gif       the particles on their way
     results.csv         the two-sample test of samples against held-out data
 
-In two dimensions everything can be seen, and nothing is hidden in a U-Net: the network is 25 lines below, the training
-loop 15.  The process, the samplers and the optimizer are those of the digits; they know nothing but the arrays' shape.
+In two dimensions everything can be seen.  The network is 25 lines below, its batch and its loss are 15.  The process,
+the samplers, the training loop and the optimizer are those of the digits.  They work on arrays of any shape.
 
-Points are drawn twice.  The particles of the pictures follow DDIM, which draws no noise: each is carried by the field
--v_hat(x_t, t), the velocity of the probability flow (Song et al. 2021, Score-Based Generative Modeling, eq. 13) by the
-angle phi, alpha_bar_t = cos(phi)^2.  The samples take all T steps of DDPM, whose fresh noise wears off the errors of
-the steps before.  Are they the data?  The energy distance of two distributions is 0 only if they are one, and
-relabelling the points at random says how large chance alone makes that of two sets (Szekely & Rizzo 2013).
+Points are drawn twice.  The particles of the pictures follow DDIM, which draws no noise.  The field -v_hat(x_t, t)
+carries each particle: it is the velocity of the probability flow (Song et al. 2021, Score-Based Generative Modeling,
+eq. 13) by the angle phi, alpha_bar_t = cos(phi)^2.  The samples take all T steps of DDPM, whose fresh noise reduces the
+errors of earlier steps.  Do the samples have the distribution of the data?  The energy distance of two distributions is
+0 only if the two are equal.  Random relabelling of the points measures how large the distance of two sets becomes by
+chance alone (Szekely & Rizzo 2013).
 """
 
 import io
+import math
 import time
 from functools import partial
 from pathlib import Path
@@ -28,10 +30,13 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from tinydiff import cli, ops
+from tinydiff import ops
+from tinydiff.app import cli, training
+from tinydiff.app.checkpoint import atomic_write
+from tinydiff.app.run import recent_loss
+from tinydiff.app.tables import write_table
 from tinydiff.autograd import Tensor, no_grad
 from tinydiff.backend import TinydiffError, asarray, default_rng, standard_normal, to_numpy, xp
-from tinydiff.checkpoint import atomic_write
 from tinydiff.diffusion import (
     Schedule,
     ddim_step,
@@ -42,13 +47,11 @@ from tinydiff.diffusion import (
     v_from_x_0_eps,
     x_0_from_eps,
 )
-from tinydiff.diffusion.targets import EPS, X_0, V, as_eps_fn
+from tinydiff.diffusion.targets import TARGETS, as_eps_fn
 from tinydiff.nn import Linear, Module
 from tinydiff.nn.unet import time_code
-from tinydiff.optim import EMA, Adam, learning_rate
-from tinydiff.parallel import Workers, default_workers
+from tinydiff.train import LoopConfig, Training
 
-TARGETS = {"eps": EPS, "x_0": X_0, "v": V}
 T = 1000
 WIDTH, BLOCKS, TIME_FEATURES, OCTAVES = 128, 3, 64, 3  # of the network
 STEPS = {"ddim": ddim_step, "ddpm": ddpm_step}
@@ -61,6 +64,7 @@ def main(
     *,
     backend="numpy",
     precision=None,
+    plain=False,
     data="all",
     target="eps",
     steps=6000,
@@ -72,7 +76,7 @@ def main(
     out="runs/points_2d",
 ):
     """Train on each set, draw num points, test them against num held-out ones.  Returns the rows of results.csv."""
-    cli.start(backend, precision)
+    ranks = cli.start(backend, precision, plain=plain)
     if flow_steps > T:
         raise TinydiffError(f"--flow-steps {flow_steps}: the schedule has T = {T} steps, no more")
     if num < 2:
@@ -83,11 +87,14 @@ def main(
     rows, flows = [], {}
     for name in SETS if data == "all" else [data]:
         began = time.monotonic()
-        with Workers(partial(PointNet, seed), workers or min(2, default_workers())) as pool:
+        with ranks.workers(partial(PointNet, seed), workers or ranks.default_workers(2)) as pool:
+            state = training_of(pool, SETS[name], schedule, way, steps, batch_size, seed)
             with tqdm(total=steps, desc=name, unit="step", dynamic_ncols=True) as bar:
-                for losses in train(pool, schedule, SETS[name], way, steps, batch_size, seed):
-                    bar.set_postfix_str(f"loss {losses.mean():.3f}", refresh=False)
+                for _ in training.steps(state, ranks):
+                    bar.set_postfix_str(f"step {state.step}{recent_loss(state)}", refresh=False)
                     bar.update()
+            for p, average in zip(pool.parameters, state.ema.average):
+                p.data[...] = average
             seconds = time.monotonic() - began
             jobs = [(min(SLICE, num - i), (seed, i // SLICE)) for i in range(0, num, SLICE)]
             pairs = {"ddim": timestep_pairs(T, flow_steps), "ddpm": timestep_pairs(T, T)}
@@ -124,7 +131,7 @@ def main(
         figure = portrait(schedule, field, flows[name], paths["ddpm"][-1], real, title, caption)
         _save(figure, out / f"points_2d_{name}.png")
     save_flow(out / "points_2d.gif", flows)
-    cli.write_table(out / "results.csv", rows)
+    write_table(out / "results.csv", rows)
     print(f"pictures and results.csv: {out}/")
     return rows
 
@@ -163,17 +170,18 @@ def _noisy(rng, x, y, std):
     return (np.stack([x, y], 1) + std * rng.standard_normal((len(x), 2))).astype(np.float32)
 
 
-# The network and its training.
+# The network, its batch and its loss.
 
 
 class PointNet(Module):
-    """said = model(x_t, t): residual blocks on features of the point, the time added in each.  (N, 2) -> (N, 2).
+    """prediction = model(x_t, t), (N, 2) -> (N, 2): residual blocks on features of the point; each adds the time.
 
         h = W [x_t, sin(1.5 x_t), cos(1.5 x_t), sin(3 x_t), ...]
         h <- h + B_i silu(A_i silu(h + code(t)))          for each block
-        said = W' silu(h)
+        prediction = W' silu(h)
 
-    The sines let it turn quickly from place to place (Tancik et al. 2020).  t: an integer or (N,) integers in 0..T.
+    The sines let the prediction change over short distances (Tancik et al. 2020).  t: an integer or (N,) integers in
+    0..T.
     """
 
     def __init__(self, seed):
@@ -195,29 +203,29 @@ class PointNet(Module):
         return self.outer(ops.silu(h))
 
 
-def squared_errors(model, batch, rng):
-    """The loss of each example (N,): mean of (said - wanted)^2 over the coordinates."""
-    error = model(batch["x_t"], batch["t"]) - batch["wanted"]
+def draw_batch(points, schedule, target, config, step):
+    """The examples of 0-based `step`, on the host: x_t and target (B, 2) float32, and t (B,).
+
+    Every batch is of fresh points.  So the network cannot memorize points, and points drawn later are held-out data.
+    """
+    n, rng = config.batch_size, default_rng("batch", config.seed, step)
+    x_0 = points(rng, n)
+    t = rng.integers(1, schedule.T + 1, n)
+    eps = rng.standard_normal(x_0.shape, dtype="float32")
+    return {"x_t": q_sample(schedule, x_0, t, eps), "t": t, "target": target.of(schedule, x_0, t, eps)}
+
+
+def squared_errors(model, batch):
+    """The loss of each example (N,): mean of (prediction - target)^2 over the coordinates."""
+    error = model(batch["x_t"], batch["t"]) - asarray(batch["target"])
     return ops.mean(error * error, axis=1)
 
 
-def train(pool, schedule, points, target, steps, batch_size, seed):
-    """Yield each step's losses (Ho et al. 2020, algorithm 1, any target); the workers end with the averaged weights.
-
-    Every batch is fresh points, so nothing can be learned by heart, and any points drawn later are held-out data.
-    """
-    adam, average = Adam(pool.flat), EMA(pool.flat, decay=0.999)
-    for step in range(steps):
-        rng = default_rng("batch", seed, step)
-        x_0 = asarray(points(rng, batch_size))
-        t = rng.integers(1, schedule.T + 1, batch_size)
-        eps = standard_normal(rng, x_0.shape)
-        batch = {"x_t": q_sample(schedule, x_0, t, eps), "t": t, "wanted": target.of(schedule, x_0, t, eps)}
-        losses = pool.gradients(squared_errors, batch, (seed, step))
-        adam.step(learning_rate(step, steps, peak=2e-3, warmup=100))
-        average.update()
-        yield losses
-    pool.flat.data[...] = average.data
+def training_of(pool, points, schedule, target, num_steps, batch_size, seed):
+    """The workers' Training on points (Ho et al. 2020, algorithm 1, with any target); gradients are not clipped."""
+    config = LoopConfig(num_steps, batch_size, peak_lr=2e-3, clip_norm=math.inf, ema_decay=0.999, seed=seed)
+    draw = partial(draw_batch, points, schedule, target)
+    return Training(pool.model, config, draw, squared_errors, gradients=pool.gradients, parameters=pool.parameters)
 
 
 def eps_fn_of(model, schedule, target):
@@ -317,7 +325,7 @@ def portrait(schedule, field, flow, samples, real, title, verdict):
 
 
 def save_flow(path, flows, side=240, num=700, frames=48):
-    """Write a looping .gif of num particles of each set, side by side, each in the colour of where it starts.
+    """Write a looping .gif of num particles of each set, side by side.  The colour shows where a particle starts.
 
     flows: {name: flow}, of one schedule and one number of steps.
     """
@@ -373,7 +381,7 @@ if __name__ == "__main__":
     parser = cli.parser(__doc__, main)
     cli.add_backend(parser)
     parser.add_argument("--data", choices=[*SETS, "all"], help="which set, or all of them in turn")
-    parser.add_argument("--target", choices=TARGETS, help="what the network is trained to say")
+    parser.add_argument("--target", choices=TARGETS, help="what the network is trained to predict")
     parser.add_argument("--steps", type=cli.positive_int, help="how many batches to train on")
     parser.add_argument("--batch-size", type=cli.positive_int, help="points a step")
     parser.add_argument("--flow-steps", type=cli.positive_int, help=f"of DDIM, at most {T}")

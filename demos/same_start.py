@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from tinydiff import cli, plots
+from tinydiff.app import cli, plots
+from tinydiff.app.generate import Recipe
+from tinydiff.app.trained import load_trained
 from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, default_rng, standard_normal, to_numpy, xp
 from tinydiff.diffusion import classifier_free, ddim_step, sample, timestep_pairs, unconditional
-from tinydiff.generate import Recipe, load_trained
-from tinydiff.parallel import default_workers
 
 ETAS = (0.0, 0.2, 0.5, 1.0)
 
@@ -29,6 +29,7 @@ def main(
     *,
     backend="numpy",
     precision=None,
+    plain=False,
     label=None,
     num=10,
     steps=Recipe.num_steps,
@@ -38,10 +39,10 @@ def main(
     workers=None,
 ):
     """Returns {eta: mean pixel standard deviation over the seeds, of the range}."""
-    cli.start(backend, precision)
+    ranks = cli.start(backend, precision, plain=plain)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    pool, schedule, meta = load_trained(Path(checkpoint), workers or default_workers(len(ETAS)))
+    pool, schedule, meta = load_trained(Path(checkpoint), workers or ranks.default_workers(len(ETAS)))
     with pool:
         if steps > schedule.T:
             raise TinydiffError(f"--steps {steps}: the schedule has T = {schedule.T}, no more")

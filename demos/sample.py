@@ -5,8 +5,8 @@
     python demos/sample.py runs/mnist/checkpoint.npz --sampler 2m --times logsnr --steps 10
     mpiexec -n 4 python demos/sample.py runs/mnist/checkpoint.npz --num 1000 --parallel mpi
 
-Labels are dealt out in turn until --num images have one, and the picture is sorted by label.  --save-npz also writes
-the arrays: images (N, 28, 28, 1) float32 in [-1, 1] and labels (N,).
+The --num images take the labels in turn, and the picture is sorted by label.  --save-npz also writes the arrays:
+images (N, 28, 28, 1) float32 in [-1, 1] and labels (N,).
 """
 
 from functools import partial
@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from tinydiff import cli, plots
-from tinydiff.checkpoint import atomic_write
+from tinydiff.app import choices, cli, plots
+from tinydiff.app.checkpoint import atomic_write
+from tinydiff.app.choices import DDIM, DPM_SOLVER_2M, quadratic
+from tinydiff.app.generate import DDPM, Recipe, generate, uniform
+from tinydiff.app.trained import load_trained
 from tinydiff.diffusion import log_snr_pairs
-from tinydiff.generate import DDIM, DDPM, DPM_SOLVER_2M, Recipe, generate, load_trained, quadratic, uniform
-from tinydiff.parallel import default_workers
 
 STEPS = {"ddpm": DDPM, "ddim": DDIM, "2m": DPM_SOLVER_2M}
 TIMES = {"uniform": uniform, "quadratic": quadratic, "logsnr": log_snr_pairs}
@@ -30,6 +31,7 @@ def main(
     *,
     backend="numpy",
     precision=None,
+    plain=False,
     num=100,
     labels=tuple(range(10)),
     scale=Recipe.scale,
@@ -42,10 +44,10 @@ def main(
     workers=None,
     parallel="local",
 ):
-    ranks = cli.start(backend, precision, parallel)
-    for path in filter(None, (out, save_npz)):  # find out before the work, not after it
+    ranks = cli.start(backend, precision, parallel, plain)
+    for path in filter(None, (out, save_npz)):  # a folder that cannot be made is an error before the work, not after it
         ranks.broadcast(partial(Path(path).parent.mkdir, parents=True, exist_ok=True))
-    workers = workers or ranks.num_workers or default_workers()
+    workers = workers or ranks.default_workers()
     pool, schedule, meta = load_trained(Path(checkpoint), workers, ranks)
     with pool:
         recipe = Recipe(schedule, tuple(meta["data"]["image_shape"]), STEPS[sampler], steps, scale, pairs=TIMES[times])
@@ -73,10 +75,12 @@ if __name__ == "__main__":
     parser.add_argument("checkpoint", help="checkpoint.npz of train_mnist.py")
     cli.add_backend(parser)
     parser.add_argument("--num", type=cli.positive_int, help="images to draw")
-    parser.add_argument("--labels", type=cli.labels, help="digits to draw, such as 0-9 or 3,7")
+    parser.add_argument("--labels", type=choices.labels, help="digits to draw, such as 0-9 or 3,7")
     parser.add_argument("--scale", type=cli.non_negative_float, help="guidance: 0 ignores the label, 1 follows it")
     parser.add_argument("--sampler", choices=STEPS, help="ddpm: ancestral sampling; ddim, 2m: no noise on the way")
-    parser.add_argument("--times", choices=TIMES, help="where the steps are spent: evenly in t, sqrt(t) or log SNR")
+    parser.add_argument(
+        "--times", choices=TIMES, help="spacing of the steps' times: even in t, in sqrt(t) or in log SNR"
+    )
     parser.add_argument("--steps", type=cli.positive_int, help="reverse steps, at most the schedule's T")
     parser.add_argument("--seed", type=cli.non_negative_int, help="of the noise")
     parser.add_argument("--out", help="the picture, a .png")

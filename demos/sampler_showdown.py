@@ -19,15 +19,16 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from tinydiff import cli, plots
+from tinydiff.app import cli, plots
+from tinydiff.app.checkpoint import atomic_write
+from tinydiff.app.choices import DDIM, DPM_SOLVER_2M
+from tinydiff.app.classify import features, load_classifier, look
+from tinydiff.app.generate import DDPM, Recipe, generate, uniform
+from tinydiff.app.metrics import frechet_with_floor, wilson_interval
+from tinydiff.app.trained import load_trained
 from tinydiff.backend import TinydiffError
-from tinydiff.checkpoint import atomic_write
-from tinydiff.classify import features, load_classifier, look
 from tinydiff.data import load
 from tinydiff.diffusion import Schedule, ddpm_step, log_snr_pairs
-from tinydiff.generate import DDIM, DDPM, DPM_SOLVER_2M, Recipe, generate, load_trained, uniform
-from tinydiff.metrics import frechet_with_floor, wilson_interval
-from tinydiff.parallel import default_workers
 
 DDPM_BETA = partial(partial, ddpm_step, variance=Schedule.beta_t_given_s, clip=True)
 # name -> a fresh step for each slice of digits, and the times that it visits
@@ -49,6 +50,7 @@ def main(
     classifier="runs/classifier/checkpoint.npz",
     backend="numpy",
     precision=None,
+    plain=False,
     num=1000,
     steps=(5, 10, 20, 50, 100),
     longest=1000,
@@ -58,10 +60,10 @@ def main(
     workers=None,
 ):
     """Draw and judge, write the table after each row and the picture at the end; returns the rows."""
-    cli.start(backend, precision)
+    ranks = cli.start(backend, precision, plain=plain)
     out = Path(out)
     (out / "digits").mkdir(parents=True, exist_ok=True)
-    workers = workers or default_workers()
+    workers = workers or ranks.default_workers()
     pool, schedule, meta = load_trained(Path(checkpoint), workers)
     judge, _ = load_classifier(Path(classifier), workers)
     with pool, judge:

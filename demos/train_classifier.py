@@ -13,26 +13,27 @@ from pathlib import Path
 
 import numpy as np
 
-from tinydiff import checkpoint, cli, plots
-from tinydiff.backend import asarray, default_rng, standard_normal, to_numpy
-from tinydiff.classify import (
+from tinydiff.app import checkpoint, cli, plots
+from tinydiff.app.classify import (
     ClassifierConfig,
     build_classifier,
-    draw_batch,
+    draw_moved_batch,
     draw_noisy_batch,
     misread_rows,
     read,
     save_classifier,
     train_classifier,
 )
+from tinydiff.app.tables import progress
+from tinydiff.backend import asarray, default_rng, standard_normal, to_numpy
 from tinydiff.data import NAMES, load
 from tinydiff.diffusion import Schedule, q_sample
-from tinydiff.parallel import Workers, default_workers
 
 
 def main(
     backend="numpy",
     precision=None,
+    plain=False,
     data="auto",
     data_dir=None,
     num_train=None,
@@ -45,19 +46,19 @@ def main(
     out="runs/classifier",
 ):
     """num_train, num_test: the first so many images of a split, None for all.  Returns how many of test are misread."""
-    cli.start(backend, precision)
+    ranks = cli.start(backend, precision, plain=plain)
     schedule = Schedule.linear() if noisy else None  # that of train_mnist.py
-    workers = workers or default_workers()
+    workers = workers or ranks.default_workers()
     out = Path(out)
     config = ClassifierConfig(num_steps=steps, batch_size=batch_size, seed=seed)
     dataset = load(data, "train", data_dir, seed, num_train)
     test = load(dataset.name, "test", data_dir, seed, num_test)
     model_config = {"num_classes": len(dataset.classes), "time": noisy}
-    draw = partial(draw_noisy_batch, schedule) if noisy else draw_batch
-    with Workers(partial(build_classifier, model_config, seed), workers) as pool:
+    draw = partial(draw_noisy_batch, schedule) if noisy else draw_moved_batch
+    with ranks.workers(partial(build_classifier, model_config, seed), workers) as pool:
         print(f"data: {dataset.source}")
         print(f"network: {pool.model.num_parameters():,} parameters; {workers} worker(s); results in {out}/")
-        for _ in cli.progress(train_classifier(pool, dataset, config, draw), steps, batch_size):
+        for _ in progress(train_classifier(pool, dataset, config, draw), steps, batch_size):
             pass
         images, labels = test.batch(np.arange(len(test)))
         images, t = noised(schedule, images, seed) if noisy else (images, None)

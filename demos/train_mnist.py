@@ -4,34 +4,36 @@
     python demos/train_mnist.py --minutes 60         a long run
     python demos/train_mnist.py --resume             continue a run that was stopped or killed
     python demos/train_mnist.py --target v --min-snr 5
+    python demos/train_mnist.py --plain              with the functions of the book as they stand, on one core
     mpiexec -n 4 python demos/train_mnist.py --parallel mpi
 
-Everything goes to --out: checkpoint.npz, metrics.csv, a grid in progress/ every so often (same noise each time), and at
-the end samples.png, denoising.png, denoising.gif and loss.png.  Ctrl-C and SIGTERM save and end.
+The run writes to --out: checkpoint.npz, metrics.csv, grids of samples in progress/ (from the same noise each time),
+and at the end samples.png, denoising.png, denoising.gif and loss.png.  Ctrl-C and SIGTERM save and end the run.
 """
 
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import long_run
 import numpy as np
 from tqdm import tqdm
 
-from tinydiff import checkpoint, cli, plots
+from tinydiff.app import checkpoint, cli, plots, run, training
+from tinydiff.app.generate import Recipe, build_unet, frame_times, generate
 from tinydiff.data import NAMES, Dataset
 from tinydiff.diffusion import Schedule
-from tinydiff.generate import Recipe, build_unet, frame_times, generate
-from tinydiff.parallel import default_workers
-from tinydiff.train import TARGETS, TrainConfig, Training
+from tinydiff.diffusion.targets import TARGETS
+from tinydiff.train import TrainConfig, Training
 
-PICTURE_SEED = 1  # of every grid, so that grids can be compared
+PICTURE_SEED = 1  # every grid has the same noise, so that grids can be compared
 
 
 def main(
     *,
     backend="numpy",
     precision=None,
+    plain=False,
     steps=None,
     minutes=None,
     batch_size=None,
@@ -51,79 +53,84 @@ def main(
     sample_steps=Recipe.num_steps,
     scale=Recipe.scale,
 ):
-    """Options that are None take the default of TrainConfig, or with resume the checkpoint's value."""
-    ranks = cli.start(backend, precision, parallel)
-    workers = workers or ranks.num_workers
+    """An option that is None takes the default of TrainConfig, or with resume the checkpoint's value."""
+    ranks = cli.start(backend, precision, parallel, plain)
+    workers = workers or (ranks.size if parallel == "mpi" else None)
     out = Path(out)
     path = out / "checkpoint.npz"
     others = {"batch_size": batch_size, "seed": seed, "target": target, "min_snr": min_snr}
-    wanted = long_run.wanted(steps, minutes, **others)
+    wanted = run.wanted(steps, minutes, **others)
 
-    saved = ranks.broadcast(partial(long_run.load_if_there, path, "diffusion")) if resume else None
+    saved = ranks.broadcast(partial(run.load_if_there, path, "diffusion")) if resume else None
     if saved is None:
-        config = replace(TrainConfig(num_steps=long_run.UNLIMITED) if minutes else TrainConfig(), **wanted)
-        dataset = ranks.broadcast(partial(long_run.load_data, data, data_dir, config.seed, num_images))
+        config = replace(TrainConfig(num_steps=run.UNLIMITED) if minutes else TrainConfig(), **wanted)
+        dataset = ranks.broadcast(partial(run.load_data, data, data_dir, config.seed, num_images))
         model_config = {"base_channels": channels or 32, "num_classes": len(dataset.classes)}
         schedule = Schedule.linear()
-        workers = workers or default_workers(config.batch_size)
+        workers = workers or ranks.default_workers(config.batch_size)
     else:
         arrays, meta = saved
-        config = TrainConfig(**meta["train"])
+        config = training.saved_config(meta)
         checkpoint.check_same(asdict(config), wanted, wanted)
         name = None if data == "auto" else data
-        asked = long_run.given(base_channels=channels, num=num_images, name=name)
+        asked = run.given(base_channels=channels, num=num_images, name=name)
         checkpoint.check_same(meta["model"] | meta["data"], asked, asked)
         name, num = meta["data"]["name"], meta["data"]["num"]
-        dataset = ranks.broadcast(partial(long_run.load_data, name, data_dir, config.seed, num))
+        dataset = ranks.broadcast(partial(run.load_data, name, data_dir, config.seed, num))
         model_config, schedule = meta["model"], Schedule(arrays["schedule/beta"])
-        workers = long_run.resumed_workers(meta, workers, backend)
+        workers = run.resumed_workers(meta, workers, backend)
 
-    long_run.check_channels(model_config["base_channels"])
-    recipe = Recipe(schedule, (*dataset.images.shape[1:3], 1), num_steps=sample_steps, scale=scale)
+    run.check_channels(model_config["base_channels"])
+    recipe = Recipe(
+        schedule,
+        (*dataset.images.shape[1:3], 1),
+        num_steps=sample_steps,
+        scale=scale,
+        target=TARGETS[config.target],
+    )
     ranks.broadcast(partial(out.mkdir, parents=True, exist_ok=True))
-    build = partial(build_unet, model_config, config.seed, TARGETS[config.target], schedule)
-    with ranks.workers(build, workers) as pool:
-        state = Training(pool, schedule, config)
+    with ranks.workers(partial(build_unet, model_config, config.seed), workers) as pool:
+        state = training.diffusion_training(pool, schedule, config, dataset)
         if saved is not None:
-            state.restore(path, arrays, meta)
+            training.restore(state, path, arrays, meta)
         else:
             ranks.broadcast(partial(checkpoint.set_aside, path))
         print(f"data: {dataset.source}")
         print(f"network: {pool.model.num_parameters():,} parameters; {workers} worker(s); results in {out}/")
-        save = partial(_save, state, dataset, out)
-        progress = partial(_progress, state, dataset, recipe, out, sample_every)
-        if long_run.run(state, dataset, save, save_every, progress):
-            _final_pictures(state, dataset, recipe, out)
+        save = partial(_save, state, dataset, schedule, workers, out)
+        progress = partial(_progress, state, pool, dataset, recipe, out, sample_every)
+        if run.run(state, ranks, save, save_every, progress):
+            _final_pictures(state, pool, dataset, recipe, out)
 
 
-def _save(state: Training, dataset: Dataset, out: Path) -> None:
-    state.save(out / "checkpoint.npz", dataset)
-    long_run.save_metrics(state, out / "metrics.csv")
+def _save(state: Training, dataset: Dataset, schedule: Schedule, num_workers: int, out: Path) -> None:
+    training.save(state, out / "checkpoint.npz", dataset, schedule, num_workers)
+    run.save_metrics(state, out / "metrics.csv")
 
 
-def _progress(state: Training, dataset: Dataset, recipe: Recipe, out: Path, every: int) -> None:
-    """A grid of the averaged weights' samples, every so many steps."""
+def _progress(state: Training, workers: Any, dataset: Dataset, recipe: Recipe, out: Path, every: int) -> None:
+    """A grid of samples from the averaged weights, after every so many steps."""
     if state.step % every:
         return
-    with state.workers.weights(state.ema.data):
-        frames = np.concatenate(list(generate(state.workers, recipe, _labels(dataset, 5), PICTURE_SEED)), 1)
-    if state.workers.ranks.rank > 0:
+    with workers.weights(state.ema.average):
+        frames = np.concatenate(list(generate(workers, recipe, _labels(dataset, 5), PICTURE_SEED)), 1)
+    if workers.ranks.rank > 0:
         return
     (out / "progress").mkdir(exist_ok=True)
     title = f"step {state.step:,} of {state.num_steps:,}, {dataset.name}"
     _save_by_class(out / "progress" / f"step_{state.step:06}.png", frames[-1], dataset, title)
 
 
-def _final_pictures(state: Training, dataset: Dataset, recipe: Recipe, out: Path) -> None:
-    """samples.png, denoising.png, denoising.gif and loss.png, from the averaged weights."""
-    recipe, rank = replace(recipe, keep=recipe.num_steps), state.workers.ranks.rank
+def _final_pictures(state: Training, workers: Any, dataset: Dataset, recipe: Recipe, out: Path) -> None:
+    """samples.png, denoising.png and denoising.gif from the averaged weights, and loss.png."""
+    recipe, rank = replace(recipe, keep=recipe.num_steps), workers.ranks.rank
     labels = _labels(dataset, 10)
     frames = []
     with (
-        state.workers.weights(state.ema.data),
+        workers.weights(state.ema.average),
         tqdm(total=len(labels), unit="img", desc="drawing", disable=rank > 0) as bar,
     ):
-        for part in generate(state.workers, recipe, labels, PICTURE_SEED):
+        for part in generate(workers, recipe, labels, PICTURE_SEED):
             frames.append(part)
             bar.update(part.shape[1])
     if rank > 0:
@@ -137,17 +144,17 @@ def _final_pictures(state: Training, dataset: Dataset, recipe: Recipe, out: Path
     plots.save_filmstrip(out / "denoising.png", one_each[columns], [times[i] for i in columns], f"denoising: {title}")
     plots.save_gif(out / "denoising.gif", film[::-2, ::2][::-1], columns=10)  # half of the frames and of the digits
     title = f"{dataset.name}, loss per pixel of the target {state.config.target}"
-    long_run.save_loss(state, out / "loss.png", title)
+    run.save_loss(state, out / "loss.png", title)
     print(f"done: {out}/samples.png, denoising.png, denoising.gif, loss.png, metrics.csv, checkpoint.npz")
 
 
 def _save_by_class(path: Path, images: np.ndarray, dataset: Dataset, title: str) -> None:
-    """A grid with one row a class."""
+    """A grid with one row for each class."""
     plots.save_grid(path, images, columns=len(images) // len(dataset.classes), title=title, row_labels=dataset.classes)
 
 
 def _labels(dataset: Dataset, each: int) -> list[int]:
-    """`each` labels of every class, class by class."""
+    """Every label `each` times, class by class."""
     return [label for label in range(len(dataset.classes)) for _ in range(each)]
 
 
@@ -160,12 +167,12 @@ if __name__ == "__main__":
     length.add_argument(
         "--minutes", type=cli.positive_float, help="as many steps as fit into these minutes of training"
     )
-    parser.add_argument("--data", choices=NAMES, help="auto: MNIST if it can be had, else drawn digits")
+    parser.add_argument("--data", choices=NAMES, help="auto: MNIST, or drawn digits if MNIST cannot be loaded")
     parser.add_argument("--data-dir", help="folder with the four .gz files of MNIST or Fashion-MNIST")
-    parser.add_argument("--target", choices=TARGETS, help=f"what the network learns to say (default: {new.target})")
+    parser.add_argument("--target", choices=TARGETS, help=f"what the network learns to predict (default: {new.target})")
     parser.add_argument("--min-snr", type=cli.positive_float, help="gamma of min-SNR weights, such as 5")
     parser.add_argument("--sample-every", type=cli.positive_int, help="steps between sample grids")
     parser.add_argument("--scale", type=cli.non_negative_float, help="guidance of the pictures: 1 follows the label")
-    long_run.add_options(parser)
+    run.add_options(parser)
     cli.add_parallel(parser)
     cli.run(main, parser)

@@ -6,9 +6,10 @@
     waves_1d.wav   a few drawn notes of each timbre, to be listened to
     results.csv    how far the drawn spectra of one timbre lie from the real ones of another, in dB
 
-A wave is an image of height 1: (N, 1, L, 1).  The process, the sampler, convolution, norm, attention and the optimizer
-are those of the digits.  What is new is what a U-Net needs of them in one dimension, 60 lines below: zeros on the left
-and right only, and a change of resolution that is a reshape, neighbours' channels side by side.
+A wave is an image of height 1: (N, 1, L, 1).  The process, the sampler, the training loop, convolution, norm, attention
+and the optimizer are those of the digits.  A U-Net in one dimension needs two new things, 60 lines below: a convolution
+that pads with zeros on the left and right only, and a change of resolution that is a reshape: it puts the channels of
+neighbours side by side.
 """
 
 import io
@@ -22,15 +23,18 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tqdm import tqdm
 
-from tinydiff import cli, ops
-from tinydiff.autograd import Tensor, no_grad
-from tinydiff.backend import TinydiffError, asarray, default_rng, standard_normal, to_numpy
-from tinydiff.checkpoint import atomic_write
+from tinydiff import ops
+from tinydiff.app import cli, training
+from tinydiff.app.checkpoint import atomic_write
+from tinydiff.app.run import recent_loss
+from tinydiff.app.tables import write_table
+from tinydiff.autograd import Tensor, no_grad, op
+from tinydiff.backend import TinydiffError, asarray, default_rng, standard_normal, to_numpy, xp
 from tinydiff.diffusion import Schedule, ddpm_step, q_sample, sample, timestep_pairs
-from tinydiff.nn import Attention, Conv2d, Embedding, GroupNorm, Linear, Module
+from tinydiff.more.layers import NormSilu
+from tinydiff.nn import Attention, Conv2d, Embedding, Linear, Module
 from tinydiff.nn.unet import time_code
-from tinydiff.optim import EMA, Adam, clip_grad_norm, learning_rate
-from tinydiff.parallel import Workers, default_workers
+from tinydiff.train import LoopConfig, Training
 
 RATE, LENGTH = 8000, 1024  # samples a second, and of a wave: 0.128 s
 LOWEST, HIGHEST = 100, 200  # Hz: pitches
@@ -47,6 +51,7 @@ def main(
     *,
     backend="numpy",
     precision=None,
+    plain=False,
     steps=1500,
     batch_size=64,
     sampling_steps=200,
@@ -56,19 +61,22 @@ def main(
     out="runs/waves_1d",
 ):
     """Train, draw num waves of each timbre, compare their spectra.  Returns the table of distances as rows."""
-    cli.start(backend, precision)
+    ranks = cli.start(backend, precision, plain=plain)
     if sampling_steps > T:
         raise TinydiffError(f"--sampling-steps {sampling_steps}: the schedule has T = {T} steps, no more")
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     schedule = Schedule.linear(T)
-    with Workers(partial(WaveNet, seed), workers or default_workers()) as pool:
+    with ranks.workers(partial(WaveNet, seed), workers or ranks.default_workers()) as pool:
         print(f"network: {pool.model.num_parameters():,} parameters; {pool.num_workers} worker(s); results in {out}/")
         began = time.monotonic()
+        state = training_of(pool, schedule, steps, batch_size, seed)
         with tqdm(total=steps, desc="training", unit="step", dynamic_ncols=True) as bar:
-            for losses in train(pool, schedule, steps, batch_size, seed):
-                bar.set_postfix_str(f"loss {losses.mean():.4f}", refresh=False)
+            for _ in training.steps(state, ranks):
+                bar.set_postfix_str(f"step {state.step}{recent_loss(state)}", refresh=False)
                 bar.update()
+        for p, average in zip(pool.parameters, state.ema.average):
+            p.data[...] = average
         seconds = time.monotonic() - began
         asked = [(timbre, n) for timbre in range(len(TIMBRES)) for n in _slices(num)]
         jobs = [([timbre] * n, (seed, i)) for i, (timbre, n) in enumerate(asked)]
@@ -84,7 +92,7 @@ def main(
         to = {f"to real {TIMBRES[j]}": round(spectral_distance(drawn[i], real[j]), 2) for j in range(len(TIMBRES))}
         rows.append({"drawn": name, **to, "real to real": round(spectral_distance(other[i], real[i]), 2)})
     print(f"trained in {seconds:.0f} s; rms difference of mean spectra in dB, {num} waves each:")
-    cli.write_table(out / "results.csv", rows)
+    write_table(out / "results.csv", rows)
     title = f"three timbres: {steps:,} training steps, {sampling_steps} DDPM steps"
     picture = io.BytesIO()
     portrait(real, drawn, rows, title).savefig(picture, format="png")
@@ -98,7 +106,7 @@ def main(
 
 
 def waves(rng, labels):
-    """Draw a wave of each label's timbre, (N, LENGTH) float32: pitch and phase at random, no harmonic above BAND.
+    """Draw a wave of each label's timbre, (N, LENGTH) float32, with random pitch and phase, no harmonic above BAND.
 
         x(s) = g sum_k a_k Im z(s)^k,   z(s) = exp((2 pi i f - d) s + i phase),   a_k = 0 where k f > BAND
 
@@ -124,34 +132,43 @@ def waves(rng, labels):
 # The network.
 
 
+@op
+def pad(x, *, side):
+    """`side` zeros before and after each row of a map: (N, H, W, C) -> (N, H, W + 2 side, C)."""
+    w = x.shape[2]
+    return xp.pad(x, ((0, 0), (0, 0), (side, side), (0, 0))), lambda g: (g[:, :, side : side + w],)
+
+
 class Conv1d(Conv2d):
-    """A 1 x kernel_size convolution of maps (N, 1, W, in_channels) that keeps W: conv2d pads both axes alike, so the
-    width is padded here and the height not at all."""
+    """A 1 x kernel_size convolution of maps (N, 1, W, in_channels) that keeps W.
+
+    conv2d pads both axes alike.  Here only the width is to be padded, so `pad` does that.
+    """
 
     def __init__(self, in_channels, out_channels, kernel_size=5, *, rng, zero=False):
         super().__init__(in_channels, out_channels, kernel_size, padding=0, rng=rng, zero=zero)
-        side = kernel_size // 2
-        self.widths = ((0, 0), (0, 0), (side, side), (0, 0))
-        middle = self.w.data[side : side + 1] * kernel_size**0.5  # one row, of the variance that its fan asks for
+        self.side = side = kernel_size // 2
+        middle = self.w.data[side : side + 1] * kernel_size**0.5  # one row, with the variance for the fan of one row
         self.w = Tensor(middle.copy(), requires_grad=True)
 
-    def forward(self, x, *plus):
-        return super().forward(ops.pad(x, widths=self.widths), *plus)
+    def forward(self, x):
+        return super().forward(pad(x, side=self.side))
 
 
 class ResBlock1d(Module):
-    """x -> skip(x) + conv2(silu(norm2(conv1(silu(norm1(x))) + code))), as in nn/unet.py; code (N, CODE)."""
+    """skip(x) + conv2(silu(norm2(conv1(silu(norm1(x))) + time(code)))), as in nn/unet.py; code: (N, CODE)."""
 
     def __init__(self, in_channels, out_channels, *, rng):
-        self.norm1 = GroupNorm(8, in_channels, silu=True)
+        self.norm1 = NormSilu(8, in_channels)
         self.conv1 = Conv1d(in_channels, out_channels, rng=rng)
-        self.code = Linear(CODE, out_channels, rng=rng)
-        self.norm2 = GroupNorm(8, out_channels, silu=True)
+        self.time = Linear(CODE, out_channels, rng=rng)
+        self.norm2 = NormSilu(8, out_channels)
         self.conv2 = Conv1d(out_channels, out_channels, rng=rng, zero=True)
         self.skip = Linear(in_channels, out_channels, rng=rng)
 
     def forward(self, x, code):
-        return self.conv2(self.norm2(self.conv1(self.norm1(x), self.code(code))), self.skip(x))
+        h = self.conv1(self.norm1(x)) + self.time(code)[:, None, None]  # (N, C) -> (N, 1, 1, C)
+        return self.skip(x) + self.conv2(self.norm2(h))
 
 
 class WaveNet(Module):
@@ -159,8 +176,8 @@ class WaveNet(Module):
 
         patches -> blocks -> fold 4 -> block, attention, block -> unfold 4 -> concat -> blocks -> norm, silu -> patches
 
-    fold lays `factor` neighbours' channels side by side, (N, 1, W, C) -> (N, 1, W / factor, factor C), and unfold takes
-    them apart again: both are reshapes.  t: an integer or (N,) integers in 0..T.  labels: (N,) timbres.
+    fold puts the channels of `factor` neighbours side by side, (N, 1, W, C) -> (N, 1, W / factor, factor C).  unfold
+    separates them again.  Both are reshapes.  t: an integer or (N,) integers in 0..T.  labels: (N,) timbres.
     """
 
     def __init__(self, seed):
@@ -177,7 +194,7 @@ class WaveNet(Module):
         self.middle2 = ResBlock1d(2 * c, 2 * c, rng=rng)
         self.up = Linear(2 * c, 4 * c, rng=rng)
         self.after = [ResBlock1d(2 * c, c, rng=rng), ResBlock1d(c, c, rng=rng)]
-        self.norm = GroupNorm(8, c, silu=True)
+        self.norm = NormSilu(8, c)
         self.outer = Linear(c, PATCH, rng=rng, zero=True)
 
     def forward(self, x_t, t, labels):
@@ -200,28 +217,21 @@ def fold(x, factor):
     return ops.reshape(x, shape=(n, 1, int(w / factor), int(c * factor)))
 
 
-def squared_errors(model, batch, rng):
-    """The loss of each wave (N,): mean of (eps_hat - eps)^2 (Ho et al. 2020, eq. 14)."""
-    error = model(batch["x_t"], batch["t"], batch["labels"]) - batch["eps"]
-    return ops.mean(error * error, axis=(1, 2, 3))
+def draw_batch(schedule, config, step):
+    """The examples of 0-based `step`, fresh waves, on the host: x_t, target (B, 1, L, 1) float32; t, labels (B,)."""
+    n, rng = config.batch_size, default_rng("batch", config.seed, step)
+    labels = rng.integers(len(TIMBRES), size=n)
+    x_0 = waves(rng, labels)[:, None, :, None]  # (B, L) -> (B, 1, L, 1)
+    t = rng.integers(1, schedule.T + 1, n)
+    eps = rng.standard_normal(x_0.shape, dtype="float32")
+    return {"x_t": q_sample(schedule, x_0, t, eps), "t": t, "labels": labels, "target": eps}
 
 
-def train(pool, schedule, steps, batch_size, seed):
-    """Yield each step's losses (Ho et al. 2020, algorithm 1), on fresh waves; the workers end with the average."""
-    adam, average = Adam(pool.flat), EMA(pool.flat, decay=0.995)
-    for step in range(steps):
-        rng = default_rng("batch", seed, step)
-        labels = rng.integers(len(TIMBRES), size=batch_size)
-        x_0 = asarray(waves(rng, labels)[:, None, :, None])  # (N, L) -> (N, 1, L, 1)
-        t = rng.integers(1, schedule.T + 1, batch_size)
-        eps = standard_normal(rng, x_0.shape)
-        batch = {"x_t": q_sample(schedule, x_0, t, eps), "t": t, "labels": labels, "eps": eps}
-        losses = pool.gradients(squared_errors, batch, (seed, step))
-        clip_grad_norm(pool.flat, 1.0)
-        adam.step(learning_rate(step, steps, peak=2e-3, warmup=100))
-        average.update()
-        yield losses
-    pool.flat.data[...] = average.data
+def training_of(pool, schedule, num_steps, batch_size, seed):
+    """The workers' Training on waves (Ho et al. 2020, algorithm 1)."""
+    config = LoopConfig(num_steps, batch_size, peak_lr=2e-3, seed=seed)
+    draw = partial(draw_batch, schedule)
+    return Training(pool.model, config, draw, gradients=pool.gradients, parameters=pool.parameters)
 
 
 def draw(schedule, pairs, model, job):

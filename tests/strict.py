@@ -29,8 +29,8 @@ from typing import Any
 import emulate
 import numpy as np
 
-from tinydiff import kernels
-from tinydiff.backend import backend_name, precision, use_backend
+from tinydiff.backend import FAST, backend_name, precision, use_backend
+from tinydiff.fast import kernels
 
 syncs: Counter[str] = Counter()  # how often the host waited for the device, by what it asked for
 
@@ -42,6 +42,7 @@ REFUSED = {
     *("add.at", "subtract.at"),  # adds up in no fixed order
     "random",  # a seed means other numbers than on NumPy
 }
+JOINS = ("concatenate", "stack", "hstack", "vstack", "dstack")
 PLAIN = ("dtype", "flags", "itemsize", "nbytes", "ndim", "shape", "size", "strides")  # what the host knows of an array
 
 
@@ -157,6 +158,8 @@ class Function:
             raise TypeError("where(condition) waits for the device, which has to count: give it x and y")
         if self.by_element and any(isinstance(a, list | tuple) for a in args):
             raise TypeError(f"{self.name}: a list among device arrays: move it once, with asarray")
+        if self.name in JOINS and not all(isinstance(a, DeviceArray | np.ndarray) for a in args[0]):
+            raise TypeError(f"{self.name}: CuPy joins arrays only: move numbers and lists with asarray")
 
 
 class Ufunc(Function):
@@ -256,23 +259,23 @@ def stand_in(module: Any) -> None:
 
 
 @contextmanager
-def backend(name: str, module: Any = cupy) -> Iterator[None]:
-    """Within the block the backend is the one of this name, and CuPy is this module."""
-    before, found = (backend_name(), precision()), sys.modules.get("cupy")
+def backend(name: str, module: Any = cupy, plain: bool = False) -> Iterator[None]:
+    """Within the block the backend is the one of this name, and CuPy is this module.  plain: see use_backend."""
+    before, was_plain, found = (backend_name(), precision()), not FAST, sys.modules.get("cupy")
     stand_in(module)
     try:
-        use_backend(name)
+        use_backend(name, plain=plain)
         _forget()
         yield
     finally:
         stand_in(found)
-        use_backend(*before)
+        use_backend(*before, plain=was_plain)
         _forget()
 
 
 def _forget() -> None:
     """Empty the caches of the ops and kernels: what they hold was made for the other backend."""
-    own = ("tinydiff.ops.", "tinydiff.kernels")
+    own = ("tinydiff.ops.", "tinydiff.fast.")
     for module in [module for name, module in sys.modules.items() if name.startswith(own)]:
         for value in vars(module).values():
             if hasattr(value, "cache_clear"):

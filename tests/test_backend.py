@@ -1,6 +1,8 @@
-"""The switch between array modules, and the host side: random streams, checked integers, cache-sized slices."""
+"""The switch between array modules and between plain and faster forms; the host side: streams, checked integers."""
 
 import importlib
+import subprocess
+import sys
 import types
 from typing import Any
 
@@ -9,22 +11,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinydiff import backend
+from tinydiff import backend, ops
 from tinydiff.autograd import Tensor
 from tinydiff.backend import (
+    FAST,
     BackendError,
     asarray,
     backend_name,
-    chunks,
     default_rng,
-    describe,
+    fusable,
     host_integers,
     precision,
     standard_normal,
     to_numpy,
     use_backend,
+    when_chosen,
     xp,
 )
+from tinydiff.fast.device import describe
 
 pytestmark = pytest.mark.engine
 
@@ -35,9 +39,9 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 @pytest.fixture(autouse=True)
 def same_backend_afterwards():
-    before = backend_name(), precision()
+    before, plain = (backend_name(), precision()), not FAST
     yield
-    use_backend(*before)
+    use_backend(*before, plain=plain)
 
 
 @pytest.fixture
@@ -197,6 +201,62 @@ def test_a_name_that_the_array_module_lacks_is_an_attribute_error():
     assert "no_such_function" not in vars(xp)
 
 
+# Plain forms and faster ones.
+
+
+def test_a_faster_form_stands_in_under_the_name_of_the_plain_one(monkeypatch):
+    """A @fusable function or method looks its qualified name up at each call, and runs itself where none is there."""
+
+    @fusable
+    def f(x, *, y):
+        """What it does."""
+        return "plain", x, y
+
+    class Layer:
+        @fusable
+        def forward(self, x):
+            return "plain", x
+
+    layer, names = Layer(), (f.__qualname__, Layer.forward.__qualname__)
+    assert f.__doc__ == "What it does." and names[1].endswith("Layer.forward")
+    for _ in range(2):
+        assert f(1, y=2) == ("plain", 1, 2) and layer.forward(3) == ("plain", 3)
+        with monkeypatch.context() as patch:
+            patch.setitem(FAST, names[0], lambda x, *, y: ("fast", x, y))
+            patch.setitem(FAST, names[1], lambda itself, x: ("fast", itself, x))
+            assert f(1, y=2) == ("fast", 1, 2) and layer.forward(3) == ("fast", layer, 3)
+
+
+def test_a_faster_form_of_an_op_stands_in_under_its_name(monkeypatch):
+    """The op takes the values and the gradient of the form in FAST, and differentiates it as its own."""
+    x = Tensor(xp.ones(3), requires_grad=True)
+    monkeypatch.setitem(FAST, "exp", lambda a: (a + 5, lambda g: (7 * g,)))
+    y = ops.exp(x)
+    y.backward(xp.ones(3))
+    assert to_numpy(y).tolist() == [6] * 3 and to_numpy(x.grad).tolist() == [7] * 3
+
+
+def test_the_choice_of_a_backend_fills_the_table_and_plain_empties_it(monkeypatch):
+    """use_backend calls what was given to when_chosen, once the backend is chosen; with plain=True FAST stays empty."""
+    monkeypatch.setattr(backend, "_prepare", [*backend._prepare])
+    seen = []
+    when_chosen(lambda: seen.append((backend_name(), "of a test" in FAST)))
+    for _ in range(2):
+        FAST["of a test"] = lambda: None
+        use_backend(backend_name(), precision(), plain=True)
+        assert not FAST and seen == []
+    FAST["of a test"] = lambda: None
+    use_backend(backend_name(), precision())
+    assert seen == [(backend_name(), False)] and {"conv2d", "adam_update"} <= FAST.keys() and "of a test" not in FAST
+
+
+def test_an_import_installs_nothing():
+    """`import tinydiff` computes with the plain forms until a program says use_backend."""
+    code = "import tinydiff, sys; from tinydiff.backend import FAST; print(len(FAST), 'tinydiff.fast' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert out.stdout.split() == ["0", "False"]
+
+
 # In and out.
 
 
@@ -298,28 +358,3 @@ def test_size_repeats_a_number_and_checks_an_array(size, other, value):
         if shape != (size,):
             with pytest.raises(ValueError, match=rf"t must be one integer or have shape \({size},\), got shape \("):
                 host_integers("t", np.zeros(shape, int), 0, 5, size)
-
-
-# Slices that stay in cache.
-
-
-@given(st.integers(1, 500), st.integers(0, 3_000_000))
-def test_chunks_cover_each_image_once_in_order_and_nearly_equally(n, bytes_each):
-    """The slices lie end to end from 0 to n, none is empty, and no two differ by more than one image."""
-    parts = chunks(n, bytes_each)
-    assert [i for part in parts for i in range(n)[part]] == list(range(n))
-    sizes = [part.stop - part.start for part in parts]
-    assert min(sizes) >= 1 and max(sizes) - min(sizes) <= 1
-
-
-@given(st.integers(2, 500), st.integers(1, 3_000_000))
-def test_chunks_are_as_large_as_the_scratch_allows(n, bytes_each):
-    """More bytes an image never mean fewer slices; scratch that fits in one image's room needs one slice only."""
-    assert len(chunks(n, bytes_each)) <= len(chunks(n, bytes_each + bytes_each // 2 + 1))
-    assert len(chunks(n, 1)) == 1  # 500 bytes fit in any cache
-    assert len(chunks(n, 1 << 40)) == n  # a terabyte fits in none
-
-
-def test_an_empty_batch_is_one_empty_slice():
-    """chunks(0, ...) is a slice without images, so a loop over the slices still runs."""
-    assert [range(0)[part] for part in chunks(0, 100)] == [range(0)]

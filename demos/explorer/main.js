@@ -2,7 +2,7 @@
 "use strict";
 
 byId("about").textContent = `The network: ${data.about}`;
-byId("made").textContent = `Made by demos/explorer.py of tinydiff from ${data.about}`;
+byId("made").textContent = `Made by demos/explorer/explorer.py of tinydiff from ${data.about}`;
 startTheme();
 hero();
 startForward();

@@ -36,6 +36,7 @@ function timeline(host, label, last, msPerMoment, show) {
   const button = element("button", { type: "button" }, "Play");
   const said = element("output", { "aria-live": "off" }); // the slider itself says it, when it is moved by hand
   let playing = null; // the number of the next frame, while playing
+  let begin = 0; // the moment that play counts from
 
   function update() {
     const text = show(Number(slider.value));
@@ -52,7 +53,7 @@ function timeline(host, label, last, msPerMoment, show) {
       slider.value = 0;
       update(); // a pause may come before the first frame
     }
-    const begin = Number(slider.value);
+    begin = Number(slider.value);
     const began = performance.now();
     const tick = (now) => {
       slider.value = begin + Math.floor(Math.max(0, now - began) / msPerMoment);
@@ -77,11 +78,13 @@ function timeline(host, label, last, msPerMoment, show) {
   byId(host).append(element("div", { class: "timeline", role: "group", "aria-label": label }, button, slider, said));
   return {
     update,
-    // Another run may have another number of moments: stay at the same share of it.
+    // Another run may have another number of moments: stay at the same share of it, and let play go on from there.
     setLast(newLast) {
-      const share = Number(slider.value) / Number(slider.max);
+      const moment = Number(slider.value);
+      const share = moment / Number(slider.max);
       slider.max = newLast;
       slider.value = Math.round(share * newLast);
+      begin += Number(slider.value) - moment;
     },
     moveTo(moment) {
       pause();

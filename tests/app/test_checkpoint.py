@@ -19,8 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tinydiff import checkpoint
-from tinydiff.checkpoint import CheckpointError, atomic_write, check_same, load, save
+from tinydiff.app import checkpoint
+from tinydiff.app.checkpoint import CheckpointError, atomic_write, check_same, load, save, set_aside
 
 pytestmark = pytest.mark.program
 
@@ -182,10 +182,10 @@ def test_pickled_objects_are_refused_and_never_run(path, tmp_path):
     loot = tmp_path / "loot"
     bomb = np.array([_Bomb(loot)], dtype=object)
     path.write_bytes(_sealed({_MARK: _json_array('{"version": 1, "meta": {}}'), "w.npy": _npy(bomb)}))
-    with pytest.raises(CheckpointError, match=r"holds pickled objects.*w.npy"):
+    with pytest.raises(CheckpointError, match=r"contains pickled objects.*w.npy"):
         load(path)
     path.write_bytes(_sealed({_MARK: _npy(bomb)}))
-    with pytest.raises(CheckpointError, match="holds pickled objects"):
+    with pytest.raises(CheckpointError, match="contains pickled objects"):
         load(path)
     path.write_bytes(pickle.dumps(bomb))
     with pytest.raises(CheckpointError, match=r"not an .npz file"):
@@ -254,7 +254,7 @@ def test_a_folder_that_is_missing_or_in_the_way_is_named(path):
 _KILLED = """
 import os, signal, sys
 import numpy as np
-from tinydiff.checkpoint import save
+from tinydiff.app.checkpoint import save
 
 path, call, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 real = getattr(os, call)
@@ -276,7 +276,7 @@ save(path, {"w": np.ones(1000)}, {"step": 2})
 def test_kill_9_leaves_the_old_or_the_new_checkpoint(path, call, count, step):
     """A process killed before or after the replacement leaves one whole checkpoint; the next save clears its rest."""
     save(path, {"w": np.zeros(1000)}, {"step": 1})
-    root = str(Path(checkpoint.__file__).parents[1])
+    root = str(Path(checkpoint.__file__).parents[2])
     command = [sys.executable, "-c", _KILLED, str(path), call, str(count)]
     child = subprocess.run(command, env={**os.environ, "PYTHONPATH": root})
     assert child.returncode == -9
@@ -347,3 +347,18 @@ def test_another_configuration_is_named_key_by_key():
     for part in ("base is 32 in the checkpoint, 64 is wanted", "mults is [1, 2, 2]", "[1, 2] is wanted", "gone is 1"):
         assert part in message
     assert "data" not in message and "step" not in message
+
+
+def test_what_a_new_run_would_overwrite_gets_the_first_free_number(tmp_path, capsys):
+    """set_aside renames model.npz to model.1.npz, then model.2.npz, says so, and leaves a name without a file alone."""
+    path = tmp_path / "model.npz"
+    set_aside(path)
+    assert os.listdir(tmp_path) == [] and capsys.readouterr().out == ""
+    for number in (1, 2):
+        path.write_bytes(b"run %d" % number)
+        set_aside(path)
+        assert capsys.readouterr().out == f"{path} of an earlier run is now {tmp_path}/model.{number}.npz\n"
+    assert {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)} == {
+        "model.1.npz": b"run 1",
+        "model.2.npz": b"run 2",
+    }

@@ -1,24 +1,24 @@
-"""Every demo reads its options and ends in the same way: a clear message, the right exit code, no lost signal."""
+"""Every demo reads its options and ends in the same way: a clear message, the right exit code."""
 
 import argparse
 import os
-import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinydiff import cli
+from tinydiff.app import choices, cli
+from tinydiff.app.alone import Alone
 from tinydiff.backend import TinydiffError
-from tinydiff.cli import stop_signals
+from tinydiff.fast import device
+from tinydiff.fast.workers import Ranks
 
 pytestmark = pytest.mark.program
 
-ROOT = str(Path(cli.__file__).parents[1])
+ROOT = str(Path(cli.__file__).parents[2])
 
 
 def _run(monkeypatch, main, *arguments, options=()):
@@ -69,7 +69,7 @@ def test_the_backend_is_one_of_two(monkeypatch, capsys):
     """--backend takes main's default and refuses any other name with exit code 2, naming the choices."""
     seen = []
 
-    def main(*, backend="numpy", precision=None):
+    def main(*, backend="numpy", precision=None, plain=False):
         seen.append(backend)
 
     parser = cli.parser(None, main)
@@ -89,7 +89,7 @@ def test_precision_goes_with_the_backend(monkeypatch, capsys):
     """--precision reaches main; on NumPy tf32 is refused before main runs, with exit code 2 and the remedy."""
     seen = []
 
-    def main(*, backend="numpy", precision=None):
+    def main(*, backend="numpy", precision=None, plain=False):
         seen.append((backend, precision))
 
     parser = cli.parser(None, main)
@@ -106,16 +106,47 @@ def test_precision_goes_with_the_backend(monkeypatch, capsys):
     assert len(seen) == 4
 
 
-def test_a_demo_on_a_gpu_begins_by_naming_it(monkeypatch, capsys):
-    """start passes both choices on; one line on a GPU, none on NumPy."""
-    chosen = []
-    monkeypatch.setattr(cli, "use_backend", lambda *choice: chosen.append(choice))
-    monkeypatch.setattr(cli, "describe", lambda: "a GPU")
+@pytest.fixture
+def chosen(monkeypatch):
+    """What start chooses, in place of use_backend; nothing is installed."""
+    choices = []
+    monkeypatch.setattr(cli, "use_backend", lambda *choice, plain=False: choices.append((*choice, plain)))
+    monkeypatch.setattr(device, "describe", lambda: "a GPU")
+    return choices
+
+
+def test_a_demo_on_a_gpu_begins_by_naming_it(chosen, capsys):
+    """start passes its choices on; one line on a GPU, none on NumPy."""
     cli.start("numpy", None)
     assert capsys.readouterr().out == ""
     cli.start("cupy", "tf32")
     assert capsys.readouterr().out == "a GPU\n"
-    assert chosen == [("numpy", None, 0), ("cupy", "tf32", 0)]
+    cli.start("numpy", "float32", plain=True)
+    assert chosen == [("numpy", None, 0, False), ("cupy", "tf32", 0, False), ("numpy", "float32", 0, True)]
+
+
+@pytest.mark.parametrize("installed, alone", [({}, Alone), ({"silu": None}, Ranks)])
+def test_who_shares_the_work_goes_with_what_is_installed(chosen, monkeypatch, installed, alone):
+    """One process of the book where nothing is installed, as with --plain; else the engine room's workers."""
+    monkeypatch.setattr("tinydiff.app.alone.FAST", installed)
+    ranks = cli.start("numpy", None)
+    assert type(ranks) is alone and (ranks.rank, ranks.size) == (0, 1)
+
+
+def test_ranks_share_the_work_where_they_are_asked_for(chosen, monkeypatch):
+    """--parallel mpi: the ranks that mpiexec has started, each with the GPU of its number on its machine."""
+    world = Ranks()
+    world.local_rank = 3
+    monkeypatch.setattr("tinydiff.fast.mpi.world", lambda: world)
+    assert cli.start("numpy", None, "mpi") is world
+    assert chosen == [("numpy", None, 3, False)]
+
+
+def test_the_plain_functions_work_in_one_process(chosen):
+    """--plain --parallel mpi is refused before anything is chosen."""
+    with pytest.raises(TinydiffError, match="--plain --parallel mpi: with --plain one process does all the work"):
+        cli.start("numpy", None, "mpi", plain=True)
+    assert chosen == []
 
 
 def test_a_lack_of_memory_is_one_line(monkeypatch, capsys):
@@ -162,14 +193,14 @@ def test_a_number_out_of_range_is_refused_with_its_value(monkeypatch, capsys, ki
 def test_labels_are_the_digits_and_ranges_in_order(ranges, comma):
     """ "a-b" stands for a..b with both ends, "a" for itself; commas join them, repeats and order kept."""
     text = comma.join(f"{a}-{b}" if a < b else f"{a}" for a, b in ranges)
-    assert cli.labels(text) == tuple(i for a, b in ranges for i in range(a, b + 1))
+    assert choices.labels(text) == tuple(i for a, b in ranges for i in range(a, b + 1))
 
 
 @pytest.mark.parametrize("text", ["", "10", "-1", "9-0", "1,,2", "a", "0-", "3;4", "1.0", "\N{ARABIC-INDIC DIGIT ONE}"])
 def test_labels_that_are_no_digits_are_refused(text):
     """Anything else is refused with the rule and the value."""
     with pytest.raises(argparse.ArgumentTypeError) as error:
-        cli.labels(text)
+        choices.labels(text)
     assert "0-9" in str(error.value) and repr(text) in str(error.value)
 
 
@@ -222,7 +253,8 @@ def test_ctrl_c_ends_with_130_and_one_line(monkeypatch, capsys):
 
 _TALK = """
 import sys
-from tinydiff import cli
+from tinydiff.app import choices, cli
+from tinydiff.app.alone import Alone
 
 lines = int(sys.argv.pop())
 
@@ -245,109 +277,3 @@ def test_a_reader_that_goes_away_is_no_error(unbuffered, lines):
     child = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, env=environment)
     os.close(write)
     assert (child.returncode, child.stderr) == (141, b"")
-
-
-@pytest.fixture
-def handlers():
-    """Python's own handlers during the test, whatever pytest was born with: a background job ignores SIGINT."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-    for number, handler in usual.items():
-        signal.signal(number, handler)
-    yield usual
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_the_first_signal_sets_the_flag_and_the_second_acts(handlers, name):
-    """One signal: only `stop` changes.  A second one, of either kind, does what it did before the block."""
-    seen = []
-    for number in handlers:
-        signal.signal(number, lambda number, frame: seen.append(number))
-    with stop_signals() as stop:
-        assert (stop.requested, stop.signal) == (False, "")
-        signal.raise_signal(getattr(signal, name))
-        assert (stop.requested, stop.signal) == (True, name) and seen == []
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGTERM)
-        assert seen == [signal.SIGINT, signal.SIGTERM] and stop.signal == name
-
-
-def test_a_second_ctrl_c_is_a_keyboard_interrupt(handlers):
-    """With Python's own handler in place, impatience works: the second Ctrl-C raises KeyboardInterrupt."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    with pytest.raises(KeyboardInterrupt), stop_signals():
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
-
-
-@pytest.mark.parametrize("error", [None, ValueError])
-def test_the_handlers_are_restored_at_the_end(handlers, error):
-    """After the block, left normally or by an exception, both handlers are what they were."""
-    try:
-        with stop_signals():
-            assert all(signal.getsignal(number) is not handler for number, handler in handlers.items())
-            if error:
-                raise error
-    except ValueError:
-        pass
-    assert {number: signal.getsignal(number) for number in handlers} == handlers
-
-
-def test_an_ignored_signal_stays_ignored(handlers):
-    """Under nohup or in the background SIGINT is ignored by the caller's wish: it stays so; SIGTERM is caught."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with stop_signals() as stop:
-        signal.raise_signal(signal.SIGINT)
-        assert not stop.requested and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-        assert signal.getsignal(signal.SIGTERM) is not handlers[signal.SIGTERM]
-
-
-def test_outside_the_main_thread_no_handler_is_touched(handlers):
-    """Python allows handlers in the main thread only; elsewhere the block works and the flag stays down."""
-    found = []
-
-    def work():
-        with stop_signals() as stop:
-            found.append(stop.requested)
-            found.append({number: signal.getsignal(number) for number in handlers} == handlers)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert found == [False, True]
-
-
-def test_a_system_without_sigterm_still_stops_on_ctrl_c(handlers, monkeypatch):
-    """Where the signal module has no SIGTERM, SIGINT alone is caught."""
-    monkeypatch.delattr(signal, "SIGTERM")
-    with stop_signals() as stop:
-        signal.raise_signal(signal.SIGINT)
-        assert stop.signal == "SIGINT"
-
-
-def test_a_table_is_printed_and_written_by_its_suffix(tmp_path, capsys):
-    """As .csv, or as the rows of a Markdown table; every cell is in each."""
-    rows = [{"name": "a", "value": 1.5}, {"name": "long", "value": ""}]
-    cli.write_table(tmp_path / "t.csv", rows)
-    cli.write_table(tmp_path / "t.md", rows)
-    assert (tmp_path / "t.csv").read_text() == "name,value\na,1.5\nlong,\n"
-    assert (tmp_path / "t.md").read_text() == "| name | value |\n| --- | --- |\n| a | 1.5 |\n| long |  |\n"
-    assert capsys.readouterr().out == 2 * "name  value\n   a    1.5\nlong       \n"
-
-
-def test_progress_passes_losses_on_and_shows_them(capsys):
-    """What comes out is what went in, each when it is there; the bar counts images and shows the mean loss."""
-    made = []
-
-    def losses():
-        for loss in (3.0, 1.0):
-            made.append(loss)
-            yield loss
-
-    bar = cli.progress(losses(), 2, 32, "net")
-    assert next(bar) == 3.0 and made == [3.0]
-    assert list(bar) == [1.0]
-    shown = capsys.readouterr().err
-    assert "net" in shown and "64/64" in shown and "step 2, loss 2" in shown

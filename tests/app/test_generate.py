@@ -1,5 +1,6 @@
-"""Generation: slices and workers change nothing about an image, and a checkpoint's averaged weights draw it."""
+"""Generation: slices and workers change nothing about an image, and a recipe means what it says."""
 
+import pickle
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -7,11 +8,22 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from tinydiff import checkpoint
+from tinydiff.app.alone import one_process
+from tinydiff.app.generate import (
+    DDIM,
+    DDPM,
+    DPM_SOLVER_2M,
+    SLICE,
+    Recipe,
+    build_unet,
+    frame_times,
+    generate,
+    quadratic,
+    uniform,
+)
+from tinydiff.app.trained import as_eps
 from tinydiff.autograd import no_grad
-from tinydiff.backend import asarray, backend_name, default_rng, standard_normal, to_numpy
-from tinydiff.checkpoint import CheckpointError
-from tinydiff.data import Dataset
+from tinydiff.backend import TinydiffError, backend_name, default_rng, standard_normal, to_numpy
 from tinydiff.diffusion import (
     Schedule,
     classifier_free,
@@ -23,21 +35,8 @@ from tinydiff.diffusion import (
     sample,
     timestep_pairs,
 )
-from tinydiff.generate import (
-    DDIM,
-    DDPM,
-    DPM_SOLVER_2M,
-    SLICE,
-    Recipe,
-    build_unet,
-    frame_times,
-    generate,
-    load_trained,
-    quadratic,
-    uniform,
-)
-from tinydiff.parallel import Workers
-from tinydiff.train import TARGETS, TrainConfig, Training
+from tinydiff.diffusion.targets import X_0, V
+from tinydiff.fast.workers import Workers
 
 pytestmark = pytest.mark.sampler
 
@@ -47,9 +46,11 @@ RECIPE = Recipe(Schedule.linear(50), (8, 8, 1), num_steps=4, scale=1.5, at_once=
 
 @pytest.fixture(scope="module")
 def workers():
-    pool = Workers(partial(build_unet, NETWORK, 0))
+    pool = one_process().workers(partial(build_unet, NETWORK, 0), 1)
+    rng = default_rng(7)
     # The last convolutions start at zero, and a network that answers zero whatever the label hides every mistake.
-    pool.flat.data += 0.05 * standard_normal(default_rng(7), pool.flat.data.shape)
+    for p in pool.model.parameters():
+        p.data += 0.05 * standard_normal(rng, p.shape)
     return pool
 
 
@@ -110,6 +111,46 @@ def test_seed_label_and_scale_matter(workers):
     assert (images(workers, free, [0, 0]) == images(workers, free, [1, 2])).all()
 
 
+def test_a_recipe_travels_to_another_process(workers):
+    """Pickled and read again, with DDIM of another eta and other times, it draws the same bits."""
+    labels = [0, 1]
+    recipe = replace(RECIPE, step=partial(DDIM, eta=0.5), pairs=quadratic)
+    drawn = images(workers, recipe, labels)
+    assert (images(workers, pickle.loads(pickle.dumps(recipe)), labels) == drawn).all()
+    assert (images(workers, replace(recipe, step=DDIM), labels) != drawn).any()
+    for step in (DDPM, DPM_SOLVER_2M):
+        for pairs in (uniform, log_snr_pairs):
+            recipe = replace(RECIPE, step=step, pairs=pairs)
+            assert pickle.loads(pickle.dumps(recipe)).step is step
+
+
+def test_a_recipe_has_at_most_the_schedules_steps():
+    """More of them than T is a mistake of the user's, found before anything is drawn."""
+    with pytest.raises(TinydiffError, match="num_steps=51: the schedule has T = 50 steps, no more"):
+        replace(RECIPE, num_steps=51)
+
+
+@pytest.mark.parametrize("target", [X_0, V])
+def test_a_recipe_knows_what_the_network_predicts(workers, target):
+    """Its images are the walk with eps_hat = target.to_eps(the guided prediction).
+
+    Guiding eps_hats instead, as with a loaded network, gives the same to float32's rounding: 2e-6 seen in four steps.
+    """
+    labels, rng = [0, 1, 2], default_rng("slice", 9, 0)
+    x_T, schedule = standard_normal(rng, (3, 8, 8, 1)), RECIPE.schedule
+    step, pairs = partial(ddpm_step, schedule, clip=True), timestep_pairs(50, 4)
+    predict = classifier_free(workers.model, labels, 1.5)
+    *_, (_, x_0, _) = sample(step, lambda x_t, t: target.to_eps(schedule, x_t, t, predict(x_t, t)), pairs, x_T, rng)
+    drawn = images(workers, replace(RECIPE, target=target), labels, seed=9)[0]
+    assert (drawn == to_numpy(x_0)).all()
+    assert (drawn != images(workers, RECIPE, labels, seed=9)[0]).any()
+    rng = default_rng("slice", 9, 0)
+    x_T, model = standard_normal(rng, (3, 8, 8, 1)), as_eps(workers.model, target, schedule)
+    with no_grad():
+        *_, (_, x_0, _) = sample(step, classifier_free(model, labels, 1.5), pairs, x_T, rng)
+    np.testing.assert_allclose(drawn, to_numpy(x_0), rtol=0, atol=1e-4)
+
+
 def half_of_the_way(model, labels, scale):
     return classifier_free(model, labels, scale / 2)
 
@@ -135,7 +176,7 @@ def test_kept_frames_end_with_the_image(workers, keep):
 def test_generation_records_no_graph(workers):
     """Drawing leaves no gradient behind and needs none."""
     images(workers, RECIPE, [0])
-    assert (workers.flat.grad == 0).all()
+    assert all(p.grad is None or not to_numpy(p.grad).any() for p in workers.model.parameters())
 
 
 @pytest.mark.skipif(backend_name() != "numpy", reason="worker processes share host memory")
@@ -143,79 +184,20 @@ def test_workers_draw_the_same_images(workers):
     """Two processes draw what one draws, in the same order; BLAS may round a product of another thread count apart."""
     labels = [i % 3 for i in range(2 * SLICE + 1)]
     with Workers(partial(build_unet, NETWORK, 0), 2) as two:
-        two.flat.data[...] = workers.flat.data
+        two.model.load_state_dict(workers.model.state_dict())
         np.testing.assert_allclose(images(two, RECIPE, labels), images(workers, RECIPE, labels), atol=1e-4)
 
 
 def test_a_network_without_classes_draws_unconditionally():
     """num_classes None: labels only count, and guidance has nothing to guide by."""
-    pool = Workers(partial(build_unet, {**NETWORK, "num_classes": None}, 0))
+    pool = one_process().workers(partial(build_unet, {**NETWORK, "num_classes": None}, 0), 1)
     assert images(pool, RECIPE, [0, 0, 0]).shape == (1, 3, 8, 8, 1)
-
-
-def test_a_checkpoint_draws_with_its_averaged_weights(tmp_path):
-    """load_trained gives the EMA weights, not the last ones, and the schedule that was trained on."""
-    data = Dataset("blank", np.zeros((4, 8, 8), np.uint8), np.zeros(4, np.uint8), "blank", ("a", "b", "c"))
-    config = TrainConfig(num_steps=3, minutes=None, batch_size=2, warmup=1)
-    state = Training(Workers(partial(build_unet, NETWORK, 0)), Schedule.linear(60), config)
-    for _ in range(3):
-        state.advance(data)
-    state.save(tmp_path / "c.npz", data)
-    loaded, schedule, meta = load_trained(tmp_path / "c.npz", 1)
-    assert (loaded.flat.data == state.ema.data).all()
-    assert (loaded.flat.data != state.workers.flat.data).any()
-    assert (schedule.beta == Schedule.linear(60).beta).all()
-    assert meta["step"] == 3 and meta["data"] == {
-        "name": "blank",
-        "source": "blank",
-        "num": 4,
-        "image_shape": [8, 8, 1],
-    }
-
-
-@pytest.mark.parametrize("target", ["eps", "x_0", "v", None])
-def test_whatever_it_was_trained_to_say_a_loaded_network_says_eps(tmp_path, target):
-    """load_trained's network is to_eps of what the averaged weights say; a file that names no target means eps."""
-    data = Dataset("blank", np.zeros((4, 8, 8), np.uint8), np.zeros(4, np.uint8), "blank", ("a", "b", "c"))
-    schedule, path = Schedule.linear(60), tmp_path / "c.npz"
-    config = TrainConfig(num_steps=1, minutes=None, target=target or "eps")
-    state = Training(Workers(partial(build_unet, NETWORK, 0)), schedule, config)
-    state.ema.data += 0.05 * standard_normal(default_rng(7), state.ema.data.shape)
-    state.save(path, data)
-    if target is None:  # as before there was a choice
-        arrays, meta = checkpoint.load(path)
-        del meta["train"]["target"], meta["train"]["min_snr"]
-        checkpoint.save(path, arrays, meta)
-    loaded, _, _ = load_trained(path, 1)
-    x_t, t, labels = standard_normal(default_rng(1), (4, 8, 8, 1)), np.array([1, 7, 30, 60]), [0, 1, 2, 3]
-    with state.workers.weights(state.ema.data), no_grad():
-        said = state.workers.model(x_t, t, labels)
-        expected = TARGETS[config.target].to_eps(schedule, x_t, t, asarray(said))
-        np.testing.assert_array_equal(to_numpy(loaded.model(x_t, t, labels)), to_numpy(expected))
-        assert abs(to_numpy(loaded.model(x_t, t, labels))).max() > 0.1  # it does say something
-        # Guidance mixes before or after the conversion, which is affine: the same to float32's rounding of
-        # x_t/sqrt(1 - alpha_bar_t) <= 25 and guided numbers of that size.
-        guided = classifier_free(loaded.model, labels, 3.0)(x_t, 7)
-        mixed = classifier_free(state.workers.model, labels, 3.0)(x_t, 7)
-        expected = TARGETS[config.target].to_eps(schedule, x_t, 7, mixed)
-        np.testing.assert_allclose(to_numpy(guided), to_numpy(expected), rtol=0, atol=1e-4)
-
-
-def test_other_checkpoints_are_refused(tmp_path):
-    """A classifier's checkpoint, and one whose weights do not fit its own configuration, are named and refused."""
-    checkpoint.save(tmp_path / "a.npz", {"x": np.zeros(3)}, {"kind": "classifier"})
-    with pytest.raises(CheckpointError, match=r"a\.npz holds a network of kind 'classifier', not 'diffusion'"):
-        load_trained(tmp_path / "a.npz", 1)
-    arrays = {"ema/x": np.zeros(3), "schedule/beta": Schedule.linear(60).beta}
-    checkpoint.save(tmp_path / "b.npz", arrays, {"kind": "diffusion", "model": NETWORK, "train": {}})
-    with pytest.raises(CheckpointError, match=r"b\.npz: parameter"):
-        load_trained(tmp_path / "b.npz", 1)
 
 
 @pytest.mark.parametrize("backend, sizes", [("numpy", [20, 20, 20, 20, 20, 20, 5]), ("cupy", [125])])
 def test_a_gpu_draws_more_at_once(monkeypatch, backend, sizes):
     """Where a recipe does not say: a core works on few images, a GPU on as many as keep it busy."""
-    monkeypatch.setattr("tinydiff.generate.backend_name", lambda: backend)
+    monkeypatch.setattr("tinydiff.app.generate.backend_name", lambda: backend)
 
     class Workers:
         def map(self, _, jobs):

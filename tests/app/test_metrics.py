@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinydiff.metrics import coverage, frechet_distance, frechet_with_floor, share, wilson_interval
+from tinydiff.app.metrics import coverage, frechet_distance, frechet_with_floor, share, wilson_interval
 
 pytestmark = pytest.mark.program
 

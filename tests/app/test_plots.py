@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tinydiff import plots
+from tinydiff.app import plots
+from tinydiff.app.checkpoint import CheckpointError
+from tinydiff.app.plots import save_filmstrip, save_gif, save_grid, save_loss, tile
 from tinydiff.backend import default_rng
-from tinydiff.checkpoint import CheckpointError
-from tinydiff.plots import save_filmstrip, save_gif, save_grid, save_loss, tile
 
 pytestmark = pytest.mark.program
 
@@ -251,8 +251,15 @@ def test_bad_input_is_named_and_leaves_no_file(path, draw, message):
     assert os.listdir(path.parent) == []
 
 
-@pytest.mark.parametrize("module", [plots.Figure, Image.Image])
-def test_a_picture_is_whole_or_the_old_one(path, monkeypatch, module):
+@pytest.mark.parametrize(
+    ("writer", "draw"),
+    [
+        ((Image.Image, "save"), lambda p: save_grid(p, _images(0, 1), columns=1)),
+        ((Image.Image, "save"), lambda p: save_gif(p, _images(0, 1)[None], columns=1)),
+        ((plots.Figure, "savefig"), lambda p: save_loss(p, [1], [1.0], np.ones((1, 1)), ["a"])),
+    ],
+)
+def test_a_picture_is_whole_or_the_old_one(path, monkeypatch, writer, draw):
     """When writing fails half-way, the picture that was there stays, alone, and the error names it."""
 
     def half(self, file, *args, **kwargs):
@@ -260,26 +267,24 @@ def test_a_picture_is_whole_or_the_old_one(path, monkeypatch, module):
         raise OSError(28, "No space left on device")
 
     path.write_bytes(b"old")
-    monkeypatch.setattr(module, "savefig" if module is plots.Figure else "save", half)
+    monkeypatch.setattr(*writer, half)
     with pytest.raises(CheckpointError, match=f"cannot write {re.escape(str(path))}: No space left"):
-        if module is plots.Figure:
-            save_grid(path, _images(0, 1), columns=1)
-        else:
-            save_gif(path, _images(0, 1)[None], columns=1)
+        draw(path)
     assert path.read_bytes() == b"old" and os.listdir(path.parent) == [path.name]
 
 
 _IMPORTS = """
 import sys
-import tinydiff, tinydiff.checkpoint
+import tinydiff, tinydiff.app.checkpoint
 assert not {"matplotlib", "PIL"} & set(sys.modules)
-from tinydiff import plots
+from tinydiff.app import plots
 plots.save_grid(sys.argv[1], [[[[0.0]]]], columns=1)
+plots.save_loss(sys.argv[1], [1], [1.0], [[1.0]], ["a"])
 assert "matplotlib.pyplot" not in sys.modules
 """
 
 
 def test_matplotlib_loads_only_for_pictures_and_pyplot_never(path):
     """`import tinydiff` stays free of matplotlib, and drawing leaves no global figures."""
-    root = str(Path(plots.__file__).parents[1])
+    root = str(Path(plots.__file__).parents[2])
     subprocess.run([sys.executable, "-c", _IMPORTS, str(path)], env={**os.environ, "PYTHONPATH": root}, check=True)

@@ -5,18 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from tinydiff.backend import backend_name, precision, use_backend
+from tinydiff.backend import FAST, backend_name, precision, use_backend
 
 DEMOS = Path(__file__).parents[2] / "demos"
 
 
 @pytest.fixture(autouse=True)
-def same_precision_afterwards():
-    """A demo chooses the backend anew, on a GPU with TF32; the rest of the suite has chosen float32."""
-    before = backend_name(), precision()
+def same_backend_afterwards():
+    """A demo chooses the backend, the precision and plain functions; afterwards the choice of the suite holds again."""
+    before = backend_name(), precision(), bool(FAST)
     yield
-    if (backend_name(), precision()) != before:
-        use_backend(*before)
+    if (backend_name(), precision(), bool(FAST)) != before:
+        name, digits, fast = before
+        use_backend(name, digits, plain=not fast)
 
 
 @pytest.fixture(scope="session")

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinydiff import checkpoint
+from tinydiff.app import checkpoint
+from tinydiff.app.alone import one_process
+from tinydiff.app.classify import ClassifierConfig, build_classifier, read, save_classifier
 from tinydiff.backend import backend_name
-from tinydiff.classify import ClassifierConfig, build_classifier, read, save_classifier
 from tinydiff.data import DataError, load
-from tinydiff.parallel import Workers
 
 pytestmark = pytest.mark.program
 
@@ -29,7 +29,7 @@ def read_glyphs(tmp_path_factory):
     path = tmp_path_factory.mktemp("classifier") / "checkpoint.npz"
     dataset = load("glyphs", "test", num=30)
     images, _ = dataset.batch(np.arange(30))
-    with Workers(partial(build_classifier, {"channels": [8, 8]}, 0)) as workers:
+    with one_process().workers(partial(build_classifier, {"channels": [8, 8]}, 0), 1) as workers:
         save_classifier(path, workers, ClassifierConfig(), dataset, dataset, errors=0)
         answer = np.concatenate(list(read(workers, images))).argmax(1)
     return path, images, answer

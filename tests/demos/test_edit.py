@@ -6,17 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from tiny_runs import save_checkpoint, save_untrained_classifier
 
-from tinydiff import checkpoint
+from tinydiff.app import checkpoint
 from tinydiff.autograd import Tensor
 from tinydiff.backend import TinydiffError, asarray, backend_name
-from tinydiff.classify import ClassifierConfig, build_classifier, save_classifier
 from tinydiff.data import load
 from tinydiff.diffusion import Schedule, eps_from_x_0
-from tinydiff.generate import build_unet
 from tinydiff.nn import Module
-from tinydiff.parallel import Workers
-from tinydiff.train import TrainConfig, Training
 
 pytestmark = pytest.mark.program
 
@@ -28,14 +25,9 @@ def trained(tmp_path_factory):
     """A checkpoint after one step of a tiny network, and a classifier that was not trained at all."""
     folder = tmp_path_factory.mktemp("trained")
     data = load("glyphs", num=10)
-    with Workers(lambda: build_unet({"base_channels": 8, "num_classes": 10}, 0)) as pool:
-        state = Training(pool, Schedule.linear(100), TrainConfig(num_steps=1, minutes=None, batch_size=2))
-        state.advance(data)
-        state.save(folder / "checkpoint.npz", data)
-    with Workers(lambda: build_classifier({"num_classes": 10}, 0)) as pool:
-        save_classifier(folder / "classifier.npz", pool, ClassifierConfig(), data, data, 0)
-    with Workers(lambda: build_classifier({"num_classes": 10, "channels": [8], "time": True}, 0)) as pool:
-        save_classifier(folder / "noisy.npz", pool, ClassifierConfig(), data, data, 0, Schedule.linear(100))
+    save_checkpoint(folder / "checkpoint.npz", data)
+    save_untrained_classifier(folder / "classifier.npz", data)
+    save_untrained_classifier(folder / "noisy.npz", data, channels=[8], schedule=Schedule.linear(100))
     return folder
 
 
@@ -69,7 +61,7 @@ class Zero(Module):
 
     num_classes = None
 
-    def __call__(self, x_t, t, labels=None):
+    def forward(self, x_t, t, labels=None):
         return 0 * x_t
 
 
@@ -100,7 +92,7 @@ class ByLabel(Zero):
     def __init__(self, schedule, digits):
         self.schedule, self.digits = schedule, digits
 
-    def __call__(self, x_t, t, labels):
+    def forward(self, x_t, t, labels):
         return eps_from_x_0(self.schedule, x_t, t, asarray(self.digits[np.broadcast_to(labels, len(x_t))]))
 
 

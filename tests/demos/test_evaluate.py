@@ -9,15 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from tiny_runs import save_checkpoint
 
-from tinydiff import checkpoint
+from tinydiff.app import checkpoint
+from tinydiff.app.trained import load_trained
 from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, asarray, backend_name, default_rng, to_numpy
 from tinydiff.data import Dataset, load
 from tinydiff.diffusion import Schedule, bound_term, discretized_log_prob, prior_kl, sampled_bound, unconditional
-from tinydiff.generate import build_unet, load_trained
-from tinydiff.parallel import Workers
-from tinydiff.train import TrainConfig, Training
 
 pytestmark = pytest.mark.likelihood
 
@@ -30,11 +29,7 @@ def trained(tmp_path_factory):
     """A checkpoint after two steps of a tiny network: its averaged weights are not its last ones."""
     path = tmp_path_factory.mktemp("trained") / "checkpoint.npz"
     data = load("glyphs", num=10)
-    with Workers(lambda: build_unet({"base_channels": 8, "num_classes": 10}, 0)) as pool:
-        state = Training(pool, Schedule.linear(100), TrainConfig(num_steps=2, minutes=None, batch_size=2, warmup=1))
-        for _ in range(2):
-            state.advance(data)
-        state.save(path, data)
+    save_checkpoint(path, data, num_steps=2, warmup=1)
     return path
 
 

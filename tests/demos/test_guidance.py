@@ -3,22 +3,20 @@
 import csv
 import math
 import runpy
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from tiny_runs import save_checkpoint, save_untrained_classifier
 
-from tinydiff import checkpoint
+from tinydiff.app import checkpoint
+from tinydiff.app.classify import build_classifier, class_score
+from tinydiff.app.generate import Recipe, generate
 from tinydiff.autograd import no_grad
-from tinydiff.backend import TinydiffError, asarray, backend_name, default_rng, standard_normal, to_numpy
-from tinydiff.classify import ClassifierConfig, build_classifier, class_score, save_classifier
+from tinydiff.backend import TinydiffError, asarray, backend_name, to_numpy
 from tinydiff.data import load
 from tinydiff.diffusion import Schedule, classifier_free, classifier_guided, unconditional
-from tinydiff.generate import Recipe, build_unet, generate
-from tinydiff.parallel import Workers
-from tinydiff.train import TrainConfig, Training
 
 pytestmark = pytest.mark.program
 
@@ -30,15 +28,9 @@ SCHEDULE = Schedule.linear(100)
 def files(tmp_path_factory):
     """A denoiser whose answers depend on the label, a classifier, and a noisy one of the same schedule."""
     folder, data = tmp_path_factory.mktemp("trained"), load("glyphs", num=30)
-    with Workers(lambda: build_unet({"base_channels": 8, "num_classes": 10}, 0)) as pool:
-        pool.flat.data += 0.05 * standard_normal(default_rng(7), pool.flat.data.shape)
-        state = Training(pool, SCHEDULE, TrainConfig(num_steps=1, minutes=None, batch_size=2, warmup=1))
-        state.advance(data)
-        state.save(folder / "unet.npz", data)
+    save_checkpoint(folder / "unet.npz", data, move_start=0.05, warmup=1)
     for name, schedule in (("classifier", None), ("noisy", SCHEDULE), ("other", Schedule.linear(90))):
-        config = {"channels": [8, 8], "time": schedule is not None}
-        with Workers(partial(build_classifier, config, 1)) as pool:
-            save_classifier(folder / f"{name}.npz", pool, ClassifierConfig(), data, data, 0, schedule)
+        save_untrained_classifier(folder / f"{name}.npz", data, channels=[8, 8], seed=1, schedule=schedule)
     return folder
 
 

@@ -6,17 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from tiny_runs import save_checkpoint, save_untrained_classifier
 
-from tinydiff import checkpoint
+from tinydiff.app import checkpoint
+from tinydiff.app.alone import OneProcess, one_process
 from tinydiff.autograd import Tensor
 from tinydiff.backend import backend_name, to_numpy
-from tinydiff.classify import ClassifierConfig, build_classifier, save_classifier
 from tinydiff.data import load
 from tinydiff.diffusion import Schedule
-from tinydiff.generate import build_unet
 from tinydiff.nn import Conv2d, Linear, Module
-from tinydiff.parallel import Workers
-from tinydiff.train import TrainConfig, Training, draw_batch
+from tinydiff.train import TrainConfig, draw_batch
 
 pytestmark = pytest.mark.program
 
@@ -35,12 +34,8 @@ FEW = {"num": 20, "steps": 2, "workers": 1, "backend": backend_name()}
 def files(tmp_path_factory):
     """A tiny pixel checkpoint and a classifier, neither trained."""
     folder, data = tmp_path_factory.mktemp("trained"), load("glyphs", num=20)
-    with Workers(lambda: build_unet({"base_channels": 8, "num_classes": 10}, 0)) as pool:
-        state = Training(pool, Schedule.linear(100), TrainConfig(num_steps=1, minutes=None, batch_size=2))
-        state.advance(data)
-        state.save(folder / "pixel.npz", data)
-    with Workers(lambda: build_classifier({"channels": [8, 8]}, 0)) as pool:
-        save_classifier(folder / "classifier.npz", pool, ClassifierConfig(), data, data, 0)
+    save_checkpoint(folder / "pixel.npz", data)
+    save_untrained_classifier(folder / "classifier.npz", data, channels=[8, 8])
     return folder
 
 
@@ -84,7 +79,7 @@ def test_latents_have_mean_0_and_variance_1_channel_by_channel(demo, tmp_path):
     data = load("glyphs", num=30)
     config = TrainConfig(num_steps=1, minutes=None, batch_size=2)
     path = tmp_path / "c.npz"
-    demo.train_both(path, data, TINY["autoencoder"], 1e-6, demo.UNET | TINY["unet"], config, 1)
+    demo.train_both(path, data, TINY["autoencoder"], 1e-6, demo.UNET | TINY["unet"], config, one_process(), 1)
     space, coder, _ = demo.load_latent(path, 1)
     x_0, _ = data.batch(np.arange(30))
     z = coder.encode(x_0)
@@ -102,13 +97,12 @@ def test_what_is_drawn_in_latent_space_is_not_clipped(demo, tmp_path):
     class Zero(Module):
         num_classes = None
 
-        def __call__(self, x_t, t, labels=None):
+        def forward(self, x_t, t, labels=None):
             return 0 * x_t
 
     schedule, seen = Schedule.linear(100), []
     recipe = demo.Recipe(schedule, (2, 2, 3), demo.DDPM)
-    space = demo.Space(Workers.__new__(Workers), recipe, lambda x: seen.append(x) or x, "")
-    space.pool.num_workers, space.pool.model = 1, Zero()
+    space = demo.Space(OneProcess(Zero), recipe, lambda x: seen.append(x) or x, "")
     images, seconds = demo.draw_in_turn({"latent": space}, np.arange(4), 100, 1.0, 0)
     assert images["latent"].shape == (4, 2, 2, 3) and seconds["latent"] > 0
     assert abs(images["latent"]).max() > 10  # 1/sqrt(alpha_bar_T) is 160
@@ -121,7 +115,7 @@ def test_a_data_set_of_latents_is_drawn_from_as_one_of_pictures(demo):
     latents = demo.Latents(z, np.array([4, 5, 6], np.uint8))
     rows, labels = latents.batch(np.array([2, 0]))
     assert (rows == z[[2, 0]]).all() and labels.tolist() == [6, 4] and labels.dtype == np.int64
-    batch = draw_batch(latents, Schedule.linear(50), TrainConfig(batch_size=5, label_drop=0.0), 10, 0)
+    batch = draw_batch(latents, Schedule.linear(50), 10, TrainConfig(batch_size=5, label_drop=0.0), 0)
     assert batch["x_t"].shape == (5, 2, 2, 2) and batch["x_t"].dtype == np.float32
     assert set(batch["labels"].tolist()) <= {4, 5, 6}
 

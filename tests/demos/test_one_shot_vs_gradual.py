@@ -4,16 +4,15 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from matplotlib.image import imread
+from tiny_runs import save_checkpoint, save_untrained_classifier
 
 from tinydiff.autograd import Tensor
-from tinydiff.backend import TinydiffError, asarray, backend_name, to_numpy
-from tinydiff.classify import ClassifierConfig, build_classifier, save_classifier
+from tinydiff.backend import TinydiffError, asarray, backend_name, default_rng, to_numpy
 from tinydiff.data import load
-from tinydiff.diffusion import Schedule
-from tinydiff.generate import build_unet
-from tinydiff.parallel import Workers
-from tinydiff.train import TrainConfig, Training
+from tinydiff.train import LoopConfig
 
 pytestmark = pytest.mark.program
 
@@ -21,12 +20,8 @@ pytestmark = pytest.mark.program
 def save_untrained(folder, num_classes):
     """A checkpoint after one step of a tiny network, and a classifier that was not trained at all."""
     data = load("glyphs", num=20)
-    with Workers(lambda: build_unet({"base_channels": 8, "num_classes": num_classes}, 0)) as pool:
-        state = Training(pool, Schedule.linear(100), TrainConfig(num_steps=1, minutes=None, batch_size=2))
-        state.advance(data)
-        state.save(folder / "checkpoint.npz", data)
-    with Workers(lambda: build_classifier({"channels": [8, 8]}, 0)) as pool:
-        save_classifier(folder / "classifier.npz", pool, ClassifierConfig(), data, data, 0)
+    save_checkpoint(folder / "checkpoint.npz", data, num_classes=num_classes)
+    save_untrained_classifier(folder / "classifier.npz", data, channels=[8, 8])
     return folder
 
 
@@ -61,7 +56,7 @@ def test_each_player_learns_from_its_own_loss_only(demo, rng):
     made = model.generator(batch["z"], batch["labels"])
     of_d = gradients(model, demo.discriminator_losses(model, made.data, batch), g)
     of_g = gradients(model, demo.generator_losses(model, made, batch), g)
-    both = gradients(model, demo.gan_losses(model, batch, None), g)
+    both = gradients(model, demo.gan_losses(model, batch), g)
     for name in both:
         own, other = (of_d, of_g) if name.startswith("discriminator.") else (of_g, of_d)
         assert not other[name].any() and abs(own[name]).max() > 1e-6, name
@@ -82,6 +77,30 @@ def test_the_losses_are_minus_log_probabilities(demo, rng):
     # 1e-4: float32 logits through several norms
     np.testing.assert_allclose(to_numpy(demo.generator_losses(model, made, batch)), -np.log(p_made), rtol=1e-4)
     np.testing.assert_allclose(to_numpy(demo.discriminator_losses(model, made.data, batch)), of_d, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["relu", "tanh"])
+@given(st.integers(0, 2**31))
+def test_relu_and_tanh_have_their_values_and_gradients(load_demo, name, seed):
+    """max(x, 0) and tanh x; <gradient, d> is the difference quotient of <g, f(x + h d)> for random g and d."""
+    rng = default_rng(seed)
+    f, wanted = getattr(load_demo("one_shot_vs_gradual"), name), {"relu": lambda x: x * (x > 0), "tanh": np.tanh}[name]
+    x, g, d = rng.standard_normal((3, 4, 5))
+    x += 1e-3 * np.sign(x)  # away from the kink of relu
+    leaf = Tensor(asarray(x), requires_grad=True)
+    y = f(leaf)
+    np.testing.assert_allclose(to_numpy(y), wanted(x), rtol=1e-14)
+    y.backward(asarray(g))
+    h = 1e-5  # the quotient's error is h^2 times a third derivative, and 1e-16/h of rounding
+    quotient = (g * (wanted(x + h * d) - wanted(x - h * d))).sum() / (2 * h)
+    assert (to_numpy(leaf.grad) * d).sum() == pytest.approx(quotient, abs=1e-8)
+
+
+def test_relus_slope_at_0_is_0(demo):
+    """There, and not 1 or 1/2, a unit that is off stays off."""
+    x = Tensor(asarray(np.zeros(3)), requires_grad=True)
+    demo.relu(x).backward(asarray([1.0, -2.0, 3.0]))
+    assert (to_numpy(x.grad) == 0).all()
 
 
 def test_softplus_is_log_1_plus_exp_without_overflow(demo, rng):
@@ -108,7 +127,8 @@ def test_the_generator_heeds_label_and_z(demo, rng):
 def test_examples_are_a_function_of_seed_and_step(demo):
     """The same seed and step, the same pictures and z; another step, others."""
     data = load("glyphs", num=10)
-    first, again, other = (demo.examples(data, (2, 3), 1, 4, step) for step in (0, 0, 1))
+    config = LoopConfig(1, 4, seed=1)
+    first, again, other = (demo.examples(data, (2, 3), config, step) for step in (0, 0, 1))
     assert first["z"].shape == (4, 2, 3) and first["x"].shape == (4, 28, 28, 1)
     assert all((first[name] == again[name]).all() for name in first)
     assert all((first[name] != other[name]).any() for name in ("x", "z"))

@@ -5,14 +5,15 @@ from functools import partial
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_runs import save_checkpoint, save_untrained_classifier
 
+from tinydiff.app.alone import one_process
+from tinydiff.app.classify import build_classifier, read
+from tinydiff.app.generate import Recipe, generate
+from tinydiff.app.trained import load_trained
 from tinydiff.backend import TinydiffError, asarray, backend_name, default_rng, standard_normal, to_numpy
-from tinydiff.classify import ClassifierConfig, build_classifier, read, save_classifier
 from tinydiff.data import load
 from tinydiff.diffusion import Schedule, ddpm_step, eps_from_x_0, timestep_pairs
-from tinydiff.generate import Recipe, build_unet, generate, load_trained
-from tinydiff.parallel import Workers
-from tinydiff.train import TrainConfig, Training
 
 pytestmark = pytest.mark.program
 
@@ -33,16 +34,8 @@ def data():
 def trained(tmp_path_factory, data):
     """A network after one step, its average moved off the start, and a classifier that has learned nothing."""
     folder = tmp_path_factory.mktemp("trained")
-    state = Training(
-        Workers(partial(build_unet, {"base_channels": 8, "num_classes": 10}, 0)),
-        Schedule.linear(100),
-        TrainConfig(num_steps=1, minutes=None, batch_size=2),
-    )
-    state.advance(data)
-    state.ema.data += 0.05 * standard_normal(default_rng(7), state.ema.data.shape)
-    state.save(folder / "checkpoint.npz", data)
-    pool = Workers(partial(build_classifier, CLASSIFIER, 0))
-    save_classifier(folder / "classifier.npz", pool, ClassifierConfig(), data, data, 0)
+    save_checkpoint(folder / "checkpoint.npz", data, move_average=0.05)
+    save_untrained_classifier(folder / "classifier.npz", data, **CLASSIFIER)
     return folder / "checkpoint.npz", folder / "classifier.npz"
 
 
@@ -177,7 +170,7 @@ def test_the_border_is_the_outermost_pixels(demo):
     """0 for black, 255 for white, and what is inside does not count."""
     images = np.full((3, 5, 5, 1), -1.0, np.float32)
     images[:, 1:-1, 1:-1] = 1
-    pool = Workers(partial(build_classifier, CLASSIFIER, 0))
+    pool = one_process().workers(partial(build_classifier, CLASSIFIER, 0), 1)
     big = np.pad(images, ((0, 0), (0, 23), (0, 23), (0, 0)), constant_values=-1)
     assert demo.measure(pool, big, np.zeros(3, int))["border"] == "0.0"
     assert demo.measure(pool, -big, np.zeros(3, int))["border"] == "255.0"
@@ -186,7 +179,8 @@ def test_the_border_is_the_outermost_pixels(demo):
 
 def test_read_as_asked_is_the_share_of_the_classifiers_answers(demo, data):
     """Labels that the classifier gives itself are all right, any others all wrong."""
-    pool, (images, _) = Workers(partial(build_classifier, CLASSIFIER, 0)), data.batch(np.arange(8))
+    pool = one_process().workers(partial(build_classifier, CLASSIFIER, 0), 1)
+    images, _ = data.batch(np.arange(8))
     answers = np.concatenate(list(read(pool, images))).argmax(1)
     shares = [demo.measure(pool, images, labels)["read as asked"] for labels in (answers, answers + 1)]
     assert shares == ["100%", "0%"]

@@ -7,14 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_runs import save_checkpoint
 
-from tinydiff import checkpoint
+from tinydiff.app import checkpoint
 from tinydiff.backend import TinydiffError, backend_name
 from tinydiff.data import load
-from tinydiff.diffusion import Schedule
-from tinydiff.generate import build_unet
-from tinydiff.parallel import Workers
-from tinydiff.train import TrainConfig, Training
 
 pytestmark = pytest.mark.program
 
@@ -25,11 +22,7 @@ DEMOS = Path(__file__).parents[2] / "demos"
 def trained(tmp_path_factory):
     """A checkpoint after one step of a tiny network."""
     path = tmp_path_factory.mktemp("trained") / "checkpoint.npz"
-    pool = Workers(lambda: build_unet({"base_channels": 8, "num_classes": 10}, 0))
-    data = load("glyphs", num=10)
-    state = Training(pool, Schedule.linear(100), TrainConfig(num_steps=1, minutes=None, batch_size=2))
-    state.advance(data)
-    state.save(path, data)
+    save_checkpoint(path, load("glyphs", num=10))
     return path
 
 

@@ -7,15 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from tiny_runs import save_checkpoint, save_untrained_classifier
 
+from tinydiff.app.classify import features, load_classifier, read
+from tinydiff.app.metrics import frechet_distance
 from tinydiff.backend import TinydiffError, backend_name
-from tinydiff.classify import ClassifierConfig, build_classifier, features, load_classifier, read, save_classifier
 from tinydiff.data import load
-from tinydiff.diffusion import Schedule
-from tinydiff.generate import build_unet
-from tinydiff.metrics import frechet_distance
-from tinydiff.parallel import Workers
-from tinydiff.train import TrainConfig, Training
 
 pytestmark = pytest.mark.program
 
@@ -31,12 +28,8 @@ def test_set():
 def trained(tmp_path_factory, test_set):
     """Checkpoints of a tiny network after one step, and of a tiny classifier as it starts."""
     folder, data = tmp_path_factory.mktemp("trained"), load("glyphs", num=10)
-    with Workers(lambda: build_unet({"base_channels": 8, "num_classes": 10}, 0)) as pool:
-        state = Training(pool, Schedule.linear(100), TrainConfig(num_steps=1, minutes=None, batch_size=2))
-        state.advance(data)
-        state.save(folder / "unet.npz", data)
-    with Workers(lambda: build_classifier({"channels": [4, 8]}, 0)) as judge:
-        save_classifier(folder / "classifier.npz", judge, ClassifierConfig(), data, test_set, 0)
+    save_checkpoint(folder / "unet.npz", data)
+    save_untrained_classifier(folder / "classifier.npz", data, test=test_set, channels=[4, 8])
     return folder
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tinydiff import checkpoint
-from tinydiff.backend import backend_name
-from tinydiff.checkpoint import CheckpointError
+from tinydiff.app import checkpoint
+from tinydiff.app.checkpoint import CheckpointError
+from tinydiff.backend import TinydiffError, backend_name
 
 pytestmark = pytest.mark.program
 
@@ -84,8 +84,8 @@ def test_resume_continues_bit_for_bit_with_the_checkpoints_settings(load_demo, t
     module = load_demo("train_mnist")
     save, saved = module._save, []
 
-    def save_then_stop(state, dataset, out):
-        save(state, dataset, out)
+    def save_then_stop(state, *what):
+        save(state, *what)
         saved.append(state.step)
         if state.step == 2:
             raise KeyboardInterrupt
@@ -131,6 +131,64 @@ def test_another_target_is_trained_resumed_and_drawn(load_demo, tmp_path, target
     sampled = load_demo("sample").main
     sampled(tmp_path / "checkpoint.npz", backend=backend_name(), num=2, steps=2, workers=1, out=tmp_path / "s.png")
     assert (tmp_path / "s.png").stat().st_size > 0
+
+
+def test_plain_runs_train_resume_and_sample_without_the_engine_room(tmp_path):
+    """With --plain a whole run, its continuation and sample.py import no module of tinydiff.fast."""
+    program = (
+        "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__');"
+        "sys.exit(', '.join(name for name in sys.modules if name.startswith('tinydiff.fast')))"
+    )
+    options = [*OPTIONS, f"--out={tmp_path}", "--plain"]
+    path = tmp_path / "checkpoint.npz"
+    sample = ["--num=2", "--steps=2", f"--out={tmp_path / 's.png'}", "--plain"]
+    for command in (
+        [DEMOS / "train_mnist.py", "--steps=2", "--sample-every=1", *options],
+        [DEMOS / "train_mnist.py", "--resume", *options],
+        [DEMOS / "sample.py", path, *sample],
+    ):
+        environment = {**os.environ, "PYTHONPATH": str(DEMOS.parent)}
+        command = [sys.executable, "-c", program, *map(str, command)]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+        assert result.returncode == 0, result.stderr
+    assert weights(tmp_path)[1]["step"] == 2 and (tmp_path / "s.png").stat().st_size > 0
+
+
+def test_a_plain_run_computes_what_the_fast_one_does(load_demo, tmp_path):
+    """From one start, the same losses: to float32's rounding, for the two add in another order."""
+    main = load_demo("train_mnist").main
+    for name, plain in (("fast", False), ("plain", True)):
+        main(backend=backend_name(), precision="float32", out=tmp_path / name, plain=plain, steps=3, **SMALL)
+    fast, plain = (checkpoint.load(tmp_path / name / "checkpoint.npz")[0]["metrics"] for name in ("fast", "plain"))
+    np.testing.assert_allclose(plain, fast, rtol=1e-4)
+    assert len(plain) == 3
+
+
+@pytest.mark.skipif(backend_name() != "numpy", reason="worker processes need the numpy backend")
+def test_a_run_of_two_workers_can_go_on_plain_with_one(load_demo, tmp_path, capsys):
+    """--resume --plain takes one process, whatever the checkpoint had, and the note names both numbers."""
+    main = load_demo("train_mnist").main
+    main(backend=backend_name(), out=tmp_path, steps=1, **{**SMALL, "workers": 2})
+    main(backend=backend_name(), out=tmp_path, resume=True, plain=True, sample_steps=2)
+    assert "note: 2 worker(s) before, 1 now" in capsys.readouterr().out
+    with pytest.raises(TinydiffError, match="--workers 2: with --plain one process"):
+        main(backend=backend_name(), out=tmp_path, resume=True, plain=True, workers=2)
+
+
+def test_an_earlier_versions_checkpoint_resumes_and_can_be_sampled(load_demo, tmp_path):
+    """Its settings had weight_decay, its network dropout: where neither was used, both programs take the file."""
+    main, path = load_demo("train_mnist").main, tmp_path / "checkpoint.npz"
+    main(backend=backend_name(), out=tmp_path, steps=1, **SMALL)
+    arrays, meta = checkpoint.load(path)
+    del meta["train"]["betas"], meta["train"]["clip_norm"], meta["train"]["ema_decay"]
+    older = {"train": meta["train"] | {"weight_decay": 0.0}, "model": meta["model"] | {"dropout": 0.0}}
+    checkpoint.save(path, arrays, meta | older)
+    main(backend=backend_name(), out=tmp_path, resume=True, sample_steps=2)
+    load_demo("sample").main(path, backend=backend_name(), num=2, steps=2, workers=1, out=tmp_path / "s.png")
+    assert (tmp_path / "s.png").stat().st_size > 0
+    checkpoint.save(path, arrays, meta | older | {"train": meta["train"] | {"weight_decay": 0.01}})
+    with pytest.raises(CheckpointError, match="weight_decay, which this version does not have"):
+        main(backend=backend_name(), out=tmp_path, resume=True, sample_steps=2)
 
 
 def test_a_new_run_keeps_the_older_checkpoint(load_demo, tmp_path):

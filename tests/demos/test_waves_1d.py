@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
@@ -122,6 +124,20 @@ def test_a_1d_convolution_is_numpys(demo):
         for o, b in enumerate((0.5, -1.5)):
             wanted = b + sum(np.correlate(x[n, 0, :, c], w[0, :, c, o], "same") for c in range(3))
             assert np.allclose(y[n, 0, :, o], wanted, atol=1e-5)  # float32 sums of 15
+
+
+@given(st.integers(0, 2**31), st.integers(1, 3), st.integers(1, 6), st.integers(0, 3))
+def test_the_gradient_of_pad_is_its_adjoint(load_demo, seed, n, w, side):
+    """<g, pad(x)> = <pad^T g, x>, for random shapes; the zeros stand on the left and right only."""
+    rng = default_rng(seed)
+    x = Tensor(asarray(rng.standard_normal((n, 2, w, 3))), requires_grad=True)
+    y = load_demo("waves_1d").pad(x, side=side)
+    assert y.shape == (n, 2, w + 2 * side, 3)
+    assert (to_numpy(y)[:, :, side : side + w] == to_numpy(x)).all()
+    assert abs(to_numpy(y)).sum() == pytest.approx(abs(to_numpy(x)).sum(), rel=1e-12)  # all the rest is 0
+    g = rng.standard_normal(y.shape)
+    y.backward(asarray(g))
+    assert (g * to_numpy(y)).sum() == pytest.approx((to_numpy(x.grad) * to_numpy(x)).sum(), abs=1e-12)
 
 
 def test_fold_lays_neighbours_side_by_side_and_back(demo):

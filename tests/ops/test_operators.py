@@ -9,20 +9,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from tinydiff import ops
 from tinydiff.autograd import Tensor
 from tinydiff.backend import to_numpy, xp
 
 pytestmark = pytest.mark.engine
 
-binary = pytest.mark.parametrize(
-    "f", [operator.add, operator.sub, operator.mul, operator.truediv], ids=lambda f: f.__name__
-)
+OPERATORS = [operator.add, operator.sub, operator.mul, operator.truediv]
 
 
-@binary
+@pytest.mark.parametrize("f", OPERATORS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_operators_take_arrays_and_numbers_on_either_side(f, dtype):
-    """tensor, array and number in any order: NumPy's value, the tensors' dtype, and each tensor its own gradient."""
+    """tensor, array and number in any order: NumPy's value, the tensors' dtype, and each tensor its own gradient.
+
+    Division has an operator for a tensor on the left; on the right it is ops.div.
+    """
+
+    def divide(x, y):
+        return x / y if isinstance(x, Tensor) else ops.div(x, y)
+
     (a, b, g), number = normal(0, (2, 3), (3,), (2, 3), dtype=dtype), 1.75
     for x, y in [(a, b), (b, a), (a, number), (number, a), (a, np.float64(number)), (np.float64(number), a), (a, 3)]:
         plain = [float(v) if isinstance(v, float) else v for v in (x, y)]
@@ -33,7 +39,7 @@ def test_operators_take_arrays_and_numbers_on_either_side(f, dtype):
             inputs = [Tensor(v, True) if w and isinstance(v, xp.ndarray) else v for v, w in zip((x, y), wanted)]
             if not any(isinstance(v, Tensor) for v in inputs):
                 continue
-            z = f(*inputs)
+            z = divide(*inputs) if f is operator.truediv else f(*inputs)
             assert isinstance(z, Tensor) and z.dtype == dtype
             np.testing.assert_allclose(to_numpy(z), to_numpy(expected), rtol=1e-6 if dtype == "float32" else 1e-15)
             z.backward(g)
@@ -43,13 +49,13 @@ def test_operators_take_arrays_and_numbers_on_either_side(f, dtype):
                     np.testing.assert_allclose(to_numpy(v.grad), to_numpy(twin.grad), rtol=1e-6)
 
 
-def test_matmul_takes_arrays_on_either_side():
-    """tensor @ array, array @ tensor and tensor @ tensor are NumPy's product, with the same gradients."""
+def test_matmul_takes_an_array_on_either_side():
+    """tensor @ array, matmul(array, tensor) and tensor @ tensor are NumPy's product, with the same gradients."""
     (x, y), (g,) = leaves(0, (2, 3, 4), (4, 5)), normal(1, (2, 3, 5))
     (x @ y).backward(g)
     expected = [x.grad, y.grad]
     x.grad = y.grad = None
-    for z in (x @ y.data, x.data @ y):
+    for z in (x @ y.data, ops.matmul(x.data, y)):
         np.testing.assert_allclose(to_numpy(z), to_numpy(x.data) @ to_numpy(y.data), rtol=1e-13, atol=1e-14)
         z.backward(g)
     same(x.grad, expected[0])
@@ -71,13 +77,13 @@ def test_getitem_is_numpys_and_its_gradient_is_zero_elsewhere(data):
     same(x.grad, expected)
 
 
-def test_neg_and_pow_are_operators():
-    """-x and x ** 3 with their gradients."""
+def test_neg_is_an_operator():
+    """-x with its gradient."""
     (x,), (g,) = leaves(0, (3,)), normal(1, (3,))
-    y = -(x**3)
-    np.testing.assert_allclose(to_numpy(y), -(to_numpy(x) ** 3), rtol=1e-15)
+    y = -x
+    same(y, -x.data)
     y.backward(g)
-    np.testing.assert_allclose(to_numpy(x.grad), to_numpy(-3 * g * x.data**2), rtol=1e-14)
+    same(x.grad, -g)
 
 
 def test_matmul_and_getitem_refuse_what_they_do_not_do():
@@ -94,9 +100,3 @@ def test_matmul_and_getitem_refuse_what_they_do_not_do():
     ]:
         with pytest.raises(TypeError, match=f"index may hold integers, slices, None and ..., got {kind}"):
             x[index]
-
-
-def test_a_numpy_number_as_exponent_does_not_promote():
-    """x ** np.float64(2) is x ** 2.0, as x * np.float64(2) is x * 2.0."""
-    (x,) = leaves(0, (3,), dtype="float32")
-    same(x ** np.float64(2), x**2.0)

@@ -1,21 +1,23 @@
-"""Checkpoints: named arrays and their settings in one .npz file that is either whole or not there.
+"""Checkpoints: named arrays and their settings in one .npz file, which is either whole or absent.
 
-A save goes to a temporary file in the same folder, reaches the disk, and only then takes the old file's place: at any
-moment, also after kill -9 or with a full disk, the last good checkpoint is kept.  A load checks a SHA-256 digest of the
-whole file before it parses anything, and never unpickles: a file from a stranger can be refused, not run.
-The same content gives the same bytes, so `cmp` compares two runs.
+A save writes to a temporary file in the same folder, waits until the bytes are on the disk, and only then puts the
+temporary file in the place of the old one.  The last good checkpoint survives at any moment, also after kill -9 or on a
+full disk.  A load checks a SHA-256 digest of the whole file before it parses anything, and it never unpickles: a file
+from a stranger can be refused, but it cannot run code.  Equal content gives equal bytes, so `cmp` compares two runs.
 
-Pictures are written through `atomic_write` too.  Read next: train.py, which decides what goes into a checkpoint.
+Pictures and tables are written through `atomic_write` too.  training.py decides what a checkpoint contains.
+Read next: blocks.py.
 """
 
 import contextlib
 import glob
 import hashlib
 import io
+import itertools
 import json
 import os
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,26 +28,26 @@ from tinydiff.backend import TinydiffError
 FORMAT = "tinydiff checkpoint"
 VERSION = 1
 
-_MARK = f"{FORMAT}.npy"  # the first member's name, which a zip file spells out from byte 30 on
+_MARK = f"{FORMAT}.npy"  # the name of the first member, which stands at byte 30 of the zip file
 _DIGEST_SIZE = 64  # SHA-256 in hexadecimal
-_KINDS = "biufcSU"  # bool, integers, floats, complex, bytes, text: what a .npy holds without pickle
+_KINDS = "biufcSU"  # bool, integers, floats, complex, bytes, text: what a .npy file holds without pickle
 
 
 class CheckpointError(TinydiffError):
-    """A file cannot be written, or is not a checkpoint that can be used: the message names the file and says which."""
+    """A file cannot be written, or is not a checkpoint that can be used.  The message names the file and the reason."""
 
 
 def save(path: str | os.PathLike, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
     """Write a checkpoint in place of `path`, whole or not at all.
 
-    An uncompressed zip file that `np.load` reads too:
+    The file is an uncompressed zip file, which np.load reads too:
 
         "tinydiff checkpoint.npy"   first, uint8: UTF-8 JSON {"meta": {...}, "version": 1}, its keys sorted
         "NAME.npy"                  one for each array, in the order given, in C order
         the zip comment             64 hex digits that end the file: SHA-256 of all bytes before them
 
-    arrays: host arrays of numbers or text.  meta: what JSON can hold (tuples come back as lists), else ValueError.
-    Raises CheckpointError if the file cannot be written; the file that was there is then unchanged.
+    arrays: host arrays of numbers or text, else ValueError.  meta: values that JSON can hold, else ValueError; a tuple
+    is loaded as a list.  Raises CheckpointError if the file cannot be written; an older file is then unchanged.
     """
     body = _pack(arrays, meta)
     with atomic_write(path) as file:
@@ -54,10 +56,10 @@ def save(path: str | os.PathLike, arrays: dict[str, np.ndarray], meta: dict[str,
 
 
 def load(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read a checkpoint: (arrays, meta) exactly as saved.
+    """Read a checkpoint: (arrays, meta), exactly as saved.
 
-    Raises CheckpointError saying which: no such file, not an .npz file, of other software, cut short, damaged, of a
-    newer version, or holding pickled objects, which are never loaded.
+    Raises CheckpointError with the reason: the file does not exist, is not an .npz file, comes from other software, is
+    cut short or damaged, has a newer version, or contains pickled objects, which are never loaded.
     """
     try:
         data = Path(path).read_bytes()
@@ -68,78 +70,76 @@ def load(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]
     if hashlib.sha256(data[:-_DIGEST_SIZE]).hexdigest().encode() != data[-_DIGEST_SIZE:]:
         raise CheckpointError(f"{path} {_what_is_wrong(data)}")
     try:
-        return _unpack(path, data)
-    except CheckpointError:
-        raise
-    except Exception as error:  # zipfile, json and NumPy raise a dozen kinds for bytes that are not what they expect
+        return _unpack(data)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} {error}") from None
+    except Exception as error:  # for bytes that they do not expect, zipfile, json and NumPy raise a dozen kinds
         raise CheckpointError(f"{path} is not a checkpoint that this version can read ({error!r})") from None
 
 
-def check_same(found: dict[str, Any], wanted: dict[str, Any], keys: Iterable[str]) -> None:
-    """Check that a checkpoint's settings `found` agree with the `wanted` ones under each of `keys`.
+def check_same(saved: dict[str, Any], wanted: dict[str, Any], keys: Collection[str]) -> None:
+    """Check that the settings `saved` in a checkpoint equal the `wanted` ones under each of `keys`.
 
-    Values compare as JSON gives them back (a tuple equals a list); a key that is not there counts as None.
-    Raises CheckpointError naming every key that differs and both its values.
+    Values are compared as JSON holds them (a tuple equals a list).  A key that is absent counts as None.
+    Raises CheckpointError with each key that differs and both values.
     """
-    differing = []
-    for key in keys:
-        old, new = (json.loads(json.dumps(settings.get(key))) for settings in (found, wanted))
-        if old != new:
-            differing.append(f"{key} is {old!r} in the checkpoint, {new!r} is wanted")
+    old, new = (json.loads(json.dumps({key: settings.get(key) for key in keys})) for settings in (saved, wanted))
+    differing = [f"{k} is {old[k]!r} in the checkpoint, {new[k]!r} is wanted" for k in keys if old[k] != new[k]]
     if differing:
         raise CheckpointError(f"the checkpoint fits another configuration: {'; '.join(differing)}")
 
 
-def set_aside(path: str | os.PathLike) -> Path | None:
-    """Give a file that a new run would overwrite another name, PATH's stem and the first free number: that, or None."""
+def set_aside(path: str | os.PathLike) -> None:
+    """Rename a file that a new run would overwrite: model.npz becomes model.1.npz, or the first number that is free."""
     path = Path(path)
-    if not path.exists():
-        return None
-    number = 1
-    while (aside := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
-        number += 1
-    path.rename(aside)
-    print(f"{path} of an earlier run is now {aside}")
-    return aside
+    if path.exists():
+        names = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count(1))
+        aside = next(name for name in names if not name.exists())
+        path.rename(aside)
+        print(f"{path} of an earlier run is now {aside}")
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """Open a temporary file beside `path` for writing bytes; when the block ends well, it takes the place of `path`.
+    """Open a temporary file beside `path` for writing bytes.  It takes the place of `path` if the block ends well.
 
-    If the block or the disk fails, `path` stays as it was and the temporary file is removed.  One that a killed process
-    left behind is removed by the next write of the same path.  Raises CheckpointError for an OSError.
+    If the block or the disk fails, `path` stays as it was and the temporary file is removed.  The next write of the
+    same path removes a temporary file that a killed process left.  Raises CheckpointError for an OSError.
     """
     target = Path(os.path.realpath(path))  # the file that a link names, so that the link stays a link
     temporary = target.with_name(f".{target.name}.{os.urandom(4).hex()}.tmp")
     try:
-        _remove_stale(target)
-        try:
-            with open(temporary, "xb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except BaseException:
+        # A live writer of the same path loses its temporary file and fails cleanly: two writers never mix their bytes.
+        for stale in target.parent.glob(f".{glob.escape(target.name)}.????????.tmp"):
             with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
+                stale.unlink()
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
     except OSError as error:
-        raise CheckpointError(
-            f"cannot write {path}: {error.strerror or error} (the old file, if any, is unchanged)"
-        ) from error
-    _sync_folder(target.parent)
+        raise CheckpointError(f"cannot write {path}: {error.strerror or error} (an older file is unchanged)") from error
+    finally:
+        with contextlib.suppress(OSError):  # after a success the temporary file is gone
+            temporary.unlink()
+    with contextlib.suppress(OSError):  # Windows and some network file systems refuse to sync a folder
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def _pack(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> memoryview:
-    """The bytes of a checkpoint without the digest that ends it."""
+    """The bytes of a checkpoint without the digest at the end."""
     try:
         header = json.dumps({"version": VERSION, "meta": meta}, sort_keys=True)
     except (TypeError, ValueError) as error:
         raise ValueError(f"meta must hold what JSON can hold: {error}") from None
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        archive.comment = bytes(_DIGEST_SIZE)  # the end record tells its length: leave room
+        archive.comment = bytes(_DIGEST_SIZE)  # room for the digest: the end record contains the comment's length
         _add(archive, FORMAT, np.frombuffer(header.encode(), np.uint8))
         for name, array in arrays.items():
             if not name or name == FORMAT or not name.isprintable() or "\\" in name:
@@ -150,62 +150,43 @@ def _pack(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> memoryview:
 
 def _add(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
     if not isinstance(array, np.ndarray) or array.dtype.kind not in _KINDS:
-        kind = getattr(array, "dtype", type(array).__name__)
-        raise ValueError(f"array {name!r} must be a NumPy array of numbers or text, got {kind}")
-    member = zipfile.ZipInfo(f"{name}.npy")  # dated 1980: the same content gives the same bytes
-    member.create_system = 3  # the default differs between systems
-    member.external_attr = 0o644 << 16  # an unzipped array can be opened
+        got = getattr(array, "dtype", type(array))
+        raise ValueError(f"array {name!r} must be a NumPy array of numbers or text, got {got}")
+    member = zipfile.ZipInfo(f"{name}.npy")  # dated 1980: equal content gives equal bytes
+    member.create_system = 3  # Unix, on every system
+    member.external_attr = 0o644 << 16  # the permissions of an unzipped array
     npy = io.BytesIO()
     np.lib.format.write_array(npy, np.asarray(array, order="C"), allow_pickle=False)
     archive.writestr(member, npy.getbuffer())
 
 
-def _unpack(path: str | os.PathLike, data: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _unpack(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         first, *rest = archive.infolist()
         if first.filename != _MARK:
-            raise CheckpointError(f"{path} is not a tinydiff checkpoint: an .npz file of other software")
-        header = json.loads(_read(path, archive, first).tobytes())
+            raise CheckpointError("is not a tinydiff checkpoint: an .npz file of other software")
+        header = json.loads(_read(archive, first).tobytes())
         if header["version"] > VERSION:
-            raise CheckpointError(f"{path} has version {header['version']}, newer than {VERSION}: update tinydiff")
-        arrays = {member.filename.removesuffix(".npy"): _read(path, archive, member) for member in rest}
+            raise CheckpointError(f"has version {header['version']}, newer than {VERSION}: update tinydiff")
+        arrays = {member.filename.removesuffix(".npy"): _read(archive, member) for member in rest}
         return arrays, dict(header["meta"])
 
 
-def _read(path: str | os.PathLike, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     npy = io.BytesIO(archive.read(member))
-    if np.lib.format.read_magic(npy) != (1, 0):
-        raise ValueError(f"{member.filename} is not an array")
+    np.lib.format.read_magic(npy)
     if np.lib.format.read_array_header_1_0(npy)[2].hasobject:
-        raise CheckpointError(f"{path} holds pickled objects, which could run code: {member.filename} is not loaded")
+        raise CheckpointError(f"contains pickled objects, which could run code: {member.filename} is not loaded")
     npy.seek(0)
     return np.lib.format.read_array(npy, allow_pickle=False)
 
 
 def _what_is_wrong(data: bytes) -> str:
-    """Name what most likely happened to a file whose digest does not fit."""
+    """The most likely reason why the digest of a file does not fit."""
     if not data.startswith(b"PK"):
         return "is not a tinydiff checkpoint: not an .npz file" if data else "is empty"
     if not _MARK.encode().startswith(data[30 : 30 + len(_MARK)]):
         return "is not a tinydiff checkpoint: an .npz file of other software"
-    if data[-_DIGEST_SIZE - 22 :][:4] != b"PK\5\6":  # the zip end record, 22 bytes and the comment
+    if data[-_DIGEST_SIZE - 22 :][:4] != b"PK\5\6":  # the zip end record: 22 bytes and the comment
         return "is cut short: the end of the file is missing"
     return "is damaged: its content does not fit its SHA-256 digest"
-
-
-def _remove_stale(target: Path) -> None:
-    # Another live writer of the same path loses its temporary file and fails cleanly: no mixture of two writers.
-    for stale in target.parent.glob(f".{glob.escape(target.name)}.????????.tmp"):
-        with contextlib.suppress(OSError):
-            stale.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return
-    with contextlib.suppress(OSError):  # some network file systems refuse it; the file itself is on the disk by now
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

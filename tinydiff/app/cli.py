@@ -1,6 +1,8 @@
-"""What the demos share: a parser that takes its defaults from main, checked option types, a clean end.
+"""What every program shares: a parser that takes its defaults from main, checked option types, and a clean end.
 
-    def main(*, backend="numpy", steps=20_000): ...
+    def main(*, backend="numpy", precision=None, plain=False, steps=20_000):
+        cli.start(backend, precision, plain=plain)
+        ...
 
     if __name__ == "__main__":
         parser = cli.parser(__doc__, main)
@@ -8,15 +10,15 @@
         parser.add_argument("--steps", type=cli.positive_int, help="how many batches to train on")
         cli.run(main, parser)
 
-A default is written once, in main, where it serves importers and tests too; `--help` shows it.
-Read next: demos/train_mnist.py.
+A default is written once, as a keyword default of main.  Importers, tests and the command line all use it, and --help
+shows it.  Read next: alone.py.
 """
 
 import argparse
+import contextlib
 import inspect
 import math
 import os
-import re
 import shutil
 import sys
 import textwrap
@@ -24,91 +26,88 @@ from collections.abc import Callable
 from typing import Any
 
 from tinydiff.app.alone import one_process
-from tinydiff.backend import TinydiffError, describe, use_backend
+from tinydiff.backend import TinydiffError, use_backend
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Show a default only where it says something: not for a switch, nor for an option that is off."""
+    """Shows the default of each option, except None and False: those mean that the option is off."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        silent = action.default is None or action.default is False
-        return action.help if silent else super()._get_help_string(action)
+        off = action.default is None or action.default is False
+        return action.help if off else super()._get_help_string(action)
 
 
 def parser(description: str | None, main: Callable[..., Any]) -> argparse.ArgumentParser:
-    """An argument parser whose options take their defaults from the keyword defaults of `main`, by name.
+    """An argument parser.  Each option has the default of main's keyword argument of the same name.
 
-    description: shown by --help as it is, such as the demo's docstring.
+    description: text that --help shows with its lines unchanged, such as the docstring of the program.
     """
-    made = argparse.ArgumentParser(description=description, formatter_class=_Help, allow_abbrev=False)
+    new = argparse.ArgumentParser(description=description, formatter_class=_Help, allow_abbrev=False)
     parameters = inspect.signature(main).parameters.values()
-    made.set_defaults(**{p.name: p.default for p in parameters if p.default is not p.empty})
-    return made
+    new.set_defaults(**{p.name: p.default for p in parameters if p.default is not p.empty})
+    return new
 
 
 def add_backend(to: argparse.ArgumentParser) -> None:
     """Add --backend, --precision and --plain, the options that every program has."""
+    precision = "of a GPU's matrix products: tf32 (its default) rounds each factor to 10 bits and is faster"
     to.add_argument("--backend", choices=["numpy", "cupy"], help="arrays on the CPU, or on an NVIDIA GPU")
-    to.add_argument(
-        "--precision",
-        choices=["float32", "tf32"],
-        help="of a GPU's matrix products: tf32 (its default) rounds each factor to 10 bits and is faster",
-    )
+    to.add_argument("--precision", choices=["float32", "tf32"], help=precision)
     to.add_argument("--plain", action="store_true", help="compute with the functions of the book as they stand: slower")
 
 
 def add_parallel(to: Any) -> None:
-    """Add --workers and --parallel, to a parser or a group: the processes to share the work, of here or of MPI."""
+    """Add --workers and --parallel to a parser, or to a group of a parser."""
     to.add_argument("--workers", type=positive_int, help="processes to share the work (default: all cores)")
     to.add_argument("--parallel", choices=["local", "mpi"], help="mpi: each rank that mpiexec started is a worker")
 
 
 def start(backend: str, precision: str | None, parallel: str = "local", plain: bool = False) -> Any:
-    """Choose the backend, as the first thing in main, say which GPU will work, and return who shares the work."""
+    """Choose the backend, print which GPU computes, and return the processes that share the work: see alone.Alone.
+
+    main calls this function first.  Raises TinydiffError for a choice that cannot work here.
+    """
+    ranks = None
     if parallel == "mpi" and plain:
         raise TinydiffError("--plain --parallel mpi: with --plain one process does all the work")
     if parallel == "mpi":
-        from tinydiff.fast import mpi
+        from tinydiff.fast import mpi  # loaded only if it is used
 
         ranks = mpi.world()
-        use_backend(backend, precision, ranks.local_rank)
-    else:
-        use_backend(backend, precision, plain=plain)
-        ranks = one_process()
+    use_backend(backend, precision, ranks.local_rank if ranks else 0, plain=plain)
     if backend != "numpy":
+        from tinydiff.fast.device import describe
+
         print(describe())
-    return ranks
+    return ranks or one_process()
 
 
 def run(main: Callable[..., Any], using: argparse.ArgumentParser) -> None:
     """Call main(**options) and end the program as a user expects.
 
-    A TinydiffError, a lack of memory, or a file that cannot be opened or made, is printed without traceback, exit code
-    2; Ctrl-C gives 130; a reader of the output who has gone away (`| head`) gives 141 in silence.  Any other exception
-    is a bug and keeps its traceback.
+    Exit code 2 and a message without a traceback: for a TinydiffError, for too little memory, and for a file that
+    cannot be opened or made.  Exit code 130: after Ctrl-C.  Exit code 141 and no message: if the reader of the output
+    has closed it (`| head`).  Any other exception is a bug and keeps its traceback.
     """
     options = vars(using.parse_args())
     if options.get("precision") == "tf32" and options["backend"] == "numpy":
         using.error("--precision tf32 needs --backend cupy: NumPy multiplies in float32")
     try:
         main(**options)
-        sys.stdout.flush()  # a reader gone away shows here, not after the end
-    except (TinydiffError, MemoryError) as error:  # arrays of either backend say in a line what they lack memory for
-        width, said = shutil.get_terminal_size().columns, str(error) or "out of memory"
-        for line in f"error: {said}".splitlines():  # a path or a command to copy stays in one piece
-            print(textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False), file=sys.stderr)
-        sys.exit(2)
+        sys.stdout.flush()  # raises here, not after the end, if the reader has closed the output
+    except (TinydiffError, MemoryError) as error:  # both backends describe in one line what did not fit into memory
+        width, message = shutil.get_terminal_size().columns, f"error: {str(error) or 'out of memory'}"
+        fill = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False).fill  # paths stay whole
+        using.exit(2, "".join(fill(line) + "\n" for line in message.splitlines()))
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        sys.exit(130)
+        using.exit(130, "\ninterrupted\n")
     except BrokenPipeError:
         _end_if_nobody_reads()
         raise
     except OSError as error:
-        if error.filename is None:  # not about a file that the user named
+        if error.filename is None:  # the error is not about a file that the user named
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        sys.exit(2)
+        using.exit(2, f"error: {error.filename}: {error.strerror}\n")
 
 
 def positive_int(text: str) -> int:
@@ -131,31 +130,17 @@ def non_negative_float(text: str) -> float:
     return _number(text, float, "a number of at least 0", lambda x: 0 <= x < math.inf)
 
 
-def labels(text: str) -> tuple[int, ...]:
-    """Option type: digits 0..9 and ranges of them, separated by commas, in the order given: "7", "0-9", "3,3,7-9"."""
-    chosen: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*([0-9])\s*(?:-\s*([0-9])\s*)?", part)
-        if not match or (match[2] and match[2] < match[1]):
-            raise argparse.ArgumentTypeError(f"must be digits or rising ranges such as 7, 0-9 or 1,3,5-7, got {text!r}")
-        chosen += range(int(match[1]), int(match[2] or match[1]) + 1)
-    return tuple(chosen)
-
-
 def _number(text: str, kind: type, what: str, fits: Callable[[Any], bool]) -> Any:
-    try:
-        value = kind(text)
-    except ValueError:
-        value = None
-    if value is None or not fits(value):
-        raise argparse.ArgumentTypeError(f"must be {what}, got {text!r}")
-    return value
+    with contextlib.suppress(ValueError):
+        if fits(value := kind(text)):
+            return value
+    raise argparse.ArgumentTypeError(f"must be {what}, got {text!r}")
 
 
 def _end_if_nobody_reads() -> None:
-    """Exit with 141 (128 + SIGPIPE) if standard output is what broke; a worker's broken pipe is a bug to be shown."""
+    """Exit with code 141 (128 + SIGPIPE) if the broken pipe is standard output; a worker's broken pipe is a bug."""
     try:
-        print(flush=True)  # a flush alone does not tell: what could not be written is dropped by now
+        print(flush=True)  # a flush alone would not raise again: the text that could not be written is dropped by now
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes at exit
         sys.exit(141)

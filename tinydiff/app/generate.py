@@ -1,83 +1,72 @@
-"""Drawing images from a trained network: the samplers of diffusion/ on a network, in slices, on all workers.
+"""Drawing images with a trained network: the samplers of diffusion/, in slices, on all workers.
 
-A large request is cut into slices of a few images.  Each slice has its own random stream, named by seed and slice, so
-the images do not depend on the number of workers, and memory does not grow with their number.  Read next: plots.py.
+    recipe = Recipe(schedule, (28, 28, 1), num_steps=50, scale=2.0)
+    for frames in generate(workers, recipe, labels, seed):
+        ...                                                     # frames[-1]: the images of this slice of the labels
+
+A large request is cut into slices of a few images.  Each slice has a random stream of its own, which seed and slice
+number name.  So the number of workers changes neither the images nor the memory that one slice needs.
+Read next: choices.py.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tinydiff.app import checkpoint
-from tinydiff.app.alone import one_process
 from tinydiff.app.checkpoint import CheckpointError
-from tinydiff.autograd import Tensor, no_grad
+from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, backend_name, default_rng, standard_normal, to_numpy
-from tinydiff.diffusion import Schedule, classifier_free, ddim_step, ddpm_step, dpm_solver_2m, sample, unconditional
+from tinydiff.diffusion import Schedule, classifier_free, ddpm_step, sample, unconditional
 from tinydiff.diffusion.guidance import EpsFn
-from tinydiff.diffusion.targets import EPS, TARGETS, Target
-from tinydiff.diffusion.times import quadratic_pairs, timestep_pairs
-from tinydiff.nn import Module, UNet
+from tinydiff.diffusion.targets import EPS, Target, as_eps_fn
+from tinydiff.diffusion.times import Pairs, timestep_pairs
+from tinydiff.nn import UNet
 
-Make = Callable[[dict[str, Any], dict[str, Any]], Callable[[], Module]]
-SLICE, GPU_SLICE = 20, 500  # images; with guidance the network sees twice as many at once.  A GPU has room for many.
+SLICE, GPU_SLICE = 20, 500  # images; guidance doubles the batch that the network sees.  A GPU has room for many.
 
 
 def DDPM(schedule: Schedule) -> Callable:
-    """ddpm_step as a Recipe takes it; clip, for images lie in [-1, 1]."""
+    """ddpm_step, as a Recipe takes it.  It clips, because images lie in [-1, 1]."""
     return partial(ddpm_step, schedule, clip=True)
 
 
-def DDIM(schedule: Schedule, eta: float = 0.0) -> Callable:
-    """ddim_step as a Recipe takes it."""
-    return partial(ddim_step, schedule, eta=eta, clip=True)
-
-
-def DPM_SOLVER_2M(schedule: Schedule) -> Callable:
-    """A fresh dpm_solver_2m as a Recipe takes it."""
-    return dpm_solver_2m(schedule, clip=True)
-
-
-def by_label(model: Any, labels: Sequence[int], scale: float) -> EpsFn:
-    """Classifier-free guidance, or none for a network without classes."""
-    return unconditional(model) if model.num_classes is None else classifier_free(model, labels, scale)
-
-
-def uniform(schedule: Schedule, num_steps: int) -> list[tuple[int, int]]:
-    """timestep_pairs as a Recipe takes it."""
+def uniform(schedule: Schedule, num_steps: int) -> Pairs:
+    """timestep_pairs, as a Recipe takes it."""
     return timestep_pairs(schedule.T, num_steps)
 
 
-def quadratic(schedule: Schedule, num_steps: int) -> list[tuple[int, int]]:
-    """quadratic_pairs as a Recipe takes it."""
-    return quadratic_pairs(schedule.T, num_steps)
+def by_label(model: Any, labels: Sequence[int], scale: float) -> EpsFn:
+    """Classifier-free guidance; no guidance for a network without classes."""
+    return unconditional(model) if model.num_classes is None else classifier_free(model, labels, scale)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How images are drawn, whatever their labels and noise.
+    """How images are drawn, whatever their labels and noise.  Worker processes receive it, so it must be picklable.
 
-    step(schedule): a step as sample() takes it, a fresh one for each slice: DDPM, DDIM or DPM_SOLVER_2M.
-    num_steps: of 1..T.  pairs(schedule, num_steps): the times to visit: uniform, quadratic or log_snr_pairs.
-    scale: of guidance, 0 = unconditional, 1 = conditional.  guide(model, labels, scale) -> eps_fn.
-    keep: how many moments of the trajectory to return, evenly spread over its steps, the last one the final image.
-    at_once: images in a slice, else SLICE, on a GPU GPU_SLICE; small ones are faster many at a time.
-    target: what the workers' network predicts; the models of load_trained give eps_hat already.
+    step(schedule): a step as sample() takes it, such as DDPM; others in choices.py.  Each slice makes its own step.
+    num_steps: the number of reverse steps, at most T, else TinydiffError.
+    pairs(schedule, num_steps): the times that the steps visit, such as uniform; others in choices.py.
+    scale: of guidance; 0 = unconditional, 1 = conditional.  guide(model, labels, scale) -> eps_fn.
+    keep: the number of frames to return.  They are spread evenly over the steps; the last frame is the final image.
+    at_once: the number of images in a slice; None: SLICE on the CPU, GPU_SLICE on a GPU.  Small images are faster in
+    large slices.
+    target: what the workers' network predicts; the models of load_trained predict the noise, EPS.  Another prediction
+    is guided first and then converted.  The conversion is affine, so classifier-free guidance may come first.
     """
 
     schedule: Schedule
     image_shape: tuple[int, int, int]
-    # DDPM's noise wipes out what the steps before got wrong; DDIM and 2M keep it.
+    # The noise of DDPM wipes out the errors of earlier steps; DDIM and 2M keep them.
     step: Callable[[Schedule], Callable] = DDPM
     num_steps: int = 50
     scale: float = 2.0
     keep: int = 1
     guide: Callable = by_label
-    pairs: Callable[[Schedule, int], list[tuple[int, int]]] = uniform
+    pairs: Callable[[Schedule, int], Pairs] = uniform
     at_once: int | None = None
     target: Target = EPS
 
@@ -87,10 +76,12 @@ class Recipe:
 
 
 def generate(workers: Any, recipe: Recipe, labels: Sequence[int], seed: int) -> Iterator[np.ndarray]:
-    """Draw one image for each label, slice by slice in order, with the workers' weights as they stand.
+    """Draw one image for each label, with the weights that the workers hold now.
 
-    labels: each in 0..num_classes, where num_classes means "no label"; for a network without classes they only count.
-    Yields (keep, n, H, W, C) float32 frames for n labels, a slice: frames[-1] is final, values near [-1, 1].
+    labels: each in 0..num_classes, where num_classes means "no label".  For a network without classes only their number
+    matters.
+    Yields the slices in order.  A slice of n labels is an array (keep, n, H, W, C), float32: n images in each of `keep`
+    frames.  Values lie near [-1, 1].
     """
     n = recipe.at_once or (SLICE if backend_name() == "numpy" else GPU_SLICE)
     jobs = [(labels[i : i + n], (seed, i // n)) for i in range(0, len(labels), n)]
@@ -99,89 +90,32 @@ def generate(workers: Any, recipe: Recipe, labels: Sequence[int], seed: int) -> 
 
 def frame_times(recipe: Recipe) -> list[int]:
     """The time t of each kept frame: from near T down to 0."""
-    arrivals = [s for _, s in recipe.pairs(recipe.schedule, recipe.num_steps)]
-    return [arrivals[i] for i in _kept(recipe)]
+    pairs = recipe.pairs(recipe.schedule, recipe.num_steps)
+    return [pairs[i][1] for i in _kept(recipe)]
 
 
 def build_unet(config: dict[str, Any], seed: int) -> UNet:
-    """The U-Net of a configuration (UNet.config), its parameters drawn from seed: picklable, for Workers."""
+    """The U-Net of a configuration (UNet.config), its parameters drawn from seed.  Workers can be sent this function.
+
+    Raises CheckpointError as `current` does.
+    """
     return UNet(**current(config), rng=default_rng(seed))
 
 
 def current(config: dict[str, Any]) -> dict[str, Any]:
-    """A saved configuration of a UNet without the options of earlier versions; CheckpointError if one was used."""
-    gone = {"dropout": 0.0, "text_features": None}
+    """A saved configuration of a UNet, without the options that only earlier versions had.
+
+    Raises CheckpointError if the network used such an option.
+    """
+    gone = {"dropout": 0.0, "text_features": None}  # and their values when unused
     for name, unused in gone.items():
         if config.get(name, unused) != unused:
             raise CheckpointError(f"{name}={config[name]!r}: this version has no such network")
     return {name: value for name, value in config.items() if name not in gone}
 
 
-class AsEps(Module):
-    """eps_hat = model(x_t, t, labels), read off what a network predicts (diffusion/targets.py).
-
-    Its parameters are the network's, under their own names.  No gradient goes through it.
-    """
-
-    def __init__(self, network: UNet, target: Target, schedule: Schedule):
-        self.network, self.target, self.schedule = network, target, schedule
-        self.config, self.num_classes = network.config, network.num_classes
-
-    def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-        return self.network.named_parameters(prefix)
-
-    def forward(self, x_t: Any, t: Any, labels: Any = None) -> Tensor:
-        return Tensor(self.target.to_eps(self.schedule, x_t, t, self.network(x_t, t, labels).data))
-
-
-def as_eps(network: Any, target: Target, schedule: Schedule) -> Any:
-    """A model that gives eps_hat: the network itself if that is what it predicts."""
-    return network if target == EPS else AsEps(network, target, schedule)
-
-
-def build_eps_model(config: dict[str, Any], seed: int, target: Target, schedule: Schedule) -> Module:
-    """as_eps of build_unet: picklable, for Workers."""
-    return as_eps(build_unet(config, seed), target, schedule)
-
-
-def load_trained(path: Path, num_workers: int, ranks: Any = None) -> tuple[Any, Schedule, dict[str, Any]]:
-    """Workers that hold the averaged weights (EMA) of a checkpoint, its schedule, and its settings.
-
-    Their model gives eps_hat, whatever the network was trained to predict.  Raises CheckpointError if the file is not a
-    whole checkpoint of a diffusion model.
-    """
-
-    def make(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> Callable[[], Module]:
-        target = TARGETS[meta["train"].get("target", "eps")]  # files from before there was a choice
-        return partial(build_eps_model, meta["model"], 0, target, Schedule(arrays["schedule/beta"]))
-
-    workers, arrays, meta = load_network(path, "diffusion", "ema/", make, num_workers, ranks)
-    return workers, Schedule(arrays["schedule/beta"]), meta
-
-
-def load_network(
-    path: Path, kind: str, prefix: str, make: Make, num_workers: int, ranks: Any = None
-) -> tuple[Any, dict[str, np.ndarray], dict[str, Any]]:
-    """Workers that hold the network of a checkpoint of this kind, with the weights whose names start with prefix.
-
-    make(arrays, settings) -> what builds the network, for Workers.  Returns the workers with all arrays and settings of
-    the file.  Raises CheckpointError if it is not such a checkpoint.
-    """
-    ranks = ranks or one_process()
-    arrays, meta = ranks.broadcast(partial(checkpoint.load, path))
-    if meta.get("kind") != kind:
-        raise CheckpointError(f"{path} holds a network of kind {meta.get('kind')!r}, not {kind!r}")
-    workers = ranks.workers(make(arrays, meta), num_workers)
-    try:
-        workers.model.load_state_dict({n[len(prefix) :]: a for n, a in arrays.items() if n.startswith(prefix)})
-    except ValueError as error:
-        workers.close()
-        raise CheckpointError(f"{path}: {error}") from None
-    return workers, arrays, meta
-
-
 def _kept(recipe: Recipe) -> list[int]:
-    """Indices of the steps whose result is kept: `keep` of them, the last always among them."""
+    """The indices of the steps whose results are the frames; the last step is always one of them."""
     keep = min(recipe.keep, recipe.num_steps)
     return [(i + 1) * recipe.num_steps // keep - 1 for i in range(keep)]
 
@@ -190,9 +124,9 @@ def _draw_slice(recipe: Recipe, model: Any, job: tuple[Sequence[int], tuple[int,
     labels, name = job
     rng = default_rng("slice", *name)
     x_T = standard_normal(rng, (len(labels), *recipe.image_shape))
-    eps_fn = recipe.guide(as_eps(model, recipe.target, recipe.schedule), labels, recipe.scale)
+    eps_fn = as_eps_fn(recipe.target, recipe.schedule, recipe.guide(model, labels, recipe.scale))
     pairs = recipe.pairs(recipe.schedule, recipe.num_steps)
     steps = sample(recipe.step(recipe.schedule), eps_fn, pairs, x_T, rng)
-    kept = set(_kept(recipe))
     with no_grad():
-        return np.stack([to_numpy(x_t) for i, (_, x_t, _) in enumerate(steps) if i in kept])
+        frames = [to_numpy(x_t) for i, (_, x_t, _) in enumerate(steps) if i in _kept(recipe)]
+    return np.stack(frames)

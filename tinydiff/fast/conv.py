@@ -1,8 +1,8 @@
-"""conv2d in three ways, whichever is the fastest for a shape, and with what is added to its result in the same pass.
+"""conv2d in the fastest of three ways for a shape, and a sum with a further array in the same pass.
 
-The plain way of ops/conv.py, a few images at a time, so that their windows stay in a core's cache.  Where few channels
-come out, the convolution is computed as the input gradient of the flipped one.  Where winograd.py pays, it does the
-work.  Axes as in ops/conv.py.  Read next: winograd.py.
+The first way is that of ops/conv.py, a few images at a time, so that their windows stay in a core's cache.  The second
+is for few channels out: the convolution is the input gradient of the convolution with the flipped filter.  The third is
+winograd.py, for 3x3 filters of stride 1.  Axes as in ops/conv.py.  Read next: winograd.py.
 """
 
 from functools import cache, reduce
@@ -25,10 +25,10 @@ def conv2d(x, w, b, *plus, stride=1, padding=0):
     check_conv2d(x, w, b, stride, padding)
     check_plus(x, w, plus, stride, padding)
     if winograd.pays(x, w, stride, padding):
-        each, other = bias_and_map(b, plus)
-        y = winograd.correlate(x, w, each)
-        if other is not None:
-            y += other
+        bias, residual = bias_and_map(b, plus)
+        y = winograd.correlate(x, w, bias)
+        if residual is not None:
+            y += residual
 
         def vjp(g):
             return (
@@ -37,8 +37,8 @@ def conv2d(x, w, b, *plus, stride=1, padding=0):
                 *bias_gradients(g, plus),
             )
     elif stride == 1 and w.shape[0] == w.shape[1] > padding and 4 * w.shape[3] <= w.shape[2]:
-        # Far fewer channels out than in.  The convolution is the input gradient of the one with the flipped filter, and
-        # that way round the windows are taken of the map with few channels.
+        # Far fewer channels out than in.  The convolution is the input gradient of the one with the flipped filter.
+        # Computed so, the windows are those of the map with few channels.
         turned, inner = winograd.flipped(w), w.shape[0] - 1 - padding
         y = _input_gradient(output_shape(x.shape, w.shape, 1, padding), turned, x, 1, inner)
         _add(y, b, plus)
@@ -54,12 +54,12 @@ def conv2d(x, w, b, *plus, stride=1, padding=0):
 
         def vjp(g):
             db, *dplus = bias_gradients(g, plus, kernels.available())
-            both = cache(lambda: _filter_gradient(x, w, g, stride, padding, one=db is None))
+            gradients = cache(lambda: _filter_gradient(x, w, g, stride, padding, one=db is None))
             taps = w.size // w.shape[3]
             return (
                 lambda: _input_gradient(x.shape, w, g, stride, padding),
-                lambda: both()[:taps].reshape(w.shape),
-                db or (lambda: both()[taps]),
+                lambda: gradients()[:taps].reshape(w.shape),
+                db or (lambda: gradients()[taps]),
                 *dplus,
             )
 
@@ -86,14 +86,14 @@ def _add(y, b, plus):
     if kernels.available():
         kernels.add_bias(y, b, *plus)
         return
-    each, other = bias_and_map(b, plus)
-    add_bias(y, each)
-    if other is not None:
-        y += other
+    bias, residual = bias_and_map(b, plus)
+    add_bias(y, bias)
+    if residual is not None:
+        y += residual
 
 
 def bias_and_map(b, plus):
-    """conv2d's b and plus as what all pixels of an image get, (O,) or (N, O), and what each gets, or None."""
+    """conv2d's b and plus as a vector for all pixels of an image, (O,) or (N, O), and a map for each pixel, or None."""
     if not plus:
         return b, None
     return (b, plus[0]) if plus[0].ndim == 4 else (b + plus[0], None)
@@ -111,7 +111,8 @@ def _input_gradient(shape, w, g, stride, padding):
 
 
 def _filter_gradient(x, w, g, stride, padding, one=False):
-    """(KH KW C, O), a row for each tap; with a 1 after each window the next is the bias's gradient: see _columns."""
+    """(KH KW C, O), a row for each tap.  With one=True every window ends in a 1 (see _columns), and the row after the
+    last tap is the bias's gradient."""
     o = w.shape[3]
     shares = (
         product_of_transposed(_columns(x[part], w, stride, padding, one), g[part].reshape(-1, o))
@@ -121,12 +122,12 @@ def _filter_gradient(x, w, g, stride, padding, one=False):
 
 
 def bias_gradients(g, plus, elsewhere=False):
-    """The gradients of conv2d's b and plus, from its result's; None for b's where it is found elsewhere."""
+    """The gradients of conv2d's b and plus, from the gradient of its result; elsewhere=True leaves out b's (None)."""
     n, oh, ow, o = g.shape
     if plus and plus[0].ndim == 2:
-        each = sum_rows(g.reshape(n, oh * ow, o))
-        db = None if elsewhere else sum_rows(each)  # now: what backward gets of each, it may add to
-        return db if db is None else (lambda: db), lambda: each
+        per_image = sum_rows(g.reshape(n, oh * ow, o))
+        db = None if elsewhere else sum_rows(per_image)
+        return db if db is None else (lambda: db), lambda: per_image
     return None if elsewhere else (lambda: sum_rows(g.reshape(n * oh * ow, o))), *(g for _ in plus)
 
 
@@ -139,7 +140,7 @@ def upsample_nearest(x):
 
 
 def sum_2x2(x):
-    """Sum each 2x2 block: on a CPU four strided reads are faster than a sum over two short axes."""
+    """The sum of each 2x2 block.  On a CPU four strided reads are faster than a sum over two short axes."""
     if kernels.available():
         n, h, w, c = x.shape
         return x.reshape(n, h // 2, 2, w // 2, 2, c).sum((2, 4))
@@ -150,8 +151,8 @@ def check_plus(x, w, plus, stride, padding):
     """ValueError where plus is not what conv2d can add."""
     shapes = (len(x), w.shape[3]), output_shape(x.shape, w.shape, stride, padding)
     if len(plus) > 1 or any(p.shape not in shapes for p in plus):
-        found = ", ".join(str(p.shape) for p in plus)
-        raise ValueError(f"conv2d: plus must be one array of shape {shapes[0]} or {shapes[1]}, got {found}")
+        shapes_given = ", ".join(str(p.shape) for p in plus)
+        raise ValueError(f"conv2d: plus must be one array of shape {shapes[0]} or {shapes[1]}, got {shapes_given}")
 
 
 def _parts(y, w):
@@ -161,10 +162,10 @@ def _parts(y, w):
 
 
 def _columns(x, w, stride, padding, one=False):
-    """The window of each output pixel as a row: (N OH OW, KH KW C); on a GPU, if asked for, with a 1 after it.
+    """The window of each output pixel as a row: (N OH OW, KH KW C).  one: on a GPU, end each row with a 1.
 
-    A copy runs along the memory of x as far as it can: over the channels of a window's row, or, where these are few,
-    over the pixels of one tap, whose column is then what lies together in the result.
+    The copy runs along the memory of x as far as it can: over the channels of a window's row, or, if these are few,
+    over the pixels of one tap.  In the second case the columns of the result are contiguous.
     """
     n, h, wd, c = x.shape
     kh, kw = w.shape[:2]
@@ -184,7 +185,7 @@ def _columns(x, w, stride, padding, one=False):
 
 
 def _add_columns(columns, shape, w, stride, padding):
-    """The adjoint of _columns: each entry of a row is added to the pixel that it was copied from."""
+    """The adjoint of _columns: add each entry of a row to the pixel from which it was copied."""
     n, h, wd, c = shape
     kh, kw = w.shape[:2]
     if kernels.available():

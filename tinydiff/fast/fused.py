@@ -64,15 +64,15 @@ def norm_silu_winograd(x, gamma, beta, w, b, *plus, num_groups):
     norm = Passes(x, gamma / 2, beta / 2, num_groups)  # of half the scale: see group_norm_silu
     (n, height, width, c), o = x.shape, w.shape[3]
     u, y = winograd.filter_tiles(w), xp.empty((n, height, width, o), x.dtype)
-    each, other = bias_and_map(b, plus)
-    parts, each = winograd.parts(x.shape, max(c, o), x.itemsize), xp.broadcast_to(each, (n, o))
+    bias, residual = bias_and_map(b, plus)
+    parts, bias = winograd.parts(x.shape, max(c, o), x.itemsize), xp.broadcast_to(bias, (n, o))
     for part in parts:
         frame, inside = winograd.frame(x[part].shape, x.dtype)
-        for images, here in _within(norm, part):
-            silu_of_double(norm.forward(images), out=inside[here])
-        winograd.correlate_frame(frame, u, y[part], each[part])
-        if other is not None:
-            y[part] += other[part]
+        for images, inner in _within(norm, part):
+            silu_of_double(norm.forward(images), out=inside[inner])
+        winograd.correlate_frame(frame, u, y[part], bias[part])
+        if residual is not None:
+            y[part] += residual[part]
 
     def vjp(g):
         u, du = winograd.filter_tiles(winograd.flipped(w)), xp.zeros((36, c, o), x.dtype)
@@ -80,15 +80,15 @@ def norm_silu_winograd(x, gamma, beta, w, b, *plus, num_groups):
         for part in parts:
             frame, inside = winograd.frame(x[part].shape, x.dtype)
             slopes = [
-                silu_of_double_and_slope(norm.again(images), out=inside[here])[1]
-                for images, here in _within(norm, part)
+                silu_of_double_and_slope(norm.again(images), out=inside[inner])[1]
+                for images, inner in _within(norm, part)
             ]
             g_frame = winograd.framed(g[part])
             winograd.add_filter_gradient(frame, g_frame, du)
             dy = xp.empty(x[part].shape, x.dtype)
             winograd.correlate_frame(g_frame, u, dy)
-            for (images, here), slope in zip(_within(norm, part), slopes):
-                slope *= dy[here]
+            for (images, inner), slope in zip(_within(norm, part), slopes):
+                slope *= dy[inner]
                 norm.backward(images, slope, dx[images])
         dgamma, dbeta = norm.parameter_gradients()
         return lambda: dx, dgamma / 2, dbeta / 2, winograd.from_filter_tiles(du), *bias_gradients(g, plus)

@@ -2,7 +2,7 @@
 
 A small network on a GPU waits for launches and for the host, not for arithmetic.  So nothing in a training step waits:
 the next batch is drawn in a thread (`Ahead`), and losses and norms stay on the device for PERIOD steps.
-Read next: kernels.py.
+Read next: device.py.
 """
 
 from collections.abc import Callable
@@ -30,10 +30,14 @@ def concat(*xs):
 def note(state: Training, losses: Any, norm: Any, rate: float, batch: Batch) -> None:
     """Training.note: what the step left on the device is read with the next `metrics`, or after PERIOD steps.
 
-    So a nan is found up to PERIOD steps later.  A step whose gradient is nan or infinite has updated nothing.
+    So a nan is found up to PERIOD steps later.  A step whose gradient is nan or infinite has updated nothing: Adam and
+    EMA look at the norm of a Flat.  Without a Flat the norm is a number on the host, and the plain note looks at it.
     """
+    if isinstance(norm, float):
+        Training.note.__wrapped__(state, losses, norm, rate, batch)  # type: ignore[attr-defined]
+        return
     late = vars(state).setdefault("late", [])
-    late.append((losses, norm, rate, batch))
+    late.append((losses, norm, rate, {"t": batch.get("t")}))  # not the pictures: they would stay on the device
     if len(late) >= PERIOD:
         metrics(state)
 
@@ -46,7 +50,8 @@ def metrics(state: Training) -> list[tuple[float, ...]]:
     """
     late = vars(state).get("late", [])
     if late:
-        losses, norms = (to_numpy(xp.stack(values)) for values in list(zip(*late))[:2])
+        # A norm is an array of the device, or a number where clipping has waited for it: see clip_grad_norm.
+        losses, norms = (to_numpy(xp.stack([asarray(value) for value in values])) for values in list(zip(*late))[:2])
         for step_losses, norm in zip(losses, norms.tolist()):
             _, _, rate, batch = late[0]
             state.rows.append(metrics_row(state, step_losses, norm, rate, batch))
@@ -68,8 +73,8 @@ class Ahead:
         self._next: tuple[Any, Future | None] = None, None  # what for, and the batch to come
 
     def __call__(self, config: Any, step: int) -> Batch:
-        asked, future = self._next
-        if future is None or asked != (config, step):  # the first step, or not the one foreseen
+        foreseen, future = self._next
+        if future is None or foreseen != (config, step):  # the first step, or not the one foreseen
             future = self._thread.submit(self._joined, config, step)
         self._next = (config, step + 1), self._thread.submit(self._joined, config, step + 1)
         pair, batch = future.result()  # or what was raised there

@@ -1,8 +1,8 @@
-"""The GPU's own kernels: what takes NumPy's way many passes over a map takes a GPU one launch.
+"""The GPU's own kernels: one launch in place of many passes over a map.
 
 A small network on a GPU waits for launches (some microseconds each), not for arithmetic.  So each op that would be a
-chain of array functions has its kernels in kernels.cu, each launched by a function here.  The tests compile that text
-for the host and hold it to the NumPy way.  Axes as in ops/conv.py and ops/norm.py.  Read next: kernels.cu.
+chain of array functions has kernels in kernels.cu, and a function here launches each kernel.  The tests compile the
+same text for the host and compare it with NumPy.  Axes as in ops/conv.py and ops/norm.py.  Read next: kernels.cu.
 """
 
 import math
@@ -17,14 +17,14 @@ from tinydiff.backend import backend_name, xp
 
 SOURCE = Path(__file__).with_name("kernels.cu").read_text("utf-8")
 THREADS = 256  # of a block; a power of two, see total() there
-FEW_ROWS = 256  # of an affine map: so few that one thread a result is soon done
+FEW_ROWS = 256  # of an affine map: up to here one thread a result is fast enough
 _MOST_SHORT = 1 << 30  # numbers of an array that a kernel's 32-bit index reaches, with room for a last block
 _PARTS = 240  # arrays that one launch gathers: PARTS in kernels.cu
-_SHORT = 64  # rows: so few one thread adds up sooner than a second launch begins
+_SHORT = 64  # rows: one thread adds these up before a second launch would begin
 
 
 def available() -> bool:
-    """Whether the arrays are on a GPU, so that these kernels are the way to go."""
+    """Whether the arrays are on a GPU, so that these kernels can work on them."""
     return backend_name() == "cupy"
 
 
@@ -57,14 +57,14 @@ def _text(dtype: str, wide: bool) -> str:
 
 
 def segments(rows: int) -> int:
-    """Into how many parts to cut a sum: a short one stays whole, a long one gets about as many as each has rows."""
+    """The number of parts of a sum: a short sum stays whole, a long one has about as many parts as a part has rows."""
     return 1 if rows <= _SHORT else math.isqrt(rows)
 
 
 def im2col(x: Any, kh: int, kw: int, oh: int, ow: int, stride: int, padding: int, one: bool = False) -> Any:
     """The window of each output pixel of x (N, H, W, C) as a row: (N OH OW, KH KW C).
 
-    one: follow it by a 1 and by zeros up to the next multiple of four numbers, as tensor cores like a row.
+    one: end each row with a 1, and with zeros up to the next multiple of four numbers, which suits tensor cores.
     """
     n, h, w, c = x.shape
     taps = kh * kw * c
@@ -84,7 +84,7 @@ def col2im(columns: Any, shape: tuple, kh: int, kw: int, oh: int, ow: int, strid
 
 
 def _run(*arrays: Any) -> int:
-    """How many neighbours along the last axis of the first array a thread does at once."""
+    """The number of neighbours along the last axis of the first array that a thread computes."""
     return 1 if arrays[0].shape[-1] % 4 or any(address(a) % 16 for a in arrays) else 4
 
 
@@ -160,7 +160,9 @@ def silu_backward(x: Any, g: Any) -> Any:
 
 
 def softmax(x: Any) -> Any:
-    """Softmax over the last axis."""
+    """Softmax over the last axis; ValueError where that is empty, as NumPy's largest value of it is."""
+    if x.shape[-1] == 0:
+        raise ValueError("softmax: zero-size array has no largest value")
     p = xp.empty(x.shape, x.dtype)
     launch("softmax", math.prod(x.shape[:-1]), xp.ascontiguousarray(x), p, x.shape[-1])
     return p

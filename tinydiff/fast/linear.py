@@ -28,11 +28,11 @@ def linear(x, w, b):
 
     def vjp(g):
         g = g.reshape(len(rows), o)
-        both = cache(lambda: kernels.linear_gradient(rows, g))
+        gradients = cache(lambda: kernels.linear_gradient(rows, g))
         return (
             lambda: product(g, transposed(w)).reshape(x.shape),
-            lambda: both()[0] if one_launch else product_of_transposed(rows, g),
-            lambda: both()[1] if one_launch else sum_rows(g),
+            lambda: gradients()[0] if one_launch else product_of_transposed(rows, g),
+            lambda: gradients()[1] if one_launch else sum_rows(g),
         )
 
     return y.reshape(*x.shape[:-1], o), vjp

@@ -2,14 +2,15 @@
 
     mpiexec -n 4 python demos/train_mnist.py --parallel mpi
 
-Every rank runs the whole program on a replica of its own.  Rank 0 alone reads files, writes and prints; what it reads
-it broadcasts, the parameters too, so all start from the same bits.  In a step each rank draws its rows of the batch
-that seed and step name (app/blocks.py), and computes their losses; then
+Every rank runs the whole program on its own replica of the network.  Only rank 0 reads files, writes and prints.  It
+broadcasts what it reads, and the parameters, so all ranks start from the same bits.  In a step each rank draws its rows
+of the batch (app/blocks.py) and computes their losses.  Then
 
     gradient of the mean over the batch = mean over the ranks of (ranks / batch) sum of its rows' gradients
 
-is one Allreduce of the flat gradient, behind which the losses lie too, zeros where they are another rank's.  Every rank
-then makes the same update.  So the batch does not depend on the number of ranks: only the order of summation does.
+is one Allreduce of the flat gradient.  The losses lie behind the gradient in the same buffer, with zeros in the rows of
+other ranks.  Every rank then makes the same update.  The batch does not depend on the number of ranks, only the order
+of summation does.
 
 Faults: a rank that raises aborts the job when it ends, mpiexec ends it when a rank dies.  The ranks' programs, sources
 and versions are compared at the start, their parameters every CHECK_EVERY steps.  Read next: gpu.py.
@@ -30,7 +31,8 @@ from typing import Any
 
 import numpy as np
 
-from tinydiff.backend import TinydiffError, asarray, backend_name, precision, synchronize, to_numpy, xp
+from tinydiff.backend import TinydiffError, asarray, backend_name, precision, to_numpy, xp
+from tinydiff.fast.device import synchronize
 from tinydiff.fast.workers import ONE_THREAD, Ranks, WorkerError, Workers, losses_and_gradient
 from tinydiff.nn import Module
 from tinydiff.train import Batch, Losses
@@ -41,7 +43,7 @@ CHECK_EVERY = 50  # steps
 class MPIRanks(Ranks):
     """The ranks of an MPI communicator.
 
-    ended_well: whether this rank has done its part; a program that ends before ends all ranks.
+    ended_well: whether this rank has done its part.  A program that ends earlier ends all ranks.
     """
 
     def __init__(self, comm: Any, local_rank: int = 0, reads_gpu: bool = False):
@@ -69,24 +71,25 @@ class MPIRanks(Ranks):
         a /= self.size
         return a
 
-    def check_same(self, mine: dict[str, Any]) -> None:
-        """WorkerError, raised by rank 0 on behalf of all, if these are not the same on every rank."""
-        everyone = self.comm.allgather(mine)
-        said = [
-            f"rank {rank}: {key} is {its.get(key)!r}, on rank 0 {value!r}"
-            for rank, its in enumerate(everyone)
-            for key, value in everyone[0].items()
-            if its.get(key) != value
+    def check_same(self, settings: dict[str, Any]) -> None:
+        """Raise WorkerError, on rank 0, if these values are not the same on every rank."""
+        ranks = self.comm.allgather(settings)
+        differences = [
+            f"rank {rank}: {key} is {values.get(key)!r}, on rank 0 {value!r}"
+            for rank, values in enumerate(ranks)
+            for key, value in ranks[0].items()
+            if values.get(key) != value
         ]
-        if said and self.rank == 0:
-            raise WorkerError("the ranks do not agree: " + "; ".join(said[:3]))
-        if said:
-            self.comm.Barrier()  # where rank 0 does not come: its end is everyone's
+        if differences and self.rank == 0:
+            raise WorkerError("the ranks do not agree: " + "; ".join(differences[:3]))
+        if differences:
+            self.comm.Barrier()  # rank 0 does not come: its end is the end of all
 
     def rescue(self, save: Callable[[], Any]) -> None:
         """Save in a process that outlives this one: Open MPI kills its ranks a quarter of a second after SIGTERM.
 
-        For a signal handler.  On a GPU, whose state no other process sees, a step is short enough to end in time.
+        It is called by a signal handler.  On a GPU it does nothing: no other process sees the GPU's arrays, and a step
+        is short enough to end in time.
         """
         if self.rank > 0 or backend_name() != "numpy":
             return
@@ -104,7 +107,7 @@ class MPIRanks(Ranks):
         return RankWorkers(build, self)
 
     def end(self) -> None:
-        """At exit: unless the work was done, end all ranks, which would wait for this one for ever."""
+        """At exit: end all ranks unless the work is done, because they would wait for this rank for ever."""
         if not self.ended_well:
             print(f"rank {self.rank} of {self.size} on {platform.node()} has ended the job", file=sys.stderr)
             sys.stderr.flush()
@@ -112,7 +115,7 @@ class MPIRanks(Ranks):
 
 
 class RankWorkers(Workers):
-    """This rank's replica of the network: Workers whose calls all ranks make together."""
+    """This rank's replica of the network.  All ranks call its methods together."""
 
     def __init__(self, build: Callable[[], Module], ranks: MPIRanks):
         super().__init__(build)
@@ -120,13 +123,14 @@ class RankWorkers(Workers):
         self._buffer = self.flat.grad  # and the losses behind it
         self._calls = 0
         self.flat.data[...] = asarray(ranks.broadcast(lambda: to_numpy(self.flat.data)))
-        # The norm of a gradient is such a sum: where processors round it differently, parameters would drift apart.
+        # The norm of a gradient is such a sum.  If processors rounded it differently, parameters would drift apart.
         norm = float(xp.vdot(self.flat.data, self.flat.data))
         arrays = f"{backend_name()} {xp.__version__}, products in {precision()}"
         ranks.check_same({"what computes": arrays, "the parameters' sum of squares": norm})
 
     def gradients(self, losses_of: Losses, batch: Batch) -> Any:
-        """Losses (N,) of the batch's examples, the same on every rank, as is their mean's gradient in flat.grad."""
+        """Losses (N,) of the batch's examples; the gradient of their mean goes to flat.grad.  Both are the same on
+        every rank."""
         size, n, theta = self.ranks.size, len(next(iter(batch.values()))), self.flat.data
         if self._calls % CHECK_EVERY == 0:
             self._check_parameters()
@@ -141,12 +145,12 @@ class RankWorkers(Workers):
         return losses * size
 
     def map(self, f: Callable[[Module, Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
-        """Yield f(model, job) for each job, in order, on every rank: each does every size-th of them."""
+        """Yield f(model, job) for each job, in order, on every rank; each rank does every size-th job."""
         rank, size = self.ranks.rank, self.ranks.size
-        self._check_parameters()  # or the average lent by `weights`
+        self._check_parameters()  # or the average, inside `weights`
         for i in range(0, len(jobs), size):
-            mine = [f(self.model, job) for job in jobs[i + rank : i + rank + 1]]
-            for done in self.ranks.comm.allgather(mine):
+            results = [f(self.model, job) for job in jobs[i + rank : i + rank + 1]]
+            for done in self.ranks.comm.allgather(results):
                 yield from done
 
     def _check_parameters(self) -> None:
@@ -155,16 +159,16 @@ class RankWorkers(Workers):
     def __exit__(self, kind: Any, *_: Any) -> None:
         self.ranks.ended_well = kind is None
         if kind is not None and self.ranks.rank > 0:
-            time.sleep(1)  # what all ranks raise, rank 0 says and ends them
+            time.sleep(1)  # an error of all ranks is printed by rank 0, which ends the others
         super().__exit__()
 
 
 def world() -> MPIRanks:
-    """All ranks that mpiexec has started.  TinydiffError without mpi4py, WorkerError where they are not alike.
+    """All ranks that mpiexec has started.  TinydiffError without mpi4py, WorkerError if the ranks are not alike.
 
-    From here on rank 0 alone prints to standard output.
+    From here on only rank 0 prints to standard output.
     """
-    if not ONE_THREAD.keys() & os.environ.keys():  # read when NumPy was loaded: begin again, with one thread a rank
+    if not ONE_THREAD.keys() & os.environ.keys():  # NumPy has read them: begin again, with one thread a rank
         os.execve(sys.executable, sys.orig_argv, os.environ | ONE_THREAD)
     try:
         from mpi4py import MPI
@@ -181,14 +185,14 @@ def world() -> MPIRanks:
 
 
 def _digest() -> str:
-    """Of this package's files: a version number does not tell one commit from the next."""
+    """A digest of this package's files: two commits may have the same version number."""
     folder = Path(__file__).parents[1]
     files = sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".cu"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
 
 
 def _reads_gpu() -> bool:
-    """Whether the MPI library that is loaded takes a GPU's arrays; one that does not say does not."""
+    """Whether the loaded MPI library takes a GPU's arrays; a library without the query does not."""
     for name in ("libmpi.so.40", "libmpi.so.12"):  # Open MPI, MPICH
         with contextlib.suppress(OSError, AttributeError):
             return bool(ctypes.CDLL(name, mode=os.RTLD_NOLOAD).MPIX_Query_cuda_support())

@@ -1,14 +1,11 @@
-"""Group normalisation (Wu & He 2018), alone and followed by SiLU.
-
-Each image's channels are cut into groups; a group's values over all pixels are brought to mean 0 and variance 1, then
-each channel gets its own scale and shift:
+"""group_norm in few passes, alone and followed by SiLU:
 
     x_hat = (x - mean) / sqrt(var + eps)        z = gamma x_hat + beta        [ y = silu(z) ]
 
-The variance is taken of the centred values: E[x^2] - mean^2 would lose its digits where |mean| is much larger than the
-deviation.  Work goes through the batch a few images at a time, so that the passes over a map run in cache, and what the
-backward pass needs of a map is computed again rather than kept.  Sums over pixels and means over groups are matrix
-products.  Axes: N batch, P pixels, C channels, G groups.  Read next: fused.py.
+The variance is that of the centred values: E[x^2] - mean^2 would lose its digits where |mean| is much larger than the
+deviation.  The passes go through the batch a few images at a time, so that they run in cache.  The backward pass
+computes x_hat again in place of keeping it.  Sums over pixels and means over groups are matrix products.
+Axes: N batch, P pixels, C channels, G groups.  Read next: fused.py.
 """
 
 import math
@@ -47,7 +44,7 @@ def group_norm(x, gamma, beta, *, num_groups, eps=1e-5):
 def group_norm_silu(x, gamma, beta, *, num_groups, eps=1e-5):
     """silu(group_norm(x)) as one op: z is neither written to memory nor kept.
 
-    The norm's result is taken to be z/2, which spares SiLU a pass: silu(z) = h (1 + tanh h), h = z/2.
+    The norm computes h = z/2, which saves SiLU a pass: silu(z) = h (1 + tanh h).
     """
     check_group_norm(x, gamma, beta, num_groups)
     if kernels.available():
@@ -70,7 +67,7 @@ def group_norm_silu(x, gamma, beta, *, num_groups, eps=1e-5):
 
 
 class Passes:
-    """The passes over some images of a map x (N, ..., C); `parts` says how many images at a time."""
+    """The passes over some images of a map x (N, ..., C); `parts` cuts the batch into slices that stay in cache."""
 
     def __init__(self, x, gamma, beta, num_groups, eps=1e-5):
         c = x.shape[-1]
@@ -100,7 +97,7 @@ class Passes:
         return self.again(part, out=centred)
 
     def again(self, part, out=None):
-        """What forward returned, from the mean and deviation that it found."""
+        """The result of forward, once more, from its mean and deviation."""
         scale = self.rstd[part] * self.gamma
         z = xp.multiply(self._rows(self.x[part]), image_row(scale, self.width), out=out)
         z += image_row(self.beta - self.mean[part] * scale, self.width)

@@ -9,10 +9,10 @@ The filter gradient runs the same way backwards; the input gradient is the convo
 In float32 the result is off by about 1e-5 of its largest value, ten times the direct sum's error: B and A have entries
 up to 8 whose products cancel.
 
-What makes it fast: every transform is a 6x6 matrix times long rows.  The maps of some images are laid out pixels first,
-(row, column, image, channel), with zeros around them: a frame.  There a pixel of all the images is one row in memory,
-a tile is a strided view, and the products write their result where the next one wants it; nothing is gathered.  The
-work goes through a frame some rows of tiles at a time, whose transforms stay in a core's cache.
+It is fast because every transform is a 6x6 matrix times long rows.  A frame holds the maps of some images, pixels first
+(row, column, image, channel), with zeros around them.  In a frame a pixel of all the images is one row in memory and a
+tile is a strided view.  Each product writes its result in the order in which the next one reads it, so nothing is
+gathered.  The work goes through a frame some rows of tiles at a time, so that their transforms stay in a core's cache.
 
 Axes: n images of a frame, P Q its rows and columns, C O channels, I J tiles down and across, k l places in a tile.
 `pays` says where conv.py uses this.  NumPy only.  Read next: silu.py.
@@ -77,16 +77,16 @@ def flipped(w):
     return xp.ascontiguousarray(w[::-1, ::-1].transpose(0, 1, 3, 2))
 
 
-# Steps of the above, for ops that fill or empty a frame in their own way (fused.py).
+# Steps of the functions above, for ops that fill or empty a frame themselves (fused.py).
 
 
 def parts(shape, channels, itemsize):
-    """Slices of a batch of maps: so many images that one row of their tiles, (N, H, W, .) with `channels`, fits."""
+    """Slices of a batch of maps (N, H, W, .): as many images as let one row of their tiles, with `channels`, fit."""
     return chunks(shape[0], 36 * _count(shape[2]) * channels * itemsize)
 
 
 def frame(shape, dtype):
-    """Room for maps (n, H, W, C) with zeros around them, (P, Q, n, C), and the view (n, H, W, C) for the maps."""
+    """An array (P, Q, n, C) for maps (n, H, W, C) with zeros around them, and the view (n, H, W, C) for the maps."""
     n, h, w, c = shape
     a = xp.empty((4 * _count(h) + 2, 4 * _count(w) + 2, n, c), dtype)
     a[0] = a[h + 1 :] = a[:, 0] = a[:, w + 1 :] = 0
@@ -105,13 +105,13 @@ def correlate_frame(x, u, y, b=None):
     for band in _bands(x, max(u.shape[1:])):
         m = xp.matmul(_tiles(x, band, 6, _matrix("BT", x.dtype)), u)
         if b is not None:
-            # A^T takes a number at place (1, 1), where the points are 1 and 1, to a tile full of it.
+            # A^T takes a number at place (1, 1), which belongs to the points 1 and 1, to a tile full of that number.
             m[7].reshape((band.stop - band.start) * (x.shape[1] // 4), *b.shape)[...] += b
         _output(m, y[:, 4 * band.start : 4 * band.stop])
 
 
 def add_filter_gradient(x, g, du):
-    """Add to du (36, C, O), in the basis of the tiles, what the frames x and g of some images contribute."""
+    """Add the contribution of the frames x and g of some images to du (36, C, O), in the basis of the tiles."""
     for band in _bands(x, max(du.shape[1:])):
         v = _tiles(x, band, 6, _matrix("BT", x.dtype))
         dm = _tiles(g, band, 4, _matrix("A", g.dtype))  # A g A^T, the adjoint of _output
@@ -153,7 +153,7 @@ def _tiles(x, band, size, matrix):
 
 
 def _output(m, y):
-    """A^T m A put in its place: m (36, I J n, O) -> y (n, up to 4 I rows, W, O), written."""
+    """Write A^T m A to its place: m (36, I J n, O) -> y (n, up to 4 I rows, W, O)."""
     n, h, w, o = y.shape
     i, j, at = _count(h), _count(w), _matrix("AT", m.dtype)
     m = m.reshape(6, 6, i, j, n * o).transpose(2, 3, 0, 1, 4)  # (I, J, k, l, n O)

@@ -1,17 +1,17 @@
 """The batch split over worker processes that share one set of parameters.
 
-Each worker holds the same network; its parameters are views of one array in shared memory, so an update by this
-process is seen by all of them at once.  For a step, the batch is laid into shared memory, worker w computes the losses
-and the gradient of its part of it, and the gradients are added here in the order of the workers: the same seed and the
-same number of workers give the same bits.  Processes, not threads: two threads of NumPy code lose a quarter of their
-speed to the interpreter lock.
+Each worker has the same network.  Its parameters are views of one array in shared memory, so every worker sees an
+update by this process at once.  In a step this process copies the batch to shared memory.  Worker w computes the losses
+and the gradient of its part of the batch.  This process adds the gradients in the order of the workers, so the same
+seed and the same number of workers give the same bits.  Workers are processes because two threads of NumPy code lose a
+quarter of their speed to the interpreter lock.
 
     with Workers(build, 2) as workers:
         losses = workers.gradients(losses_of, batch)            # leaves the mean's gradient in workers.flat.grad
         images = workers.map(draw, jobs)                        # draw(model, job) for each job
 
-With one worker everything happens in this process.  Functions and jobs travel through a pipe, so they must be
-picklable; the arrays of a step do not.  Read next: mpi.py.
+With one worker everything happens in this process.  Functions and jobs go through a pipe, so they must be picklable;
+the arrays of a step do not.  Read next: mpi.py.
 """
 
 import atexit
@@ -38,40 +38,41 @@ ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OPENBLAS", "OMP", "
 
 
 class WorkerError(TinydiffError):
-    """A worker process died or raised: the message holds its exit code or its traceback."""
+    """A worker process died or raised: the message contains its exit code or its traceback."""
 
 
 def rows_of(n: int, rank: int, size: int) -> slice:
-    """Which of n rows belong to a rank or worker, of `size`: the same for both, so that they give the same bits."""
+    """The rows, of n, of one of `size` ranks or workers: the same rule for both, so that both give the same bits."""
     return slice(n * rank // size, n * (rank + 1) // size)
 
 
 class Ranks:
-    """The processes that run this program together: here this one alone, many in mpi.MPIRanks.
+    """The processes that run this program together.  Here: this process alone.  In mpi.MPIRanks: many.
 
-    rank, size: which one this is, of how many; local_rank: which one on this machine.
+    rank, size: the number of this process, and how many there are.  local_rank: its number on this machine.
     """
 
     rank, size, local_rank = 0, 1, 0
 
     def default_workers(self, most: int = 64) -> int:
-        """The workers to use where nobody says how many."""
+        """The number of workers if the user gives none."""
         return default_workers(most)
 
     def part(self, n: int) -> slice:
-        """Which of n rows are this rank's."""
+        """The slice of n rows that belongs to this rank."""
         return rows_of(n, self.rank, self.size)
 
     def broadcast(self, make: Callable[[], Any]) -> Any:
-        """What make() gives on rank 0, where alone it is called: on every rank."""
+        """The result of make(), which only rank 0 calls, on every rank."""
         return make()
 
     def allreduce_mean(self, a: Any) -> Any:
-        """The mean of all ranks' arrays of this shape, float32, in place of `a`."""
+        """Replace `a`, float32, by the mean over the ranks of their arrays of this shape."""
         return a
 
     def rescue(self, save: Callable[[], Any]) -> None:
-        """Save at once, where whoever sends a signal leaves no time to end the step; here there is time."""
+        """Save immediately if the launcher kills processes soon after a signal, as MPI does.  A local run has time to
+        finish its step."""
 
     def workers(self, build: Callable[[], Module], num_workers: int) -> "Workers":
         return Workers(build, num_workers)
@@ -81,9 +82,9 @@ ALONE = Ranks()
 
 
 class Workers:
-    """num_workers replicas of the network that build() makes, and `model`, the one in this process.
+    """num_workers replicas of the network that build() makes.  model: the replica of this process.
 
-    flat: all parameters as one array shared with the workers, and the gradient of the last call of `gradients`.
+    flat: all parameters as one array that the workers share, and the gradient that `gradients` found last.
     """
 
     ranks: Any = ALONE  # or MPIRanks
@@ -117,7 +118,8 @@ class Workers:
             raise
 
     def gradients(self, losses_of: Losses, batch: Batch) -> Any:
-        """Losses (N,) of the batch's examples, on a GPU still there; their mean's gradient goes to flat.grad.
+        """Losses (N,) of the batch's examples, as a device array on a GPU; the gradient of their mean goes to
+        flat.grad.
 
         losses_of(model, part of the batch) -> Tensor of that part's losses.
         """
@@ -142,13 +144,13 @@ class Workers:
             self._batch.arrays[name][...] = a
         size = self.num_workers
         losses = self._ask("gradients", [(losses_of, rows_of(n, w, size), n) for w in range(size)])
-        own, *others = self._shared.arrays["grad"]
+        total, *others = self._shared.arrays["grad"]
         for g in others:
-            own += g
+            total += g
         return np.concatenate(losses)
 
     def map(self, f: Callable[[Module, Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
-        """Yield f(model, job) for each job, in order, as each is there; a worker gets its next job when it is free."""
+        """Yield f(model, job) for each job, in order; a worker gets its next job when it is free."""
         if self.num_workers == 1:
             yield from (f(self.model, job) for job in jobs)
             return
@@ -180,10 +182,8 @@ class Workers:
 
     @contextmanager
     def _conversation(self) -> Iterator[None]:
-        """One exchange with the workers at a time; one that is broken off in the middle ends them.
-
-        Otherwise the next exchange would read the answers of this one.
-        """
+        """One exchange with the workers at a time.  An exchange that breaks off in the middle ends the workers: the
+        next one would read its answers."""
         if self._busy or not self._pipes:
             state = "in the middle of another map" if self._busy else "closed"
             raise RuntimeError(f"these workers are {state}")
@@ -238,13 +238,13 @@ class Workers:
         context = multiprocessing.get_context("spawn")  # it works everywhere and inherits nothing
         with environment(ONE_THREAD):  # one BLAS thread a worker: the workers are the parallelism
             for index in range(self.num_workers):
-                here, there = context.Pipe()
-                arguments = (there, build, index, shared.memory.name, shared.layout, not FAST)
+                pipe, end = context.Pipe()
+                arguments = (end, build, index, shared.memory.name, shared.layout, not FAST)
                 process = context.Process(target=_serve, args=arguments, daemon=True, name=f"tinydiff-worker-{index}")
                 process.start()
-                there.close()
+                end.close()
                 self._processes.append(process)
-                self._pipes.append(here)
+                self._pipes.append(pipe)
         self._receive_all(self._pipes)
         # Everyone has it open now.  Without a name it vanishes with its last user, even after kill -9.
         shared.memory.unlink()
@@ -255,7 +255,7 @@ class Workers:
         return self._receive_all(self._pipes)
 
     def _receive_all(self, pipes: Sequence[Any]) -> list[Any]:
-        """An answer from each, the first failure raised only when all have answered: none is left in a pipe."""
+        """The answers of all; the first failure is raised once all have answered, so that no answer stays in a pipe."""
         results, failure = [], None
         for pipe in pipes:
             try:
@@ -297,7 +297,8 @@ def default_workers(most: int = 64) -> int:
 
 
 def available_cores() -> int:
-    """Cores that this process may use; on Linux hyperthreads of one core count once, and a cgroup v2 quota counts."""
+    """The cores that this process may use.  On Linux hyperthreads of one core count once, and a cgroup v2 quota
+    counts."""
     logical = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     siblings = set()
     for cpu in logical:
@@ -340,7 +341,7 @@ class _SharedArrays:
 
 
 class _Replica:
-    """What a worker does: each method is a command."""
+    """The network in a worker process; each method is a command."""
 
     def __init__(self, model: Module, theta: Any, grad: Any):
         self.model, self.flat = model, Flat(model.parameters())
@@ -400,7 +401,7 @@ def _serve(
 
 
 def _reserve(memory: SharedMemory) -> None:
-    """Take the pages now: where they are missing, the first write to one would kill the process (SIGBUS)."""
+    """Take the memory now: without it the first write to a missing page would kill the process (SIGBUS)."""
     try:
         os.posix_fallocate(memory._fd, 0, memory.size)  # type: ignore[attr-defined]
     except OSError as error:
@@ -412,10 +413,10 @@ def _reserve(memory: SharedMemory) -> None:
 
 
 def _keep_heap() -> None:
-    """Have glibc keep freed arrays instead of giving them back to the system, which zeroes every page that returns.
+    """Make glibc keep freed memory: the system would zero every page before it hands it out again.
 
-    Every step frees and asks for the same arrays again: without this a tenth of its time goes into page faults.  It
-    holds for the whole process and cannot be undone.
+    Every step frees and allocates the same arrays.  Without this a tenth of its time goes into page faults.  The
+    setting holds for the whole process and cannot be undone.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -427,7 +428,7 @@ def _keep_heap() -> None:
 
 @contextmanager
 def environment(values: dict[str, str]) -> Iterator[None]:
-    """Within the block these environment variables are set: what a process started there inherits."""
+    """Set these environment variables within the block, for the processes that are started in it."""
     before = {key: os.environ.get(key) for key in values}
     os.environ.update(values)
     try:

@@ -1,7 +1,8 @@
 """Module: a tree of layers that knows its parameters by name.
 
-A parameter is a Tensor that requires a gradient; a child is a Module, or a list of Modules.  Both are found by looking
-at the object's attributes in the order in which __init__ set them: a module's own parameters, then its children's.
+A parameter is a Tensor that requires a gradient.  A child is a Module, or an item of a list that is one.  Module finds
+both among the object's attributes, in the order in which __init__ set them: first its own parameters, then those of its
+children.
 Read next: layers.py.
 """
 
@@ -16,7 +17,7 @@ from tinydiff.backend import asarray, to_numpy
 class Module:
     """Base class of layers and networks: subclasses set parameters and children in __init__ and define forward.
 
-    config: for a network that is saved, the arguments that make it again.
+    config: the arguments of __init__; only a network that is saved needs it.
     """
 
     config: dict[str, Any]
@@ -48,7 +49,7 @@ class Module:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Within the block its parameters are constants: gradients go through it, but not to them."""
+        """Within the block the parameters are constants: gradients pass through the module but do not reach them."""
         parameters = self.parameters()
         try:
             for p in parameters:
@@ -71,12 +72,12 @@ class Module:
 
         Raises ValueError naming a parameter that is missing, unknown, or of another shape.
         """
-        own = dict(self.named_parameters())
-        for name in own.keys() ^ state.keys():
-            raise ValueError(f"parameter {name!r} is {'missing' if name in own else 'not one of this network'}")
-        values = {name: asarray(state[name], p.dtype) for name, p in own.items()}
-        for name, p in own.items():
+        parameters = dict(self.named_parameters())
+        for name in parameters.keys() ^ state.keys():
+            raise ValueError(f"parameter {name!r} is {'missing' if name in parameters else 'not one of this network'}")
+        values = {name: asarray(state[name], p.dtype) for name, p in parameters.items()}
+        for name, p in parameters.items():
             if p.shape != values[name].shape:
                 raise ValueError(f"parameter {name!r} has shape {values[name].shape}, this network's has {p.shape}")
-        for name, p in own.items():
+        for name, p in parameters.items():
             p.data[...] = values[name]  # in place: data may be a view of a flat buffer

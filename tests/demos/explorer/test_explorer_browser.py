@@ -7,7 +7,6 @@ import itertools
 import shutil
 
 import pytest
-from tiny_explorer import SMALLEST, save_checkpoints
 
 from tinydiff.backend import backend_name
 
@@ -35,11 +34,10 @@ PAINTED = "return [...arguments[0].querySelectorAll('canvas')].map((c) => c.toDa
 
 
 @pytest.fixture(scope="module")
-def page_file(load_demo, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("browser")
-    checkpoint, classifier = save_checkpoints(folder)
-    out = folder / "explorer.html"
-    load_demo("explorer").main(checkpoint, classifier=classifier, out=out, **SMALLEST)
+def page_file(load_demo, trained, smallest, tmp_path_factory):
+    out = tmp_path_factory.mktemp("browser") / "explorer.html"
+    options = smallest | {"moments": 9}  # runs of 2 and of 4 steps then have 3 and 5 moments
+    load_demo("explorer/explorer").main(trained[0], classifier=trained[1], out=out, **options)
     return out
 
 
@@ -308,6 +306,35 @@ def test_paused_before_the_first_frame_it_shows_the_begin(page, section):
     assert shown() != begin
     page.execute_script("arguments[0].click(); arguments[0].click()", one(page, f"#{section}-time button"))
     assert position(slider) == 0 and shown() == begin
+
+
+def test_play_goes_on_from_the_share_at_which_another_run_is_chosen(page):
+    """The slider moves to the same share of the new run.  From there play counts on, and no time is lost or gained."""
+    button, slider = one(page, "#reverse-time button"), one(page, "#reverse-time input")
+    digits, steps = (all_of(page, f"#reverse fieldset:nth-of-type({n}) label") for n in (1, 3))
+    page.execute_script(HELD_CLOCK)
+
+    def assert_plays(at, last):
+        for _ in range(2):  # at once, and in the frames after that
+            assert (position(slider), last_of(slider), button.text) == (at, last, "Pause")
+            settled(page)
+
+    for first, last, second, new_last in ((1, 4, 0, 2), (0, 2, 1, 4)):
+        click(page, steps[first])
+        slider.send_keys(Keys.HOME)
+        click(page, button)
+        pass_time(page, 250 * last // 2 + 100)
+        assert_plays(last // 2, last)
+        click(page, digits[second])
+        assert_plays(last // 2, last)
+        click(page, steps[second])
+        assert_plays(new_last // 2, new_last)
+        pass_time(page, 149)
+        assert_plays(new_last // 2, new_last)
+        pass_time(page, 1)
+        assert position(slider) == new_last // 2 + 1
+        pass_time(page, 250 * (new_last // 2 - 1))
+        assert position(slider) == new_last and button.text == "Play"
 
 
 # ------------------------------------------------------------------------------------------------ what can be solved

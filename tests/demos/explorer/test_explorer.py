@@ -13,21 +13,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_explorer import SMALLEST, save_checkpoints
 
+from tinydiff.app.generate import build_unet
+from tinydiff.app.trained import load_trained
 from tinydiff.backend import TinydiffError, asarray, backend_name, default_rng, standard_normal, to_numpy
 from tinydiff.data import load
 from tinydiff.diffusion import Schedule, eps_from_x_0, sample, timestep_pairs, x_0_from_eps
-from tinydiff.generate import build_unet, load_trained
 
 pytestmark = pytest.mark.program
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
 def demo(load_demo):
-    return load_demo("explorer")
+    return load_demo("explorer/explorer")
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +36,7 @@ def runs(demo):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    return save_checkpoints(tmp_path_factory.mktemp("trained"))
-
-
-@pytest.fixture(scope="module")
-def made(demo, trained, tmp_path_factory):
+def made(demo, trained, smallest, tmp_path_factory):
     """What main returns and writes in its smallest form; the checkpoint's name tries to leave its element."""
     folder = tmp_path_factory.mktemp("page")
     hostile = folder / "<!--<script>alert(1)</script>&amp;"
@@ -50,7 +45,7 @@ def made(demo, trained, tmp_path_factory):
     path = hostile / "checkpoint.npz"
     path.write_bytes(trained[0].read_bytes())
     out = folder / "new" / "page.html"
-    data = demo.main(path, backend=backend_name(), classifier=trained[1], out=out, **SMALLEST)
+    data = demo.main(path, backend=backend_name(), classifier=trained[1], out=out, **smallest)
     return data, out.read_text("utf-8")
 
 
@@ -75,6 +70,11 @@ class Elements(HTMLParser):
             self.scripts[-1] += text
 
 
+def parts_of(demo):
+    """The files of the page: all that stand in its folder, but for the program."""
+    return [path for path in demo.PAGE.iterdir() if path.is_file() and path.suffix != ".py"]
+
+
 def test_the_page_holds_its_data_exactly(made):
     """What main returns is what the page's script will parse, whatever characters are in it."""
     data, text = made
@@ -94,7 +94,7 @@ def test_the_page_is_one_file_and_loads_nothing(demo, made):
     outside = text.replace("http://www.w3.org/2000/svg", "")  # a name, never loaded
     assert not re.search(r"https?:|@import|url\(|\bfetch\(|XMLHttpRequest", outside)
     assert "default-src 'none'" in text
-    parts = {path.name for path in demo.PAGE.iterdir()}
+    parts = {path.name for path in parts_of(demo)}
     assert len(parts) > 12
     for name in parts - {"page.html", "cards.json"}:
         assert demo.part(name) in text, f"{name} is not in the page"
@@ -103,12 +103,12 @@ def test_the_page_is_one_file_and_loads_nothing(demo, made):
 
 def test_its_parts_are_short(demo):
     """Each can be read in one sitting: lines of at most 120 characters, files of at most 250."""
-    for path in demo.PAGE.iterdir():
+    for path in parts_of(demo):
         lines = path.read_text("utf-8").splitlines()
         assert len(lines) <= 250 and max(map(len, lines)) <= 120, path.name
 
 
-def test_the_page_has_every_choice(made):
+def test_the_page_has_every_choice(made, smallest):
     """A run for each sampler, number of steps and scale; a sheet for each label, one for all where it is ignored."""
     data, _ = made
     expected = {f"{a} {n} {s}": 1 if s == 0 else 2 for a in ("ddpm", "ddim", "2m") for n in (2, 4) for s in (0, 1, 3)}
@@ -116,7 +116,7 @@ def test_the_page_has_every_choice(made):
     assert list(data["forward"]["schedules"]) == ["linear", "cosine", "quadratic", "sigmoid", "constant"]
     assert all(len(s["sheets"]) == 2 for s in data["forward"]["schedules"].values())
     assert list(data["points"]["sets"]) == ["moons", "spiral", "mixture"]
-    assert [item["label"] for item in data["riddles"]["items"]] == list(SMALLEST["labels"])
+    assert [item["label"] for item in data["riddles"]["items"]] == list(smallest["labels"])
 
 
 # ----------------------------------------------------------------------------------------------------- sheets, numbers
@@ -386,11 +386,11 @@ def test_the_functions_that_the_page_names_exist(demo):
         ({"steps": (4, 101)}, "--steps 101: the schedule has T = 100"),
     ],
 )
-def test_bad_options_are_named(demo, trained, tmp_path, option, message):
+def test_bad_options_are_named(demo, trained, smallest, tmp_path, option, message):
     """Before any work is done, and nothing is written."""
     out = tmp_path / "page.html"
     with pytest.raises(TinydiffError, match=message):
-        demo.main(trained[0], backend=backend_name(), out=out, **{**SMALLEST, **option})
+        demo.main(trained[0], backend=backend_name(), out=out, **smallest | option)
     assert not out.exists()
 
 
@@ -412,7 +412,7 @@ def test_a_file_that_is_no_checkpoint_ends_with_2(tmp_path):
     """One line that names it, no traceback; the same for steps that do not rise."""
     bad = tmp_path / "bad.npz"
     bad.write_bytes(b"not a checkpoint")
-    script = ROOT / "demos" / "explorer.py"
+    script = ROOT / "demos" / "explorer" / "explorer.py"
     for options, message in (([], "bad.npz is not a tinydiff checkpoint"), (["--steps", "9,3"], "must be rising")):
         command = [sys.executable, script, bad, "--out", tmp_path / "page.html", *options]
         ended = subprocess.run(command, capture_output=True, text=True)

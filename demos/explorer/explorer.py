@@ -1,12 +1,13 @@
 """Write one HTML page in which to see, play with and predict what diffusion does, from real runs of a checkpoint.
 
-    python demos/explorer.py runs/mnist/checkpoint.npz         some 2 minutes on 2 cores; runs/explorer.html
-    python demos/explorer.py runs/mnist/checkpoint.npz --classifier runs/classifier/checkpoint.npz --train-steps 400
+    python demos/explorer/explorer.py runs/mnist/checkpoint.npz         some 2 minutes on 2 cores; runs/explorer.html
+    python demos/explorer/explorer.py runs/mnist/checkpoint.npz --classifier runs/classifier/checkpoint.npz
+    python demos/explorer/explorer.py runs/mnist/checkpoint.npz --train-steps 400
 
-The page opens from the disk, loads nothing and needs no network: everything that it shows was drawn or measured here by
-the package's own functions (explorer_runs.py), and the page only shows it (explorer/page.html and its neighbours, which
-are put into one file).  With --classifier the mistakes are also measured by what share of the digits reads as asked;
---train-steps adds the mistakes in training, 5 minutes at 400.
+The page opens from the disk, loads nothing and needs no network.  The functions of the package draw and measure
+everything that it shows (explorer_runs.py), and the page only shows it.  page.html and the files beside it are put into
+one file.  With --classifier the mistakes have one more figure, the share of the digits that reads as asked.
+--train-steps adds the mistakes in training, 5 minutes at 400.  Read next: explorer_runs.py.
 """
 
 import json
@@ -16,18 +17,16 @@ from pathlib import Path
 
 import explorer_runs as runs
 import numpy as np
-from pitfalls import FEW
 
-from tinydiff import cli
+from tinydiff.app import choices, cli
+from tinydiff.app.checkpoint import atomic_write
+from tinydiff.app.classify import load_classifier
+from tinydiff.app.trained import load_trained
 from tinydiff.backend import TinydiffError
-from tinydiff.checkpoint import atomic_write
-from tinydiff.classify import load_classifier
 from tinydiff.data import load
-from tinydiff.generate import load_trained
-from tinydiff.parallel import default_workers
 
-PAGE = Path(__file__).parent / "explorer"
-LOOK_AMONG = 500  # test images in which to find two of each class
+PAGE = Path(__file__).parent
+LOOK_AMONG = 500  # test images, two of each class among them
 
 
 def main(
@@ -35,6 +34,7 @@ def main(
     *,
     backend="numpy",
     precision=None,
+    plain=False,
     labels=tuple(range(10)),
     steps=(5, 10, 20, 50),
     moments=41,
@@ -47,9 +47,9 @@ def main(
     out="runs/explorer.html",
     workers=None,
 ):
-    """Record the runs and write the page; returns its data."""
-    cli.start(backend, precision)
-    out, workers = Path(out), workers or default_workers()
+    """Record the runs and write the page; returns the page's data."""
+    ranks = cli.start(backend, precision, plain=plain)
+    out, workers = Path(out), workers or ranks.default_workers()
     out.parent.mkdir(parents=True, exist_ok=True)
     if moments < 3:
         raise TinydiffError(f"--moments {moments}: a time line needs 3 or more")
@@ -72,9 +72,7 @@ def main(
             "reverse": runs.reverse(pool, schedule, shape, labels, steps, (moments + 1) // 2, seed),
             "riddles": runs.riddles(pool, schedule, hidden, hidden_labels, min(16, moments), seed),
             "points": runs.points(point_steps, 400, moments, seed, min(2, workers)),
-            "mistakes": runs.mistakes(
-                pool, reader, schedule, meta, min(max(steps), FEW), num, train_steps, data_dir, seed
-            ),
+            "mistakes": runs.mistakes(pool, reader, schedule, meta, max(steps), num, train_steps, data_dir, seed),
             "cards": json.loads((PAGE / "cards.json").read_text("utf-8")),
         }
     text = page(data)
@@ -102,7 +100,7 @@ def nth_of_each(all_labels, labels, n):
 
 
 def page(data):
-    """The page as one text: style sheets, scripts and data put where page.html names them."""
+    """The page as one text: page.html with the style sheets, the scripts and the data in their places."""
     text = (PAGE / "page.html").read_text("utf-8")
     text = re.sub(r'<link rel="stylesheet" href="(\w+\.css)">', lambda m: f"<style>\n{part(m[1])}</style>", text)
     text = re.sub(r'<script src="(\w+\.js)"></script>', lambda m: f"<script>\n{part(m[1])}</script>", text)
@@ -129,7 +127,7 @@ if __name__ == "__main__":
     parser = cli.parser(__doc__, main)
     parser.add_argument("checkpoint", help="checkpoint.npz of train_mnist.py")
     cli.add_backend(parser)
-    parser.add_argument("--labels", type=cli.labels, help="digits to show, such as 0-9 or 3,7")
+    parser.add_argument("--labels", type=choices.labels, help="digits to show, such as 0-9 or 3,7")
     parser.add_argument("--steps", type=step_counts, help="numbers of reverse steps to choose from, such as 5,50")
     parser.add_argument("--moments", type=cli.positive_int, help="of each time line, 3 or more")
     parser.add_argument("--point-steps", type=cli.positive_int, help="training steps for each set of points")

@@ -1,16 +1,16 @@
-"""Does a checkpoint of train_prompts.py draw what the words say?  Measured on what it draws, with intervals.
+"""Does a checkpoint of train_prompts.py draw what the words describe?  Measured on its images, with intervals.
 
-    python demos/evaluate_prompts.py runs/prompts/checkpoint.npz
+    python demos/prompts/evaluate_prompts.py runs/prompts/checkpoint.npz
 
---num prompts name a digit, thin or thick, and left or right, each combination as often as the others, but no held-out
-one, in any words of the grammar; --num-held-out more name those only.  The classifier (of train_classifier.py) reads
-the digit of each image; the rest is measured as it was on the training set (captions.py):
+--num prompts name a digit, thin or thick, and left or right, in any words of the grammar.  They name each combination
+equally often, but no held-out one; --num-held-out more prompts name the held-out ones only.  The classifier (of
+train_classifier.py) reads the digit of each image.  The rest is measured as on the training set (captions.py):
 
     thick, thin         thicker, thinner than the median of the training set
     left, right         a slant below 0, above 0
     all three           digit, thickness and slant
 
---out gets prompts.md, the table, and held_out.png, a row of images for each held-out combination.
+--out gets the table prompts.md, and held_out.png with a row of images for each held-out combination.
 """
 
 from dataclasses import replace
@@ -21,13 +21,12 @@ import numpy as np
 from captions import DIGITS, NAMES, by_prompt, caption, load_trained, measure, parse, tokenize
 from tqdm import tqdm
 
-from tinydiff import cli, plots
+from tinydiff.app import cli, plots
+from tinydiff.app.checkpoint import atomic_write
+from tinydiff.app.classify import load_classifier, read
+from tinydiff.app.generate import Recipe, generate
+from tinydiff.app.metrics import share
 from tinydiff.backend import default_rng
-from tinydiff.checkpoint import atomic_write
-from tinydiff.classify import load_classifier, read
-from tinydiff.generate import Recipe, generate
-from tinydiff.metrics import share
-from tinydiff.parallel import default_workers
 
 SHOWN = 10  # images of each held-out combination
 
@@ -37,6 +36,7 @@ def main(
     *,
     backend="numpy",
     precision=None,
+    plain=False,
     classifier="runs/classifier/checkpoint.npz",
     num=1000,
     num_held_out=500,
@@ -46,36 +46,36 @@ def main(
     out="runs/prompts",
     workers=None,
 ):
-    """Returns the table as a dictionary: {what was asked for: 'k of n, ...'}."""
-    cli.start(backend, precision)
+    """Returns the table as a dictionary: {attribute: 'k of n, ...'}."""
+    ranks = cli.start(backend, precision, plain=plain)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    workers = workers or default_workers()
+    workers = workers or ranks.default_workers()
     judge, _ = load_classifier(Path(classifier), workers)
     pool, schedule, meta = load_trained(Path(checkpoint), workers)
     table = {}
     with pool, judge:
-        kept = [tuple(row) for row in meta["held_out"]]
-        others = [(d, t, s) for d in DIGITS for t in NAMES["thickness"] for s in NAMES["slant"]]
-        others = [row for row in others if row not in kept]
+        held_out = [tuple(row) for row in meta["held_out"]]
+        every = [(d, t, s) for d in DIGITS for t in NAMES["thickness"] for s in NAMES["slant"]]
+        others = [row for row in every if row not in held_out]
         recipe = Recipe(schedule, tuple(meta["data"]["image_shape"]), num_steps=steps, scale=scale)
-        for which, rows, n in (("", others, num), ("held out: ", kept, num_held_out)):
-            prompts = said([rows[i % len(rows)] for i in range(n)], seed)
+        for which, rows, n in (("", others, num), ("held out: ", held_out, num_held_out)):
+            prompts = sentences([rows[i % len(rows)] for i in range(n)], seed)
             images = draw(pool, recipe, [tokenize(text, meta["vocabulary"]) for text in prompts], seed)
             answer = np.concatenate(list(read(judge, images))).argmax(1)
             for what, right in judged(prompts, answer, measure(images), meta["thresholds"]).items():
                 table[which + what] = share(right)
                 print(f"  {which + what:28}{table[which + what]}", flush=True)
-    lines = [f"| {what} | {found} |" for what, found in table.items()]
+    lines = [f"| {what} | {shares} |" for what, shares in table.items()]
     head = f"| {meta['step']:,} steps, guidance {scale:g}, DDPM in {steps} steps, seed {seed} | drawn as asked |"
     with atomic_write(out / "prompts.md") as file:
         file.write("\n".join([head, "|---|---|", *lines, ""]).encode())
-    save_rows(out / "held_out.png", images, kept)
+    save_rows(out / "held_out.png", images, held_out)
     print(f"table: {out / 'prompts.md'}, picture: {out / 'held_out.png'}")
     return table
 
 
-def said(rows, seed):
+def sentences(rows, seed):
     """A sentence for each (digit, thickness, slant)."""
     rng = default_rng("said", seed)
     return [caption(dict(zip(("digit", "thickness", "slant"), row)), rng) for row in rows]
@@ -92,17 +92,17 @@ def draw(pool, recipe, prompts, seed):
 
 
 def judged(prompts, answer, measured, thresholds):
-    """{what was asked for: which images that were asked for it have it}, without what was asked of none.
+    """{attribute: which of the images whose prompt names it have it}, without the attributes that no prompt names.
 
-    prompts: of each image, naming digit, thickness and slant.  answer: the digit read (N,).  measured, thresholds: of
-    captions.py.
+    prompts: one for each image; it names digit, thickness and slant.  answer: the digit read (N,).
+    measured, thresholds: of captions.py.
     """
-    asked = [parse(prompt) for prompt in prompts]
-    thick, right = np.array([(a["thickness"] == "thick", a["slant"] == "right") for a in asked]).T
-    digit_right = answer == np.array([DIGITS.index(a["digit"]) for a in asked])
+    wanted = [parse(prompt) for prompt in prompts]
+    thick, right = np.array([(a["thickness"] == "thick", a["slant"] == "right") for a in wanted]).T
+    digit_right = answer == np.array([DIGITS.index(a["digit"]) for a in wanted])
     thickness_right = (measured["thickness"] > thresholds["thickness"][1]) == thick
     slant_right = (measured["slant"] > 0) == right
-    found = {
+    hits = {
         "digit": digit_right,
         "thick": thickness_right[thick],
         "thin": thickness_right[~thick],
@@ -110,11 +110,11 @@ def judged(prompts, answer, measured, thresholds):
         "right": slant_right[right],
         "all three": digit_right & thickness_right & slant_right,
     }
-    return {what: these for what, these in found.items() if len(these)}
+    return {what: hit for what, hit in hits.items() if len(hit)}
 
 
 def save_rows(path, images, rows):
-    """The first SHOWN images of each combination, which were dealt out in turn."""
+    """A picture of the first SHOWN images of each combination.  Image i is of combination i modulo their number."""
     columns = min(SHOWN, len(images) // len(rows)) or 1
     chosen = [images[k :: len(rows)][:columns] for k in range(min(len(rows), len(images)))]
     names = [" ".join(row) for row in rows][: len(chosen)]

@@ -1,13 +1,14 @@
-"""Draw what a sentence says, with a checkpoint of train_prompts.py.
+"""Draw what a sentence describes, with a checkpoint of train_prompts.py.
 
-    python demos/prompt.py runs/prompts/checkpoint.npz "a thick seven leaning right"
-    python demos/prompt.py runs/prompts/checkpoint.npz "two" --negative "thick" --scale 3
-    python demos/prompt.py runs/prompts/checkpoint.npz "a thin seven" --steering steering.png --swap "a thick two"
+    python demos/prompts/prompt.py runs/prompts/checkpoint.npz "a thick seven leaning right"
+    python demos/prompts/prompt.py runs/prompts/checkpoint.npz "two" --negative "thick" --scale 3
+    python demos/prompts/prompt.py runs/prompts/checkpoint.npz "a thin seven" --steering steering.png --swap "thick two"
 
-Guidance leads from what --negative says, nothing by default, to the prompt and --scale times as far.  --steering also
-draws how the words steer the steps from one x_T: x_0_hat on the way, where each word is looked at (the weights of
-cross-attention at half the resolution, their mean over heads and layers), and what becomes of the same noise where
---swap takes the prompt's place half-way, or from the start.
+Guidance leads from the negative prompt, which is empty by default, to the prompt and --scale times as far.  --steering
+also draws how the words steer the steps from one x_T.  The picture shows x_0_hat on the way.  It shows which pixels
+attend to each word: the weights of cross-attention at half the resolution, averaged over heads and layers.  And it
+shows the same noise with --swap in the prompt's place, from half-way on and from the start.
+Read next: evaluate_prompts.py.
 """
 
 import contextlib
@@ -19,16 +20,17 @@ from captions import by_prompt, load_trained, tokenize
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from tinydiff import cli, ops, plots
+from tinydiff import ops
+from tinydiff.app import cli, plots
+from tinydiff.app.checkpoint import atomic_write
+from tinydiff.app.generate import Recipe, generate
 from tinydiff.autograd import no_grad
 from tinydiff.backend import default_rng, standard_normal, to_numpy, xp
-from tinydiff.checkpoint import atomic_write
 from tinydiff.diffusion import sample, within
-from tinydiff.generate import Recipe, generate
-from tinydiff.nn import CrossAttention, Prompted
-from tinydiff.parallel import default_workers
+from tinydiff.more.layers import CrossAttention
+from tinydiff.more.text import Prompted
 
-MOMENTS = 10  # of the way that the steering figure shows
+MOMENTS = 10  # times t in the steering figure
 
 
 def main(
@@ -37,6 +39,7 @@ def main(
     *,
     backend="numpy",
     precision=None,
+    plain=False,
     num=16,
     scale=3.0,
     negative="",
@@ -48,13 +51,13 @@ def main(
     workers=None,
 ):
     """Returns the images (num, H, W, 1) in [-1, 1]."""
-    cli.start(backend, precision)
-    for path in filter(None, (out, steering)):  # find out before the work, not after it
+    ranks = cli.start(backend, precision, plain=plain)
+    for path in filter(None, (out, steering)):  # a folder that cannot be made is an error before the work, not after it
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-    pool, schedule, meta = load_trained(Path(checkpoint), workers or default_workers())
+    pool, schedule, meta = load_trained(Path(checkpoint), workers or ranks.default_workers())
     with pool:
-        told, instead, avoided = (tokenize(text, meta["vocabulary"]) for text in (prompt, swap, negative))
-        guide = partial(by_prompt, [told, instead], avoided)
+        tokens, other, avoided = (tokenize(text, meta["vocabulary"]) for text in (prompt, swap, negative))
+        guide = partial(by_prompt, [tokens, other], avoided)
         recipe = Recipe(schedule, tuple(meta["data"]["image_shape"]), num_steps=steps, scale=scale, guide=guide)
         parts = []
         with tqdm(total=num, unit="img", dynamic_ncols=True) as bar:
@@ -67,7 +70,7 @@ def main(
         print(f"{num} images: {out}")
         if steering:
             words = ["start", *prompt.lower().split()]
-            save_steering(steering, steer(pool.model, recipe, told, seed), words, prompt, swap)
+            save_steering(steering, steer(pool.model, recipe, tokens, seed), words, prompt, swap)
             print(f"how the words steer: {steering}")
     return images
 
@@ -76,28 +79,28 @@ def main(
 
 
 def steer(model, recipe, tokens, seed):
-    """What the figure shows, for generate's first x_T, at MOMENTS times t, evenly spread over the steps.
+    """The contents of the figure: from generate's first x_T, at MOMENTS times t, evenly spread over the steps.
 
     Returns {"t": times, "x_t", "x_0_hat", "swapped", "other": (K, H, W, 1) each, "maps": (K, words, h, w)}.
     """
     first, second = (recipe.guide(model, [i], recipe.scale) for i in (0, 1))
     middle = recipe.schedule.T // 2
     ways = {"x_0_hat": first, "swapped": within(0, middle, second, first), "other": second}
-    found = {"t": []}
+    figure = {"t": []}
     for name, eps_fn in ways.items():
         states = list(walk(recipe, eps_fn, seed))
         shown = [states[round(i * (len(states) - 1) / (MOMENTS - 1))] for i in range(MOMENTS)]
-        found[name] = np.concatenate([to_numpy(x_0_hat) for _, _, x_0_hat in shown])
+        figure[name] = np.concatenate([to_numpy(x_0_hat) for _, _, x_0_hat in shown])
         if name == "x_0_hat":
-            found["t"] = [t for t, _, _ in shown]
-            found["x_t"] = np.concatenate([to_numpy(x_t) for _, x_t, _ in shown])
+            figure["t"] = [t for t, _, _ in shown]
+            figure["x_t"] = np.concatenate([to_numpy(x_t) for _, x_t, _ in shown])
             prompted = Prompted(model, [tokens], tokens)
-            found["maps"] = np.stack([maps(prompted, x_t, t) for t, x_t, _ in shown])
-    return found
+            figure["maps"] = np.stack([maps(prompted, x_t, t) for t, x_t, _ in shown])
+    return figure
 
 
 def walk(recipe, eps_fn, seed):
-    """(t, x_t, x_0_hat at x_t) of each step, from generate's first x_T of this seed on, always with the same noise."""
+    """Yield (t, x_t, x_0_hat at x_t) of each step, from generate's first x_T of this seed, with its noise."""
     rng = default_rng("slice", seed, 0)
     x_t = standard_normal(rng, (1, *recipe.image_shape))
     pairs = recipe.pairs(recipe.schedule, recipe.num_steps)
@@ -109,54 +112,54 @@ def walk(recipe, eps_fn, seed):
 
 
 def maps(prompted, x_t, t):
-    """How much each pixel looks at each word of prompt 0: (words, h, w), the words' sum 1, at half the resolution."""
+    """How much each pixel attends to each word of prompt 0: (words, h, w), half the resolution; the words sum to 1."""
     with recorded(prompted.unet) as weights, no_grad():
         prompted(x_t, t, 0)
     pixels = x_t.shape[1] * x_t.shape[2] // 4
-    mean = np.mean([p.mean((0, 1)) for p in weights if p.shape[2] == pixels], 0)  # (L, M): of layers, image and heads
+    mean = np.mean([p.mean((0, 1)) for p in weights if p.shape[2] == pixels], 0)  # (L, M): over layers and heads
     return mean.T.reshape(-1, x_t.shape[1] // 2, x_t.shape[2] // 2)
 
 
 @contextlib.contextmanager
 def recorded(unet):
-    """Within the block a list grows by the weights (N, heads, L, M) of each cross-attention that is computed."""
-    seen = []
+    """Within the block each cross-attention adds its weights (N, heads, L, M) to the list."""
+    recorded_weights = []
 
     def attend(q, k, v, *, mask):
         n, heads, m, _ = k.shape
         unit = xp.broadcast_to(xp.eye(m, dtype=k.dtype), (n, heads, m, m))
-        weights = ops.attention(q, k, unit, mask=mask)  # of unit vectors the mean is the weights
-        seen.append(to_numpy(weights))
+        weights = ops.attention(q, k, unit, mask=mask)  # a weighted mean of unit vectors is the weights
+        recorded_weights.append(to_numpy(weights))
         return weights @ v
 
     layers = list(cross_attentions(unet))
     for layer in layers:
         layer.attend = attend
     try:
-        yield seen
+        yield recorded_weights
     finally:
         for layer in layers:
             layer.attend = ops.attention
 
 
 def cross_attentions(module):
-    """Every one in the tree."""
+    """Yield every CrossAttention of the tree of layers."""
     for _, child in module.children():
         if isinstance(child, CrossAttention):
             yield child
         yield from cross_attentions(child)
 
 
-def save_steering(path, found, words, prompt, swap):
-    """Three blocks, time running to the right: the image, the words' maps, the prompt swapped."""
-    scale = 2 / found["maps"].max()
-    looked_at = [m[..., None] * scale - 1 for m in found["maps"].swapaxes(0, 1)[: len(words)]]  # the rest is padding
-    looked_at = [m.repeat(2, 1).repeat(2, 2) for m in looked_at]  # as large as the image
+def save_steering(path, parts, words, prompt, swap):
+    """Three blocks with time to the right: the image, the maps of the words, the swapped prompt.  parts: of `steer`."""
+    scale = 2 / parts["maps"].max()
+    attended = [m[..., None] * scale - 1 for m in parts["maps"].swapaxes(0, 1)[: len(words)]]  # the rest is padding
+    attended = [m.repeat(2, 1).repeat(2, 2) for m in attended]  # as large as the image
     blocks = [
-        (f"{prompt!r}", ["x_t", "x_0_hat"], [found["x_t"] / 2, found["x_0_hat"]], "gray"),
-        ("where each word is looked at", words, looked_at, "magma"),
+        (f"{prompt!r}", ["x_t", "x_0_hat"], [parts["x_t"] / 2, parts["x_0_hat"]], "gray"),
+        ("where each word is looked at", words, attended, "magma"),
         (f"x_0_hat, {swap!r} in its place", ["never", "half-way", "always"],
-         [found["x_0_hat"], found["swapped"], found["other"]], "gray"),
+         [parts["x_0_hat"], parts["swapped"], parts["other"]], "gray"),
     ]  # fmt: skip
     heights = [len(rows) + 0.8 for _, _, rows, _ in blocks]
     figure = Figure(figsize=(8, 0.72 * sum(heights)), dpi=100, layout="constrained", facecolor="white")
@@ -166,7 +169,7 @@ def save_steering(path, found, words, prompt, swap):
         axes.set_title(title, fontsize=12, loc="left")
         side = canvas.shape[0] / len(rows)
         axes.set_yticks([(i + 0.5) * side for i in range(len(rows))], labels, fontsize=10)
-        axes.set_xticks([(i + 0.5) * side for i in range(MOMENTS)], [f"t = {t}" for t in found["t"]], fontsize=8)
+        axes.set_xticks([(i + 0.5) * side for i in range(MOMENTS)], [f"t = {t}" for t in parts["t"]], fontsize=8)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
     with atomic_write(path) as file:
@@ -176,11 +179,11 @@ def save_steering(path, found, words, prompt, swap):
 if __name__ == "__main__":
     parser = cli.parser(__doc__, main)
     parser.add_argument("checkpoint", help="checkpoint.npz of train_prompts.py")
-    parser.add_argument("prompt", help="what to draw, in the words of captions.py")
+    parser.add_argument("prompt", help="a sentence of captions.py's words")
     cli.add_backend(parser)
     parser.add_argument("--num", type=cli.positive_int, help="images to draw")
     parser.add_argument("--scale", type=cli.non_negative_float, help="guidance: 0 ignores the prompt, 1 follows it")
-    parser.add_argument("--negative", help="what guidance leads away from")
+    parser.add_argument("--negative", help="a prompt that guidance leads away from")
     parser.add_argument("--steps", type=cli.positive_int, help="reverse steps, at most the schedule's T")
     parser.add_argument("--seed", type=cli.non_negative_int, help="of the noise")
     parser.add_argument("--out", help="the picture, a .png")

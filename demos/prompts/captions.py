@@ -1,16 +1,16 @@
-"""Captions of digits, for train_prompts.py and prompt.py: what can be measured on a picture, and many ways to say it.
+"""Captions of digits: what can be measured on a picture, and many sentences for it.
 
     thickness = 2 area / perimeter      a stroke of length L and width w has area L w and perimeter 2 L
     slant     = -mu_11 / mu_02          x moves by -slant for each pixel down: positive where the top leans right
     size      = sqrt((mu_20 + mu_02) / area)      the radius of gyration
 
-of the ink in 0..1, mu_pq being its central moments and the perimeter its total variation.  A third of the training
-pictures is thin and a third thick, small or large likewise; a slant has a name where it is clear.  A grammar says what
-a dictionary of attributes holds, such as {"digit": "seven", "thickness": "thick", "slant": "left", "size": "small"} or
-less; `parse` reads it back.
+The ink lies in 0..1.  mu_pq are its central moments, and the perimeter is its total variation.  A third of the training
+pictures is called thin and a third thick; a third is called small and a third large.  A slant gets a name if it is
+clear.  A grammar turns a dictionary of attributes into a sentence, and `parse` reads the attributes back.  A dictionary
+may hold all of {"digit": "seven", "thickness": "thick", "slant": "left", "size": "small"}, or less.
 
-HELD_OUT was chosen before any training: a picture that is all three of one of its rows is never trained on, so that
-the model can be asked for what no caption has named.
+HELD_OUT was chosen before any training.  A picture that has all three attributes of one of its rows is never trained
+on.  So the model can be asked for a combination that no caption has named.  Read next: train_prompts.py.
 """
 
 import difflib
@@ -19,11 +19,11 @@ from functools import partial
 
 import numpy as np
 
+from tinydiff.app.generate import current
+from tinydiff.app.trained import load_network
 from tinydiff.backend import TinydiffError, default_rng
 from tinydiff.diffusion import Schedule, classifier_free
-from tinydiff.generate import load_network
-from tinydiff.nn import Prompted, TextUNet
-from tinydiff.nn.text import PADDING
+from tinydiff.more.text import PADDING, Prompted, TextUNet
 from tinydiff.train import draw_batch
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -49,7 +49,7 @@ SYNONYMS = {
     "left": ("left",),
     "right": ("right",),
 }
-KEEP = {"digit": 0.9, "thickness": 0.75, "slant": 0.75, "size": 0.4}  # how often a caption says what could be said
+KEEP = {"digit": 0.9, "thickness": 0.75, "slant": 0.75, "size": 0.4}  # how often a caption names an attribute
 SLICE = 5000  # pictures measured at a time
 
 
@@ -86,21 +86,22 @@ def _or_1(a):
 
 
 def thresholds(measured):
-    """{attribute: [below it is the low name, median, above it is the high name]} of a training set's measures.
+    """{attribute: [low, median, high]} of a training set's measures.
 
-    Thickness and size: thirds.  Slant: the fifth that leans left most and three tenths that lean right, for digits lean
-    right more often; on either side of 0 by 0.05 or more, whatever the data.
+    A value below low gets the attribute's low name, and a value above high gets the high name.
+    Thickness and size: thirds.  Slant: the fifth that leans left most, and the three tenths that lean right most,
+    because digits lean right more often.  The two bounds of the slant are at most -0.05 and at least 0.05.
     """
     shares = {"thickness": (1 / 3, 0.5, 2 / 3), "slant": (0.2, 0.5, 0.7), "size": (1 / 3, 0.5, 2 / 3)}
-    found = {a: np.quantile(measured[a], share).tolist() for a, share in shares.items()}
-    left, median, right = found["slant"]
-    return found | {"slant": [min(left, -0.05), median, max(right, 0.05)]}
+    bounds = {a: np.quantile(measured[a], share).tolist() for a, share in shares.items()}
+    left, median, right = bounds["slant"]
+    return bounds | {"slant": [min(left, -0.05), median, max(right, 0.05)]}
 
 
 def name(measured, bounds):
-    """{attribute: names (N,)}, "" where nothing is to be said: neither low nor high, or hardly upright.
+    """{attribute: names (N,)}; "" for a value that is neither low nor high, and for a slant that is not clear.
 
-    Upright is what leans by less than half of what it takes to lean left.
+    A picture is upright if its slant is less than half of the slant that is called left.
     """
     names = {}
     for a, (low_name, high_name) in NAMES.items():
@@ -111,56 +112,58 @@ def name(measured, bounds):
 
 
 def held_out(digits, names):
-    """Which pictures (N,) are all three of a row of HELD_OUT.  digits: (N,) integers.  names: of `name`."""
+    """Which pictures (N,) have all three attributes of a row of HELD_OUT.  digits: (N,) integers.  names: of `name`."""
     rows = zip((DIGITS[k] for k in digits), names["thickness"].tolist(), names["slant"].tolist())
     return np.array([row in HELD_OUT for row in rows])
 
 
-# --------------------------------------------------------------------------------------------------- how it is said
+# --------------------------------------------------------------------------------------------------- the sentences
 
 
 def caption(attributes, rng):
-    """One of the many ways to say the attributes, all of them.
+    """One of the many sentences that name all these attributes.
 
-    [article] [adjectives] [noun] [digit] [in thick strokes] [leaning left], an attribute wherever it can stand.
+    [article] [adjectives] [noun] [digit] [in thick strokes] [leaning left]
+
+    An attribute stands before or after the noun.
     """
 
     def one_of(*ways):
         return ways[rng.integers(len(ways))]
 
-    said = {a: one_of(*SYNONYMS.get(value, (value,))) for a, value in attributes.items()}
-    before = [said["size"]] if "size" in said else []
+    word = {a: one_of(*SYNONYMS.get(value, (value,))) for a, value in attributes.items()}
+    before = [word["size"]] if "size" in word else []
     after = []
-    if "thickness" in said:
+    if "thickness" in word:
         if one_of(True, True, False):
-            before.append(said["thickness"])
+            before.append(word["thickness"])
         else:
-            after.append(f"{one_of('in', 'with')} {said['thickness']} strokes")
+            after.append(f"{one_of('in', 'with')} {word['thickness']} strokes")
     if attributes.get("slant") == "upright":
-        before.append(said["slant"])
-    elif "slant" in said:
-        after.append(f"{one_of('leaning', 'slanted', 'tilted')} {one_of('', 'to the ')}{said['slant']}")
-    if "digit" in said:
-        digit = one_of(said["digit"], str(DIGITS.index(said["digit"])))
+        before.append(word["slant"])
+    elif "slant" in word:
+        after.append(f"{one_of('leaning', 'slanted', 'tilted')} {one_of('', 'to the ')}{word['slant']}")
+    if "digit" in word:
+        digit = one_of(word["digit"], str(DIGITS.index(word["digit"])))
         noun = one_of(digit, digit, digit, f"digit {digit}", f"number {digit}")
     else:
         noun = one_of("", "digit", "number")
-    words = [*rng.permutation(before).tolist(), noun, *rng.permutation(after).tolist()]
-    text = " ".join(word for word in words if word)
+    parts = [*rng.permutation(before).tolist(), noun, *rng.permutation(after).tolist()]
+    text = " ".join(part for part in parts if part)
     article = one_of("", "an" if text.startswith(("upright", "eight", "8")) else "a", "the") if noun else ""
     return f"{article} {text}".strip()
 
 
 def parse(prompt):
-    """The attributes that a prompt asks for, {} for none; where it names two values of one, the last.
+    """The attributes that a prompt names, {} for none; if it names two values of one attribute, the last counts.
 
-    Raises TinydiffError for a word that no caption has.
+    Raises TinydiffError for a word that occurs in no caption.
     """
     return {_MEANING[word][0]: _MEANING[word][1] for word in _known(prompt, VOCABULARY) if word in _MEANING}
 
 
 def draw_attributes(attributes, rng):
-    """Those of the attributes that a caption is to say, each kept as often as KEEP has it; unnamed ones never are."""
+    """The attributes that a caption names: each is kept with its probability in KEEP, and one without a name never."""
     return {a: value for a, value in attributes.items() if value and rng.random() < KEEP[a]}
 
 
@@ -176,7 +179,8 @@ MAX_TOKENS = 16
 def tokenize(prompt, vocabulary=VOCABULARY):
     """MAX_TOKENS integers: the start, the prompt's words, padding.
 
-    Raises TinydiffError for a word that is not in the vocabulary, naming those most like it, and for too many words.
+    Raises TinydiffError for a word that is not in the vocabulary, and names the words most like it.  Raises it for too
+    many words too.
     """
     words = _known(prompt, vocabulary)
     if len(words) >= MAX_TOKENS:
@@ -191,8 +195,8 @@ def _known(prompt, vocabulary):
     for word in words:
         if word not in known:
             near = difflib.get_close_matches(word, known, n=3)
-            what = f"did you mean {' or '.join(near)}?" if near else f"it knows: {' '.join(known)}"
-            raise TinydiffError(f"the model does not know the word {word!r}; {what}")
+            hint = f"did you mean {' or '.join(near)}?" if near else f"it knows: {' '.join(known)}"
+            raise TinydiffError(f"the model does not know the word {word!r}; {hint}")
     return words
 
 
@@ -200,13 +204,13 @@ def _known(prompt, vocabulary):
 
 
 class Captioned:
-    """A data set whose pictures can be captioned, without the held-out ones: what train_prompts.py trains on.
+    """The pictures of a data set that are not held out, with captions: the training set of train_prompts.py.
 
-    dataset: its pictures, their labels being their own numbers.  names: {attribute: (N,)} of each of them.
-    thresholds: taken from all pictures.  left_out: how many are held out.
+    dataset: these pictures; the label of each is its number.  names: {attribute: (N,)} of each picture.
+    thresholds: taken from all pictures.  left_out: how many pictures are held out.  schedule: of the batches.
     """
 
-    def __init__(self, dataset):
+    def __init__(self, dataset, schedule):
         images, digits = dataset.batch(np.arange(len(dataset)))
         measured = measure(images)
         self.thresholds = thresholds(measured)
@@ -215,15 +219,17 @@ class Captioned:
         self.left_out = int((~keep).sum())
         self.names = {a: values[keep] for a, values in names.items()}
         self.dataset = replace(dataset, images=dataset.images[keep], labels=np.arange(keep.sum()))
+        self.schedule = schedule
 
-    def draw(self, dataset, schedule, config, num_classes, step):
-        """train.draw_batch, the label of each picture being a caption's tokens, drawn anew: (B, MAX_TOKENS).
+    def draw(self, config, step):
+        """The batch of train.draw_batch with new captions as labels: their tokens (B, MAX_TOKENS).
 
-        Where the label is dropped the caption is empty.
+        Where draw_batch drops the label, the caption is empty.
         """
-        batch = draw_batch(dataset, schedule, config, len(dataset), step)
+        dropped = len(self.dataset)
+        batch = draw_batch(self.dataset, self.schedule, dropped, config, step)
         rng = default_rng("captions", config.seed, step)
-        captions = ["" if i == len(dataset) else self.caption(i, rng) for i in batch["labels"].tolist()]
+        captions = ["" if i == dropped else self.caption(i, rng) for i in batch["labels"].tolist()]
         return batch | {"labels": np.array([tokenize(text) for text in captions])}
 
     def caption(self, i, rng):
@@ -233,13 +239,14 @@ class Captioned:
 
 def build(config, seed):
     """The network of a configuration (TextUNet.config), its parameters drawn from seed: picklable, for Workers."""
-    return TextUNet(**config, rng=default_rng(seed))
+    unet = {name: value for name, value in config["unet"].items() if name != "text_features"}  # the encoder decides it
+    return TextUNet(config["encoder"], current(unet), rng=default_rng(seed))
 
 
 def load_trained(path, num_workers):
-    """Workers that hold the averaged weights of train_prompts.py's checkpoint, its schedule, and its settings.
+    """Workers with the averaged weights of a checkpoint of train_prompts.py, its schedule, and its settings.
 
-    Raises CheckpointError if the file is not such a checkpoint.
+    Raises CheckpointError if the file is no such checkpoint.
     """
     workers, arrays, meta = load_network(path, "prompts", "ema/", _builder, num_workers)
     return workers, Schedule(arrays["schedule/beta"]), meta
@@ -250,6 +257,9 @@ def _builder(_, meta):
 
 
 def by_prompt(prompts, negative, model, labels, scale):
-    """What a Recipe's guide does for prompts: each image is led towards the token row of its number, from negative."""
-    prompted = Prompted(model, [prompts[i] for i in labels], negative)  # of a slice's labels: its own prompts only
+    """The guide of a Recipe for prompts: guidance leads image i from the negative prompt to prompt labels[i].
+
+    prompts, negative: token rows.
+    """
+    prompted = Prompted(model, [prompts[i] for i in labels], negative)  # only the prompts of this slice are encoded
     return classifier_free(prompted, range(len(labels)), scale)

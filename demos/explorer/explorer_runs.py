@@ -1,28 +1,30 @@
-"""What explorer.py shows: runs of our own code, recorded as sheets of small pictures and tables of numbers.
+"""The runs that explorer.py shows, recorded as sheets of small pictures and tables of numbers.
 
     forward     a chain of 1,000 small steps beside one jump with the same noise, under each schedule
     reverse     x_t, eps_hat and x_0_hat at each step, for every sampler, number of steps and guidance scale
-    riddles     digits under less and less noise, and what the network makes of each
+    riddles     digits under less and less noise, and the network's x_0_hat of each
     points      particles in the plane: the forward chain, the flow back, and the field that it follows
-    mistakes    those of pitfalls.py, each beside the right thing
+    mistakes    those of pitfalls.py, each beside the right pictures
 
-Each function returns what JSON can hold.  A sheet has a row for each kind of picture and a column for each moment, in
-16 greys: noise does not compress, so a picture takes up to 400 bytes whatever is done.  Read next: explorer/main.js.
+Each function returns what JSON can hold.  A sheet has a row for each kind of picture and a column for each moment.  It
+has 16 greys: noise does not compress, so at 4 bits a pixel a picture takes up to 400 bytes.  Read next: main.js.
 """
 
 import base64
 import io
+import sys
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
-import pitfalls
-import points_2d
-from forward_process import SCHEDULES
 from PIL import Image
-from pitfalls import SAMPLING
 from tqdm import tqdm
 
+from tinydiff.app.alone import one_process
+from tinydiff.app.choices import DDIM, DPM_SOLVER_2M
+from tinydiff.app.generate import DDPM
+from tinydiff.app.plots import tile
 from tinydiff.autograd import no_grad
 from tinydiff.backend import asarray, default_rng, standard_normal, to_numpy, xp
 from tinydiff.data import load
@@ -38,16 +40,21 @@ from tinydiff.diffusion import (
     x_0_from_eps,
 )
 from tinydiff.diffusion.targets import V
-from tinydiff.generate import DDIM, DDPM, DPM_SOLVER_2M
-from tinydiff.parallel import Workers
-from tinydiff.plots import tile
+from tinydiff.train import train
+
+# Python looks for modules beside the script only.  The demos that the page shows are programs too, one folder up.
+sys.path.append(str(Path(__file__).parents[1]))
+import pitfalls
+import points_2d
+from forward_process import SCHEDULES
+from pitfalls import SAMPLING
 
 SAMPLERS = {"ddpm": DDPM, "ddim": DDIM, "2m": DPM_SOLVER_2M}
-SCALES = (0, 1, 3)  # of guidance: the label ignored, followed, exaggerated
+SCALES = (0, 1, 3)  # of guidance: it ignores the label, follows it, exaggerates it
 EPS_RANGE = 3  # grey is 0, white is +3
 GREYS = 16
 VIEW = points_2d.VIEW
-SHOWN = 5  # pictures of each mistake: large, for what is wrong is often a few grey levels
+SHOWN = 5  # pictures of each mistake: large, because an error is often a few grey levels
 CHANNELS = 16  # of the small networks that learn with a mistake
 GRID = 17  # arrows along a side of the field
 
@@ -65,7 +72,7 @@ def sheet(rows):
 
 
 def packed(numbers):
-    """Numbers in -8..8 as little-endian int16, 1/4096 a unit, in base64; what lies outside is cut."""
+    """Numbers as little-endian int16, 1/4096 a unit, in base64; numbers outside -8..8 are clipped."""
     units = np.rint(np.clip(np.asarray(numbers) * 4096, -32768, 32767))
     return base64.b64encode(units.astype("<i2").tobytes()).decode()
 
@@ -73,7 +80,7 @@ def packed(numbers):
 def forward(x_0, moments, seed):
     """Pictures x_0 (N, H, W, 1) on their way to noise under each schedule, all with the same noise.
 
-    The jump to t takes the noise that the chain has drawn until then: `gap` is how far the two then differ.
+    The jump to t uses the noise that the chain has drawn up to t.  `gap` is the largest difference of the two.
     """
     schedules = {}
     for name, make in tqdm(SCHEDULES.items(), desc="forward"):
@@ -94,23 +101,23 @@ def forward(x_0, moments, seed):
 def noised(schedule, x_0, shown, seed):
     """The chain x_t at the times shown, and the closed form with the chain's own noise.
 
-    A second chain that starts from 0 collects the noise: what it holds at t is sqrt(1 - alpha_bar_t) eps.
+    A second chain that starts from 0 collects the noise: at t it is sqrt(1 - alpha_bar_t) eps.
     """
     rng, n = default_rng("forward", seed), len(x_0)
-    both = xp.concatenate([x_0, 0 * x_0[:1]])  # the pictures share their noise, so it is collected once
+    chains = xp.concatenate([x_0, 0 * x_0[:1]])  # the pictures share their noise, so it is collected once
     chain, jump = [to_numpy(x_0)], [to_numpy(x_0)]
     for t in range(1, schedule.T + 1):
-        mean, var = q_x_t_given_x_s(schedule, both, t - 1, t)
-        both = mean + var**0.5 * standard_normal(rng, x_0[:1].shape)
+        mean, var = q_x_t_given_x_s(schedule, chains, t - 1, t)
+        chains = mean + var**0.5 * standard_normal(rng, x_0[:1].shape)
         if t in shown:
-            eps = xp.repeat(both[n:] / float(schedule.one_minus_alpha_bar[t]) ** 0.5, n, 0)
-            chain.append(to_numpy(both[:n]))
+            eps = xp.repeat(chains[n:] / float(schedule.one_minus_alpha_bar[t]) ** 0.5, n, 0)
+            chain.append(to_numpy(chains[:n]))
             jump.append(to_numpy(q_sample(schedule, x_0, t, eps)))
     return np.stack(chain), np.stack(jump)
 
 
 def reverse(pool, schedule, shape, labels, steps, moments, seed):
-    """Every label drawn by each sampler in each number of steps at each scale, all from one and the same x_T."""
+    """Every label drawn by each sampler in each number of steps at each scale, all from the same x_T."""
     jobs = [(sampler, num_steps, scale) for sampler in SAMPLERS for num_steps in steps for scale in SCALES]
     record = partial(trajectory, schedule, shape, labels, moments, seed)
     runs = {}
@@ -124,15 +131,15 @@ def reverse(pool, schedule, shape, labels, steps, moments, seed):
 def trajectory(schedule, shape, labels, moments, seed, model, job):
     """The times of some moments of a run, the last 0, and (x_t, eps_hat, x_0_hat) there: (3, moments, N, H, W, 1).
 
-    job: sampler, number of steps, scale; at scale 0 labels do not matter and N is 1.  At t = 0 no eps_hat is left.
+    job: sampler, number of steps, scale; at scale 0 labels do not matter and N is 1.  At t = 0 eps_hat is 0.
     """
     sampler, num_steps, scale = job
     labels = labels if scale else labels[:1]
-    guided, asked = classifier_free(model, labels, scale), []
+    guided, calls = classifier_free(model, labels, scale), []
 
     def eps_fn(x_t, t):
         eps_hat = guided(x_t, t)
-        asked.append((t, x_t, eps_hat))
+        calls.append((t, x_t, eps_hat))
         return eps_hat
 
     x_T = xp.repeat(standard_normal(default_rng("start", seed), (1, *shape)), len(labels), 0)
@@ -140,7 +147,7 @@ def trajectory(schedule, shape, labels, moments, seed, model, job):
     with no_grad():
         steps = list(sample(SAMPLERS[sampler](schedule), eps_fn, pairs, x_T, default_rng("way", seed)))
     x_0 = steps[-1][1]
-    seen = [(*before, x_0_hat) for before, (_, _, x_0_hat) in zip(asked, steps)] + [(0, x_0, 0 * x_0, x_0)]
+    seen = [(*before, x_0_hat) for before, (_, _, x_0_hat) in zip(calls, steps)] + [(0, x_0, 0 * x_0, x_0)]
     times, x_t, eps_hat, x_0_hat = zip(*(seen[k] for k in evenly(num_steps, moments)))
     pictures = [np.stack([to_numpy(x) for x in kind]) for kind in (x_t, eps_hat, x_0_hat)]
     pictures[1] = pictures[1] / EPS_RANGE
@@ -148,7 +155,7 @@ def trajectory(schedule, shape, labels, moments, seed, model, job):
 
 
 def riddles(pool, schedule, x_0, labels, moments, seed):
-    """Each picture under less and less of one noise, and the x_0_hat of the network, which is told no label."""
+    """Each picture under less and less of one noise, and the network's x_0_hat of it without a label."""
     times = evenly_in_signal(schedule, moments)[::-1]
     eps = standard_normal(default_rng("riddles", seed), x_0.shape)
     x_t = [q_sample(schedule, asarray(x_0), t, eps) for t in times]
@@ -168,26 +175,22 @@ def guess(schedule, model, job):
 
 
 def points(steps, num, moments, seed, workers):
-    """For each set of points_2d.py a small network, trained for some steps, and num particles, forth and back.
+    """For each set of points_2d.py the paths of num particles, to noise and back, and the field of a small network.
 
-    It learns v, which is the field itself: from eps_hat in nearly pure noise the field would be a small difference
-    divided by sqrt(alpha_bar_T) = 0.0064.
+    The network is trained for some steps.  It predicts v, which is the field itself.  Computed from eps_hat in nearly
+    pure noise, the field would be a small difference divided by sqrt(alpha_bar_T) = 0.0064.
     """
     schedule = Schedule.linear(points_2d.T)
     times = evenly_in_angle(schedule, moments)  # from 0 to T
     sets = {}
     with tqdm(total=steps * len(points_2d.SETS), desc="points", unit="step") as bar:
         for name, draw_data in points_2d.SETS.items():
-            with Workers(partial(points_2d.PointNet, seed), workers) as pool:
-                for _ in points_2d.train(pool, schedule, draw_data, V, steps, 256, seed):
+            with one_process().workers(partial(points_2d.PointNet, seed), workers) as pool:
+                state = points_2d.training_of(pool, draw_data, schedule, V, steps, 256, seed)
+                for _ in train(state):
                     bar.update()
-                pairs = [(t, s) for s, t in pairwise(times)][::-1]
-                back = points_2d.draw(ddim_step, schedule, V, pairs, pool.model, (num, (seed,)))
-                axis = np.linspace(-VIEW, VIEW, GRID + 2)[1:-1]
-                grid = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2).astype(np.float32)
-                eps_fn = points_2d.eps_fn_of(pool.model, schedule, V)
-                # At t = 0 there is no noise to estimate: the field ends at the time before.
-                field = [points_2d.flow_velocity(schedule, eps_fn, grid, max(t, times[1])) for t in times[::-1]]
+                with pool.weights(state.ema.average):
+                    back, field = flow(pool.model, schedule, times, num, seed)
             rng = default_rng("forward points", seed)
             x_t = asarray(draw_data(rng, num))
             forth = [x_t]
@@ -203,8 +206,24 @@ def points(steps, num, moments, seed, workers):
     return {"times": times, "num": num, "view": VIEW, "grid": GRID, "training_steps": steps, "sets": sets}
 
 
-def mistakes(pool, reader, schedule, meta, steps, num, train_steps, data_dir, seed):
-    """The mistakes of pitfalls.py, some digits of each beside the right ones; those in training if train_steps."""
+def flow(model, schedule, times, num, seed):
+    """The paths of num particles from T to 0, and the field at each of these times, T first."""
+    pairs = [(t, s) for s, t in pairwise(times)][::-1]
+    paths = points_2d.draw(ddim_step, schedule, V, pairs, model, (num, (seed,)))
+    axis = np.linspace(-VIEW, VIEW, GRID + 2)[1:-1]
+    grid = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2).astype(np.float32)
+    eps_fn = points_2d.eps_fn_of(model, schedule, V)
+    # At t = 0 there is no noise to predict: the field ends at the time before.
+    return paths, [points_2d.flow_velocity(schedule, eps_fn, grid, max(t, times[1])) for t in times[::-1]]
+
+
+def mistakes(pool, reader, schedule, meta, most_steps, num, train_steps, data_dir, seed):
+    """The mistakes of pitfalls.py, with some digits of each beside the right ones.
+
+    most_steps: reverse steps, if the shortest schedule of pitfalls.py has as many.  train_steps: of each mistake in
+    training; 0 leaves those mistakes out.
+    """
+    steps = min(most_steps, pitfalls.FEW)
     labels = np.arange(num) % pool.model.num_classes
     how = steps, pitfalls.jobs_of(labels, seed), tuple(meta["data"]["image_shape"])
     groups = {
@@ -212,7 +231,8 @@ def mistakes(pool, reader, schedule, meta, steps, num, train_steps, data_dir, se
     }
     if train_steps:
         dataset = load(meta["data"]["name"], "train", data_dir, seed)
-        runs = pitfalls.train_and_draw(dataset, CHANNELS, train_steps, seed, pool.num_workers, *how)
+        ranks, workers = one_process(), pool.num_workers
+        runs = pitfalls.train_and_draw(dataset, CHANNELS, train_steps, seed, ranks, workers, *how)
         groups["training"] = list(runs)
     rows = []
     for group, drawn in groups.items():
@@ -221,13 +241,13 @@ def mistakes(pool, reader, schedule, meta, steps, num, train_steps, data_dir, se
         for case, images in drawn[1:]:
             figures = pitfalls.measure(reader, images, labels, right if group == "sampling" else None)
             pair = {"right": sheet(right[None, :SHOWN]), "wrong": sheet(images[None, :SHOWN])}
-            said = {"name": case.name, "why": case.why, "figures": figures, "right_figures": right_figures}
-            rows.append({"group": group, **said, **pair})
+            texts = {"name": case.name, "why": case.why, "figures": figures, "right_figures": right_figures}
+            rows.append({"group": group, **texts, **pair})
     return {"num": num, "shown": SHOWN, "steps": steps, "train_steps": train_steps, "rows": rows}
 
 
 def evenly(last, num):
-    """num whole numbers from 0 to last, fewer if there are not as many."""
+    """num whole numbers from 0 to last, evenly spread; all of them if there are fewer."""
     return sorted({i * last // (num - 1) for i in range(num)})
 
 
@@ -238,11 +258,11 @@ def evenly_in_angle(schedule, num):
 
 
 def evenly_in_signal(schedule, num):
-    """Times from 1 on, at most num, evenly spread over sqrt(alpha_bar): to the eye each has a little less of x_0."""
+    """At most num times from 1 to T, evenly spread over sqrt(alpha_bar): to the eye each has a little less of x_0."""
     signal = schedule.alpha_bar[1:] ** 0.5
     return sorted({1 + int(abs(signal - share).argmin()) for share in np.linspace(signal[0], signal[-1], num)})
 
 
 def rounded(values):
-    """To 4 digits, as JSON: infinity, which it lacks, is null."""
+    """Numbers of 4 digits for JSON; infinity, which JSON lacks, becomes null."""
     return [float(f"{value:.4g}") if np.isfinite(value) else None for value in np.asarray(values, np.float64)]

@@ -7,49 +7,53 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from tinydiff import checkpoint, ops
+from tinydiff import ops
+from tinydiff.app import checkpoint
+from tinydiff.app.alone import one_process
+from tinydiff.app.classify import ClassifierConfig, build_classifier, save_classifier
+from tinydiff.app.generate import Recipe, generate
+from tinydiff.app.training import diffusion_training, save
 from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, asarray, backend_name, default_rng, standard_normal, to_numpy
-from tinydiff.classify import ClassifierConfig, build_classifier, save_classifier
 from tinydiff.data import load
 from tinydiff.diffusion import Schedule, timestep_pairs
-from tinydiff.generate import Recipe, generate
-from tinydiff.parallel import Workers
-from tinydiff.train import TrainConfig, Training
+from tinydiff.train import TrainConfig
 
 pytestmark = pytest.mark.program
 
-DEMOS = Path(__file__).parents[2] / "demos"
+DEMOS = Path(__file__).parents[3] / "demos" / "prompts"
 
 
 @pytest.fixture(scope="module")
 def captions(load_demo):
-    return load_demo("captions")
+    return load_demo("prompts/captions")
 
 
 @pytest.fixture(scope="module")
 def trained(captions, tmp_path_factory):
     """A checkpoint of a tiny network of random weights, and a classifier that was not trained at all."""
     folder = tmp_path_factory.mktemp("trained")
-    captioned = captions.Captioned(load("glyphs", num=60))
+    schedule = Schedule.linear(100)
+    captioned = captions.Captioned(load("glyphs", num=60), schedule)
     config = {"encoder": {"num_words": len(captions.VOCABULARY)}, "unet": {"base_channels": 8}}
-    with Workers(lambda: captions.build(config, 0)) as pool:
-        rng = default_rng(1)  # at the start nothing that the network says depends on the text
+    with one_process().workers(lambda: captions.build(config, 0), 1) as pool:
+        rng = default_rng(1)  # at the start nothing that the network predicts depends on the text
         for p in pool.model.parameters():
             if p.ndim > 1:
                 p.data[...] = asarray(rng.standard_normal(p.shape) / (p.size / p.shape[-1]) ** 0.5, "float32")
-        state = Training(pool, Schedule.linear(100), TrainConfig(num_steps=1, minutes=None, batch_size=2))
+        config = TrainConfig(num_steps=1, minutes=None, batch_size=2)
+        state = diffusion_training(pool, schedule, config, captioned.dataset, captioned.draw)
         more = {"vocabulary": captions.VOCABULARY, "held_out": captions.HELD_OUT, "thresholds": captioned.thresholds}
-        state.save(folder / "checkpoint.npz", captioned.dataset, kind="prompts", **more)
+        save(state, folder / "checkpoint.npz", captioned.dataset, schedule, 1, kind="prompts", **more)
     data = load("glyphs", num=10)
-    with Workers(lambda: build_classifier({"num_classes": 10, "channels": (4,)}, 0)) as pool:
+    with one_process().workers(lambda: build_classifier({"num_classes": 10, "channels": (4,)}, 0), 1) as pool:
         save_classifier(folder / "classifier.npz", pool, ClassifierConfig(), data, data, 0)
     return folder
 
 
 @pytest.fixture
 def demo(load_demo):
-    return load_demo("prompt")
+    return load_demo("prompts/prompt")
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +187,7 @@ def test_a_bad_prompt_or_checkpoint_is_one_message_and_exit_code_2(trained, tmp_
 
 @pytest.fixture
 def evaluate(load_demo):
-    return load_demo("evaluate_prompts")
+    return load_demo("prompts/evaluate_prompts")
 
 
 def test_each_word_is_judged_by_its_own_measure(evaluate):

@@ -9,21 +9,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tinydiff import checkpoint
+from tinydiff.app import checkpoint
+from tinydiff.app.checkpoint import CheckpointError
 from tinydiff.backend import TinydiffError, backend_name
-from tinydiff.checkpoint import CheckpointError
 from tinydiff.data import load
+from tinydiff.diffusion import Schedule
 
 pytestmark = pytest.mark.program
 
-PATH = Path(__file__).parents[2] / "demos" / "train_prompts.py"
+PATH = Path(__file__).parents[3] / "demos" / "prompts" / "train_prompts.py"
 SMALL = {"data": "glyphs", "num_images": 60, "channels": 8, "batch_size": 4, "workers": 1, "sample_steps": 1}
 
 
 @pytest.fixture
 def demo(load_demo):
     """The demo without its last pictures, which take longer than all the rest."""
-    demo = load_demo("train_prompts")
+    demo = load_demo("prompts/train_prompts")
     demo.final_pictures = lambda *_: None
     return demo
 
@@ -32,7 +33,7 @@ def demo(load_demo):
 def whole(load_demo, tmp_path_factory):
     """A run of 4 steps."""
     folder = tmp_path_factory.mktemp("whole") / "new"
-    load_demo("train_prompts").main(backend=backend_name(), out=folder, steps=4, seed=3, **SMALL)
+    load_demo("prompts/train_prompts").main(backend=backend_name(), out=folder, steps=4, seed=3, **SMALL)
     return folder
 
 
@@ -45,8 +46,8 @@ def test_a_run_leaves_pictures_metrics_and_a_checkpoint_that_knows_its_captions(
     rows = list(csv.DictReader((whole / "metrics.csv").read_text().splitlines()))
     assert [row["step"] for row in rows] == ["1", "2", "3", "4"] and all(0 < float(row["loss"]) < 5 for row in rows)
     arrays, meta = checkpoint.load(whole / "checkpoint.npz")
-    captions = load_demo("captions")
-    captioned = captions.Captioned(load("glyphs", seed=3, num=60))
+    captions = load_demo("prompts/captions")
+    captioned = captions.Captioned(load("glyphs", seed=3, num=60), Schedule.linear())
     assert (meta["kind"], meta["step"], meta["num_images"]) == ("prompts", 4, 60)
     assert meta["data"]["num"] == 60 - captioned.left_out
     expected = {"vocabulary": captions.VOCABULARY, "held_out": captions.HELD_OUT, "thresholds": captioned.thresholds}
@@ -58,7 +59,7 @@ def test_a_run_leaves_pictures_metrics_and_a_checkpoint_that_knows_its_captions(
 def test_captions_train_the_encoder(whole, load_demo):
     """After four steps words, places, and what cross-attention adds have moved from where they began."""
     arrays, meta = checkpoint.load(whole / "checkpoint.npz")
-    start = load_demo("captions").build(meta["model"], 3).state_dict()
+    start = load_demo("prompts/captions").build(meta["model"], 3).state_dict()
     moved = {name for name, a in start.items() if (arrays[f"weights/{name}"] != a).any()}
     assert {"encoder.words.w", "encoder.places.w", "unet.middle.0.cross.out.w", "unet.conv_out.w"} <= moved
 
@@ -81,6 +82,29 @@ def test_resume_continues_bit_for_bit_with_the_checkpoints_settings(demo, whole,
     assert saved == [0, 1, 2]
     for name in ("checkpoint.npz", "metrics.csv"):
         assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_checkpoint_of_an_earlier_version_goes_on(demo, whole, load_demo, tmp_path):
+    """An option that is gone and was not used makes no difference; one that was used is refused by name."""
+    captions, path = load_demo("prompts/captions"), tmp_path / "checkpoint.npz"
+    arrays, meta = checkpoint.load(whole / "checkpoint.npz")
+    train = {name: value for name, value in meta["train"].items() if name != "betas"} | {"weight_decay": 0.0}
+    unet = meta["model"]["unet"]
+    before = meta | {"model": meta["model"] | {"unet": unet | {"dropout": 0.0}}, "train": train}
+    checkpoint.save(path, arrays, before)
+    assert path.read_bytes() != (whole / "checkpoint.npz").read_bytes()
+    demo.main(backend=backend_name(), out=tmp_path, resume=True)
+    assert path.read_bytes() == (whole / "checkpoint.npz").read_bytes()
+    checkpoint.save(path, arrays, before)
+    pool, _, _ = captions.load_trained(path, 1)
+    with pool:
+        for name, a in pool.model.state_dict().items():
+            np.testing.assert_array_equal(a, arrays[f"ema/{name}"])
+    checkpoint.save(path, arrays, before | {"model": meta["model"] | {"unet": unet | {"dropout": 0.1}}})
+    with pytest.raises(CheckpointError, match=r"dropout=0\.1"):
+        captions.load_trained(path, 1)
+    with pytest.raises(CheckpointError, match=r"dropout=0\.1"):
+        demo.main(backend=backend_name(), out=tmp_path, resume=True)
 
 
 def test_resume_refuses_other_settings_and_another_vocabulary(demo, whole):
@@ -116,11 +140,11 @@ def test_a_signal_saves_and_ends_the_run(demo, tmp_path, capsys):
         def __exit__(self, *_):
             pass
 
-    demo.cli.stop_signals, before = Stop, demo.cli.stop_signals
+    demo.run.stop_signals, before = Stop, demo.run.stop_signals
     try:
         demo.main(backend=backend_name(), out=tmp_path, steps=4, seed=3, **SMALL)
     finally:
-        demo.cli.stop_signals = before
+        demo.run.stop_signals = before
     assert "SIGTERM: saved at step 1; continue with --resume" in capsys.readouterr().out
     assert checkpoint.load(tmp_path / "checkpoint.npz")[1]["step"] == 1 and drawn == []
 
@@ -135,8 +159,8 @@ def test_resume_without_a_checkpoint_starts_from_the_beginning(demo, tmp_path, c
 def test_without_steps_the_minutes_decide(demo, tmp_path, monkeypatch):
     """18 of them by default, or as many as are given; the number of steps is not known before the warm-up's end."""
     seen = []
-    total = demo.long_run.total
-    monkeypatch.setattr(demo.long_run, "run", lambda state, *_: seen.append((state.config.minutes, total(state))))
+    total = demo.run.total
+    monkeypatch.setattr(demo.run, "run", lambda state, *_: seen.append((state.config.minutes, total(state))))
     demo.main(backend=backend_name(), out=tmp_path, **SMALL)
     demo.main(backend=backend_name(), out=tmp_path, minutes=2.0, **SMALL)
     demo.main(backend=backend_name(), out=tmp_path, steps=5, **SMALL)

@@ -1,0 +1,106 @@
+"""A signal is a request that a loop can answer when its step is done, and the second one acts at once."""
+
+import signal
+import threading
+
+import pytest
+
+from tinydiff.app.signals import stop_signals
+
+pytestmark = pytest.mark.program
+
+
+@pytest.fixture
+def handlers():
+    """Python's own handlers during the test, whatever pytest was born with: a background job ignores SIGINT."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    for number, handler in usual.items():
+        signal.signal(number, handler)
+    yield usual
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_the_first_signal_sets_the_flag_and_the_second_acts(handlers, name):
+    """One signal: only `stop` changes.  A second one, of either kind, does what it did before the block."""
+    seen = []
+    for number in handlers:
+        signal.signal(number, lambda number, frame: seen.append(number))
+    with stop_signals() as stop:
+        assert (stop.requested, stop.signal) == (False, "")
+        signal.raise_signal(getattr(signal, name))
+        assert (stop.requested, stop.signal) == (True, name) and seen == []
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        assert seen == [signal.SIGINT, signal.SIGTERM] and stop.signal == name
+
+
+def test_a_second_ctrl_c_is_a_keyboard_interrupt(handlers):
+    """With Python's own handler in place, impatience works: the second Ctrl-C raises KeyboardInterrupt."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with pytest.raises(KeyboardInterrupt), stop_signals():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("error", [None, ValueError])
+def test_the_handlers_are_restored_at_the_end(handlers, error):
+    """After the block, left normally or by an exception, both handlers are what they were."""
+    try:
+        with stop_signals():
+            assert all(signal.getsignal(number) is not handler for number, handler in handlers.items())
+            if error:
+                raise error
+    except ValueError:
+        pass
+    assert {number: signal.getsignal(number) for number in handlers} == handlers
+
+
+def test_an_ignored_signal_stays_ignored(handlers):
+    """Under nohup or in the background SIGINT is ignored by the caller's wish: it stays so; SIGTERM is caught."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with stop_signals() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert not stop.requested and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) is not handlers[signal.SIGTERM]
+
+
+def test_outside_the_main_thread_no_handler_is_touched(handlers):
+    """Python allows handlers in the main thread only; elsewhere the block works and the flag stays down."""
+    found = []
+
+    def work():
+        with stop_signals() as stop:
+            found.append(stop.requested)
+            found.append({number: signal.getsignal(number) for number in handlers} == handlers)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [False, True]
+
+
+def test_a_system_without_sigterm_still_stops_on_ctrl_c(handlers, monkeypatch):
+    """Where the signal module has no SIGTERM, SIGINT alone is caught."""
+    monkeypatch.delattr(signal, "SIGTERM")
+    with stop_signals() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.signal == "SIGINT"
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_the_handler_may_act_at_once(handlers, name):
+    """at_once() runs within the first signal, once, when the flag is up and the old handlers are back."""
+    seen = []
+
+    def at_once():
+        seen.append(stop.signal)
+        assert {number: signal.getsignal(number) for number in handlers} == handlers
+
+    with stop_signals(at_once) as stop:
+        assert seen == []
+        signal.raise_signal(getattr(signal, name))
+        assert seen == [name]
+    assert seen == [name]

@@ -1,0 +1,92 @@
+"""A trained network as its checkpoint holds it, on workers: what every program that draws or reads begins with.
+
+Read next: tables.py.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinydiff.app import checkpoint
+from tinydiff.app.alone import one_process
+from tinydiff.app.checkpoint import CheckpointError
+from tinydiff.app.generate import build_unet
+from tinydiff.autograd import Tensor
+from tinydiff.diffusion import Schedule
+from tinydiff.diffusion.targets import EPS, TARGETS, Target
+from tinydiff.nn import Module, UNet
+
+Arrays = dict[str, np.ndarray]
+Meta = dict[str, Any]
+
+
+def load_trained(path: Path, num_workers: int, ranks: Any = None) -> tuple[Any, Schedule, Meta]:
+    """Workers that hold the averaged weights (EMA) of a checkpoint, the checkpoint's schedule, and its settings.
+
+    The workers' model gives eps_hat, whatever the network was trained to predict.
+    Raises CheckpointError if the file is not a whole checkpoint of a diffusion model.
+    """
+    workers, arrays, meta = load_network(path, "diffusion", "ema/", _eps_builder, num_workers, ranks)
+    return workers, Schedule(arrays["schedule/beta"]), meta
+
+
+def load_network(
+    path: Path,
+    kind: str,
+    prefix: str,
+    make: Callable[[Arrays, Meta], Callable[[], Module]],
+    num_workers: int,
+    ranks: Any = None,
+) -> tuple[Any, Arrays, Meta]:
+    """Workers that hold the network of a checkpoint, and all arrays and settings of the file.
+
+    kind: of the checkpoint.  prefix: of the names of the weights, such as "ema/".
+    make(arrays, settings) -> build; build() makes the network, and can be pickled, so that each worker can call it.
+    Raises CheckpointError if the file is not a whole checkpoint of this kind.
+    """
+    ranks = ranks or one_process()
+    arrays, meta = ranks.broadcast(partial(checkpoint.load, path))
+    if meta.get("kind") != kind:
+        raise CheckpointError(f"{path} holds a network of kind {meta.get('kind')!r}, not {kind!r}")
+    workers = ranks.workers(make(arrays, meta), num_workers)
+    weights = {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
+    try:
+        workers.model.load_state_dict(weights)
+    except ValueError as error:
+        workers.close()
+        raise CheckpointError(f"{path}: {error}") from None
+    return workers, arrays, meta
+
+
+class AsEps(Module):
+    """eps_hat = model(x_t, t, labels): the prediction of a network, converted by diffusion/targets.py.
+
+    The parameters are those of the network, under the names of the network.  No gradient goes through the conversion.
+    """
+
+    def __init__(self, network: UNet, target: Target, schedule: Schedule):
+        self.network, self.target, self.schedule = network, target, schedule
+        self.config, self.num_classes = network.config, network.num_classes
+
+    def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+        return self.network.named_parameters(prefix)
+
+    def forward(self, x_t: Any, t: Any, labels: Any = None) -> Tensor:
+        return Tensor(self.target.to_eps(self.schedule, x_t, t, self.network(x_t, t, labels).data))
+
+
+def as_eps(network: Any, target: Target, schedule: Schedule) -> Any:
+    """A model that gives eps_hat, made from a network that predicts `target`; the network itself if that is EPS."""
+    return network if target == EPS else AsEps(network, target, schedule)
+
+
+def _eps_builder(arrays: Arrays, meta: Meta) -> Callable[[], Module]:
+    target = TARGETS[meta["train"].get("target", "eps")]  # old files name no target
+    return partial(_build_eps_model, meta["model"], target, Schedule(arrays["schedule/beta"]))
+
+
+def _build_eps_model(config: dict[str, Any], target: Target, schedule: Schedule) -> Module:
+    return as_eps(build_unet(config, 0), target, schedule)
