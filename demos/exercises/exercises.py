@@ -240,7 +240,7 @@ EXERCISES = (
                 "diffusion/guidance.py",
                 "classifier_free.eps_fn",
                 "eps_u and eps_c from one call, and eps_hat (Ho & Salimans 2022, eq. 6)",
-                "both =",
+                "twice =",
                 "eps_hat =",
             ),
         ),
