@@ -172,7 +172,8 @@ def saved_config(meta: dict[str, Any]) -> TrainConfig:
     settings = dict(meta["train"])
     if settings.pop("weight_decay", 0.0):  # earlier versions had it
         raise CheckpointError("the checkpoint was trained with weight_decay, which this version does not have")
-    return TrainConfig(**settings)
+    betas = tuple(settings.get("betas", TrainConfig.betas))  # JSON has made it a list
+    return TrainConfig(**settings | {"betas": betas})
 
 
 def _shared(workers: Any) -> dict[str, Any]:

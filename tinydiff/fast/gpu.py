@@ -50,7 +50,8 @@ def metrics(state: Training) -> list[tuple[float, ...]]:
     """
     late = vars(state).get("late", [])
     if late:
-        losses, norms = (to_numpy(xp.stack(values)) for values in list(zip(*late))[:2])
+        # A norm is an array of the device, or a number where clipping has waited for it: see clip_grad_norm.
+        losses, norms = (to_numpy(xp.stack([asarray(value) for value in values])) for values in list(zip(*late))[:2])
         for step_losses, norm in zip(losses, norms.tolist()):
             _, _, rate, batch = late[0]
             state.rows.append(metrics_row(state, step_losses, norm, rate, batch))
