@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from tinydiff.app import cli, plots
-from tinydiff.app.classify import load_classifier, misread_rows, read
+from tinydiff.app.classify import load_classifier
 from tinydiff.app.metrics import wilson_interval
+from tinydiff.app.reading import misread_rows, read
 from tinydiff.data import DataError
 
 

@@ -27,9 +27,10 @@ from tqdm import tqdm
 
 from tinydiff.app import cli, plots
 from tinydiff.app.checkpoint import atomic_write
-from tinydiff.app.classify import class_probs, load_classifier, load_noisy_classifier, read
+from tinydiff.app.classify import load_classifier, load_noisy_classifier
 from tinydiff.app.generate import DDPM
 from tinydiff.app.metrics import share
+from tinydiff.app.reading import class_probs, read
 from tinydiff.app.trained import load_trained
 from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, asarray, default_rng, standard_normal, to_numpy

@@ -26,9 +26,10 @@ from tqdm import tqdm
 
 from tinydiff.app import cli, plots
 from tinydiff.app.checkpoint import atomic_write
-from tinydiff.app.classify import class_score, load_classifier, load_noisy_classifier, look
+from tinydiff.app.classify import load_classifier, load_noisy_classifier
 from tinydiff.app.generate import Recipe, generate
 from tinydiff.app.metrics import spread, wilson_interval
+from tinydiff.app.reading import class_score, look
 from tinydiff.app.trained import load_trained
 from tinydiff.backend import TinydiffError
 from tinydiff.data import load

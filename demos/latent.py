@@ -28,10 +28,11 @@ import numpy as np
 from tqdm import tqdm
 
 from tinydiff.app import checkpoint, cli, plots, run, training
-from tinydiff.app.classify import Judge, load_classifier, read
+from tinydiff.app.classify import load_classifier
 from tinydiff.app.fit import fit, steps_that_fit
 from tinydiff.app.generate import Recipe, build_unet, generate
 from tinydiff.app.metrics import wilson_interval
+from tinydiff.app.reading import Judge, read
 from tinydiff.app.tables import progress, write_table
 from tinydiff.app.trained import load_network
 from tinydiff.autograd import OPS, no_grad

@@ -29,10 +29,11 @@ from tqdm import tqdm
 
 from tinydiff import ops
 from tinydiff.app import checkpoint, cli, plots
-from tinydiff.app.classify import Judge, load_classifier
+from tinydiff.app.classify import load_classifier
 from tinydiff.app.fit import fit, steps_that_fit
 from tinydiff.app.generate import Recipe, frame_times, generate
 from tinydiff.app.metrics import wilson_interval
+from tinydiff.app.reading import Judge
 from tinydiff.app.tables import progress, write_table
 from tinydiff.app.trained import load_trained
 from tinydiff.autograd import Tensor, no_grad, pointwise

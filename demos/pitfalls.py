@@ -30,9 +30,10 @@ from tqdm import tqdm
 
 from tinydiff.app import cli, training
 from tinydiff.app.checkpoint import atomic_write
-from tinydiff.app.classify import load_classifier, read
+from tinydiff.app.classify import load_classifier
 from tinydiff.app.generate import SLICE, Recipe, build_unet
 from tinydiff.app.plots import tile
+from tinydiff.app.reading import read
 from tinydiff.app.trained import load_trained
 from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, default_rng, standard_normal, to_numpy, xp

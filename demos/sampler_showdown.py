@@ -22,9 +22,10 @@ from tqdm import tqdm
 from tinydiff.app import cli, plots
 from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.choices import DDIM, DPM_SOLVER_2M
-from tinydiff.app.classify import features, load_classifier, look
+from tinydiff.app.classify import load_classifier
 from tinydiff.app.generate import DDPM, Recipe, generate, uniform
 from tinydiff.app.metrics import frechet_with_floor, wilson_interval
+from tinydiff.app.reading import features, look
 from tinydiff.app.trained import load_trained
 from tinydiff.backend import TinydiffError
 from tinydiff.data import load

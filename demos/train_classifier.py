@@ -19,11 +19,10 @@ from tinydiff.app.classify import (
     build_classifier,
     draw_moved_batch,
     draw_noisy_batch,
-    misread_rows,
-    read,
     save_classifier,
     train_classifier,
 )
+from tinydiff.app.reading import misread_rows, read
 from tinydiff.app.tables import progress
 from tinydiff.backend import asarray, default_rng, standard_normal, to_numpy
 from tinydiff.data import NAMES, load
