@@ -105,8 +105,8 @@ def main(
                 for sampler in STEPS
             }
             model = pool.model
-        real, other = (SETS[name](default_rng(word, seed), num) for word in ("held out", "held out too"))
-        floor = energy_distance(other, real)
+        real, more_real = (SETS[name](default_rng(word, seed), num) for word in ("held out", "held out too"))
+        floor = energy_distance(more_real, real)
         row = {
             "data": name,
             "target": target,

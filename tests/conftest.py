@@ -47,14 +47,14 @@ def pytest_configure(config):
 
 
 def pytest_runtest_teardown(item):
-    """A program that ran in a test may have chosen TF32, or other forms of the functions: back to what was asked for."""
+    """A program that ran in a test may have chosen TF32, or other forms of the functions: restore what was chosen."""
     plain = item.config.getoption("--plain")
     if precision() != "float32" or plain == bool(FAST):
         use_backend(backend_name(), "float32", plain=plain)
 
 
 def pytest_collection_modifyitems(config, items):
-    """--plain is about the chapters of the book; what tests the faster forms or the programs is left out."""
+    """--plain: the chapters of the book, without the tests of faster forms and of programs."""
     if config.getoption("--plain"):
         outside = [config.rootpath / "tests" / folder for folder in ("fast", "demos")]
         chosen = [

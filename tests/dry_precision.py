@@ -25,11 +25,12 @@ def products():
 
 def full_memory():
     """The message of a step whose batch does not fit, and whether the batch it names fits, and one a quarter larger."""
+    from tinydiff.generate import build_unet
+    from tinydiff.parallel import Workers
+
     from tinydiff import train as training
     from tinydiff.data import load
     from tinydiff.diffusion import Schedule
-    from tinydiff.generate import build_unet
-    from tinydiff.parallel import Workers
     from tinydiff.train import TrainConfig, Training, TrainingError, train
 
     training.clip_grad_norm = lambda flat, norm: 0.0  # numbers mean nothing here, and it would take a root of one
@@ -50,7 +51,8 @@ def full_memory():
 def main():
     import cupy
 
-    from tinydiff.backend import describe, use_backend
+    from tinydiff.backend import use_backend
+    from tinydiff.fast.device import describe
 
     runtime = cupy.cuda.runtime
     runtime.memGetInfo = lambda: (3 << 30, 4 << 30)

@@ -170,12 +170,13 @@ def main():
     from tinydiff.backend import asarray, default_rng, use_backend
 
     use_backend("cupy")
+    from tinydiff.generate import build_unet
+    from tinydiff.parallel import Workers
+
     from tinydiff.autograd import no_grad
     from tinydiff.data import Dataset
     from tinydiff.diffusion import Schedule, ddim_step, sample, timestep_pairs, unconditional
-    from tinydiff.generate import build_unet
     from tinydiff.optim import EMA, Adam, clip_grad_norm
-    from tinydiff.parallel import Workers
     from tinydiff.train import PERIOD, TrainConfig, Training, noise_prediction_losses
 
     rng = default_rng(0)

@@ -1,9 +1,10 @@
-"""Run some laws of this suite on a copy of the package, and say of each what became of it.
+"""Run some laws of this suite on a copy of the package, and print the result of each.
 
-    python tests/laws.py FOLDER LAW ...        FOLDER holds the package tinydiff that is to be tested
+    python tests/laws.py FOLDER LAW ...        FOLDER contains the package tinydiff that is to be tested
 
-A law is a test's id below tests/, such as diffusion/test_gaussian.py::test_a_jump_is_two_jumps; its cases are told as
-one.  What it prints is JSON: a list of laws as `run` returns it.  demos/exercise.py shows it to its reader.
+A law is a test's id below tests/, such as diffusion/test_gaussian.py::test_a_jump_is_two_jumps.  The cases of a law are
+reported as one.  The output is JSON: a list of laws as `run` returns it.  demos/exercises/exercise.py shows it to the
+reader.  The laws run with --plain: they judge the functions of the book, and no faster form may take their place.
 """
 
 import contextlib
@@ -21,28 +22,36 @@ QUIET = ["-q", "--tb=no", "--no-header", "-p", "no:cacheprovider", "-W", "ignore
 
 
 class Report:
-    """A pytest plugin that keeps a dictionary for each law, in order, and passes over what it needs no more.
+    """A pytest plugin that keeps a dictionary for each law, in order, and skips a law's cases after the first failure.
 
-    law: its id.  name: in words.  says: its docstring's first paragraph.  passed: in all its cases.  Where one failed:
-    error, what was wrong; places in the law and in the copy that it came through (file, line, code, function);
-    example, the case.
+    law: its id.  name: in words.  text: its docstring's first paragraph.  cases: how many were run.  passed: all of
+    them.  If one failed: error, what was wrong; places in the law and in the copy that the error passed (file, line,
+    code, function); example, the case.
+    fast: names in the table FAST while a law ran.
     """
 
-    def __init__(self, folder: Path, asked: list[str]):
-        self.folder, self.asked = folder, asked
+    def __init__(self, folder: Path, ids: list[str]):
+        self.folder, self.ids = folder, ids
         self.laws: dict[str, dict] = {}
+        self.fast: set[str] = set()
 
     def _of(self, item):
         case = item.nodeid.removeprefix(f"{TESTS.name}/")
-        law = case if case in self.asked else case.partition("[")[0]
+        law = case if case in self.ids else case.partition("[")[0]
         name = item.originalname.removeprefix("test_").replace("_", " ")
         only = f" [{item.callspec.id}]" if "[" in law else ""
-        says = " ".join(item.function.__doc__.split("\n\n")[0].split())
-        return self.laws.setdefault(law, {"law": law, "name": name + only, "says": says, "passed": True})
+        text = " ".join(item.function.__doc__.split("\n\n")[0].split())
+        return self.laws.setdefault(law, {"law": law, "name": name + only, "text": text, "cases": 0, "passed": True})
 
     def pytest_runtest_setup(self, item):
         if not self._of(item)["passed"]:
-            pytest.skip("a case of it has failed")
+            pytest.skip("an earlier case has failed")
+
+    def pytest_runtest_call(self, item):
+        from tinydiff.backend import FAST
+
+        self._of(item)["cases"] += 1
+        self.fast |= set(FAST)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item, call):
@@ -54,14 +63,20 @@ class Report:
     def pytest_collectreport(self, report):
         if report.failed:
             error = str(report.longrepr).strip().splitlines()[-1].removeprefix("E").strip()
-            law = {"law": report.nodeid, "name": f"{report.nodeid} can be loaded", "says": "", "passed": False}
+            law = {
+                "law": report.nodeid,
+                "name": f"{report.nodeid} can be loaded",
+                "text": "",
+                "cases": 0,
+                "passed": False,
+            }
             self.laws[report.nodeid] = law | {"error": error, "places": [], "example": ""}
 
     def _reason(self, item, excinfo):
         places = [
             {"file": str(entry.path), "line": entry.lineno + 1, "code": " ".join(str(entry.statement).split())}
             | {"function": entry.name}
-            for entry in excinfo.traceback[-50:]  # of a recursion without end the last ones will do
+            for entry in excinfo.traceback[-50:]  # the last ones are enough for a recursion without an end
             if {self.folder, TESTS} & set(Path(entry.path).parents) and not entry.name.startswith(("assert_", "same"))
         ]
         given = getattr(item, "callspec", None)
@@ -70,7 +85,7 @@ class Report:
 
 
 def in_short(error: BaseException) -> str:
-    """An exception as a line: of an assertion what does not hold, and by how much."""
+    """An exception as one line.  For an assertion: what does not hold, and by how much."""
     text = " ".join(str(error).split())
     if not isinstance(error, AssertionError):
         return f"{type(error).__name__}: {text}"
@@ -79,27 +94,31 @@ def in_short(error: BaseException) -> str:
     if wrong := re.search(r"Mismatched elements: (\d+) / (\d+)", text):
         by = re.search(r"Max absolute difference[^:]*: ([\w.+-]+)", text)
         return f"{wrong[1]} of {wrong[2]} numbers are wrong" + (f", by up to {float(by[1]):.3g}" if by else "")
-    said = re.sub(r"np\.\w+\(([^()]*)\)", r"\1", (text and str(error).strip().splitlines()[0]).removeprefix("assert "))
-    return "this does not hold" if said in ("", "np.False_") else f"{said} does not hold"
+    first = (text and str(error).strip().splitlines()[0]).removeprefix("assert ")
+    claim = re.sub(r"np\.\w+\(([^()]*)\)", r"\1", first)
+    return "this does not hold" if claim in ("", "np.False_") else f"{claim} does not hold"
 
 
 def example(given: dict, notes: str) -> str:
-    """The case that failed, as far as a reader can read it: its parameters, and what hypothesis says it has drawn."""
+    """The case that failed, in what a reader can read of it: its parameters, and what hypothesis has drawn."""
     schedule = re.findall(r"^T = [^\]]*\]", notes, re.MULTILINE)
     values = {name: repr(value) for name, value in given.items() if isinstance(value, int | float | str | tuple)}
     values |= re.findall(r"^    (\w+)=(?!<|data\(|[A-Z]\w*\()(.*),$", notes, re.MULTILINE)
     values |= re.findall(r"^Draw \d+ \((\w+)\): (.*)$", notes, re.MULTILINE)
     unnamed = re.findall(r"^Draw 1: (.{1,100}\))$", notes, re.MULTILINE)
-    told = [*schedule, *(f"{name} = {value}" for name, value in values.items()), *unnamed]
-    return ", ".join(" ".join(text.split()) for text in told)
+    parts = [*schedule, *(f"{name} = {value}" for name, value in values.items()), *unnamed]
+    return ", ".join(" ".join(text.split()) for text in parts)
 
 
 def run(folder: str, laws: list[str], only_first: bool = False) -> list[dict]:
-    """The laws in turn, in this process, which has not imported tinydiff yet; only_first: no more after a failure."""
+    """Run the laws in turn in this process, which must not have imported tinydiff; only_first: stop at a failure.
+
+    RuntimeError if a law has not run, or if another package or a faster form has taken the copy's place.
+    """
     copy = Path(folder).resolve()
     sys.path.insert(0, str(copy))
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:1] + os.environ.get("PYTHONPATH", "").split(os.pathsep))
-    os.environ["HYPOTHESIS_PROFILE"] = "mutation"  # the first example that fails will do
+    os.environ["HYPOTHESIS_PROFILE"] = "mutation"  # the first example that fails is enough
     import tinydiff
 
     if Path(tinydiff.__file__).parents[1] != copy:
@@ -108,10 +127,14 @@ def run(folder: str, laws: list[str], only_first: bool = False) -> list[dict]:
     ids = [str(TESTS / law) for law in laws]
     place = [f"--rootdir={TESTS.parent}", "-c", str(TESTS.parent / "pyproject.toml")]
     with contextlib.redirect_stdout(io.StringIO()):
-        status = pytest.main([*QUIET, *["-x"] * only_first, *place, *ids], [report])
-    if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and not report.laws:
-        raise RuntimeError(f"pytest ended with {status!r}: are the laws {laws} all there?")
-    return list(report.laws.values())
+        status = pytest.main(["--plain", *QUIET, *["-x"] * only_first, *place, *ids], [report])
+    if report.fast:
+        raise RuntimeError(f"faster forms would be tested in place of the copy's {', '.join(sorted(report.fast))}")
+    results = list(report.laws.values())
+    idle = set(laws) - {result["law"] for result in results if result["cases"]}
+    if idle and all(result["passed"] for result in results):
+        raise RuntimeError(f"pytest ended with {status!r} and has not run {', '.join(sorted(idle))}")
+    return results
 
 
 if __name__ == "__main__":

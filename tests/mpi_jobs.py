@@ -64,9 +64,10 @@ def rank_processes(launcher):
 
 def plant(fault, rank, step):
     """Have that rank do it at the beginning of that step."""
+    from tinydiff.parallel import mpi
+
     from tinydiff import train
     from tinydiff.backend import TinydiffError
-    from tinydiff.parallel import mpi
 
     advance = train.Training.advance
     mpi.CHECK_EVERY = 1

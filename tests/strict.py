@@ -42,6 +42,7 @@ REFUSED = {
     *("add.at", "subtract.at"),  # adds up in no fixed order
     "random",  # a seed means other numbers than on NumPy
 }
+JOINS = ("concatenate", "stack", "hstack", "vstack", "dstack")
 PLAIN = ("dtype", "flags", "itemsize", "nbytes", "ndim", "shape", "size", "strides")  # what the host knows of an array
 
 
@@ -157,6 +158,8 @@ class Function:
             raise TypeError("where(condition) waits for the device, which has to count: give it x and y")
         if self.by_element and any(isinstance(a, list | tuple) for a in args):
             raise TypeError(f"{self.name}: a list among device arrays: move it once, with asarray")
+        if self.name in JOINS and not all(isinstance(a, DeviceArray | np.ndarray) for a in args[0]):
+            raise TypeError(f"{self.name}: CuPy joins arrays only: move numbers and lists with asarray")
 
 
 class Ufunc(Function):

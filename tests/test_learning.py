@@ -15,16 +15,16 @@ from functools import cache, partial
 import numpy as np
 import pytest
 from ideal import PLACES, WEIGHTS, chi_square_p_value, draw_mixture, mixture_eps_fn, nearest
+from tinydiff.generate import build_unet
+from tinydiff.parallel import Workers
 
 from tinydiff import ops
 from tinydiff.autograd import Tensor, no_grad
 from tinydiff.backend import asarray, default_rng, standard_normal, to_numpy
 from tinydiff.data import Dataset
 from tinydiff.diffusion import Schedule, classifier_free, ddpm_step, sample, timestep_pairs, unconditional
-from tinydiff.generate import build_unet
 from tinydiff.nn import Embedding, Linear, Module
 from tinydiff.nn.unet import time_code
-from tinydiff.parallel import Workers
 from tinydiff.train import TrainConfig, Training, draw_batch, noise_prediction_losses, train
 
 pytestmark = pytest.mark.training

@@ -17,13 +17,13 @@ import strict
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from ops.test_every_op import ROWS
+from tinydiff.nn.classifier import Classifier, cross_entropy
 
 from tinydiff import ops
 from tinydiff.autograd import OPS, Tensor, no_grad
 from tinydiff.backend import asarray, backend_name, default_rng, standard_normal, to_numpy, use_backend
 from tinydiff.diffusion import Schedule, classifier_free, ddim_step, ddpm_step, sample, timestep_pairs
 from tinydiff.nn import UNet
-from tinydiff.nn.classifier import Classifier, cross_entropy
 from tinydiff.optim import EMA, Adam, clip_grad_norm
 
 pytestmark = [pytest.mark.engine, pytest.mark.skipif(emulate.COMPILER is None, reason=emulate.REASON)]

@@ -219,6 +219,8 @@ def work():
     With what is waited for in a step of each, where that is counted.
     """
     import strict
+    from tinydiff.nn.classifier import Classifier, cross_entropy
+    from tinydiff.parallel import Workers
 
     from tinydiff import ops
     from tinydiff.autograd import Tensor, no_grad
@@ -226,8 +228,6 @@ def work():
     from tinydiff.data import Dataset
     from tinydiff.diffusion import Schedule, classifier_free, ddpm_step, sample, timestep_pairs
     from tinydiff.nn import UNet
-    from tinydiff.nn.classifier import Classifier, cross_entropy
-    from tinydiff.parallel import Workers
     from tinydiff.train import TrainConfig, Training
 
     rng, schedule, labels = default_rng("planted"), Schedule.linear(100), [2, 0, 2]

@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from test_launches import why_no_dry_run
-
-from tinydiff import classify, train
 from tinydiff.classify import ClassifierConfig, build_classifier, train_classifier
-from tinydiff.data import Dataset
-from tinydiff.diffusion import Schedule
 from tinydiff.generate import build_unet
 from tinydiff.parallel import Workers
+
+from tinydiff import classify, train
+from tinydiff.data import Dataset
+from tinydiff.diffusion import Schedule
 from tinydiff.train import TrainConfig, Training, TrainingError, out_of_memory
 
 pytestmark = pytest.mark.training

@@ -17,6 +17,8 @@ import emulate
 import numpy as np
 import pytest
 import strict
+from tinydiff.nn.classifier import Classifier, cross_entropy
+from tinydiff.parallel import Workers
 
 from tinydiff import kernels, ops, train
 from tinydiff.autograd import Tensor, no_grad
@@ -35,10 +37,8 @@ from tinydiff.diffusion import (
     variational_bound,
 )
 from tinydiff.nn import UNet
-from tinydiff.nn.classifier import Classifier, cross_entropy
 from tinydiff.ops import winograd
 from tinydiff.optim import EMA, Adam, clip_grad_norm
-from tinydiff.parallel import Workers
 from tinydiff.train import TrainConfig, Training, draw_batch, noise_prediction_losses
 
 pytestmark = pytest.mark.engine
@@ -104,6 +104,8 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("xp.exp(x, out=h)", lambda x, h: xp.exp(x, out=h), "a host array"),
     ("xp.add(x, x, h)", lambda x, h: xp.add(x, x, h), "a host array"),
     ("xp.where(m, h, x)", lambda x, h: xp.where(x > 0, h, x), "a host array"),
+    ("xp.stack of numbers", lambda x, h: xp.stack([1.0, 2.0]), "joins arrays only"),
+    ("xp.concatenate([x, list])", lambda x, h: xp.concatenate([x, [[1.0, 2.0, 3.0]]]), "joins arrays only"),
     ("xp.concatenate([x, h])", lambda x, h: xp.concatenate([x, h]), "a host array"),
     ("xp.full(2, h[0])", lambda x, h: xp.full((2, 3), h[0]), "a host array"),
     # What CuPy computes on the host, or copies at each use.

@@ -6,7 +6,8 @@ The book, in the order in which to read it:
     train                                                 algorithm 1
     backend, autograd, ops/, nn/, optim                   the engine, the network, its optimizer
 
-Beside the book stand fast/ (what only makes it faster), more/ (other models) and app/ (what programs share).
+Beside the book stand data/ (data sets), fast/ (what only makes it faster), more/ (other models) and app/ (what programs
+share).
 Read next: diffusion/schedule.py.
 """
 
@@ -18,9 +19,9 @@ __all__ = ["Tensor", "TinydiffError", "no_grad", "to_numpy", "use_backend", "xp"
 
 
 def _install() -> None:
-    from tinydiff.fast.install import install  # opened only when it is wanted: --plain runs without it
+    from tinydiff.fast.install import install  # imported only when needed: --plain runs without it
 
     install()
 
 
-backend.when_chosen(_install)  # the book does not know the engine room: it is introduced here
+backend.when_chosen(_install)  # the book does not import fast/; fast/ is registered here

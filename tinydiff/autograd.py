@@ -4,9 +4,9 @@ An op is a function on raw arrays that returns its output and its vector-Jacobia
 
     y = f(x_1, ..., x_k)        vjp(g) = (g^T dy/dx_1, ..., g^T dy/dx_k)
 
-with forward and gradient side by side.  The closure keeps what the gradient needs.  The nodes of the graph hold no
-arrays of their own, so an array that no gradient needs is freed as soon as its Tensor is gone.  `backward` walks the
-graph from the output, takes it down on the way, and writes `.grad` on leaves only.  There are no second derivatives:
+with forward and gradient side by side.  The vjp is a closure that keeps the arrays which the gradient needs.  Nodes
+keep no others, so an array that no gradient needs is freed as soon as its Tensor is gone.  `backward` walks the graph
+from the output to the leaves, frees it on the way, and writes `.grad` of leaves only.  There are no second derivatives:
 training, sampling and guidance of a diffusion model need none.
 
 Read next: ops/arithmetic.py.
@@ -16,11 +16,13 @@ import functools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from itertools import count
 from typing import Any
 
 from tinydiff.backend import FAST, xp
 
 OPS: dict[str, Callable] = {}  # every op by name: the test suite fails for one that has no gradient test
+_numbers = count(1)  # of nodes, in the order in which they are made
 
 
 class Tensor:
@@ -54,11 +56,11 @@ class Tensor:
         return f"Tensor({name}, shape={self.shape}, dtype={self.dtype}, requires_grad={self.requires_grad})"
 
     def backward(self, g: Any = None) -> None:
-        """Add d<g, self>/d(leaf) to the `.grad` of every leaf that requires a gradient.
+        """Add the gradient of sum(g * self) to the `.grad` of every leaf that requires a gradient.
 
-        g: cotangent with self's shape and dtype; may be left out for a single number, where it is 1.
-        The graph is taken down on the way: afterwards self depends on nothing, and other tensors are unchanged.
-        Raises ValueError for a missing or ill-shaped g, RuntimeError if self depends on no such leaf.
+        g: an array of self's shape and dtype; a single number may leave it out, then g = 1.
+        Afterwards self has no graph; other tensors keep theirs.
+        Raises ValueError for a missing g or one of another shape, RuntimeError if no leaf requires a gradient.
         """
         if not self.requires_grad:
             raise RuntimeError("backward: no input of this tensor requires a gradient, or backward was called before")
@@ -70,12 +72,12 @@ class Tensor:
         _check("backward", "g", g, self.data)
         places = _inputs_first(self._node or self)
         if self._node is None:
-            g = xp.array(g)  # a leaf's gradient is an array of its own
+            g = xp.array(g)  # a leaf must not share memory with g
         else:
             self._node, self.requires_grad = None, False
         _push_back(places, g)
 
-    # The operators' own ops stand above this file, in ops/arithmetic.py, and are found by name.
+    # These ops are defined in ops/arithmetic.py, which imports this file; so they are looked up by name.
 
     def __add__(self, y: Any) -> "Tensor":
         return OPS["add"](self, y)
@@ -105,40 +107,35 @@ class Tensor:
 
 
 class _Node:
-    """One application of an op: its vjp, and the place of each input in the graph (None where no gradient goes)."""
+    """One application of an op: its vjp, and the place of each input in the graph (None where no gradient goes).
 
-    __slots__ = ("__weakref__", "dtype", "inputs", "op", "shape", "vjp")
+    number: larger than the numbers of its inputs, which are older.
+    """
+
+    __slots__ = ("__weakref__", "dtype", "inputs", "number", "op", "shape", "vjp")
 
     def __init__(self, op: str, inputs: "tuple[_Node | Tensor | None, ...]", vjp: Callable, y: Any):
-        self.op, self.inputs, self.vjp = op, inputs, vjp
+        self.op, self.inputs, self.vjp, self.number = op, inputs, vjp, next(_numbers)
         self.shape, self.dtype = y.shape, y.dtype
 
 
 def _inputs_first(root: "_Node | Tensor") -> "list[_Node | Tensor]":
-    """Every place in the graph that root depends on and that wants a gradient, each after all of its inputs."""
-    order, seen, stack = [], {id(root)}, [(root, _inputs(root))]
-    while stack:  # depth first, without recursion: 5,000 ops deep must work
-        place, inputs = stack[-1]
-        for x in inputs:
-            if x is not None and id(x) not in seen:
-                seen.add(id(x))
-                stack.append((x, _inputs(x)))
-                break
-        else:
-            stack.pop()
-            order.append(place)
-    return order
-
-
-def _inputs(place: "_Node | Tensor") -> "Iterator[_Node | Tensor | None]":
-    return iter(() if isinstance(place, Tensor) else place.inputs)
+    """All places below root that want a gradient, and root itself; each place comes after its inputs."""
+    places, unvisited = {id(root): root}, [root]
+    while unvisited:
+        place = unvisited.pop()
+        for x in () if isinstance(place, Tensor) else place.inputs:
+            if x is not None and id(x) not in places:
+                places[id(x)] = x
+                unvisited.append(x)
+    return sorted(places.values(), key=lambda place: 0 if isinstance(place, Tensor) else place.number)
 
 
 def _push_back(places: "list[_Node | Tensor]", g: Any) -> None:
-    """Reverse mode: from the last place to the first, hand each place's gradient on to its inputs."""
+    """Reverse mode: from the last place to the first, hand the gradient of each place on to its inputs."""
     grads = {id(places[-1]): g}
     while places:
-        place = places.pop()  # which frees what the place before has kept
+        place = places.pop()  # frees the place before, with the arrays that its vjp kept
         g = grads.pop(id(place))
         if isinstance(place, Tensor):
             place.grad = xp.asarray(g if place.grad is None else place.grad + g)
@@ -146,13 +143,13 @@ def _push_back(places: "list[_Node | Tensor]", g: Any) -> None:
         for x, dx in zip(place.inputs, place.vjp(g)):
             if x is None:
                 continue
-            new = callable(dx) or isinstance(x, _Node)
+            own = callable(dx) or isinstance(x, _Node)
             dx = dx() if callable(dx) else dx
             _check(place.op, "a gradient", dx, x)
             if id(x) in grads:
                 grads[id(x)] = grads[id(x)] + dx
             else:
-                grads[id(x)] = dx if new else xp.array(dx)  # a leaf's gradient is an array of its own
+                grads[id(x)] = dx if own else xp.array(dx)  # a leaf must not share memory with g
 
 
 class _Mode(threading.local):
@@ -168,7 +165,8 @@ def no_grad() -> AbstractContextManager[None]:
 
 
 def enable_grad() -> AbstractContextManager[None]:
-    """Within the block this thread records the graph, inside no_grad too: for a gradient that sampling needs."""
+    """Within the block this thread records the graph, also inside no_grad: guidance by a classifier needs a
+    gradient."""
     return _recording(True)
 
 
@@ -185,10 +183,10 @@ def op(f: Callable) -> Callable[..., Tensor]:
     """Turn f(*arrays, **static) -> (y, vjp) into a function of Tensors.
 
     Positional arguments are differentiable, keyword-only arguments are static.  A positional argument may also be a
-    plain array or a Python number.  A number takes the tensors' dtype; float arrays of two dtypes are a TypeError, so
-    float64 cannot leak into a float32 graph.  vjp(g) returns one entry an input: an array with that input's shape and
-    dtype, or a function that returns a new one, called only where the gradient is wanted.  Nothing writes to an array
-    that a vjp returned, so an entry may be g itself or a view of it.  The table FAST may hold a faster form of f.
+    plain array or a Python number.  A number takes the tensors' dtype.  Arrays of two dtypes are a TypeError, so
+    float64 cannot leak into a float32 graph.  vjp(g) returns one entry for each input: an array of that input's shape
+    and dtype, or a function that returns a new array and is called only if the gradient is wanted.  Nothing writes to a
+    returned array, so it may be g or a view of g.  The table FAST may contain a faster form of f, under f's name.
     """
 
     @functools.wraps(f)
@@ -199,7 +197,7 @@ def op(f: Callable) -> Callable[..., Tensor]:
             raise TypeError(f"{f.__name__}: arrays of one dtype are needed, got {sorted(map(str, dtypes)) or 'none'}")
         y, vjp = FAST.get(f.__name__, f)(*arrays, **{name: _weak(value) for name, value in static.items()})
         if y.dtype not in dtypes:
-            raise TypeError(f"{f.__name__}: {y.dtype} came out of {sorted(map(str, dtypes))}")
+            raise TypeError(f"{f.__name__}: the result is {y.dtype}, the inputs are {sorted(map(str, dtypes))}")
         out = Tensor(y)
         if _mode.recording:
             places = tuple((x._node or x) if isinstance(x, Tensor) and x.requires_grad else None for x in inputs)
@@ -233,14 +231,14 @@ def unbroadcast(g: Any, shape: tuple[int, ...]) -> Any:
 
 
 def _in_shape(dx: Any, shape: tuple[int, ...]) -> Any:
-    """An entry of a pointwise op's vjp, summed back to an input's shape."""
+    """Sum one entry of a pointwise op's vjp back to the shape of its input."""
     if callable(dx):
         return lambda: unbroadcast(dx(), shape)
     return dx if dx.shape == shape else lambda: unbroadcast(dx, shape)
 
 
 def _weak(x: Any) -> Any:
-    """A float made plain: np.float64 is one by inheritance, but NumPy would promote a float32 array to it."""
+    """Turn np.float64, a subclass of float, into a plain float: NumPy would promote float32 arrays to np.float64."""
     return float(x) if isinstance(x, float) else x
 
 

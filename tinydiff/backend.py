@@ -1,15 +1,16 @@
-"""One switch between NumPy and CuPy, and the few things that differ between them.
+"""The switch between NumPy and CuPy, and the few things that differ between the two.
 
 Every numerical file writes `xp.exp(x)` in NumPy's spelling.  `xp` is one object for the life of the process, and
-`use_backend("cupy")` makes it answer with CuPy's functions instead.  Arrays leave the device through `to_numpy` only.
-A host generator draws the random numbers of both backends, so a seed means the same noise on both.
+`use_backend("cupy")` makes it answer with CuPy's functions instead.  Host means the CPU and its memory, device the GPU
+and its memory.  Arrays leave the device through `to_numpy` only.  All random numbers are drawn on the host, so one seed
+gives the same noise on both backends.
 
-A GPU multiplies matrices several times faster in TF32 than in float32: each factor is rounded to a mantissa of 10 bits,
-a relative error of at most 2^-11 = 4.9e-4; products and sums are float32.  TF32 is the default on CuPy.  NumPy has
+In TF32 a GPU multiplies matrices several times faster than in float32.  TF32 rounds each factor to a mantissa of 10
+bits, a relative error of at most 2^-11 = 4.9e-4; products and sums stay float32.  It is the default on CuPy; NumPy has
 float32 only.
 
-The table FAST holds the joint between the plain functions of this package and their faster forms: see `fusable`.
-This is the only file that may name CuPy.  Read next: autograd.py.
+The table FAST gives, by name, a faster form of a plain function: see `fusable`.  Before use_backend is called, `xp` is
+NumPy and FAST is empty.  This is the only file that imports CuPy.  Read next: autograd.py.
 """
 
 import functools
@@ -23,7 +24,7 @@ FAST: dict[str, Callable] = {}  # faster forms of functions, by name; where ther
 
 
 class TinydiffError(RuntimeError):
-    """Something the user can put right: the message says what is wrong and what to do about it.
+    """An error that the user can correct: the message says what is wrong and what to do.
 
     Programs print it without a traceback and exit with code 2.
     """
@@ -34,7 +35,8 @@ class BackendError(TinydiffError):
 
 
 class _ArrayModule:
-    """Looks a name up in the chosen array module once and keeps it: the next look-up is a plain attribute (33 ns)."""
+    """Finds a name in the chosen array module at its first use and keeps it: later uses are plain attributes (33
+    ns)."""
 
     module: Any = np
     precision = "float32"
@@ -52,9 +54,9 @@ _prepare: list[Callable[[], None]] = []
 def use_backend(name: str, precision: str | None = None, device: int = 0, plain: bool = False) -> None:
     """Make `xp` answer with "numpy" or "cupy".  Call it first: arrays made before belong to the other backend.
 
-    precision: of the factors of a matrix product, "tf32" (CuPy only, and its default) or "float32".
-    device: which GPU, counted round where there are fewer.
-    plain: compute with the functions of the book as they stand; otherwise the table FAST is filled with faster ones.
+    precision: how the factors of a matrix product are rounded: "float32", or "tf32" (CuPy only, and its default).
+    device: the number of the GPU, modulo the number of GPUs.
+    plain: use the functions of the book as they are; else FAST is filled with faster ones.
     Raises BackendError if CuPy or a GPU is missing or does not work, ValueError for any other name or precision.
     """
     if name not in ("numpy", "cupy"):
@@ -72,12 +74,15 @@ def use_backend(name: str, precision: str | None = None, device: int = 0, plain:
 
 
 def when_chosen(prepare: Callable[[], None]) -> None:
-    """Have use_backend call prepare() at its end, unless it is to be plain: what fills the table FAST."""
+    """Register prepare(), a function that fills FAST.  use_backend calls it last, unless plain is True."""
     _prepare.append(prepare)
 
 
 def fusable(f: Callable) -> Callable:
-    """A function or method of several passes, in whose place FAST may hold one of fewer, under f's qualified name."""
+    """Let FAST replace f: a call runs FAST[f.__qualname__] if it is there, else f.
+
+    For functions that pass over their arrays several times.
+    """
 
     @functools.wraps(f)
     def apply(*args: Any, **kwargs: Any) -> Any:
@@ -87,32 +92,13 @@ def fusable(f: Callable) -> Callable:
 
 
 def backend_name() -> str:
-    """ "numpy" or "cupy": the array module that `xp` stands for now."""
+    """The array module that `xp` stands for now: "numpy" or "cupy"."""
     return _ArrayModule.module.__name__
 
 
 def precision() -> str:
-    """ "float32" or "tf32": what the factors of a matrix product are rounded to now."""
+    """The precision of matrix products now: "float32" or "tf32"."""
     return _ArrayModule.precision
-
-
-def describe() -> str:
-    """What computes, in one line: for a GPU its memory, the CUDA versions of CuPy and of the driver, and precision."""
-    module = _ArrayModule.module
-    if module is np:
-        return f"NumPy {np.__version__}"
-    runtime = module.cuda.runtime
-    name = runtime.getDeviceProperties(runtime.getDevice())["name"].decode()
-    free, total = (n / 2**30 for n in runtime.memGetInfo())
-    made, driver = _version(runtime.runtimeGetVersion()), _version(runtime.driverGetVersion())
-    versions = f"CuPy {module.__version__} for CUDA {made}, driver for {driver}"
-    return f"{name}, {free:.1f} of {total:.1f} GiB free; {versions}; products in {precision()}"
-
-
-def synchronize() -> None:
-    """Wait until a GPU has computed all that it was asked for."""
-    if _ArrayModule.module is not np:
-        _ArrayModule.module.cuda.get_current_stream().synchronize()
 
 
 def asarray(a: Any, dtype: Any = None) -> Any:
@@ -122,17 +108,17 @@ def asarray(a: Any, dtype: Any = None) -> Any:
 
 
 def to_numpy(a: Any) -> np.ndarray:
-    """`a` (backend array, Tensor or host array) as a NumPy array: the only way off the device."""
+    """`a` (backend array, Tensor or host array) as a NumPy array: the only way from the device to the host."""
     data = getattr(a, "data", None)
     a = data if isinstance(data, xp.ndarray) else a
     return a.get() if hasattr(a, "get") else np.asarray(a)
 
 
 def default_rng(*name: int | str) -> np.random.Generator:
-    """The host random stream of a name: default_rng(seed), or default_rng("batch", seed, step) for step's own batch.
+    """The random stream of a name, on the host: default_rng(seed), or default_rng("batch", seed, step).
 
-    name: non-negative integers and words.  Streams of different names are independent; a word for the purpose keeps
-    epoch 3 from drawing the numbers of step 3.  The length is part of it: NumPy alone takes (1, 2, 0) for (1, 2).
+    name: non-negative integers and words.  Different names give independent streams.  A word for the purpose keeps
+    epoch 3 and step 3 apart.  The length is part of the seed, because NumPy itself treats (1, 2) and (1, 2, 0) alike.
     """
     entropy = [int.from_bytes(part.encode(), "little") if isinstance(part, str) else part for part in name]
     return np.random.default_rng([*entropy, len(name)])
@@ -146,7 +132,7 @@ def standard_normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any
 def host_integers(name: str, value: Any, low: int, high: int, size: int | None = None) -> np.ndarray:
     """Check integers that select a time, a class or a row, on the host, and return them as int64.
 
-    Their range is checked here because CuPy wraps an index that is out of range where NumPy raises.
+    CuPy wraps an index that is out of range, where NumPy raises; so the range is checked here.
     value: an integer or an array of integers, each in low..high, else ValueError naming `name` and the value.
     size: if given, an integer is repeated to shape (size,) and an array must have that shape.
     """
@@ -165,9 +151,9 @@ def host_integers(name: str, value: Any, low: int, high: int, size: int | None =
 
 
 def _load_cupy(precision: str, device: int) -> Any:
-    """CuPy, once it has compiled a kernel and multiplied two matrices: what is missing shows now, not in mid-run.
+    """Import CuPy, compile a kernel and multiply two matrices: whatever is missing shows now and not in mid-run.
 
-    What the check loads (CUDA's context, NVRTC, cuBLAS) the first step would load too, so it costs next to nothing.
+    This costs next to nothing: the first step would load the same libraries (CUDA's context, NVRTC, cuBLAS).
     """
     try:
         cupy = importlib.import_module("cupy")
@@ -182,24 +168,24 @@ def _load_cupy(precision: str, device: int) -> Any:
         remedy = (
             f"pip uninstall cupy-cuda{made // 1000}x, then {extra}" if driver >= 12000 else "install a newer driver"
         )
-        versions = f"CuPy is made for CUDA {_version(made)}, the driver for {_version(driver)}"
+        versions = f"CuPy is made for CUDA {cuda_version(made)}, the driver for {cuda_version(driver)}"
         raise BackendError(f"backend 'cupy' does not work here: {versions}; {remedy}")
     try:
-        if device:  # CuPy begins with the first
+        if device:  # CuPy starts on GPU 0
             cupy.cuda.Device(device % cupy.cuda.runtime.getDeviceCount()).use()
-        # Not the environment's CUPY_TF32: CuPy reads it once, and it would win over the choice without a word.
+        # Set here: otherwise CuPy would silently take the environment's CUPY_TF32.
         linalg = cupy._core._routines_linalg
         kind = linalg.COMPUTE_TYPE_TF32 if precision == "tf32" else linalg.COMPUTE_TYPE_DEFAULT
         linalg.set_compute_type("float32", kind)
         a = cupy.ones((2, 2), "float32")
         float((a @ a)[0, 0])
-    except Exception as error:  # a dozen kinds, the compiler's own among them
+    except Exception as error:  # errors of a dozen types, those of the compiler among them
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         hint = f"nvidia-smi should show a GPU with free memory, and {extra} brings CUDA's libraries and headers"
         raise BackendError(f"backend 'cupy' does not work here ({reason}): {hint}") from None
     return cupy
 
 
-def _version(number: int) -> str:
+def cuda_version(number: int) -> str:
     """CUDA's 12040 as 12.4."""
     return f"{number // 1000}.{number % 1000 // 10}"

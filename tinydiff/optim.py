@@ -1,7 +1,7 @@
-"""Adam, the moving average of the weights, gradient clipping, and the learning rate: each its equation.
+"""Adam, the moving average of the weights, gradient clipping and the learning rate, each with its equation.
 
-A parameter is anything with an array .data and its gradient .grad: a Tensor, or one long buffer of many.
-Both classes write to a parameter's array in place, so whoever shares the array sees the update.
+A parameter is an object with an array .data and a gradient .grad: a Tensor, or one buffer that contains many tensors.
+Adam writes to a parameter's array in place, so every other view of that array sees the update.
 This is the last file of the book.  What makes it fast stands in fast/README.md.
 """
 
@@ -19,7 +19,7 @@ class Adam:
         v <- beta2 v + (1 - beta2) g^2                  v_hat = v / (1 - beta2^k)
         theta <- theta - lr m_hat / (sqrt(v_hat) + eps)
 
-    k counts the steps from 1.  A parameter whose .grad is None counts as one of gradient 0.
+    k counts the steps from 1.  A parameter without a gradient is treated as if its gradient were 0.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Adam:
         forget_gradients(self.parameters)
 
     def step(self, lr: float | None = None) -> None:
-        """One update from the gradients as they stand, with this step's learning rate if given."""
+        """Make one update from the present gradients, with the learning rate lr if it is given."""
         self.num_steps += 1
         lr = self.lr if lr is None else lr
         for p, m, v in zip(self.parameters, self.m, self.v):
@@ -52,11 +52,12 @@ def adam_update(p: Any, m: Any, v: Any, *, lr: float, betas: tuple[float, float]
 
 
 class EMA:
-    """Exponential moving average of the parameters, the weights to sample with.
+    """Exponential moving average of the parameters.  Samples are drawn with the average: each step is pushed about by
+    its random batch, and the average over the last 1/(1 - decay) steps or so (200 at 0.995) is less noisy.
 
         average <- d average + (1 - d) theta,    d = min(decay, (1 + n) / (10 + n)) at update n = 0, 1, ...
 
-    The warm-up of d lets a run forget its random start within its first steps, however slow the final decay.
+    d starts at 0.1 and grows, so that the random start is soon forgotten, even with a decay close to 1.
     """
 
     def __init__(self, parameters: Sequence[Any], decay: float = 0.999):
@@ -74,21 +75,21 @@ class EMA:
 
 @fusable
 def ema_update(average: Any, p: Any, d: float) -> None:
-    """average <- d average + (1 - d) theta for one parameter, written to average."""
-    average[...] = d * average + (1 - d) * p.data
+    """average <- d average + (1 - d) theta for one parameter, so that what stands still is its own average exactly."""
+    average[...] = average + (1 - d) * (p.data - average)
 
 
 def forget_gradients(parameters: Sequence[Any]) -> None:
-    """Have the parameters wait for new gradients."""
+    """Set the gradient of each parameter to None."""
     for p in parameters:
         p.grad = None
 
 
 @fusable
 def clip_grad_norm(parameters: Sequence[Any], max_norm: float) -> Any:
-    """Scale all gradients together so that their Euclidean norm is at most max_norm; return the norm before.
+    """Scale all gradients together so that their Euclidean norm is at most max_norm; return the norm before scaling.
 
-    A norm that is nan or infinite is returned as it is and nothing is scaled: the caller stops.
+    If the norm is nan or infinite, nothing is scaled: the caller must stop.
     """
     grads = [p.grad for p in parameters if p.grad is not None]
     norm = math.sqrt(sum(float(xp.vdot(g, g)) for g in grads))
@@ -99,12 +100,12 @@ def clip_grad_norm(parameters: Sequence[Any], max_norm: float) -> Any:
 
 
 def learning_rate(step: int, num_steps: int, *, peak: float, warmup: int) -> float:
-    """The rate of 0-based `step` of a run of num_steps: linear warm-up to peak, then half a cosine down to 0.
+    """The learning rate of `step`, counted from 0, of num_steps: linear warm-up to peak, then half a cosine down to 0.
 
         peak (step + 1) / warmup                                       for step < warmup
         peak (1 + cos(pi (step - warmup) / (num_steps - warmup))) / 2  after that (Loshchilov & Hutter 2017, eq. 5)
 
-    The warm-up does not depend on num_steps.
+    The warm-up does not depend on num_steps, because a run under a clock may lower num_steps at its end.
     """
     if step < warmup:
         return peak * (step + 1) / warmup

@@ -2,15 +2,15 @@
 
     L_simple = E || eps - eps_theta(sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, t) ||^2    Ho et al. 2020, eq. 14
 
-with t uniform in 1..T and eps ~ N(0, I).  One image in ten loses its label, so that the network also learns the
-unconditional noise that guidance needs (Ho & Salimans 2022, algorithm 1).
+with t uniform in 1..T and eps ~ N(0, I).  On average one image in ten loses its label (label_drop), so that the network
+also learns to predict the noise without a label, which guidance needs (Ho & Salimans 2022, algorithm 1).
 
     state = Training(model, config, lambda config, step: draw_batch(dataset, schedule, num_classes, config, step))
     for state in train(state):
         ...                                                     # print, save, draw: all of that stands outside
 
-Seed and step name every random stream.  So the random state of a run is its seed and its step, and a run that is
-stopped and resumed draws what it would have drawn.  The loop trains any network: what it descends is `losses_of`.
+The seed and the step name every random stream.  So a run that is stopped and resumed draws the same numbers as a run
+that never stopped.  `train` can train any network: the function `losses_of` gives the loss.
 Read next: backend.py.
 """
 
@@ -33,7 +33,7 @@ from tinydiff.optim import EMA, Adam, clip_grad_norm, forget_gradients, learning
 
 Batch = dict[str, Any]  # arrays whose first axis runs over the examples
 Losses = Callable[[Any, Batch], Tensor]  # losses_of(model, batch) -> (N,): each example's loss
-NUM_BUCKETS = 4  # the loss is also kept by quarter of 1..T: it differs a hundredfold between them
+NUM_BUCKETS = 4  # the loss is also recorded by quarter of 1..T: the four differ by up to a factor of 100
 METRICS = ("loss", "grad_norm", "learning_rate", *(f"loss_t_bucket_{i + 1}" for i in range(NUM_BUCKETS)))
 
 
@@ -43,15 +43,15 @@ class TrainingError(TinydiffError):
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """What every training run has, besides its network, its data and its loss."""
+    """The settings of any training run.  The network, the data and the loss are given apart."""
 
     num_steps: int
     batch_size: int = 128
     peak_lr: float = 3e-3
     warmup: int = 100  # steps
     betas: tuple[float, float] = (0.9, 0.999)  # of Adam
-    clip_norm: float = 1.0  # of a gradient
-    ema_decay: float = 0.995
+    clip_norm: float = 1.0  # the largest norm of a step's gradient
+    ema_decay: float = 0.995  # of the average of the weights
     seed: int = 0
 
 
@@ -59,24 +59,26 @@ class LoopConfig:
 class TrainConfig(LoopConfig):
     """A run of noise prediction.
 
-    minutes: None, or the time that training may take: see app/run.py.
-    target: what the network learns to predict, of TARGETS.  min_snr: gamma of min_snr_weight; None: all t weigh alike.
+    minutes: None, or a limit of the training time.  `train` ignores it; `steps` of app/training.py obeys it.
+    target: a name in TARGETS, what the network learns to predict.  min_snr: gamma of min_snr_weight; None gives every t
+    the same weight.
     """
 
     num_steps: int = 2000
     minutes: float | None = 8.0
     batch_size: int = 64
     peak_lr: float = 2e-3
-    label_drop: float = 0.1
+    label_drop: float = 0.1  # the share of examples that lose their label
     target: str = "eps"
     min_snr: float | None = None
 
 
 def draw_batch(dataset: Dataset, schedule: Schedule, num_classes: int | None, config: TrainConfig, step: int) -> Batch:
-    """The training examples of 0-based `step`, a pure function of its arguments: on the host, whatever the backend.
+    """The batch of `step`, counted from 0.  It depends on the arguments alone, and its arrays are on the host.
 
-    x_t, target: (B, H, W, C) float32.  t: (B,) uniform in 1..T.  labels: (B,), num_classes where the label was dropped;
-    absent for a network without classes.  weight: (B,) float32, absent where every t weighs alike.
+    x_t, target: (B, H, W, C) float32.  t: (B,) uniform in 1..T.  labels: (B,); where a label was dropped the entry is
+    num_classes, "no label".  There is no entry "labels" for a network without classes, and no "weight" (B,) where every
+    t weighs the same.
     """
     n, target = config.batch_size, TARGETS[config.target]
     rng = default_rng("batch", config.seed, step)
@@ -92,10 +94,10 @@ def draw_batch(dataset: Dataset, schedule: Schedule, num_classes: int | None, co
 
 
 def noise_prediction_losses(model: Any, batch: Batch) -> Tensor:
-    """Mean over pixels of (eps_hat - eps)^2 for each example (N,) (Ho et al. 2020, eq. 14).
+    """The loss of each example, (N,): the mean of (eps_hat - eps)^2 over its pixels (Ho et al. 2020, eq. 14).
 
-    For another target (x_0 or v) the error is taken in that quantity.  If the batch has weights, each multiplies its
-    own example's loss.
+    For the targets x_0 and v the error is that of x_0 or v.  If the batch has weights, each example's loss is
+    multiplied by its weight.
     """
     error = model(batch["x_t"], batch["t"], batch.get("labels")) - asarray(batch["target"])
     losses = ops.mean(error * error, axis=(1, 2, 3))
@@ -103,7 +105,7 @@ def noise_prediction_losses(model: Any, batch: Batch) -> Tensor:
 
 
 def gradients_of(model: Module, losses_of: Losses, batch: Batch) -> Any:
-    """Losses (N,) of the batch's examples; the gradient of their mean goes to the parameters' .grad."""
+    """Return the losses (N,) of the batch, and write the gradient of their mean to the .grad of each parameter."""
     forget_gradients(model.parameters())
     losses = losses_of(model, batch)
     losses.backward(xp.full(losses.shape, 1 / len(losses), losses.dtype))
@@ -111,11 +113,11 @@ def gradients_of(model: Module, losses_of: Losses, batch: Batch) -> Any:
 
 
 class Training:
-    """The state of a run: network, moments, average, the step to come, and the metrics so far.
+    """The state of a run: the network, Adam's moments, the average of the weights, the steps done, the metrics.
 
-    draw(config, step) -> the batch of 0-based `step`.  T: None, or of the schedule: see METRICS.
-    gradients(losses_of, batch): None, or a function that does what gradients_of(model, ...) does.
-    parameters: what the optimizer moves: the network's, or one buffer that holds them all.
+    draw(config, step) -> the batch of `step`.  T: the schedule's T, if the loss is to be recorded by quarter of 1..T.
+    gradients(losses_of, batch): None, or a replacement for gradients_of(model, ...).
+    parameters: what Adam updates; by default the network's parameters, else one buffer that contains all of them.
     """
 
     def __init__(
@@ -137,17 +139,18 @@ class Training:
 
     @fusable
     def note(self, losses: Any, norm: Any, rate: float, batch: Batch) -> None:
-        """Add this step's row to the metrics; TrainingError if its loss or its gradient is nan or infinite."""
+        """Add the row of this step; TrainingError if the loss or the norm of the gradient is not finite."""
         self.rows.append(metrics_row(self, to_numpy(losses), float(norm), rate, batch))
 
     @fusable
     def metrics(self) -> list[tuple[float, ...]]:
-        """One row of METRICS for each step done; without the quarters if there is no T."""
+        """The rows of METRICS, one for each step done.  Without T a row has no losses by quarter."""
         return self.rows
 
 
 def train(state: Training) -> Iterator[Training]:
-    """Algorithm 1 until state.num_steps, yielding the state after each step.  Raises TrainingError as `note` does."""
+    """Run algorithm 1 up to state.num_steps, and yield the state after each step.  Raises TrainingError as `note`
+    does."""
     config = state.config
     while state.step < state.num_steps:
         batch = state.draw(config, state.step)
@@ -162,7 +165,10 @@ def train(state: Training) -> Iterator[Training]:
 
 
 def metrics_row(state: Training, losses: np.ndarray, norm: float, rate: float, batch: Batch) -> tuple[float, ...]:
-    """The row of METRICS of the step whose losses these are, the first without one; TrainingError as `note`."""
+    """The row of METRICS for the first step without one, from that step's losses, norm, rate and batch.
+
+    Raises TrainingError if the loss or the norm is not finite.
+    """
     loss = float(losses.mean())
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise TrainingError(

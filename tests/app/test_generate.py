@@ -15,14 +15,15 @@ from tinydiff.app.generate import (
     DPM_SOLVER_2M,
     SLICE,
     Recipe,
-    as_eps,
     build_unet,
     frame_times,
     generate,
     quadratic,
     uniform,
 )
-from tinydiff.backend import TinydiffError, asarray, backend_name, default_rng, standard_normal, to_numpy
+from tinydiff.app.trained import as_eps
+from tinydiff.autograd import no_grad
+from tinydiff.backend import TinydiffError, backend_name, default_rng, standard_normal, to_numpy
 from tinydiff.diffusion import (
     Schedule,
     classifier_free,
@@ -34,7 +35,7 @@ from tinydiff.diffusion import (
     sample,
     timestep_pairs,
 )
-from tinydiff.diffusion.targets import EPS, X_0, V
+from tinydiff.diffusion.targets import X_0, V
 from tinydiff.fast.workers import Workers
 
 pytestmark = pytest.mark.sampler
@@ -131,29 +132,23 @@ def test_a_recipe_has_at_most_the_schedules_steps():
 
 @pytest.mark.parametrize("target", [X_0, V])
 def test_a_recipe_knows_what_the_network_predicts(workers, target):
-    """Its images are the walk with eps_hat = target.to_eps(what the network predicts), in any recipe's guidance."""
+    """Its images are the walk with eps_hat = target.to_eps(the guided prediction).
+
+    Guiding eps_hats instead, as with a loaded network, gives the same to float32's rounding: 2e-6 seen in four steps.
+    """
     labels, rng = [0, 1, 2], default_rng("slice", 9, 0)
-    x_T = standard_normal(rng, (3, 8, 8, 1))
-
-    def model(x_t, t, labels):
-        return target.to_eps(RECIPE.schedule, x_t, t, asarray(workers.model(x_t, t, labels)))
-
-    model.num_classes = 3
-    step = partial(ddpm_step, RECIPE.schedule, clip=True)
-    *_, (_, x_0, _) = sample(step, classifier_free(model, labels, 1.5), timestep_pairs(50, 4), x_T, rng)
+    x_T, schedule = standard_normal(rng, (3, 8, 8, 1)), RECIPE.schedule
+    step, pairs = partial(ddpm_step, schedule, clip=True), timestep_pairs(50, 4)
+    predict = classifier_free(workers.model, labels, 1.5)
+    *_, (_, x_0, _) = sample(step, lambda x_t, t: target.to_eps(schedule, x_t, t, predict(x_t, t)), pairs, x_T, rng)
     drawn = images(workers, replace(RECIPE, target=target), labels, seed=9)[0]
     assert (drawn == to_numpy(x_0)).all()
     assert (drawn != images(workers, RECIPE, labels, seed=9)[0]).any()
-
-
-def test_a_model_of_eps_is_the_network_with_its_names():
-    """as_eps is the network itself where that predicts the noise; else its parameters, names and settings are the
-    network's, so that a checkpoint of the one fits the other."""
-    network = build_unet(NETWORK, 0)
-    assert as_eps(network, EPS, RECIPE.schedule) is network
-    model = as_eps(network, V, RECIPE.schedule)
-    assert list(model.named_parameters()) == list(network.named_parameters()) != []
-    assert (model.config, model.num_classes) == (network.config, 3)
+    rng = default_rng("slice", 9, 0)
+    x_T, model = standard_normal(rng, (3, 8, 8, 1)), as_eps(workers.model, target, schedule)
+    with no_grad():
+        *_, (_, x_0, _) = sample(step, classifier_free(model, labels, 1.5), pairs, x_T, rng)
+    np.testing.assert_allclose(drawn, to_numpy(x_0), rtol=0, atol=1e-4)
 
 
 def half_of_the_way(model, labels, scale):

@@ -251,8 +251,15 @@ def test_bad_input_is_named_and_leaves_no_file(path, draw, message):
     assert os.listdir(path.parent) == []
 
 
-@pytest.mark.parametrize("module", [plots.Figure, Image.Image])
-def test_a_picture_is_whole_or_the_old_one(path, monkeypatch, module):
+@pytest.mark.parametrize(
+    ("writer", "draw"),
+    [
+        ((Image.Image, "save"), lambda p: save_grid(p, _images(0, 1), columns=1)),
+        ((Image.Image, "save"), lambda p: save_gif(p, _images(0, 1)[None], columns=1)),
+        ((plots.Figure, "savefig"), lambda p: save_loss(p, [1], [1.0], np.ones((1, 1)), ["a"])),
+    ],
+)
+def test_a_picture_is_whole_or_the_old_one(path, monkeypatch, writer, draw):
     """When writing fails half-way, the picture that was there stays, alone, and the error names it."""
 
     def half(self, file, *args, **kwargs):
@@ -260,12 +267,9 @@ def test_a_picture_is_whole_or_the_old_one(path, monkeypatch, module):
         raise OSError(28, "No space left on device")
 
     path.write_bytes(b"old")
-    monkeypatch.setattr(module, "savefig" if module is plots.Figure else "save", half)
+    monkeypatch.setattr(*writer, half)
     with pytest.raises(CheckpointError, match=f"cannot write {re.escape(str(path))}: No space left"):
-        if module is plots.Figure:
-            save_grid(path, _images(0, 1), columns=1)
-        else:
-            save_gif(path, _images(0, 1)[None], columns=1)
+        draw(path)
     assert path.read_bytes() == b"old" and os.listdir(path.parent) == [path.name]
 
 
@@ -275,6 +279,7 @@ import tinydiff, tinydiff.app.checkpoint
 assert not {"matplotlib", "PIL"} & set(sys.modules)
 from tinydiff.app import plots
 plots.save_grid(sys.argv[1], [[[[0.0]]]], columns=1)
+plots.save_loss(sys.argv[1], [1], [1.0], [[1.0]], ["a"])
 assert "matplotlib.pyplot" not in sys.modules
 """
 

@@ -9,13 +9,13 @@ from tinydiff.app import checkpoint
 from tinydiff.app.alone import one_process
 from tinydiff.app.checkpoint import CheckpointError
 from tinydiff.app.generate import build_unet
-from tinydiff.app.trained import load_trained
+from tinydiff.app.trained import as_eps, load_trained
 from tinydiff.app.training import diffusion_training, save
 from tinydiff.autograd import no_grad
 from tinydiff.backend import asarray, default_rng, standard_normal, to_numpy
 from tinydiff.data import Dataset
 from tinydiff.diffusion import Schedule, classifier_free
-from tinydiff.diffusion.targets import TARGETS
+from tinydiff.diffusion.targets import EPS, TARGETS, V
 from tinydiff.train import TrainConfig, train
 
 pytestmark = pytest.mark.sampler
@@ -88,6 +88,16 @@ def test_a_loaded_network_predicts_eps_whatever_it_was_trained_to_predict(tmp_pa
         mixed = classifier_free(workers.model, labels, 3.0)(x_t, 7)
         expected = TARGETS[config.target].to_eps(schedule, x_t, 7, mixed)
         np.testing.assert_allclose(to_numpy(guided), to_numpy(expected), rtol=0, atol=1e-4)
+
+
+def test_a_model_of_eps_is_the_network_with_its_names():
+    """as_eps is the network itself where that predicts the noise; else its parameters, names and settings are the
+    network's, so that a checkpoint of the one fits the other."""
+    network = build_unet(NETWORK, 0)
+    assert as_eps(network, EPS, Schedule.linear(50)) is network
+    model = as_eps(network, V, Schedule.linear(50))
+    assert list(model.named_parameters()) == list(network.named_parameters()) != []
+    assert (model.config, model.num_classes) == (network.config, 3)
 
 
 def test_options_of_earlier_versions_are_no_matter_where_they_were_not_used(tmp_path, data, run):

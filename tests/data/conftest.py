@@ -1,10 +1,10 @@
 """Small files in the form of MNIST's, folders that keep the tests off the real cache, and a mirror on this machine."""
 
+import contextlib
 import gzip
 import hashlib
 import struct
 import threading
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -34,7 +34,7 @@ def folders(tmp_path, monkeypatch):
     monkeypatch.setenv("TINYDIFF_DATA", str(tmp_path / "env"))
     monkeypatch.setattr(mnist, "cache_dir", lambda: tmp_path / "cache")
     for name, release in mnist.RELEASES.items():
-        monkeypatch.setitem(mnist.RELEASES, name, replace(release, mirrors=("http://127.0.0.1:9/",)))
+        monkeypatch.setitem(mnist.RELEASES, name, release._replace(urls=("http://127.0.0.1:9/",)))
     return {"data_dir": tmp_path / "dir", "env": tmp_path / "env", "cache": tmp_path / "cache"}
 
 
@@ -44,9 +44,10 @@ def sets(folders, monkeypatch):
     sets = {"mnist": small_set(1), "fashion": small_set(2)}
     for name, (_, files) in sets.items():
         release = mnist.RELEASES[name]
-        hashed = files if release.hashed_as_gz else {file: gzip.decompress(gz) for file, gz in files.items()}
+        # As in the table: Fashion-MNIST's hashes are of the .gz files, MNIST's of the decompressed content.
+        hashed = {file: gz if name == "fashion" else gzip.decompress(gz) for file, gz in files.items()}
         hashes = {file: hashlib.sha256(data).hexdigest() for file, data in hashed.items()}
-        monkeypatch.setitem(mnist.RELEASES, name, replace(release, sha256=hashes))
+        monkeypatch.setitem(mnist.RELEASES, name, release._replace(sha256=hashes))
     return sets
 
 
@@ -68,28 +69,34 @@ def put():
 
 
 class Mirror:
-    """A web server with byte ranges and faults: cut[path] = bytes after which it hangs up, once."""
+    """A web server with faults.
+
+    files[path]: the bytes that it sends.  cut[path]: the number of bytes after which it hangs up, once.
+    scripts[path]: a function that is called with `send` and sends a file of a length that is not announced.
+    garbled[path]: the bytes that it sends in place of an answer in HTTP.
+    linger: seconds until it closes a connection after a whole file.  asked: the paths, in the order of the requests.
+    """
 
     def __init__(self):
-        self.files, self.cut, self.asked, self.ranges, self.range_shift = {}, {}, [], True, 0
+        self.files, self.cut, self.scripts, self.garbled, self.linger, self.asked = {}, {}, {}, {}, 0, []
+        self.stopped = threading.Event()
 
     def answer(self, handler):
-        path, wanted = handler.path, handler.headers["Range"]
-        self.asked.append((path, wanted))
-        if path not in self.files:
+        path = handler.path
+        self.asked.append(path)
+        if path in self.garbled:
+            return handler.wfile.write(self.garbled[path])
+        if path not in self.files and path not in self.scripts:
             return handler.send_error(404)
-        data, start = self.files[path], 0
-        if wanted and self.ranges:
-            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
-            if start >= len(data):
-                return handler.send_error(416)
-            handler.send_response(206)
-            handler.send_header("Content-Range", f"bytes {start + self.range_shift}-{len(data) - 1}/{len(data)}")
-        else:
-            handler.send_response(200)
-        handler.send_header("Content-Length", str(len(data) - start))
+        handler.send_response(200)
+        if path in self.scripts:
+            handler.end_headers()
+            return self.scripts[path](handler.wfile.write)
+        data = self.files[path]
+        handler.send_header("Content-Length", str(len(data)))
         handler.end_headers()
-        handler.wfile.write(data[start : self.cut.pop(path, len(data))])
+        handler.wfile.write(data[: self.cut.pop(path, len(data))])
+        self.stopped.wait(self.linger)
 
 
 @pytest.fixture
@@ -99,7 +106,8 @@ def mirror():
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            mirror.answer(self)
+            with contextlib.suppress(ConnectionError):  # the client has hung up
+                mirror.answer(self)
 
         def log_message(self, *args):
             pass
@@ -109,6 +117,7 @@ def mirror():
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     yield mirror
+    mirror.stopped.set()
     server.shutdown()
     thread.join()
     server.server_close()

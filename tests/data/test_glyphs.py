@@ -103,10 +103,17 @@ def test_the_outlines_are_read_the_same_each_time():
 
 
 def test_no_picture_comes_twice(digits):
-    """Chunks and splits have their own streams: 10,000 training and 2,000 test images are all different."""
+    """Blocks and splits have random streams of their own: 10,000 training and 2,000 test images are all different."""
     seen = {image.tobytes() for image in digits[0].images}
     seen |= {image.tobytes() for image in load_glyphs("test", 0, 2000).images}
     assert len(seen) == 12_000
+
+
+def test_the_sizes_of_the_splits_are_those_of_the_docstring(monkeypatch):
+    """20,000 images for training and 10,000 for testing, unless `num` is given."""
+    monkeypatch.setattr(glyphs, "_draw", lambda rng, num: (np.zeros((num, 28, 28), "uint8"), np.zeros(num, "uint8")))
+    assert (len(load_glyphs("train", 0)), len(load_glyphs("test", 0))) == (20_000, 10_000)
+    assert len(load_glyphs("train", 0, 7)) == 7
 
 
 def test_ten_thousand_take_less_than_ten_seconds(digits):
@@ -163,7 +170,7 @@ def test_every_face_is_drawn_and_shipped_with_matplotlib(monkeypatch, tmp_path):
     assert len({field.tobytes() for field in fields}) == 10 * len(FACES)
     monkeypatch.setattr(matplotlib, "get_data_path", lambda: str(tmp_path))
     with pytest.raises(DataError, match=f"{FACES[0]}.ttf is missing"):
-        glyphs._outlines(FACES[0])
+        next(glyphs._outlines(FACES[0]))
 
 
 def test_impossible_arguments_are_named():

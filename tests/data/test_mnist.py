@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tinydiff.data import mnist
 from tinydiff.data.dataset import DataError
 from tinydiff.data.mnist import FILES, RELEASES, DataMissing, cache_dir, checked_content, load_mnist
 
@@ -129,27 +127,39 @@ def test_no_damage_passes(sets, tmp_path, name, data):
     for damaged, harmless in ((cut, False), (changed, name == "mnist")):  # a .gz header may change, its content not
         path.write_bytes(damaged)
         try:
-            assert checked_content(RELEASES[name], file, path) == gzip.decompress(sound)
+            assert checked_content(RELEASES[name], path) == gzip.decompress(sound)
             assert harmless
         except DataError as error:
-            assert str(path) in str(error)
-            assert RELEASES[name].sha256[file] in str(error)
-            assert ("does not decompress" in str(error)) or ("expected" in str(error))
+            assert f"{RELEASES[name].title}'s {file} (SHA-256 {RELEASES[name].sha256[file]})" in str(error)
+            assert "cannot be read or decompressed" in str(error) or "is damaged or unknown" in str(error)
 
 
-def test_a_cut_file_is_said_not_to_decompress(sets, tmp_path):
-    """A truncated .gz has no content to hash, and the message says so."""
-    path = tmp_path / FILES["train"][0]
-    path.write_bytes(sets["mnist"][1][path.name][:-20])
-    with pytest.raises(DataError, match="does not decompress"):
-        checked_content(RELEASES["mnist"], path.name, path)
+def test_a_cut_file_cannot_be_decompressed(sets, folders, put):
+    """A truncated .gz has no content to hash: the message names the file, the reason and what would help."""
+    file = FILES["train"][0]
+    put(folders["data_dir"], {file: sets["mnist"][1][file][:-20]})
+    with pytest.raises(DataError, match=r"cannot be read or decompressed \(Compressed file ended.*Remove it") as error:
+        load_mnist("mnist", "train", folders["data_dir"], print)
+    assert str(error.value).startswith(f"{folders['data_dir'] / file}: ")
+
+
+def test_what_a_mirror_sent_is_not_said_to_be_the_users_file(sets, mirror, monkeypatch):
+    """Something else under the file's address, a login page say: the address, what is wrong, and nothing to remove."""
+    images, labels = FILES["train"]
+    mirror.files = {f"/{images}": sets["mnist"][1][images][:-20], f"/{labels}": gzip.compress(b"<html>")}
+    monkeypatch.setitem(RELEASES, "mnist", RELEASES["mnist"]._replace(urls=(mirror.url,)))
+    for file, reason in ((images, "cannot be read or decompressed"), (labels, "is damaged or unknown")):
+        with pytest.raises(DataMissing, match=f"{mirror.url}{file}: the file {reason}") as error:
+            load_mnist("mnist", "train", None, print)
+        assert "Remove" not in str(error.value)
+        mirror.files[f"/{images}"] = sets["mnist"][1][images]
 
 
 def test_a_place_that_cannot_be_read_is_named(sets, folders):
     """A folder where a file should be is a DataError, not a traceback."""
     path = folders["data_dir"] / FILES["train"][0]
     path.mkdir(parents=True)
-    with pytest.raises(DataError, match=f"{path} cannot be read"):
+    with pytest.raises(DataError, match=f"{path}: the file cannot be read"):
         load_mnist("mnist", "train", folders["data_dir"], print)
 
 
@@ -178,26 +188,27 @@ def test_a_download_lands_in_the_cache_and_is_found_there(sets, folders, mirror,
     """First load fetches two files into <cache>/<name>/, the second asks no mirror."""
     arrays, files = sets["fashion"]
     mirror.files = {f"/{file}": data for file, data in files.items()}
-    monkeypatch.setitem(RELEASES, "fashion", replace(RELEASES["fashion"], mirrors=(mirror.url,)))
+    monkeypatch.setitem(RELEASES, "fashion", RELEASES["fashion"]._replace(urls=(mirror.url,)))
     for _ in range(2):
         dataset = load_mnist("fashion", "train", None, print)
         np.testing.assert_array_equal(dataset.images, arrays[FILES["train"][0]])
-        assert [path for path, _ in mirror.asked] == [f"/{file}" for file in FILES["train"]]
+        assert mirror.asked == [f"/{file}" for file in FILES["train"]]
     assert sorted(p.name for p in (folders["cache"] / "fashion").iterdir()) == sorted(FILES["train"])
 
 
 def test_the_cache_folder_is_the_systems(monkeypatch, tmp_path):
-    """$XDG_CACHE_HOME if it is absolute, else ~/.cache; %LOCALAPPDATA% on Windows."""
+    """%LOCALAPPDATA% where it is set, as on Windows; else $XDG_CACHE_HOME if it is absolute; else ~/.cache."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
-    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
+    monkeypatch.delenv("LOCALAPPDATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    monkeypatch.setattr(mnist.sys, "platform", "linux")
     assert REAL_CACHE_DIR() == tmp_path / "xdg" / "tinydiff"
-    for unset in ("", "relative"):
-        monkeypatch.setenv("XDG_CACHE_HOME", unset)
+    for ignored in ("", "relative"):
+        monkeypatch.setenv("XDG_CACHE_HOME", ignored)
         assert REAL_CACHE_DIR() == tmp_path / "home" / ".cache" / "tinydiff"
-    monkeypatch.setattr(mnist.sys, "platform", "win32")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert REAL_CACHE_DIR() == tmp_path / "home" / ".cache" / "tinydiff"
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
     assert REAL_CACHE_DIR() == tmp_path / "local" / "tinydiff"
 
 

@@ -7,27 +7,31 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from ideal import gaussian_eps_fn
+from ideal import PLACES, WEIGHTS, chi_square_p_value, gaussian_eps_fn, mixture_eps_fn, nearest
 
-from tinydiff.backend import asarray, default_rng, standard_normal, to_numpy
+from tinydiff.backend import asarray, default_rng, standard_normal, to_numpy, xp
 from tinydiff.diffusion import (
     Schedule,
+    classifier_free,
     ddim_invert,
     ddim_step,
     ddpm_step,
     inpaint,
+    known_probs,
     pairs_below,
     q_sample,
     sample,
     sdedit,
     slerp,
     timestep_pairs,
+    with_drawn_labels,
 )
 
 pytestmark = pytest.mark.sampler
 
 shapes = st.sampled_from([(1,), (5,), (4, 3), (4, 3, 2)])
 seeds = st.integers(0, 99)
+VAR = 0.3
 LARGE = partial(ddpm_step, variance=Schedule.beta_t_given_s)
 
 
@@ -394,3 +398,90 @@ def test_slerp_of_opposite_rows_is_refused():
         slerp(x, asarray(np.where(np.arange(3)[:, None] == 1, -2 * to_numpy(x), to_numpy(y))), 0.5)
     with pytest.raises(ValueError, match=r"y must be float64 \(3, 4\) like x"):
         slerp(x, y[:1], 0.5)
+
+
+# Labels that are drawn at every step.
+
+
+class Components:
+    """The exact denoiser of N(PLACES[k], var I) for label k, and p(k | x_t) where k has the weight WEIGHTS[k]."""
+
+    num_classes = 5
+
+    def __init__(self, schedule, var):
+        self.schedule, self.var = schedule, var
+
+    def __call__(self, x_t, t, labels):
+        a, labels = float(self.schedule.alpha_bar[t]), np.broadcast_to(labels, len(x_t))
+        return (1 - a) ** 0.5 / (a * self.var + 1 - a) * (x_t - asarray(a**0.5 * PLACES[labels]))
+
+    def class_probs(self, x_t, t):
+        a, x = float(self.schedule.alpha_bar[t]), to_numpy(x_t)
+        log_p = np.log(WEIGHTS) - ((x[:, None] - a**0.5 * PLACES) ** 2).sum(2) / (2 * (a * self.var + 1 - a))
+        p = np.exp(log_p - log_p.max(1, keepdims=True))
+        return p / p.sum(1, keepdims=True)
+
+
+class Even:
+    """In place of a generator: as many evenly spread numbers in 0..1 as are asked for."""
+
+    def random(self, shape):
+        return ((np.arange(np.prod(shape)) + 0.5) / np.prod(shape)).reshape(shape)
+
+
+@given(st.integers(1, 1000), st.integers(0, 999))
+def test_over_all_drawn_labels_the_mean_is_the_unconditional_eps(linear, t, seed):
+    """sum_k p(k | x_t) eps(x_t, k) = eps(x_t): each label is drawn as often as it is likely, to one row in 1,000."""
+    model, x_t = Components(linear, VAR), xp.repeat(normal(seed, 1, 2), 1000, 0)
+    eps_hat = to_numpy(with_drawn_labels(model.class_probs, partial(classifier_free, model, scale=1), Even())(x_t, t))
+    expected = to_numpy(mixture_eps_fn(linear, WEIGHTS, PLACES, VAR)(x_t[:1], t))[0]
+    # a label's count is off by less than one row; where two labels' eps differ, by the distance of the extremes at most
+    assert (abs(eps_hat.mean(0) - expected) <= 5 * (eps_hat.max(0) - eps_hat.min(0)) / 1000 + 1e-12).all()
+
+
+def test_sampling_with_drawn_labels_recovers_the_weights_of_a_mixture(linear):
+    """No label is given, and each component is drawn as often as its weight says; p as in test_samplers.py."""
+    model, rng = Components(linear, 0.01), default_rng(0)
+    eps_fn = with_drawn_labels(model.class_probs, partial(classifier_free, model, scale=1), default_rng(1))
+    x_T = standard_normal(rng, (3000, 2), "float64")
+    *_, (_, x_0, _) = sample(partial(ddpm_step, linear), eps_fn, timestep_pairs(1000, 200), x_T, rng)
+    counts = nearest(x_0, PLACES)
+    assert chi_square_p_value(counts, 3000 * WEIGHTS) > 1e-4
+    assert chi_square_p_value(counts, np.full(5, 600)) < 1e-9  # it has eyes
+
+
+@given(st.integers(1, 1000), st.integers(0, 999))
+def test_what_is_known_of_x_0_judges_labels_by_bayes_rule(linear, t, seed):
+    """p(y | x_0's first number, x_t) of independent Gaussians: the first number of x_t then says nothing more."""
+    model, x_0, x_t = Components(linear, VAR), normal(seed, 3, 2), normal(seed + 1, 3, 2)
+    found = known_probs(linear, model, model.class_probs, x_0, np.array([True, False]), VAR)(x_t, t)
+    a, x, known = float(linear.alpha_bar[t]), to_numpy(x_t)[:, 1], to_numpy(x_0)[:, 0]
+    of_known = (known[:, None] - PLACES[:, 0]) ** 2 / (2 * VAR)
+    of_other = (x[:, None] - a**0.5 * PLACES[:, 1]) ** 2 / (2 * (a * VAR + 1 - a))
+    expected = WEIGHTS * np.exp(-of_known - of_other)
+    np.testing.assert_allclose(found, expected / expected.sum(1, keepdims=True), rtol=0, atol=1e-10)
+
+
+def test_where_nothing_is_known_labels_stay_as_likely_as_they_were(linear):
+    """The classifier's answer, and one that has underflowed to 0 stays finite."""
+    model, x_t = Components(linear, VAR), normal(0, 3, 2)
+    probs = model.class_probs(x_t, 500)
+    found = known_probs(linear, model, lambda x, t: probs, xp.zeros((3, 2)), np.array([False, False]), VAR)(x_t, 500)
+    np.testing.assert_allclose(found, probs, rtol=1e-12)
+    certain = np.eye(5)[[0, 0, 4]]
+    found = known_probs(linear, model, lambda x, t: certain, xp.zeros((3, 2)), np.array([True, True]), VAR)(x_t, 500)
+    np.testing.assert_allclose(found, certain, atol=1e-12)
+
+
+@pytest.mark.parametrize("u", [0.0, 0.5, 1 - 2**-53])
+def test_a_label_without_probability_is_never_drawn(linear, u):
+    """Nor one past the last, whatever the number drawn; each row has its own."""
+    model, x_t = Components(linear, VAR), normal(0, 3, 2)
+    probs = np.eye(5, dtype="float32")[[0, 2, 4]]
+
+    class Fixed:
+        def random(self, shape):
+            return np.full(shape, u)
+
+    eps_hat = with_drawn_labels(lambda x, t: probs, partial(classifier_free, model, scale=1), Fixed())(x_t, 7)
+    assert_same(eps_hat, classifier_free(model, [0, 2, 4], 1)(x_t, 7))

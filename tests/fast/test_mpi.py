@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from fake_mpi import Comm, on_ranks
 from parallel_jobs import build, noisy_error, squared_error
+from tinydiff.generate import build_unet
+from tinydiff.parallel import ALONE, WorkerError, Workers, mpi
+from tinydiff.parallel.mpi import MPIRanks
 
 from tinydiff import train
 from tinydiff.backend import TinydiffError, asarray, backend_name, default_rng, to_numpy, xp
 from tinydiff.data import Dataset
 from tinydiff.diffusion import Schedule
-from tinydiff.generate import build_unet
-from tinydiff.parallel import ALONE, WorkerError, Workers, mpi
-from tinydiff.parallel.mpi import MPIRanks
 from tinydiff.train import TrainConfig, Training
 
 pytestmark = pytest.mark.training

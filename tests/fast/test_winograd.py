@@ -1,6 +1,6 @@
 """Winograd's way to a 3x3 convolution against nine shifted products, on every small map, and where it is taken.
 
-That conv2d, by whichever way, is its definition tap by tap is shown in test_conv.py.
+That conv2d, by whichever way, is its definition tap by tap is shown in ops/test_conv.py.
 """
 
 from itertools import product
@@ -10,7 +10,7 @@ import pytest
 from draws import host_normal
 
 from tinydiff.backend import asarray, backend_name, to_numpy
-from tinydiff.ops import winograd
+from tinydiff.fast import winograd
 
 pytestmark = pytest.mark.conv
 

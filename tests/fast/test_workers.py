@@ -9,9 +9,9 @@ from functools import partial
 import numpy as np
 import pytest
 from parallel_jobs import blas_threads, build, die, fail, fail_at_two, noisy_error, squared_error, weights_and_pid
+from tinydiff.parallel import WorkerError, Workers, available_cores, default_workers
 
 from tinydiff.backend import BackendError, backend_name
-from tinydiff.parallel import WorkerError, Workers, available_cores, default_workers
 
 pytestmark = [
     pytest.mark.training,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tinydiff.autograd import Tensor
 from tinydiff.backend import asarray, default_rng, to_numpy
 from tinydiff.data import load
-from tinydiff.nn.classifier import Classifier, cross_entropy
+from tinydiff.more.classifier import Classifier, cross_entropy
 from tinydiff.nn.unet import time_code
 from tinydiff.optim import Adam
 

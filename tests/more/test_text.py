@@ -1,4 +1,4 @@
-"""The text's side: the encoder against plain loops, what padding may not do, and prompts as a model with classes."""
+"""The text's side: the encoder against plain loops, what padding may not do, the U-Net that reads, and prompts."""
 
 import inspect
 import json
@@ -6,29 +6,33 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from draws import SEEDS
+from hypothesis import given
 from hypothesis import strategies as st
+from tiny_unet import (
+    FEWER,
+    TINY,
+    assert_close,
+    configs,
+    every_parameter_is_trained,
+    images,
+    randomised,
+    run,
+    sizes_seen,
+    the_gradient_is_the_derivative,
+    tiny,
+)
 
 from tinydiff.autograd import Tensor, no_grad
 from tinydiff.backend import asarray, default_rng, to_numpy
 from tinydiff.diffusion import classifier_free, unconditional
-from tinydiff.nn import Prompted, TextEncoder, TextUNet
-from tinydiff.nn.text import PADDING
+from tinydiff.more.layers import CrossAttention
+from tinydiff.more.text import PADDING, Prompted, ReadingUNet, TextEncoder, TextUNet
+from tinydiff.nn import Attention, UNet
 
 pytestmark = pytest.mark.network
 
-SEEDS = st.integers(0, 2**32 - 1)
-FEWER = settings(max_examples=max(1, settings().max_examples // 3))
 ENCODER = {"num_words": 7, "max_length": 6, "features": 8, "num_blocks": 2, "num_heads": 2}
-UNET = {"base_channels": 8, "channel_mults": (1, 2), "num_heads": 2, "num_groups": 4}
-
-
-def randomised(model, rng, dtype="float64"):
-    """Random parameters, none of them 0, scaled so that what comes out of a layer stays near 1."""
-    for p in model.parameters():
-        scale = 0.3 if p.ndim == 1 else 1 / math.sqrt(p.size / p.shape[-1])
-        p.data = asarray((0.5 if p.ndim == 1 else 0) + scale * rng.standard_normal(p.shape), dtype)
-    return model
 
 
 def encoder(rng, dtype="float64"):
@@ -36,7 +40,7 @@ def encoder(rng, dtype="float64"):
 
 
 def text_unet(rng, dtype="float64"):
-    return randomised(TextUNet(ENCODER, UNET, rng=rng), rng, dtype)
+    return randomised(TextUNet(ENCODER, TINY, rng=rng), rng, dtype)
 
 
 def draw_tokens(rng, n, length):
@@ -49,16 +53,6 @@ def encode(model, tokens):
     with no_grad():
         features, present = model.encode(tokens)
     return to_numpy(features), to_numpy(present)
-
-
-def run(model, *args):
-    with no_grad():
-        return to_numpy(model(*args))
-
-
-def assert_close(found, expected):
-    # 1e-10: thousands of float64 roundings of 1e-16, amplified by the norms.
-    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10)
 
 
 # The encoder.
@@ -167,28 +161,135 @@ def test_tokens_of_another_kind_are_refused(tokens, said, rng):
 
 def test_heads_must_divide_the_features(rng):
     """As in the U-Net's own attention."""
-    with pytest.raises(ValueError, match="num_heads=3 does not divide channels=8"):
+    with pytest.raises(ValueError, match="num_heads=3 does not divide features=8"):
         TextEncoder(**ENCODER | {"num_heads": 3}, rng=rng)
+
+
+# The U-Net that reads.
+
+
+def reading(rng, dtype="float64", **options):
+    return tiny(rng, dtype, ReadingUNet, text_features=5, **options)
+
+
+def draw_text(rng, n, dtype="float64"):
+    """The random features of a text of four tokens for each image, of which one or two are there."""
+    present = np.arange(4) >= 2 + np.arange(n)[:, None] % 2
+    return Tensor(asarray(rng.standard_normal((n, 4, 5)), dtype)), asarray(present)
+
+
+@given(configs(), SEEDS)
+def test_any_configuration_maps_images_to_images_and_trains_all_of_itself(drawn, seed):
+    """The output has the input's shape, everything is float32, and every parameter gets a gradient that is not 0."""
+    config, shape = drawn
+    rng = default_rng(seed)
+    model, x = reading(rng, "float32", **config), images(rng, *shape, dtype="float32")
+    text = draw_text(rng, shape[0], "float32")
+    every_parameter_is_trained(model, lambda: (x, model(x, np.array([1, 50, 1000]), text)), rng)
+
+
+@FEWER
+@given(configs(), SEEDS)
+def test_a_text_is_read_at_every_level_but_the_first_and_once_in_the_middle(drawn, seed):
+    """After each block of the levels that read, at their resolution; self-attention is where it is without a text."""
+    config, shape = drawn
+    rng = default_rng(seed)
+    model, x = reading(rng, "float32", **config), images(rng, *shape, dtype="float32")
+    text = draw_text(rng, shape[0], "float32")
+    sizes = [(shape[1] >> level, shape[2] >> level) for level in range(len(config["channel_mults"]))]
+    blocks = 2 * config["num_res_blocks"] + 1
+    expected = [sizes[-1]] + [size for size in sizes[1:] for _ in range(blocks)]
+    assert sizes_seen(model, CrossAttention, lambda: model(x, 1, text)) == sorted(expected)
+    expected = [sizes[-1]] + [sizes[level] for level in config["attention_levels"] for _ in range(blocks)]
+    assert sizes_seen(model, Attention, lambda: model(x, 1, text)) == sorted(expected)
+
+
+@FEWER
+@given(configs(), SEEDS)
+def test_its_parameters_are_those_of_a_unet_and_one_cross_attention_a_reading_block(drawn, seed):
+    """By name and in order, so that checkpoints fit: a block that reads has BLOCK.cross.* behind its other parameters.
+
+    Reading blocks are down.i and up.i of every level but the first, and middle.0.
+    """
+    config, _ = drawn
+    levels, per_level = len(config["channel_mults"]), config["num_res_blocks"]
+    down = [f"down.{level * (per_level + 1) + i}" for level in range(1, levels) for i in range(per_level)]
+    # On the way up the deepest level comes first.
+    up = [f"up.{k * (per_level + 2) + i}" for k in range(levels - 1) for i in range(per_level + 1)]
+    layers = ("norm.gamma", "norm.beta", "q.w", "q.b", "kv.w", "kv.b", "out.w", "out.b")
+    expected, before = [], ""
+    for name in [*UNet(**config, rng=default_rng(0)).state_dict(), "end"]:
+        block = ".".join(name.split(".")[:2])
+        if before != block and before in {*down, *up, "middle.0"}:
+            expected += [f"{before}.cross.{layer}" for layer in layers]
+        expected.append(name)
+        before = block
+    assert list(ReadingUNet(5, **config, rng=default_rng(0)).state_dict()) == expected[:-1]
+
+
+@FEWER
+@given(configs(), SEEDS)
+def test_its_configuration_makes_it_again(drawn, seed):
+    """config holds every argument, and makes the same bits from the same generator, also after a way through JSON."""
+    arguments, _ = drawn
+    first = ReadingUNet(5, **arguments, rng=default_rng(seed))
+    assert first.config == UNet(**arguments, rng=default_rng(seed)).config | {"text_features": 5}
+    again = ReadingUNet(**json.loads(json.dumps(first.config)), rng=default_rng(seed))
+    assert again.config == first.config
+    state, other = first.state_dict(), again.state_dict()
+    assert list(state) == list(other)
+    for name in state:
+        np.testing.assert_array_equal(state[name], other[name])
+
+
+def test_it_begins_to_read_as_if_there_were_no_text(rng):
+    """With the weights of a UNet it gives the UNet's bits, whatever the text: what it adds is 0."""
+    plain = UNet(base_channels=8, num_groups=4, rng=rng)
+    model = ReadingUNet(5, base_channels=8, num_groups=4, rng=rng)
+    randomised(plain, rng, "float32")
+    new = {name: a for name, a in model.state_dict().items() if ".cross." in name}
+    assert plain.state_dict().keys() == model.state_dict().keys() - new.keys()
+    model.load_state_dict(plain.state_dict() | new)
+    x, text = images(rng, 2, 8, 8, dtype="float32"), draw_text(rng, 2, "float32")
+    np.testing.assert_array_equal(run(model, x, 7, text), run(plain, x, 7))
+
+
+@FEWER
+@given(SEEDS)
+def test_its_gradient_is_the_derivative_along_a_random_direction(seed):
+    """Over the image, the text's features and all parameters together."""
+    rng = default_rng(seed)
+    model, text = reading(rng, attention_levels=(1,), num_res_blocks=2), draw_text(rng, 2)
+    x, t = Tensor(images(rng, 2), requires_grad=True), rng.integers(1, 1001, 2)
+    text[0].requires_grad = True
+    inputs = [text[0], *model.parameters(), x]
+    the_gradient_is_the_derivative(lambda: model(x, t, text), inputs, images(rng, 2), rng)
+
+
+def test_a_missing_text_is_refused(rng):
+    """A network that reads does not guess its text."""
+    with pytest.raises(ValueError, match="text is missing: features and present"):
+        reading(rng)(images(rng, 2), 1)
 
 
 # The two as one network.
 
 
 def test_the_network_is_the_unet_on_the_encoders_text(rng):
-    """model(x_t, t, tokens) is unet(x_t, t, text=encode(tokens)), row by row too, and its text matters."""
+    """model(x_t, t, tokens) is unet(x_t, t, encode(tokens)), row by row too, and its text matters."""
     model = text_unet(rng)
     x, t, tokens = asarray(rng.standard_normal((3, 6, 4, 1))), np.array([1, 500, 1000]), draw_tokens(rng, 3, 5)
     tokens[:, 0] = [1, 2, 3]
     found = run(model, x, t, tokens)
     with no_grad():
-        np.testing.assert_array_equal(found, to_numpy(model.unet(x, t, text=model.encoder.encode(tokens))))
+        np.testing.assert_array_equal(found, to_numpy(model.unet(x, t, model.encoder.encode(tokens))))
     assert_close(run(model, x[1:2], t[1:2], tokens[1:2, : (tokens[1] > 0).sum()]), found[1:2])
     assert abs(run(model, x, t, tokens[[1, 2, 0]]) - found).max() > 1e-3
 
 
 def test_a_configuration_makes_the_same_network_again():
     """config holds every argument of both, and makes the same bits from the same generator, also through JSON."""
-    first = TextUNet(ENCODER, UNET, rng=default_rng(3))
+    first = TextUNet(ENCODER, TINY, rng=default_rng(3))
     assert {*first.encoder.config, "rng"} == set(inspect.signature(TextEncoder).parameters)
     assert first.config["encoder"] == ENCODER and first.config["unet"]["text_features"] == ENCODER["features"]
     again = TextUNet(**json.loads(json.dumps(first.config)), rng=default_rng(3))
@@ -199,25 +300,11 @@ def test_a_configuration_makes_the_same_network_again():
 
 @FEWER
 @given(SEEDS)
-def test_the_gradient_is_the_derivative_along_a_random_direction(seed):
+def test_the_gradient_of_both_is_the_derivative_along_a_random_direction(seed):
     """sum <dp, d> = d/dh <g, model(x_t, t, tokens; p + h d)> at h = 0, over all parameters of both together."""
     rng = default_rng(seed)
-    model, x, g = text_unet(rng), asarray(rng.standard_normal((2, 4, 4, 1))), asarray(rng.standard_normal((2, 4, 4, 1)))
-    tokens, t, parameters = draw_tokens(rng, 2, 4), rng.integers(1, 1001, 2), model.parameters()
-    model(x, t, tokens).backward(g)
-    starts = [p.data for p in parameters]
-    directions = [asarray(0.1 * rng.standard_normal(p.shape)) for p in parameters]
-
-    def along(h):
-        for p, start, d in zip(parameters, starts, directions):
-            p.data = start + h * d
-        return float((g * asarray(run(model, x, t, tokens))).sum())
-
-    h = 1e-3
-    slope = (8 * (along(h) - along(-h)) - (along(2 * h) - along(-2 * h))) / (12 * h)
-    parts = [float((p.grad * d).sum()) for p, d in zip(parameters, directions)]
-    # The quotient is off by h^4/30 = 3e-14 times the fifth derivative (up to 1e5 here) and by 1e-15 |y| / h.
-    assert abs(sum(parts) - slope) < 1e-7 * sum(map(abs, parts))
+    model, x, tokens, t = text_unet(rng), images(rng, 2, 4, 4), draw_tokens(rng, 2, 4), rng.integers(1, 1001, 2)
+    the_gradient_is_the_derivative(lambda: model(x, t, tokens), model.parameters(), images(rng, 2, 4, 4), rng)
 
 
 def test_float32_stays_float32(rng):

@@ -5,16 +5,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from draws import SEEDS
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tinydiff.autograd import Tensor
 from tinydiff.backend import asarray, default_rng, to_numpy, xp
-from tinydiff.nn import Linear, Module, UNet
+from tinydiff.nn import Linear, Module
 
 pytestmark = pytest.mark.network
 
-SEEDS = st.integers(0, 2**32 - 1)
 SHAPES = st.lists(st.integers(1, 3), min_size=1, max_size=3).map(tuple)
 
 
@@ -173,38 +173,7 @@ def test_a_state_that_does_not_fit_is_refused_whole(t, data):
     assert_same(values(t.module), before)
 
 
-# The summary and the call.
-
-
-def rows_of(summary):
-    """(path, kind, shapes, count) of each line."""
-    rows = []
-    for line in summary.splitlines():
-        path, kind, *shapes, count = line.split()
-        rows.append(("" if path == "(all)" else path, kind, " ".join(shapes), int(count.replace(",", ""))))
-    return rows
-
-
-@given(trees())
-def test_the_summary_lists_each_layer_with_its_shapes_and_numbers(t):
-    """One line a module, the whole first: path, class, shapes of its own parameters, numbers in it and below."""
-    expected = []
-    for path, module in t.layers:
-        within = [(n, p) for n, p in t.parameters if f".{n}".startswith(f".{path}." if path else ".")]
-        own = [(n, p) for n, p in within if n.rpartition(".")[0] == path]
-        shapes = " ".join(f"{n.rpartition('.')[2]} {'x'.join(map(str, p.shape))}" for n, p in own)
-        expected.append((path, type(module).__name__, shapes, sum(p.size for _, p in within)))
-    assert rows_of(t.module.summary()) == expected
-    assert len({len(line) for line in t.module.summary().splitlines()}) == 1  # columns are aligned
-
-
-def test_the_summary_of_the_network_adds_up(rng):
-    """The numbers of the layers that hold parameters themselves add up to the total, which is num_parameters."""
-    model = UNet(num_classes=10, rng=rng)
-    rows = rows_of(model.summary())
-    assert rows[0] == ("", "UNet", "", model.num_parameters())
-    assert sum(count for _, _, shapes, count in rows if shapes) == model.num_parameters()
-    assert ("conv_in", "Conv2d", "w 3x3x1x32 b 32", 320) in rows
+# The call.
 
 
 def test_a_module_is_called_through_forward():

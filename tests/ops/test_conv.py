@@ -1,4 +1,4 @@
-"""Convolution against plain loops over its definition, and the two changes of resolution."""
+"""Convolution against plain loops over its definition, and the doubling of resolution."""
 
 from itertools import product
 
@@ -10,24 +10,14 @@ from hypothesis import strategies as st
 
 from tinydiff import ops
 from tinydiff.autograd import Tensor
-from tinydiff.backend import asarray, to_numpy
-from tinydiff.ops import conv, winograd
+from tinydiff.backend import FAST, asarray, to_numpy
+from tinydiff.fast import winograd
 
 pytestmark = pytest.mark.conv
 
 SIZES = st.integers(1, 3)
-# 3x3, stride 1, padding 1 with 16 channels or more goes another way (winograd.py); the rest are for im2col.
+# 3x3, stride 1, padding 1 with 16 channels or more has a faster form of its own (fast/winograd.py).
 GEOMETRIES = [(3, 3, 16, 18, 1, 1), (3, 3, 17, 16, 2, 1), (3, 3, 5, 20, 1, 1), (1, 1, 16, 16, 1, 0), (2, 4, 3, 4, 1, 2)]
-
-
-def shape_of_result(x, w, stride, padding):
-    oh, ow = ((x[i + 1] + 2 * padding - w[i]) // stride + 1 for i in (0, 1))
-    return x[0], oh, ow, w[3]
-
-
-def plus_of(kind, y):
-    """Shapes of what conv2d adds to a result of shape y: nothing, a bias of each image's own, another map."""
-    return {"nothing": [], "biases": [(y[0], y[3])], "map": [y]}[kind]
 
 
 def conv2d(*arrays, **static):
@@ -44,24 +34,22 @@ def taps(x, w, stride, padding):
             yield image, i, j, k, l, row, column
 
 
-def conv2d_loops(x, w, b, *plus, stride, padding):
+def conv2d_loops(x, w, b, *, stride, padding):
     """One tap at a time."""
     oh, ow = ((x.shape[i + 1] + 2 * padding - w.shape[i]) // stride + 1 for i in (0, 1))
     y = np.zeros((len(x), oh, ow, w.shape[3])) + b
-    for p in plus:
-        y += p if p.ndim == 4 else p[:, None, None]
     for image, i, j, k, l, row, column in taps(x, w, stride, padding):
         y[image, i, j] += x[image, row, column] @ w[k, l]
     return y
 
 
-def gradients_loops(x, w, b, *plus, g, stride, padding):
-    """dx, dw, db and that of plus, one tap at a time."""
+def gradients_loops(x, w, b, *, g, stride, padding):
+    """dx, dw and db, one tap at a time."""
     dx, dw = np.zeros(x.shape), np.zeros(w.shape)
     for image, i, j, k, l, row, column in taps(x, w, stride, padding):
         dx[image, row, column] += w[k, l] @ g[image, i, j]
         dw[k, l] += np.outer(x[image, row, column], g[image, i, j])
-    return dx, dw, g.sum((0, 1, 2)), *(g if p.ndim == 4 else g.sum((1, 2)) for p in plus)
+    return dx, dw, g.sum((0, 1, 2))
 
 
 def gradients(*arrays, g, **static):
@@ -75,10 +63,8 @@ def test_conv2d_is_its_definition_for_every_kernel_stride_and_padding(kh, stride
     """Kernels 1 to 5 high and another size wide, strides 1 to 3, paddings 0 to 3: values and all gradients."""
     kw = (kh + stride) % 5 + 1
     static = {"stride": stride, "padding": padding}
-    y_shape = shape_of_result((2, 5, 6, 2), (kh, kw, 2, 3), **static)
-    plus = plus_of(("nothing", "biases", "map")[(kh + padding) % 3], y_shape)
     # 1e-12: sums of at most 200 products of numbers about 1, each rounded to 1e-16.
-    is_its_definition(*host_normal(kh, (2, 5, 6, 2), (kh, kw, 2, 3), (3,), *plus), **static)
+    is_its_definition(*host_normal(kh, (2, 5, 6, 2), (kh, kw, 2, 3), (3,)), **static)
 
 
 def is_its_definition(*arrays, **static):
@@ -94,51 +80,19 @@ def is_its_definition(*arrays, **static):
     "kh, kw, stride, padding",
     [(3, 3, 1, 1), (3, 3, 1, 0), (3, 3, 1, 2), (3, 3, 2, 1), (5, 5, 1, 2), (3, 1, 1, 1), (1, 3, 1, 1), (5, 3, 1, 1)],
 )
-@pytest.mark.parametrize("plus", ["nothing", "biases", "map"])
 @pytest.mark.parametrize("c, o", [(16, 16), (16, 3), (3, 16)])
-def test_wide_convolutions_are_their_definition_whichever_way_they_go(kh, kw, c, o, stride, padding, plus):
+def test_wide_convolutions_are_their_definition_whichever_way_they_go(kh, kw, c, o, stride, padding):
     """On both sides of the border between the two methods, in kernel, stride, padding and channels."""
     static = {"stride": stride, "padding": padding}
     # 9 and 10: three of Winograd's 4x4 tiles each way; the first sees the edge, the second none, the third is cut.
     shapes = (1, 9, 10, c), (kh, kw, c, o)
-    more = plus_of(plus, shape_of_result(*shapes, **static))
     # 1e-12: 400 products of numbers about 1, each rounded to 1e-16; Winograd's transforms reach 100 before they cancel.
-    is_its_definition(*host_normal(0, *shapes, (o,), *more), **static)
+    is_its_definition(*host_normal(0, *shapes, (o,)), **static)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize(
-    "kh, kw, c, o, stride, padding, turned",
-    [
-        (3, 3, 8, 2, 1, 1, True),
-        (3, 3, 8, 2, 1, 2, True),
-        (3, 3, 8, 2, 1, 3, False),
-        (3, 2, 8, 2, 1, 1, False),
-        (2, 3, 8, 2, 1, 1, False),
-        (3, 3, 8, 2, 2, 1, False),
-        (3, 3, 7, 2, 1, 0, False),
-        (3, 3, 6, 7, 1, 1, False),
-        (2, 3, 3, 7, 2, 2, False),
-    ],
-)
-def test_windows_are_of_the_map_with_far_fewer_channels_and_cut_the_batch(
-    monkeypatch, kh, kw, c, o, stride, padding, turned, dtype
-):
-    """Bytes an image: a window for each pixel of the other map, forward and in the gradients of x and w.
-
-    Of the output they are where it has a quarter of the channels, and stride and kernel make it a convolution too.
-    """
-    asked = []
-    monkeypatch.setattr(conv, "chunks", lambda n, each: asked.append((n, each)) or [slice(0, n)])
-    oh, ow = (8 + 2 * padding - kh) // stride + 1, (12 + 2 * padding - kw) // stride + 1
-    x, w, b, g = host_normal(0, (2, 8, 12, c), (kh, kw, c, o), (o,), (2, oh, ow, o), dtype=dtype)
-    gradients(x, w, b, g=g, stride=stride, padding=padding)
-    assert asked == [(2, (8 * 12 * o if turned else oh * ow * c) * kh * kw * x.itemsize)] * 3
-
-
-@given(st.data(), SEEDS, st.booleans(), st.sampled_from(["nothing", "biases", "map"]))
-def test_conv2d_is_its_definition_for_every_size(data, seed, wide, plus):
-    """Random sizes down to one pixel and channel, wide ones through winograd.py: values and all gradients."""
+@given(st.data(), SEEDS, st.booleans())
+def test_conv2d_is_its_definition_for_every_size(data, seed, wide):
+    """Random sizes down to one pixel and channel, narrow and wide: values and all gradients."""
     if wide:
         n, c, o, stride, padding, kernel, height, width = data.draw(SIZES), 16, 17, 1, 1, (3, 3), 1, 1
     else:
@@ -148,45 +102,39 @@ def test_conv2d_is_its_definition_for_every_size(data, seed, wide, plus):
     height, width = height + data.draw(st.integers(0, 8)), width + data.draw(st.integers(0, 5))
     static = {"stride": stride, "padding": padding}
     shapes = (n, height, width, c), (*kernel, c, o)
-    more = plus_of(plus, shape_of_result(*shapes, **static))
     # 1e-12: 300 products of numbers about 1; in a Winograd tile their transforms reach 100 before they cancel.
-    is_its_definition(*host_normal(seed, *shapes, (o,), *more), **static)
+    is_its_definition(*host_normal(seed, *shapes, (o,)), **static)
 
 
 @pytest.mark.parametrize("kh, kw, c, o, stride, padding", GEOMETRIES)
 def test_a_batch_is_the_stack_of_its_images(kh, kw, c, o, stride, padding):
     """Whatever slices the batch is cut into: images do not meet, and their filter gradients add up."""
-    n, size = 67, 16  # 2 to 20 MB of windows or tiles, while a slice holds 1: the batch goes in unequal slices
-    x, w, b, each = host_normal(0, (n, size, size, c), (kh, kw, c, o), (o,), (n, o))
+    n, size = 67, 16  # 2 to 20 MB of windows or tiles, while a slice of the faster forms holds 1: unequal slices
+    x, w, b = host_normal(0, (n, size, size, c), (kh, kw, c, o), (o,))
     static = {"stride": stride, "padding": padding}
-    y = conv2d(x, w, b, each, **static)
-    g, other = host_normal(1, y.shape, y.shape)
-    dx, dw, db, deach = gradients(x, w, b, each, g=g, **static)
+    y = conv2d(x, w, b, **static)
+    (g,) = host_normal(1, y.shape)
+    dx, dw, db = gradients(x, w, b, g=g, **static)
     sum_dw = 0
     for i in range(n):
         one = slice(i, i + 1)
-        np.testing.assert_allclose(conv2d(x[one], w, b, each[one], **static), y[one], rtol=0, atol=1e-12)
-        dx_i, dw_i, db_i, deach_i = gradients(x[one], w, b, each[one], g=g[one], **static)
+        np.testing.assert_allclose(conv2d(x[one], w, b, **static), y[one], rtol=0, atol=1e-12)
+        dx_i, dw_i, db_i = gradients(x[one], w, b, g=g[one], **static)
         np.testing.assert_allclose(dx_i, dx[one], rtol=0, atol=1e-12)
-        np.testing.assert_allclose(deach_i, deach[one], rtol=0, atol=1e-12)
-        np.testing.assert_allclose(db_i, deach[i], rtol=0, atol=1e-12)
+        np.testing.assert_allclose(db_i, g[i].sum((0, 1)), rtol=0, atol=1e-12)
         sum_dw = sum_dw + dw_i
     np.testing.assert_allclose(sum_dw, dw, rtol=0, atol=1e-10)  # 67 * 256 products of numbers about 1
     np.testing.assert_allclose(db, g.sum((0, 1, 2)), rtol=0, atol=1e-10)
-    alone = y - each[:, None, None]
-    np.testing.assert_allclose(conv2d(x, w, b, **static), alone, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(conv2d(x, w, b, other, **static), alone + other, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(gradients(x, w, b, other, g=g, **static)[2], g.sum((0, 1, 2)), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("size", [7, 14, 28])
 @pytest.mark.parametrize("kh, kw, c, o, stride, padding", GEOMETRIES)
 def test_conv2d_in_float32_is_the_one_in_float64_but_for_rounding(kh, kw, c, o, stride, padding, size):
     """Values and all gradients, at the U-Net's resolutions, relative to the largest."""
-    arrays = host_normal(size, (5, size, size, c), (kh, kw, c, o), (o,), (5, o), dtype="float32")
+    arrays = host_normal(size, (5, size, size, c), (kh, kw, c, o), (o,), dtype="float32")
     static = {"stride": stride, "padding": padding}
     # 6e-8 a rounding, some tens of times in sums of 4,000 products, and ten times that where Winograd's terms cancel.
-    bound = 4e-5 if winograd.pays(*arrays[:2], stride, padding) else 4e-6
+    bound = 4e-5 if FAST and winograd.pays(*arrays[:2], stride, padding) else 4e-6
     y = conv2d(*arrays, **static)
     (g,) = host_normal(1, y.shape, dtype="float32")
     wide = [a.astype("float64") for a in arrays]
@@ -204,24 +152,6 @@ def test_upsample_nearest_repeats_each_pixel(seed, n, h, w, c):
     assert y.shape == (n, 2 * h, 2 * w, c)
     for image, i, j, channel in np.ndindex(y.shape):
         assert y[image, i, j, channel] == x[image, i // 2, j // 2, channel]
-
-
-@given(SEEDS, SIZES, SIZES, SIZES, SIZES)
-def test_avg_pool2d_takes_the_mean_of_each_block(seed, n, h, w, c):
-    """y[i, j] = the mean of x[2i + k, 2j + l] over k and l in {0, 1}."""
-    (x,) = host_normal(seed, (n, 2 * h, 2 * w, c))
-    y = to_numpy(ops.avg_pool2d(asarray(x)))
-    assert y.shape == (n, h, w, c)
-    for image, i, j, channel in np.ndindex(y.shape):
-        block = [x[image, 2 * i + k, 2 * j + l, channel] for k in (0, 1) for l in (0, 1)]
-        assert abs(y[image, i, j, channel] - sum(block) / 4) <= 1e-15 * sum(map(abs, block))  # three additions
-
-
-@given(SEEDS, SIZES, SIZES, SIZES, SIZES)
-def test_pooling_undoes_upsampling(seed, n, h, w, c):
-    """avg_pool2d(upsample_nearest(x)) = x exactly: sums of four equal numbers and a quarter of them round nothing."""
-    (x,) = host_normal(seed, (n, h, w, c))
-    np.testing.assert_array_equal(to_numpy(ops.avg_pool2d(ops.upsample_nearest(asarray(x)))), x)
 
 
 def test_more_channels_than_256_are_compared_by_value():
@@ -253,17 +183,3 @@ def test_conv2d_refuses_what_does_not_fit(x, w, b, static, words):
     """Shapes, strides and paddings that make no convolution are a ValueError naming the argument and its value."""
     with pytest.raises(ValueError, match=f"conv2d: .*{words}"):
         conv2d(*map(np.zeros, (x, w, b)), **static)
-
-
-@pytest.mark.parametrize("plus", [[(3, 6)], [(2, 5)], [(6,)], [(2, 5, 5, 6)], [(2, 3, 3, 1)], [(2, 6), (2, 6)]])
-def test_conv2d_refuses_to_add_what_does_not_fit(plus):
-    """One bias for each image and channel or one map of the result's shape; nothing is broadcast otherwise."""
-    with pytest.raises(ValueError, match=r"plus must be one array of shape \(2, 6\) or \(2, 3, 3, 6\), got \("):
-        conv2d(*map(np.zeros, [(2, 5, 5, 3), (3, 3, 3, 6), (6,), *plus]))
-
-
-@pytest.mark.parametrize("h, w", [(3, 4), (4, 3), (1, 1)])
-def test_avg_pool2d_refuses_odd_sizes(h, w):
-    """A height or width that does not halve is a ValueError with both."""
-    with pytest.raises(ValueError, match=f"avg_pool2d: height and width must be even, got {h} x {w}"):
-        ops.avg_pool2d(asarray(np.zeros((1, h, w, 2))))

@@ -1,6 +1,7 @@
-"""One process that does all the work, with the functions of the book as they stand: what --plain runs on.
+"""One process that does all the work with the plain functions of the book: what --plain runs on.
 
-It answers as fast.workers.Ranks and fast.workers.Workers do, and needs neither.  Read next: run.py.
+Alone and OneProcess have the methods of Ranks and Workers (fast/workers.py), but they need no file of fast/.
+Read next: signals.py.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,7 @@ from tinydiff.train import gradients_of
 
 
 def one_process() -> Any:
-    """The ranks of a program that runs once: with faster functions installed, fast.workers.ALONE."""
+    """The ranks of a program that runs as one process.  If faster functions are installed: fast.workers.ALONE."""
     if not FAST:
         return Alone()
     from tinydiff.fast.workers import ALONE
@@ -23,7 +24,7 @@ def one_process() -> Any:
 
 
 class Alone:
-    """The only process of a program: see fast.workers.Ranks."""
+    """The ranks of a program that runs as one process: rank 0 of 1.  The methods are those of fast.workers.Ranks."""
 
     rank, size = 0, 1
 
@@ -40,7 +41,7 @@ class Alone:
         return a
 
     def rescue(self, save: Callable[[], Any]) -> None:
-        """Nothing: there is time to end the step."""
+        """Do nothing: a local run has time to finish its step and save then."""
 
     def workers(self, build: Callable[[], Module], num_workers: int) -> "OneProcess":
         if num_workers != 1:
@@ -49,7 +50,7 @@ class Alone:
 
 
 class OneProcess:
-    """The network that build() makes, in this process: see fast.workers.Workers."""
+    """The network that build() makes, in this process.  The methods are those of fast.workers.Workers."""
 
     num_workers, ranks = 1, Alone()
 
@@ -63,7 +64,7 @@ class OneProcess:
 
     @contextmanager
     def weights(self, average: Sequence[Any]) -> Iterator[None]:
-        """Within the block the network computes with these parameters, those of an EMA.average."""
+        """Within the block the network computes with other parameters, such as an EMA.average."""
         before = [p.data for p in self.parameters]
         try:
             for p, a in zip(self.parameters, average):
@@ -74,7 +75,7 @@ class OneProcess:
                 p.data = a
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Do nothing: there is no other process to end."""
 
     def __enter__(self) -> "OneProcess":
         return self

@@ -1,9 +1,9 @@
-"""Large batches in blocks: a batch of n examples is the smaller batches that follow each other, so parts can be drawn.
+"""Large batches in blocks: a batch of n examples consists of m smaller batches, so that a part of it can be drawn.
 
     batch of step k = batches of size n/m at steps k m, k m + 1, ..., k m + m - 1,    n/m at most BLOCK
 
-A rank of many needs only its own rows, and drawing all of a batch would take it longer than computing its part.  The
-blocks do not depend on who draws them.  Read next: training.py.
+One of many ranks needs its own rows only.  To draw the whole batch would take a rank longer than to compute its part.
+A block is the same, whichever rank draws it.  Read next: training.py.
 """
 
 from collections.abc import Callable
@@ -20,10 +20,10 @@ SMALLEST = 64  # a batch that can only be cut into smaller blocks stays whole
 
 
 def in_blocks(draw_from: Callable[[Any], Callable[[Any, int], Batch]], dataset: Dataset, part: Callable) -> Callable:
-    """draw(config, step) of a batch in blocks, of which those with rows of part(n) are complete.
+    """draw(config, step) of a batch in blocks.  The blocks that contain rows of part(n) are complete.
 
-    draw_from(dataset) -> draw(config, step).  part(n) -> the slice of n rows that is wanted.  In the rows of other
-    blocks only t is right; the other arrays are 0 there.
+    draw_from(dataset) -> draw(config, step).  part(n) -> the slice of the n rows that the caller needs.
+    In all other blocks only t is right; the other arrays are 0 there.
     """
 
     def draw(config: Any, step: int) -> Batch:
@@ -42,7 +42,7 @@ def in_blocks(draw_from: Callable[[Any], Callable[[Any, int], Batch]], dataset: 
 
 
 class _Blank:
-    """As many pictures as a data set has, of one pixel: of their batches only t, which is drawn first, is right."""
+    """As many images as a data set has, each of one pixel.  draw_batch draws t first, so t is right for them too."""
 
     def __init__(self, num: int):
         self._num = num
@@ -55,6 +55,6 @@ class _Blank:
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    """Parts end to end; zeros for one of another shape than the largest."""
+    """The parts end to end.  A part of a smaller shape than the largest is replaced by zeros."""
     shape = max((a.shape[1:] for a in parts), key=np.prod)
     return np.concatenate([a if a.shape[1:] == shape else np.zeros((len(a), *shape), a.dtype) for a in parts])

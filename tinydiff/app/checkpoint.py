@@ -5,8 +5,8 @@ temporary file in the place of the old one.  The last good checkpoint survives a
 full disk.  A load checks a SHA-256 digest of the whole file before it parses anything, and it never unpickles: a file
 from a stranger can be refused, but it cannot run code.  Equal content gives equal bytes, so `cmp` compares two runs.
 
-Pictures and tables are written through `atomic_write` too.
-Read next: training.py, which decides what a checkpoint contains.
+Pictures and tables are written through `atomic_write` too.  training.py decides what a checkpoint contains.
+Read next: blocks.py.
 """
 
 import contextlib
@@ -77,13 +77,13 @@ def load(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]
         raise CheckpointError(f"{path} is not a checkpoint that this version can read ({error!r})") from None
 
 
-def check_same(found: dict[str, Any], wanted: dict[str, Any], keys: Collection[str]) -> None:
-    """Check that the settings `found` in a checkpoint equal the `wanted` ones under each of `keys`.
+def check_same(saved: dict[str, Any], wanted: dict[str, Any], keys: Collection[str]) -> None:
+    """Check that the settings `saved` in a checkpoint equal the `wanted` ones under each of `keys`.
 
     Values are compared as JSON holds them (a tuple equals a list).  A key that is absent counts as None.
     Raises CheckpointError with each key that differs and both values.
     """
-    old, new = (json.loads(json.dumps({key: settings.get(key) for key in keys})) for settings in (found, wanted))
+    old, new = (json.loads(json.dumps({key: settings.get(key) for key in keys})) for settings in (saved, wanted))
     differing = [f"{k} is {old[k]!r} in the checkpoint, {new[k]!r} is wanted" for k in keys if old[k] != new[k]]
     if differing:
         raise CheckpointError(f"the checkpoint fits another configuration: {'; '.join(differing)}")
@@ -119,8 +119,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.replace(temporary, target)
     except OSError as error:
-        reason = error.strerror or error
-        raise CheckpointError(f"cannot write {path}: {reason} (the old file, if any, is unchanged)") from error
+        raise CheckpointError(f"cannot write {path}: {error.strerror or error} (an older file is unchanged)") from error
     finally:
         with contextlib.suppress(OSError):  # after a success the temporary file is gone
             temporary.unlink()
@@ -151,8 +150,8 @@ def _pack(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> memoryview:
 
 def _add(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
     if not isinstance(array, np.ndarray) or array.dtype.kind not in _KINDS:
-        kind = getattr(array, "dtype", type(array).__name__)
-        raise ValueError(f"array {name!r} must be a NumPy array of numbers or text, got {kind}")
+        got = getattr(array, "dtype", type(array))
+        raise ValueError(f"array {name!r} must be a NumPy array of numbers or text, got {got}")
     member = zipfile.ZipInfo(f"{name}.npy")  # dated 1980: equal content gives equal bytes
     member.create_system = 3  # Unix, on every system
     member.external_attr = 0o644 << 16  # the permissions of an unzipped array

@@ -6,7 +6,7 @@
 
 A large request is cut into slices of a few images.  Each slice has a random stream of its own, which seed and slice
 number name.  So the number of workers changes neither the images nor the memory that one slice needs.
-Read next: plots.py.
+Read next: choices.py.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from tinydiff.app.checkpoint import CheckpointError
-from tinydiff.autograd import Tensor, no_grad
+from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, backend_name, default_rng, standard_normal, to_numpy
-from tinydiff.diffusion import Schedule, classifier_free, ddim_step, ddpm_step, dpm_solver_2m, sample, unconditional
+from tinydiff.diffusion import Schedule, classifier_free, ddpm_step, sample, unconditional
 from tinydiff.diffusion.guidance import EpsFn
-from tinydiff.diffusion.targets import EPS, Target
-from tinydiff.diffusion.times import Pairs, quadratic_pairs, timestep_pairs
-from tinydiff.nn import Module, UNet
+from tinydiff.diffusion.targets import EPS, Target, as_eps_fn
+from tinydiff.diffusion.times import Pairs, timestep_pairs
+from tinydiff.nn import UNet
 
 SLICE, GPU_SLICE = 20, 500  # images; guidance doubles the batch that the network sees.  A GPU has room for many.
 
@@ -33,24 +33,9 @@ def DDPM(schedule: Schedule) -> Callable:
     return partial(ddpm_step, schedule, clip=True)
 
 
-def DDIM(schedule: Schedule, eta: float = 0.0) -> Callable:
-    """ddim_step, as a Recipe takes it.  Another eta: partial(DDIM, eta=1.0)."""
-    return partial(ddim_step, schedule, eta=eta, clip=True)
-
-
-def DPM_SOLVER_2M(schedule: Schedule) -> Callable:
-    """A fresh dpm_solver_2m, as a Recipe takes it."""
-    return dpm_solver_2m(schedule, clip=True)
-
-
 def uniform(schedule: Schedule, num_steps: int) -> Pairs:
     """timestep_pairs, as a Recipe takes it."""
     return timestep_pairs(schedule.T, num_steps)
-
-
-def quadratic(schedule: Schedule, num_steps: int) -> Pairs:
-    """quadratic_pairs, as a Recipe takes it."""
-    return quadratic_pairs(schedule.T, num_steps)
 
 
 def by_label(model: Any, labels: Sequence[int], scale: float) -> EpsFn:
@@ -62,14 +47,15 @@ def by_label(model: Any, labels: Sequence[int], scale: float) -> EpsFn:
 class Recipe:
     """How images are drawn, whatever their labels and noise.  Worker processes receive it, so it must be picklable.
 
-    step(schedule): a step as sample() takes it: DDPM, DDIM or DPM_SOLVER_2M.  Each slice makes a step of its own.
+    step(schedule): a step as sample() takes it, such as DDPM; others in choices.py.  Each slice makes its own step.
     num_steps: the number of reverse steps, at most T, else TinydiffError.
-    pairs(schedule, num_steps): the times that the steps visit: uniform, quadratic or log_snr_pairs.
+    pairs(schedule, num_steps): the times that the steps visit, such as uniform; others in choices.py.
     scale: of guidance; 0 = unconditional, 1 = conditional.  guide(model, labels, scale) -> eps_fn.
     keep: the number of frames to return.  They are spread evenly over the steps; the last frame is the final image.
     at_once: the number of images in a slice; None: SLICE on the CPU, GPU_SLICE on a GPU.  Small images are faster in
     large slices.
-    target: what the workers' network predicts.  The models of load_trained predict the noise, EPS.
+    target: what the workers' network predicts; the models of load_trained predict the noise, EPS.  Another prediction
+    is guided first and then converted.  The conversion is affine, so classifier-free guidance may come first.
     """
 
     schedule: Schedule
@@ -128,28 +114,6 @@ def current(config: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name not in gone}
 
 
-class AsEps(Module):
-    """eps_hat = model(x_t, t, labels): the prediction of a network, converted by diffusion/targets.py.
-
-    The parameters are those of the network, under the names of the network.  No gradient goes through the conversion.
-    """
-
-    def __init__(self, network: UNet, target: Target, schedule: Schedule):
-        self.network, self.target, self.schedule = network, target, schedule
-        self.config, self.num_classes = network.config, network.num_classes
-
-    def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-        return self.network.named_parameters(prefix)
-
-    def forward(self, x_t: Any, t: Any, labels: Any = None) -> Tensor:
-        return Tensor(self.target.to_eps(self.schedule, x_t, t, self.network(x_t, t, labels).data))
-
-
-def as_eps(network: Any, target: Target, schedule: Schedule) -> Any:
-    """A model that gives eps_hat, made from a network that predicts `target`; the network itself if that is EPS."""
-    return network if target == EPS else AsEps(network, target, schedule)
-
-
 def _kept(recipe: Recipe) -> list[int]:
     """The indices of the steps whose results are the frames; the last step is always one of them."""
     keep = min(recipe.keep, recipe.num_steps)
@@ -160,7 +124,7 @@ def _draw_slice(recipe: Recipe, model: Any, job: tuple[Sequence[int], tuple[int,
     labels, name = job
     rng = default_rng("slice", *name)
     x_T = standard_normal(rng, (len(labels), *recipe.image_shape))
-    eps_fn = recipe.guide(as_eps(model, recipe.target, recipe.schedule), labels, recipe.scale)
+    eps_fn = as_eps_fn(recipe.target, recipe.schedule, recipe.guide(model, labels, recipe.scale))
     pairs = recipe.pairs(recipe.schedule, recipe.num_steps)
     steps = sample(recipe.step(recipe.schedule), eps_fn, pairs, x_T, rng)
     with no_grad():

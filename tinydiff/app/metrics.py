@@ -2,16 +2,17 @@
 
     d^2 = |mu_1 - mu_2|^2 + tr(S_1 + S_2 - 2 (S_1^{1/2} S_2 S_1^{1/2})^{1/2})       Dowson & Landau 1982
 
-is the squared distance between two Gaussians in the sense of optimal transport.  Fitted to what a classifier's last
-layer sees of two sets of pictures it is small if both hold the same things, as often and as varied.  It is called FID
-where the classifier is Inception (Heusel et al. 2017); ours reads digits, so its figures compare with each other only.
+is the squared distance between two Gaussians in the sense of optimal transport.  Here the Gaussians are fitted to the
+features of two sets of images: to the inputs of a classifier's last layer.  The distance is small if both sets contain
+the same things, equally often and equally varied.  With the Inception network as classifier it is called FID (Heusel et
+al. 2017).  Our classifier reads digits, so our distances can be compared with each other only.
 
-Small sets look further apart than they are.  For N and M rows of one and the same N(mu, S), eigenvalues l_i of S,
+Two small sets have a larger distance than two large ones.  For N and M rows of one N(mu, S), eigenvalues l_i of S,
 
     E d^2 = (1/N + 1/M) (tr S + sum_ij (1 + [i = j])/2 l_i l_j/(l_i + l_j)),   to first order in 1/N and 1/M
 
-(for D equal ones, N = M = 1000, D = 128: 6.6% of tr S).  So a figure means something only beside the
-floor: real data against real data, in sets of the same size.  Read next: ../demos/sampler_showdown.py.
+For D equal eigenvalues, N = M = 1000 and D = 128 this is 6.6% of tr S.  So a distance must be compared with the floor:
+the distance of real data from real data, in sets of the same sizes.  Read next: reading.py.
 """
 
 import math
@@ -26,8 +27,8 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
         S = F^T F,   F = (rows - mu)/sqrt(N - 1),
         tr (S_a^{1/2} S_b S_a^{1/2})^{1/2} = sum of singular values of F_a F_b^T
 
-    So no covariance is formed and no root is taken of one: where rows are fewer than features, S has eigenvalues 0, and
-    the root of a rounding error of 1e-16 would be 1e-8.  float64.  Right to about 1e-15 (tr S_a + tr S_b).
+    The formula needs no root of a covariance.  With fewer rows than features S has eigenvalues 0, and the root of a
+    rounding error of 1e-16 would be 1e-8.  Computed in float64; the error is about 1e-15 (tr S_a + tr S_b).
     """
     (mean_a, F_a), (mean_b, F_b) = _fit("a", a), _fit("b", b)
     if len(mean_a) != len(mean_b):
@@ -37,10 +38,10 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def frechet_with_floor(samples: np.ndarray, real: np.ndarray) -> tuple[float, float]:
-    """(distance, floor): of samples (N, D), and of the first N rows of real, each to the other rows of real.
+    """(distance, floor): from samples, and from the first N rows of real, to the remaining rows of real.
 
-    Both compare N rows with the same len(real) - N, so both have the bias of these sizes.  real: (M, D) in random
-    order, M >= 2 N, else ValueError.
+    samples: (N, D).  real: (M, D) in random order, M >= 2 N, else ValueError.
+    Both numbers compare N rows with the same M - N rows, so both have the bias of these sizes.
     """
     n = len(samples)
     if len(real) < 2 * n:
@@ -49,34 +50,35 @@ def frechet_with_floor(samples: np.ndarray, real: np.ndarray) -> tuple[float, fl
 
 
 def coverage(samples: np.ndarray, real: np.ndarray, k: int = 5) -> float:
-    """Share of the real rows near which a sample lies: no farther than their k-th nearest other real row (Naeem et al.
-    2020).
+    """The share of real rows that have a sample at most as far away as their k-th nearest neighbour among the real rows
+    (Naeem et al. 2020).
 
-    samples: (M, D), real: (N, D) with N > k, else ValueError.  Between samples and real rows of one and the same law
-    it is 1 - C(N-1, k)/C(N+M-1, k) on average, whatever the law: 97% for N = M and k = 5.
+    samples: (M, D), real: (N, D) with N > k, else ValueError.  If samples and real rows have the same distribution, the
+    mean of the share is 1 - C(N-1, k)/C(N+M-1, k) for every distribution: 97% for N = M and k = 5.
     """
     samples, real = np.asarray(samples, np.float64), np.asarray(real, np.float64)
     if len(real) <= k:
         raise ValueError(f"real must have more than k = {k} rows, got {len(real)}")
-    radius = np.partition(_squared_distances(real, real), k, axis=1)[:, k]  # place 0 is the row itself
+    radius = np.partition(_squared_distances(real, real), k, axis=1)[:, k]  # index 0 is the row itself
     return float((_squared_distances(real, samples).min(1) <= radius).mean())
 
 
 def spread(features: np.ndarray, labels: np.ndarray) -> float:
-    """Root of the mean squared distance from the class's mean, unbiased: mean over the classes that have two or more.
+    """How varied a class is: the root of the unbiased mean squared distance of its features from their mean.
 
-    features (N, D), labels (N,).  nan where no class has two.
+    features: (N, D), labels: (N,).  The mean square is averaged over the classes with two rows or more; nan if there is
+    no such class.
     """
     variances = [features[labels == k].var(0, ddof=1).sum() for k in set(labels.tolist()) if (labels == k).sum() > 1]
     return float(np.mean(variances)) ** 0.5 if variances else float("nan")
 
 
 def wilson_interval(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Where the true share lies with 95% confidence, given `right` of n (Wilson 1927).
+    """The interval that contains the true share with 95% confidence, given `right` of n (Wilson 1927).
 
         (p + z^2/2n  -+  z sqrt(p (1 - p)/n + z^2/4n^2)) / (1 + z^2/n),   p = right/n
 
-    Unlike p -+ z sqrt(p (1 - p)/n) it stays within 0..1 and says something when all or none are right.
+    Unlike p -+ z sqrt(p (1 - p)/n) the interval stays within 0..1, and its width is not 0 if all or none are right.
     """
     p = right / n
     middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
@@ -84,19 +86,19 @@ def wilson_interval(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def share(right: np.ndarray) -> str:
-    """'k of n, p (95% interval low to high)' of booleans (n,), as the demos' tables have it."""
+    """The text "k of n, p (95% interval low to high)" for booleans (n,), of which k are true."""
     k, n = int(right.sum()), len(right)
     low, high = wilson_interval(k, n)
     return f"{k} of {n}, {k / n:.1%} (95% interval {low:.1%} to {high:.1%})"
 
 
 def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """|a_i - b_j|^2, (N, M), row by row of a: as a difference, for |a|^2 + |b|^2 - 2 a b loses what is near."""
+    """|a_i - b_j|^2, (N, M).  |a_i|^2 + |b_j|^2 - 2 a_i b_j would lose the digits of a small distance."""
     return np.stack([((b - row) ** 2).sum(1) for row in a])
 
 
 def _fit(name: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The mean (D,) of rows (N, D), and F (min(N, D), D), their covariance being F^T F."""
+    """The mean (D,) of rows (N, D), and F (min(N, D), D) such that F^T F is their covariance."""
     rows = np.asarray(rows, np.float64)
     if rows.ndim != 2 or len(rows) < 2 or not np.isfinite(rows).all():
         raise ValueError(f"{name} must be finite, of shape (N, D) with N >= 2, got shape {rows.shape}")

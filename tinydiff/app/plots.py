@@ -2,36 +2,31 @@
 
 Each function takes arrays and a path, and writes a whole file or none (checkpoint.atomic_write).  Images are channels
 last in [-1, 1], like the data and the samples: -1 is black, 1 is white.  One image pixel becomes a square of
-`scale` x `scale` screen pixels, without blur.  Figures are drawn without pyplot: no window, no global state.
+`scale` x `scale` screen pixels, without blur.  The loss curves are drawn without pyplot: no window, no global state.
 
 `import tinydiff` must not load this file, because matplotlib takes longer to import than all the rest.
 Read next: generate.py.
 """
 
 import math
-import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import colormaps, font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
-from matplotlib.transforms import IdentityTransform
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from tinydiff.app.checkpoint import atomic_write
 from tinydiff.backend import to_numpy
 
-_DPI = 128  # a power of two: the conversion between pixels and inches is exact
 _MARGIN = 12  # pixels around a picture
-_INK = "0.2"
+_INK = "#333333"
 _GREYS = 16  # of an animation: noise hardly compresses, and 16 levels halve the file
 _HOLD_MS = 2000  # how long an animation rests on its last frame
-
-Path = str | os.PathLike
 
 
 def tile(images: Any, columns: int, gap: int = 1, scale: int = 1) -> np.ndarray:
@@ -120,7 +115,7 @@ def save_loss(
         raise ValueError(f"bucket_loss must be {(len(steps), len(bucket_names))}, got {bucket_loss.shape}")
     # A logarithmic axis shows positive numbers only: anything else becomes NaN, a gap in the curve.
     loss, bucket_loss = (np.where(np.isfinite(a) & (a > 0), a, np.nan) for a in (loss, bucket_loss))
-    figure = Figure(figsize=(10.5, 4), dpi=_DPI, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(10.5, 4), dpi=128, layout="constrained", facecolor="white")
     left, right = figure.subplots(1, 2, sharex=True)
     marker = "." if len(steps) < 30 else ""  # a curve of one point shows too
     left.plot(steps, loss, marker=marker, color="C0", alpha=0.3, lw=0.7, label="as measured")
@@ -132,7 +127,7 @@ def save_loss(
     _dress(right, "training loss by time t, running mean", loc="center left", bbox_to_anchor=(1, 0.5))
     figure.suptitle(title, x=0.01, ha="left", color=_INK)
     with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=_DPI)
+        figure.savefig(file, format="png")
 
 
 def _save_picture(
@@ -140,33 +135,21 @@ def _save_picture(
 ) -> None:
     """Write uint8 pixels (H, W, C) unchanged on a white page, with text above the picture and left of it."""
     height, width, _ = pixels.shape
-    figure = Figure(dpi=_DPI, facecolor="white")
-    # Texts get their places, in pixels, once their sizes are known: the page grows, so that no text is cut.
-    style: dict[str, Any] = {"color": _INK, "transform": IdentityTransform()}
-    small, large = (pixels * 72 / _DPI for pixels in (13, 17))  # in points
-    rows = [figure.text(0, 0, label, ha="right", va="center", size=small, **style) for label in row_labels]
-    columns = [figure.text(0, 0, label, ha="center", va="bottom", size=small, **style) for label in column_labels]
-    heading = figure.text(0, 0, title, ha="left", va="bottom", size=large, **style)
-    left = _MARGIN + _extent(rows, "width")
-    top = _MARGIN + height + _MARGIN // 2  # of the picture, and half a margin
-    top_of_columns = top + _extent(columns, "height")
-    for i, label in enumerate(rows):
-        label.set_position((left - _MARGIN, _MARGIN + height * (1 - (i + 0.5) / len(rows))))
-    for i, label in enumerate(columns):
-        label.set_position((left + width * (i + 0.5) / len(columns), top))
-    heading.set_position((left, top_of_columns))
-    page_width = left + max(width + _MARGIN, _extent([heading], "width"))
-    page_height = max(top_of_columns + _extent([heading], "height"), _MARGIN + height + _MARGIN)
-    figure.set_size_inches(page_width / _DPI, page_height / _DPI)
-    figure.figimage(np.broadcast_to(pixels, (height, width, 3)), left, _MARGIN)
+    small, large = (ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size) for size in (13, 17))
+    left = _MARGIN + max((math.ceil(small.getlength(label)) + _MARGIN for label in row_labels if label), default=0)
+    heads = 22 * bool(column_labels)  # a line of small text and a gap
+    top = _MARGIN + heads + 26 * bool(title)  # a line of large text and a gap
+    page_width = left + max(width, math.ceil(large.getlength(title))) + _MARGIN
+    page = Image.new("RGB", (page_width, top + height + _MARGIN), "white")
+    page.paste(Image.fromarray(np.repeat(pixels, 3 // pixels.shape[2], 2)), (left, top))
+    draw = ImageDraw.Draw(page)
+    for i, label in enumerate(row_labels):
+        draw.text((left - _MARGIN, top + height * (i + 0.5) / len(row_labels)), label, _INK, small, "rm")
+    for i, label in enumerate(column_labels):
+        draw.text((left + width * (i + 0.5) / len(column_labels), top - _MARGIN // 2), label, _INK, small, "md")
+    draw.text((left, top - _MARGIN // 2 - heads), title, _INK, large, "ld")
     with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=_DPI)
-
-
-def _extent(texts: Sequence[Text], side: str) -> int:
-    """The pixels that the largest text needs, and a margin; 0 without a text.  side: "width" or "height"."""
-    sizes = [getattr(text.get_window_extent(), side) for text in texts if text.get_text()]
-    return math.ceil(max(sizes)) + _MARGIN if sizes else 0
+        page.save(file, "PNG")
 
 
 def _check_at_least_1(**numbers: int) -> None:

@@ -13,7 +13,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 
@@ -33,24 +32,17 @@ def stop_signals(at_once: Callable[[], Any] = lambda: None) -> Iterator[Stop]:
     A signal that the program was started to ignore (nohup) stays ignored.  Outside the main thread no signal is caught.
     at_once(): called by the signal handler, in the middle of whatever the program is doing.
     """
-    stop = Stop()
-    names = ("SIGINT", "SIGTERM") if threading.current_thread() is threading.main_thread() else ()
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]  # Windows may lack one
-    usual = {number: signal.getsignal(number) for number in numbers}
-    usual = {number: handler for number, handler in usual.items() if handler not in (None, signal.SIG_IGN)}
+    stop, usual_handlers = Stop(), contextlib.ExitStack()
 
-    def restore() -> None:
-        for number, handler in usual.items():
-            signal.signal(number, handler)
-
-    def request(number: int, frame: FrameType | None) -> None:
+    def request(number: int, frame: Any) -> None:
         stop.requested, stop.signal = True, signal.Signals(number).name
-        restore()
+        usual_handlers.close()
         at_once()
 
-    try:
-        for number in usual:
-            signal.signal(number, request)
+    with usual_handlers:
+        if threading.current_thread() is threading.main_thread():
+            for number in (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM")):  # Windows may lack one
+                if number is not None and signal.getsignal(number) not in (None, signal.SIG_IGN):
+                    usual_handlers.callback(signal.signal, number, signal.getsignal(number))
+                    signal.signal(number, request)
         yield stop
-    finally:
-        restore()

@@ -1,4 +1,4 @@
-"""Rows that a program prints and keeps, and the bar over a short run.  Read next: alone.py."""
+"""A table that a program prints and writes to a file, and the progress bar of a short run.  Read next: metrics.py."""
 
 import csv
 import io
@@ -12,18 +12,24 @@ from tinydiff.app.checkpoint import atomic_write
 
 
 def progress(losses: Iterator[float], num_steps: int, batch_size: int, name: str = "") -> Iterator[float]:
-    """Pass on what train.fit yields, under a bar that shows images, rate, time left and the loss, a running mean."""
+    """Yield the losses of training.fit, and show a bar: images, images a second, time left, running mean of the loss.
+
+    num_steps, batch_size: of the whole run.  name: the label of the bar.
+    """
     with tqdm(total=num_steps * batch_size, unit="img", desc=name or None, dynamic_ncols=True) as bar:
-        smooth = 0.0
+        mean = 0.0
         for step, loss in enumerate(losses):
-            smooth += (loss - smooth) / min(step + 1, 50)
-            bar.set_postfix_str(f"step {step + 1}, loss {smooth:.4g}", refresh=False)
+            mean += (loss - mean) / min(step + 1, 50)
+            bar.set_postfix_str(f"step {step + 1}, loss {mean:.4g}", refresh=False)
             bar.update(batch_size)
             yield loss
 
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Print rows of one set of keys as a table, and write them as .csv, or as Markdown where the path ends in .md."""
+    """Print rows as a table and write them to a file: Markdown if the path ends in .md, else .csv.
+
+    rows: at least one; all rows have the same keys, which are the headings of the columns.
+    """
     widths = {key: max(len(key), *(len(str(row[key])) for row in rows)) for key in rows[0]}
     for row in [{key: key for key in rows[0]}, *rows]:
         print("  ".join(f"{row[key]!s:>{width}}" for key, width in widths.items()))

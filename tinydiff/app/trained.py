@@ -1,9 +1,9 @@
 """A trained network as its checkpoint holds it, on workers: what every program that draws or reads begins with.
 
-Read next: classify.py.
+Read next: tables.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ import numpy as np
 from tinydiff.app import checkpoint
 from tinydiff.app.alone import one_process
 from tinydiff.app.checkpoint import CheckpointError
-from tinydiff.app.generate import as_eps, build_unet
+from tinydiff.app.generate import build_unet
+from tinydiff.autograd import Tensor
 from tinydiff.diffusion import Schedule
-from tinydiff.diffusion.targets import TARGETS, Target
-from tinydiff.nn import Module
+from tinydiff.diffusion.targets import EPS, TARGETS, Target
+from tinydiff.nn import Module, UNet
 
 Arrays = dict[str, np.ndarray]
 Meta = dict[str, Any]
@@ -58,6 +59,28 @@ def load_network(
         workers.close()
         raise CheckpointError(f"{path}: {error}") from None
     return workers, arrays, meta
+
+
+class AsEps(Module):
+    """eps_hat = model(x_t, t, labels): the prediction of a network, converted by diffusion/targets.py.
+
+    The parameters are those of the network, under the names of the network.  No gradient goes through the conversion.
+    """
+
+    def __init__(self, network: UNet, target: Target, schedule: Schedule):
+        self.network, self.target, self.schedule = network, target, schedule
+        self.config, self.num_classes = network.config, network.num_classes
+
+    def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+        return self.network.named_parameters(prefix)
+
+    def forward(self, x_t: Any, t: Any, labels: Any = None) -> Tensor:
+        return Tensor(self.target.to_eps(self.schedule, x_t, t, self.network(x_t, t, labels).data))
+
+
+def as_eps(network: Any, target: Target, schedule: Schedule) -> Any:
+    """A model that gives eps_hat, made from a network that predicts `target`; the network itself if that is EPS."""
+    return network if target == EPS else AsEps(network, target, schedule)
 
 
 def _eps_builder(arrays: Arrays, meta: Meta) -> Callable[[], Module]:

@@ -1,10 +1,11 @@
-"""What attaches to the training loop from outside: a clock, too little memory, saving and resuming; and the short run.
+"""Things that attach to the training loop from outside: workers, a clock, an answer to too little memory, checkpoints.
 
     state = diffusion_training(workers, schedule, config, dataset)      # a Training of workers or ranks
     for state in steps(state, ranks, config.minutes):                   # train(state), under a clock
         save(state, path, dataset, schedule, workers.num_workers)
 
-With the same number of workers a resumed run has the weights of an uninterrupted one, bit for bit.  Read next: run.py.
+With the same number of workers, a resumed run ends with the same weights as an uninterrupted run, bit for bit.
+Read next: run.py.
 """
 
 import time
@@ -18,14 +19,13 @@ from typing import Any
 import numpy as np
 
 from tinydiff.app import checkpoint
-from tinydiff.app.alone import one_process
 from tinydiff.app.blocks import in_blocks
 from tinydiff.app.checkpoint import CheckpointError
 from tinydiff.backend import FAST, asarray, backend_name, precision, to_numpy
 from tinydiff.data import Dataset
 from tinydiff.diffusion import Schedule
 from tinydiff.nn import Module
-from tinydiff.train import METRICS, Batch, LoopConfig, Losses, TrainConfig, Training, TrainingError, draw_batch, train
+from tinydiff.train import METRICS, Batch, TrainConfig, Training, TrainingError, draw_batch, train
 
 Draw = Callable[[Any, int], Batch]
 
@@ -33,7 +33,10 @@ Draw = Callable[[Any, int], Batch]
 def diffusion_training(
     workers: Any, schedule: Schedule, config: TrainConfig, dataset: Dataset, draw: Draw | None = None
 ) -> Training:
-    """A fresh run of noise prediction; draw: None, or what draws a batch in place of draw_batch."""
+    """The state of a new run of noise prediction.
+
+    draw(config, step) -> batch: None, or a function that replaces draw_batch.
+    """
     if draw is None:
 
         def draw_from(source: Dataset) -> Draw:
@@ -44,14 +47,15 @@ def diffusion_training(
         from tinydiff.fast.gpu import Ahead
 
         draw = Ahead(draw)
-    return Training(workers.model, config, draw, T=schedule.T, **_shared(workers))
+    return Training(workers.model, config, draw, T=schedule.T, **attached(workers))
 
 
 def steps(state: Training, ranks: Any, minutes: float | None = None) -> Iterator[Training]:
-    """train(state); raises TrainingError as train does, and if memory does not suffice.
+    """train(state), under a clock.  Raises TrainingError as `train` does, and if there is too little memory.
 
-    minutes: None, or the time that training may take.  At the end of the warm-up the speed so far tells how many steps
-    fit, and num_steps is lowered to that.  Only there does a clock enter, and the checkpoint keeps what was decided.
+    minutes: None, or the time that training may take.  At the end of the warm-up the speed so far predicts how many
+    steps fit into that time, and num_steps is lowered to this number.  The clock has no other influence.  After the
+    warm-up a checkpoint contains the lowered number, and a resumed run needs no clock.
     """
     config, first, began = state.config, state.step, time.monotonic()
 
@@ -61,44 +65,24 @@ def steps(state: Training, ranks: Any, minutes: float | None = None) -> Iterator
     try:
         for _ in train(state):
             if minutes is not None and state.step == max(1, config.warmup):
-                state.metrics()  # on a GPU this waits until the steps are really done
+                state.metrics()  # waits until a GPU has computed the steps
                 state.num_steps = min(state.num_steps, ranks.broadcast(partial(fitting, minutes)))  # one clock for all
             if state.step >= state.num_steps:
                 state.metrics()
             yield state
     except MemoryError as error:
-        if ranks.size > 1:  # the others wait in this step, and would not follow a search
+        if ranks.size > 1:  # the other ranks wait in this step and could not take part in the search
             raise
         raise out_of_memory(error, config.batch_size, partial(_gradient, state)) from None
 
 
-def fit(workers: Any, losses_of: Losses, draw: Draw, config: LoopConfig) -> Iterator[float]:
-    """Train the workers' network on any loss, yielding the mean loss of each step's batch: a run of minutes.
-
-    losses_of, draw: see Training.  Raises TrainingError as `steps` does.
-    """
-    state = Training(workers.model, config, draw, losses_of, **_shared(workers))
-    for _ in steps(state, one_process()):
-        yield state.metrics()[-1][0]
-
-
-def steps_that_fit(workers: Any, losses_of: Losses, draw: Draw, config: LoopConfig, minutes: float) -> int:
-    """How many steps of `fit` take these minutes, at least one: by the time of ten gradients, the first three apart."""
-    began = 0.0
-    for step in range(10):
-        if step == 3:
-            began = time.monotonic()
-        workers.gradients(losses_of, draw(config, step))
-    return max(1, int(minutes * 60 / ((time.monotonic() - began) / 7)))
-
-
 def out_of_memory(error: MemoryError, batch_size: int, gradient: Callable[[int], Any]) -> TrainingError:
-    """What to raise for a step that has found too little memory: it names the largest batch size that has enough.
+    """The error to raise after a step with too little memory.  It names a batch size that fits.
 
-    gradient(n) computes that of n examples.  The size is measured: by bisection, until it is within an eighth.
+    gradient(n): computes the gradient of n examples.  Bisection finds the largest size that fits, to within an eighth.
     """
-    fits, fails, said = 0, batch_size, str(error).rstrip(".") or "out of memory"
-    traceback.clear_frames(error.__traceback__)  # they hold the maps of the failed step
+    fits, fails, reason = 0, batch_size, str(error).rstrip(".") or "out of memory"
+    traceback.clear_frames(error.__traceback__)  # the frames hold the arrays of the failed step
     while fails - fits > 1 + fits // 8:
         n = (fits + fails) // 2
         try:
@@ -107,17 +91,17 @@ def out_of_memory(error: MemoryError, batch_size: int, gradient: Callable[[int],
         except MemoryError:
             fails = n
     remedy = f"batch size {fits} fits" if fits else "not even one example fits"
-    return TrainingError(f"batch size {batch_size} needs more memory than there is, {remedy} ({said})")
+    return TrainingError(f"batch size {batch_size} needs more memory than there is, {remedy} ({reason})")
 
 
 def whole(state: Training) -> bool:
-    """Whether all parts stand at the same step, so that it may be saved: not so within an update."""
+    """Whether all parts of the state belong to the same step, so that they can be saved: not so during an update."""
     noted = len(state.rows) + len(vars(state).get("late", ()))
     return state.adam.num_steps == state.ema.num_updates == state.step == noted
 
 
 def by_name(model: Module, arrays: list[Any]) -> dict[str, np.ndarray]:
-    """Numbers for every parameter, one array each or all in one, as host arrays by the parameter's name."""
+    """Host arrays by parameter name, cut out of arrays that hold a number for each parameter in the model's order."""
     flat, parts, start = np.concatenate([to_numpy(a).reshape(-1) for a in arrays]), {}, 0
     for name, p in model.named_parameters():
         parts[name] = flat[start : start + p.size].reshape(p.shape)
@@ -126,9 +110,10 @@ def by_name(model: Module, arrays: list[Any]) -> dict[str, np.ndarray]:
 
 
 def save(state: Training, path: Path, dataset: Dataset, schedule: Schedule, num_workers: int, **more: Any) -> None:
-    """Write everything that `restore` and sampling need, atomically.  Raises TrainingError as Training.metrics.
+    """Write a checkpoint that contains everything that `restore` and sampling need, whole or not at all.
 
-    more: further settings to keep, or others in place of these, such as the kind.
+    more: further settings; a setting of the same name, such as `kind`, is replaced.
+    Raises TrainingError as Training.metrics does, and CheckpointError if the file cannot be written.
     """
     arrays = {"schedule/beta": schedule.beta, "metrics": np.array(state.metrics()).reshape(-1, len(METRICS))}
     for kind, buffers in _buffers(state).items():
@@ -140,7 +125,7 @@ def save(state: Training, path: Path, dataset: Dataset, schedule: Schedule, num_
         "num_steps": state.num_steps,
         "num_workers": num_workers,
         "precision": precision(),
-        "noise": "host",  # NumPy's streams, whatever the backend
+        "noise": "host",  # random numbers come from NumPy, on every backend
         "model": state.model.config,
         "train": asdict(state.config),
         "data": data | {"image_shape": [*dataset.images.shape[1:3], 1]},
@@ -149,14 +134,14 @@ def save(state: Training, path: Path, dataset: Dataset, schedule: Schedule, num_
 
 
 def restore(state: Training, path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
-    """Continue from what `save` wrote: CheckpointError if it was written for another network."""
+    """Continue from a checkpoint that `save` has written.  Raises CheckpointError if it is of another network."""
     shapes = {name: p.shape for name, p in state.model.named_parameters()}
     for kind in _buffers(state):
         for name, shape in shapes.items():
             saved = arrays.get(f"{kind}/{name}")
             if saved is None or saved.shape != shape:
-                found = "missing" if saved is None else f"of shape {saved.shape}"
-                raise CheckpointError(f"{path}: {kind}/{name} is {found}, this network's has shape {shape}")
+                problem = "missing" if saved is None else f"of shape {saved.shape}"
+                raise CheckpointError(f"{path}: {kind}/{name} is {problem}, this network's has shape {shape}")
     for kind, buffers in _buffers(state).items():
         flat, start = np.concatenate([arrays[f"{kind}/{name}"].reshape(-1) for name in shapes]), 0
         for a in buffers:
@@ -165,23 +150,25 @@ def restore(state: Training, path: Path, arrays: dict[str, np.ndarray], meta: di
     state.step, state.num_steps = meta["step"], meta["num_steps"]
     state.adam.num_steps = state.ema.num_updates = state.step
     state.rows[:] = [tuple(row) for row in arrays["metrics"].tolist()]
+    vars(state).pop("late", None)  # of steps on a GPU that have no row yet
 
 
 def saved_config(meta: dict[str, Any]) -> TrainConfig:
-    """The TrainConfig of a checkpoint; CheckpointError if it was trained with an option that this version lacks."""
+    """The TrainConfig of a checkpoint.  Raises CheckpointError for an option that this version does not have."""
     settings = dict(meta["train"])
-    if settings.pop("weight_decay", 0.0):  # earlier versions had it
+    if settings.pop("weight_decay", 0.0):  # an option of earlier versions
         raise CheckpointError("the checkpoint was trained with weight_decay, which this version does not have")
-    return TrainConfig(**settings)
+    betas = tuple(settings.get("betas", TrainConfig.betas))  # JSON has made it a list
+    return TrainConfig(**settings | {"betas": betas})
 
 
-def _shared(workers: Any) -> dict[str, Any]:
-    """How workers attach to a Training: they compute the gradients, and keep the parameters in their own buffer."""
+def attached(workers: Any) -> dict[str, Any]:
+    """The arguments that attach workers to a Training: they compute the gradients and hold the parameters."""
     return {"gradients": workers.gradients, "parameters": workers.parameters}
 
 
 def _gradient(state: Training, n: int) -> None:
-    """The gradient of n examples of the step to come."""
+    """Compute the gradient of n examples of the next step."""
     state.gradients(state.losses_of, state.draw(replace(state.config, batch_size=n), state.step))
 
 

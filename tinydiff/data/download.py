@@ -1,101 +1,63 @@
-"""One file from the first mirror that has it: resumed where it broke off, and in its place only when it is right.
+"""Download one file from the first mirror that sends the right one.
 
-The bytes gather in `<file>.part`, which survives an interruption; the next attempt asks for the rest of it (HTTP Range,
-RFC 9110 section 14).  The part is checked and then renamed in one step, so `<file>` is never half a file.
+The bytes are written to a temporary folder beside the target.  They are checked there, and one rename then puts the
+file in its place.  The target is therefore never half a file.  Every download has a temporary folder of its own, so
+two processes may download the same target at the same time.  A failure or an interrupt removes the folder too.
 
-Read next: mnist.py, which knows the mirrors and the hashes.
+Read next: ../train.py.
 """
 
 import os
-import queue
-import threading
+import time
 from collections.abc import Callable, Iterable
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException
+from multiprocessing import TimeoutError as NoAnswer
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
+from tempfile import TemporaryDirectory
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 from tinydiff.data.dataset import DataError
 
-TIMEOUT_S = 10.0  # allowed until a mirror answers, and then for each pause in what it sends
+ANSWER_S = 10.0  # seconds until a mirror must answer, and the longest pause in what it sends
+MOST_S = 30 * 60.0  # seconds until the file must be complete
+MOST_BYTES = 64_000_000  # more than twice the largest file of the data sets
 
 
 def download(urls: Iterable[str], target: Path, check: Callable[[Path], bytes]) -> bytes:
-    """Fetch `target` from the first of `urls` whose file passes `check`, and return what `check` returned.
+    """Download `target` from the first of `urls` whose file passes `check`.  Return what `check` returns.
 
-    check: reads a path and raises DataError if it is not the right file.  A mirror that fails in any way is left for
-    the next, which goes on from the bytes there are.  Raises DataError with every mirror's reason if none succeeds.
+    check: a function that reads the file at a path of the same name and raises DataError if the file is not right.
+    If a mirror fails in any way, the next one is tried.  If all fail, DataError lists each mirror with its reason.
     """
-    part = target.with_name(target.name + ".part")
     reasons = []
-    for url in urls:
-        try:
-            content = _fetch_checked(url, part, check)
-            os.replace(part, target)
-            return content
-        except (OSError, HTTPException, DataError) as error:
-            reason = error.reason if type(error) is URLError else error
-            reasons.append(f"{urlsplit(url).netloc}: {reason or type(error).__name__}")
+    with TemporaryDirectory(prefix=f"{target.name}.", dir=target.parent) as folder:
+        part = Path(folder) / target.name
+        for url in urls:
+            try:
+                _fetch(url, part)
+                content = check(part)
+                os.replace(part, target)
+                return content
+            except (OSError, HTTPException, NoAnswer, DataError) as error:
+                reasons.append(f"{url}: {str(error) or f'no answer within {ANSWER_S:g} s'}")
+                if isinstance(error, HTTPError):
+                    error.close()  # it contains the mirror's answer, an open connection
     raise DataError("; ".join(reasons))
 
 
-def _fetch_checked(url: str, part: Path, check: Callable[[Path], bytes]) -> bytes:
-    while True:
-        resumed = _fetch(url, part)
-        try:
-            return check(part)
-        except DataError:
-            part.unlink()  # or every later attempt would go on from wrong bytes
-            if not resumed:
-                raise
-
-
-def _fetch(url: str, part: Path) -> bool:
-    """Bring `part` to the length of the file at `url`, on disk; True if bytes that were there before are part of it."""
+def _fetch(url: str, part: Path) -> None:
+    """Write what the mirror sends to `part`, with a progress bar.  OSError if it is too much or takes too long."""
     from tqdm import tqdm
 
-    offset = part.stat().st_size if part.exists() else 0
-    try:
-        response = _open(Request(url, headers={"Range": f"bytes={offset}-"} if offset else {}))
-    except HTTPError as error:
-        error.close()
-        if error.code == 416 and offset:  # nothing beyond offset: the part is whole, or not this file at all
-            return True
-        raise
-    with response:
-        if response.status != 206:  # the mirror sends the whole file
-            offset = 0
-        elif not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
-            raise OSError(f"asked for bytes from {offset}, was sent {response.headers.get('Content-Range')!r}")
-        got, total = offset, None if response.length is None else offset + response.length
-        bar = tqdm(total=total, initial=got, desc=part.stem, unit="B", unit_scale=True, leave=False, disable=None)
-        with open(part, "ab" if offset else "wb") as file, bar:
-            while block := response.read(1 << 16):
-                got += file.write(block)
-                bar.update(len(block))
-            file.flush()
-            os.fsync(file.fileno())
-    if total is not None and got < total:
-        raise OSError(f"the connection ended after {got:,} of {total:,} bytes")
-    return offset > 0
-
-
-def _open(request: Request) -> HTTPResponse:
-    """urlopen within TIMEOUT_S altogether: its own limit counts anew for each address of a host, and not look-ups."""
-    answers: queue.SimpleQueue = queue.SimpleQueue()
-
-    def ask() -> None:
-        try:
-            answers.put(urlopen(request, timeout=TIMEOUT_S))
-        except Exception as error:
-            answers.put(error)
-
-    threading.Thread(target=ask, daemon=True).start()
-    try:
-        answer = answers.get(timeout=TIMEOUT_S)
-    except queue.Empty:
-        raise TimeoutError(f"no answer within {TIMEOUT_S:g} s") from None
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
+    end = time.monotonic() + MOST_S
+    # urlopen's own timeout starts anew for each address of a host and leaves out the look-up of the host's name.  A
+    # thread makes the call, so that ANSWER_S bounds all of it.
+    with ThreadPool(1) as pool, pool.apply_async(urlopen, [url], {"timeout": ANSWER_S}).get(ANSWER_S) as response:
+        bar = tqdm(total=response.length, desc=part.name, unit="B", unit_scale=True, leave=False, disable=None)
+        with bar, open(part, "wb") as file:
+            while block := response.read1(1 << 16):  # read1 returns what has arrived; read would wait for a whole block
+                bar.update(file.write(block))
+                if file.tell() > MOST_BYTES or time.monotonic() > end:
+                    raise OSError(f"not complete after {MOST_BYTES:,} bytes or {MOST_S:g} s")

@@ -1,9 +1,9 @@
-"""Which images make up the batch of a training step: an endless sequence of shuffled epochs, read B at a time.
+"""Which images make up the batch of a training step: shuffled epochs, laid end to end and read B images at a time.
 
-The order is a pure function of (num, batch_size, seed, step): nothing is carried from step to step, so a run that
-resumes at any step reads on exactly where it stopped, and no state of a loader has to be saved.
+The batch depends on (num, batch_size, seed, step) alone.  A run that resumes at any step therefore reads the same
+batches as a run that never stopped, and a checkpoint contains nothing about the order.
 
-Read next: ../train.py.
+Read next: glyphs.py.
 """
 
 from functools import lru_cache
@@ -14,24 +14,22 @@ from tinydiff.backend import default_rng
 
 
 def epoch_indices(num: int, batch_size: int, seed: int, step: int) -> np.ndarray:
-    """Rows of the batch of 0-based `step`: positions step B .. step B + B - 1 of the epochs laid end to end.
+    """Return the rows of the batch of a step, (batch_size,) int64.  Steps count from 0.
 
-        index at position p = permutation of epoch (p // num) [p % num]
+    The batch takes the positions p = step B .. step B + B - 1 of the endless sequence of epochs, with B = batch_size:
 
-    Each epoch holds every row 0..num-1 once; a batch may span epochs.  Returns (batch_size,) int64.
+        row at position p = permutation of epoch (p // num) [p % num]
+
+    Each epoch contains every row 0..num-1 once.  A batch may begin in one epoch and end in another.
     Raises ValueError unless num, batch_size >= 1 and seed, step >= 0.
     """
     for name, value, least in (("num", num, 1), ("batch_size", batch_size, 1), ("seed", seed, 0), ("step", step, 0)):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
-    epoch, start = divmod(step * batch_size, num)
-    pieces = [_permutation(num, seed, epoch)[start : start + batch_size]]
-    while (missing := batch_size - sum(map(len, pieces))) > 0:
-        epoch += 1
-        pieces.append(_permutation(num, seed, epoch)[:missing])
-    return np.concatenate(pieces)
+    epoch, index = np.divmod(step * batch_size + np.arange(batch_size), num)
+    return np.concatenate([_permutation(num, seed, e)[index[epoch == e]] for e in range(epoch[0], epoch[-1] + 1)])
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=2)  # a batch rarely spans more than two epochs
 def _permutation(num: int, seed: int, epoch: int) -> np.ndarray:
     return default_rng("epoch", seed, epoch).permutation(num)

@@ -34,7 +34,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """A name of editing, likelihood or targets: these chapters are opened when they are asked for."""
+    """Import a name of editing, likelihood or targets when it is first asked for."""
     import tinydiff.diffusion.editing as editing
     import tinydiff.diffusion.likelihood as likelihood
     import tinydiff.diffusion.targets as targets

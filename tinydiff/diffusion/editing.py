@@ -76,7 +76,7 @@ def with_drawn_labels(class_probs: EpsFn, by_label: Callable[[Any], EpsFn], rng:
     better with a label: nine tenths of its training had one.  In much noise every label is likely; the labels settle as
     the image does.
 
-    class_probs(x_t, t) -> (N, num_classes) on the host: classify.class_probs of a noisy classifier, or known_probs.
+    class_probs(x_t, t) -> (N, num_classes) on the host: reading.class_probs of a noisy classifier, or known_probs.
     by_label(labels (N,)) -> eps_fn, such as partial(classifier_free, model, scale=1).
     rng: numpy Generator that draws the labels.
     """

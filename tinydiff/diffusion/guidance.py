@@ -1,15 +1,15 @@
-"""From a network to eps_fn(x_t, t): without a label, or guided to one by the network itself or by a classifier.
+"""From a network to eps_fn(x_t, t): without a label, or guided to a label, by the network itself or by a classifier.
 
     eps_hat = eps_u + scale (eps_c - eps_u)                                  Ho & Salimans 2022, eq. 6, scale is 1 + w
     eps_hat = eps - scale sqrt(1 - alpha_bar_t) grad log p(y | x_t)          Dhariwal & Nichol 2021, eq. 14
 
 scale 0 is unconditional, 1 is conditional.  A scale above 1 goes beyond eps_c, away from eps_u.
-By Bayes' rule eps_c - eps_u = -sqrt(1 - alpha_bar_t) grad log p(y | x_t), so for exact estimates the two equations are
-one.  The samplers know nothing of labels: guidance is a function around a function.
+By Bayes' rule eps_c - eps_u = -sqrt(1 - alpha_bar_t) grad log p(y | x_t), so the two equations are the same if the
+estimates are exact.  The samplers do not know labels: guidance is a function that wraps eps_fn.
 
-A model is called as model(x_t, t, labels).  It returns an array, or an object whose .data is one (a Tensor).  Its
-.num_classes is None or the number of classes, and label num_classes means "no label".  Sample inside no_grad(), so that
-no graph is recorded.  Read next: ../train.py.
+A model is called as model(x_t, t, labels) and returns an array or a Tensor.  model.num_classes is None or the number of
+classes; the label num_classes means "no label".  Sample inside no_grad(), so that no graph is recorded.  Read next:
+../train.py.
 """
 
 import math
@@ -31,14 +31,15 @@ def unconditional(model: Any) -> EpsFn:
 def classifier_free(
     model: Any, labels: Any, scale: float, correct: Callable[[Any, int, Any, Any], Any] | None = None
 ) -> EpsFn:
-    """eps_fn guided to labels: 0 = unconditional, 1 = conditional (Ho & Salimans 2022, eq. 6).
+    """eps_fn guided to labels; scale 0 is unconditional, scale 1 conditional (Ho & Salimans 2022, eq. 6).
 
         eps_hat = eps_u + scale (eps_c - eps_u)
 
     labels: one integer or (N,) host integers in 0..num_classes, else ValueError.  scale: any finite number.
-    correct: None, or a function correct(x_t, t, eps_hat, eps_c) -> the eps_hat to return, such as `rescaled`.
-    At scale 0 and 1 the model runs once on N images, otherwise once on 2N.  One call on 2N has half the launches of two
-    calls, and without gradients a double batch needs little memory.
+    correct: None, or a function correct(x_t, t, eps_hat, eps_c) -> the eps_hat to return, such as partial(rescaled,
+    schedule, phi).  It is not called at scale 1, where eps_hat is eps_c.
+    The model runs once: on N images at scale 1, and at scale 0 without `correct`; otherwise on 2N.  One call on 2N
+    gives a GPU half as many orders as two calls on N, and without gradients a double batch needs little memory.
     """
     if model.num_classes is None:
         raise ValueError("classifier_free needs a model with classes, got one whose num_classes is None")
@@ -67,23 +68,24 @@ def rescaled(schedule: Schedule, phi: float, x_t: Any, t: int, eps_hat: Any, eps
 
         x_0_hat' = x_0_hat (phi std(x_0_c)/std(x_0_hat) + 1 - phi),   each image's std over its own pixels
 
-    phi: 0 changes nothing, 1 gives the conditional estimate's std.  x_0_hat is rescaled and not eps_hat: in much noise
-    eps_hat is nearly x_t, and 1% more of it would put 1% of x_t into the image.  (The paper's network predicts v, which
-    is nearly -x_0 there.)
+    phi: 0 changes nothing, 1 gives the conditional estimate's std.  x_0_hat is rescaled, not eps_hat.  At large t
+    eps_hat is nearly x_t, and 1% more of eps_hat would change x_0_hat by 1% of x_t/sqrt(alpha_bar_t), which is mostly
+    noise. (The network of the paper predicts v, which is nearly -x_0 at large t.)
     x_t, eps_hat, eps_c: (N, ...) of one dtype.  t in 1..T.  An image without any contrast stays as it is.
     """
     phi, axes = _finite("phi", phi), tuple(range(1, x_t.ndim))
     x_0_hat, x_0_c = (x_0_from_eps(schedule, x_t, t, eps) for eps in (eps_hat, eps_c))
     std, std_c = (x_0.std(axes, keepdims=True) for x_0 in (x_0_hat, x_0_c))
-    ratio = std_c / xp.where(std > 0, std, 1)
+    contrast = std > 1e-6  # below, there is only rounding
+    ratio = xp.where(contrast, std_c / xp.where(contrast, std, 1), 1)
     return eps_from_x_0(schedule, x_t, t, x_0_hat * (1 + phi * (ratio - 1)))
 
 
 def within(t_low: int, t_high: int, inside: EpsFn, outside: EpsFn) -> EpsFn:
     """eps_fn that is `inside` for t_low < t <= t_high, and `outside` at other times (Kynkaanniemi et al. 2024).
 
-    It limits guidance to the times at which guidance helps.  In much noise guidance makes the samples less varied; in
-    little noise nothing is left to decide.  0 <= t_low <= t_high, else ValueError.
+    `within` limits guidance to the times where guidance helps.  At large t guidance makes the samples less varied; at
+    small t nothing is left to decide.  0 <= t_low <= t_high, else ValueError.
     """
     if not 0 <= t_low <= t_high:
         raise ValueError(f"0 <= t_low <= t_high must hold, got t_low = {t_low} and t_high = {t_high}")
@@ -95,8 +97,8 @@ def classifier_guided(schedule: Schedule, eps_fn: EpsFn, score_fn: EpsFn, scale:
 
         eps_hat = eps_fn(x_t, t) - scale sqrt(1 - alpha_bar_t) score_fn(x_t, t)
 
-    eps_fn: unconditional or not.  score_fn(x_t, t) -> grad_{x_t} log p(y | x_t), an array like x_t, of a classifier
-    that was trained on noised data.  scale: any finite number; at 0 the result is eps_fn itself.
+    eps_fn: with or without labels.  score_fn(x_t, t) -> grad_{x_t} log p(y | x_t), an array like x_t; the classifier
+    must have been trained on noised data.  scale: any finite number; with 0, eps_fn itself is returned.
     """
     scale = _finite("scale", scale)
 
@@ -109,7 +111,7 @@ def classifier_guided(schedule: Schedule, eps_fn: EpsFn, score_fn: EpsFn, scale:
 
 
 def _finite(name: str, value: float) -> float:
-    """A Python float, because a NumPy scalar would turn float32 into float64."""
+    """value as a Python float: a NumPy float64 would turn float32 arrays into float64; ValueError unless finite."""
     if not math.isfinite(value):
         raise ValueError(f"{name} must be finite, got {value}")
     return float(value)

@@ -1,11 +1,12 @@
 """From noise to data: one reverse step, DDPM, DDIM or DPM-Solver++(2M), and the loop that repeats it.
 
-    p(x_s | x_t) = N(posterior mean at x_0_hat, var)                            Ho et al. 2020, eq. 6, 7, 11
-    x_s = sqrt(alpha_bar_s) x_0_hat + sqrt(1 - alpha_bar_s - var) eps_hat + sqrt(var) noise    Song et al. 2021, eq. 12
-    DDIM along a straight line through the last two x_0_hat                     Lu et al. 2022, algorithm 2
+    ddpm_step        p(x_s | x_t) = N(posterior mean at x_0_hat, var)                     Ho et al. 2020, eq. 6, 7, 11
+    ddim_step        x_s = sqrt(alpha_bar_s) x_0_hat + sqrt(1 - alpha_bar_s - var) eps_hat + sqrt(var) noise
+                                                                                          Song et al. 2021, eq. 12
+    dpm_solver_2m    DDIM along a straight line through the last two x_0_hat              Lu et al. 2022, algorithm 2
 
-Every step goes from t to any earlier s, so the full chain and a strided one are the same code with other pairs (t, s).
-A model is a function eps_fn(x_t, t) -> eps_hat, arrays in, arrays out; guidance.py makes one from a network.
+Each step goes from t to any earlier s.  So a full chain and one that skips times use the same code, with other pairs.
+Here a model is a function eps_fn(x_t, t) -> eps_hat on arrays; guidance.py makes such a function from a network.
 
     step = partial(ddim_step, schedule, clip=True)
     for t, x_t, x_0_hat in sample(step, eps_fn, timestep_pairs(schedule.T, 50), x_T, rng):
@@ -57,8 +58,9 @@ def ddim_step(
         var = eta^2 beta_tilde_{t|s}
         x_s = sqrt(alpha_bar_s) x_0_hat + sqrt(1 - alpha_bar_s - var) eps_hat + sqrt(var) noise
 
-    eta: 0 draws no noise, 1 is ddpm_step; ValueError outside 0..1.  noise may be None where eta = 0 or s = 0.
-    clip: keep x_0_hat in [-1, 1], and take the noise that belongs to it in place of eps_hat.  The rest as in ddpm_step.
+    eta: with 0 no noise is added, with 1 the step is ddpm_step with beta_tilde; ValueError outside 0..1.
+    noise may be None where eta = 0 or s = 0.  clip: keep x_0_hat in [-1, 1], and replace eps_hat by the noise that
+    belongs to the clipped x_0_hat.  The other arguments are as in ddpm_step.
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must lie in 0..1, got {eta}")
@@ -73,19 +75,20 @@ def ddim_step(
 
 
 def dpm_solver_2m(schedule: Schedule, *, clip: bool = False) -> Callable[..., tuple[Any, Any]]:
-    """A step of second order for one trajectory: DDIM along an extrapolated x_0_hat (Lu et al. 2022, algorithm 2).
+    """Make a step of second order for one trajectory, that is, one call of sample(): DDIM along an extrapolated x_0_hat
+    (Lu et al. 2022, algorithm 2).
 
         D   = x_0_hat + (x_0_hat - x_0_hat_before)/(2 r),   r = h_before/h,   h = (log_snr(s) - log_snr(t))/2
         x_s = sqrt(alpha_bar_s) D + sqrt(1 - alpha_bar_s)/sqrt(1 - alpha_bar_t) (x_t - sqrt(alpha_bar_t) D)
 
-    x_0_hat changes along the step from t to s.  D is its value half way, in log SNR, if it goes on changing as in the
-    step before.  In the first step, which has no step before it, and at s = 0, where h is infinite, D = x_0_hat: these
-    steps are ddim_step.
+    x_0_hat changes on the way from t to s.  D estimates its value in the middle of the step, in log SNR, with the rate
+    of change of the step before.  D = x_0_hat in the first step, and at s = 0, where h is infinite; these two steps are
+    ddim_step.
 
     Returns step(x_t, eps_hat, t, s, noise) -> (x_s, x_0_hat) as sample() takes it; t and s are one integer each, and
-    noise is not used.  The step keeps the last x_0_hat, so each trajectory needs a step of its own: ValueError where t
-    is not the s at which its last step arrived.  clip: keep x_0_hat in [-1, 1]; D may leave the interval, but x_0 does
-    not.
+    noise is not used.  The function remembers the last x_0_hat, so make a new one for each trajectory; ValueError if t
+    is not the s of the step before.  clip: keep x_0_hat in [-1, 1]; D may leave this interval, but the last result,
+    x_0, does not.
     """
     log_snr = schedule.log_snr
     before: tuple[int, int, Any] | None = None  # t, s and x_0_hat of the last step
@@ -97,9 +100,9 @@ def dpm_solver_2m(schedule: Schedule, *, clip: bool = False) -> Callable[..., tu
         if before is not None:
             t_before, s_before, x_0_hat_before = before
             if t != s_before:
-                raise ValueError(f"t must be {s_before}, where the last step arrived, got {t}: one step a trajectory")
+                raise ValueError(f"t must be {s_before}, which the last step reached, got {t}: one step a trajectory")
             if s > 0:
-                h, h_before = log_snr[s] - log_snr[t], log_snr[t] - log_snr[t_before]
+                h, h_before = log_snr[s] - log_snr[t], log_snr[t] - log_snr[t_before]  # twice those above
                 D = x_0_hat + float(h / h_before / 2) * (x_0_hat - x_0_hat_before)
         before = t, s, x_0_hat
         return q_sample(schedule, D, s, eps_from_x_0(schedule, x_t, t, D)), x_0_hat
@@ -110,13 +113,13 @@ def dpm_solver_2m(schedule: Schedule, *, clip: bool = False) -> Callable[..., tu
 def sample(
     step: Callable[..., tuple[Any, Any]], eps_fn: Callable[[Any, int], Any], pairs: Pairs, x_T: Any, rng: Any
 ) -> Iterator[tuple[int, Any, Any]]:
-    """Walk the pairs from x_T, and yield (t, x_t, x_0_hat) after each step: the time arrived at, the last with t = 0.
+    """Make one step for each pair (t, s), from x_T on, and yield (s, x_s, x_0_hat) after each step; the last s is 0.
 
     step(x_t, eps_hat, t, s, noise) -> (x_s, x_0_hat): ddpm_step or ddim_step with its schedule filled in, or a fresh
     dpm_solver_2m(schedule).
     eps_fn(x_t, t) -> eps_hat, an array like x_t; t is a Python int.  x_T: (N, ...), standard normal for a fresh sample.
-    rng: a host generator.  It draws noise once for each step with s > 0, also for a step that uses none, so one seed
-    means the same noise at each time for every sampler.
+    rng: a generator on the host.  It draws noise for every step with s > 0, even if the step does not use it, so one
+    seed gives every sampler the same noise at the same time.
     """
     x_t = x_T
     for t, s in pairs:
@@ -133,7 +136,7 @@ def _x_0_hat(schedule: Schedule, x_t: Any, eps_hat: Any, t: Any, clip: bool) -> 
 
 
 def _add_noise(schedule: Schedule, mean: Any, var: Any, s: Any, noise: Any) -> Any:
-    """mean + sqrt(var) noise, and mean alone where s = 0: x_0 is the data, to which no noise belongs."""
+    """mean + sqrt(var) noise; where s = 0 the mean alone, because x_0 is the data and has no noise."""
     var = var * (host_integers("s", s, 0, schedule.T) > 0)
     if not var.any():
         return mean

@@ -1,13 +1,15 @@
-"""How much noise at which time: the tables that every other formula of the process uses.
+"""The tables of the noise schedule: how much noise there is at each time.  All other formulas use them.
 
     q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t I)                          Ho et al. 2020, eq. 2
     alpha_t = 1 - beta_t,   alpha_bar_t = alpha_1 alpha_2 ... alpha_t                  Ho et al. 2020, eq. 4
 
-t runs 1..T as in the paper; a table has T+1 entries and entry 0 stands for the data: beta_0 = 0, alpha_bar_0 = 1.
-So the last reverse step is a step like any other, from t = 1 to s = 0.
+t runs from 1 to T, as in the paper.  Time 0 is the data, which contains no noise to predict, so training starts at t =
+1. A table has T+1 entries: beta_0 = 0 and alpha_bar_0 = 1.  Therefore the last reverse step, from t = 1 to s = 0, is a
+step like any other.
 
-The tables are float64 on the host.  1 - alpha_bar_t is 1e-4 at t = 1, where float32 would lose three of its seven
-digits; here it comes from log(alpha_bar_t), which has no cancellation, and nothing is rounded before it is used.
+The tables are float64 on the host (in the CPU's memory, also when a GPU computes the rest).  At t = 1, 1 - alpha_bar_t
+is 1e-4: a subtraction in float32 would keep only three of seven digits.  Here it is -expm1(log(alpha_bar_t)), without a
+subtraction.  Values are rounded only when they are used.
 
 Read next: gaussian.py.
 """
@@ -22,9 +24,9 @@ from tinydiff.backend import host_integers
 # Ho et al. 2020, section 4: beta runs from 1e-4 to 0.02 in 1,000 steps.
 _T_REF, _BETA_FIRST, _BETA_LAST = 1000, 1e-4, 0.02
 
-# Sampling starts from N(0, I), but the model was trained on x_T = sqrt(alpha_bar_T) x_0 + ...  The mean of 28 x 28
-# noise pixels has a standard deviation of 1/28 = 0.036.  With 0.1 of a mostly black digit (mean -0.8) left in x_T, the
-# mean of x_T lies two standard deviations off that of noise.  The model notices, and every sample comes out too grey.
+# Sampling starts from N(0, I), but training ends at x_T = sqrt(alpha_bar_T) x_0 + ..., which contains a part of x_0.
+# The mean of 28 x 28 pixels of noise has the standard deviation 1/28 = 0.036.  A tenth of a mostly black digit (mean
+# -0.74) moves the mean of x_T by two of these.  The network sees the difference, and every sample comes out too grey.
 _MAX_SIGNAL_AT_T = 0.1
 
 
@@ -35,8 +37,8 @@ class ScheduleWarning(UserWarning):
 class Schedule:
     """The tables of one forward process, float64, read-only, T+1 entries each, indexed by t = 0..T.
 
-    beta: beta_1..beta_T, shape (T,), each strictly between 0 and 1, else ValueError naming t and the value.  A table
-    with its zero in front, shape (T+1,), is taken too: Schedule(schedule.beta) is schedule again, as checkpoints need.
+    beta: beta_1..beta_T, shape (T,), each strictly between 0 and 1; else a ValueError that names t and the value.  A
+    table that begins with beta_0 = 0, shape (T+1,), is accepted too, so Schedule(schedule.beta) equals schedule.
     Warns (ScheduleWarning) if sqrt(alpha_bar_T), the share of x_0 left in x_T, is above 0.1.
     """
 
@@ -47,7 +49,7 @@ class Schedule:
         if table[0] != 0 or table.size == 1:
             table = np.concatenate([[0.0], table])
         self.T = len(table) - 1
-        outside = ~((table > 0) & (table < 1))[1:]  # written so that NaN is outside
+        outside = ~((table > 0) & (table < 1))[1:]  # NaN compares False, so it is outside
         if outside.any():
             t = 1 + int(outside.argmax())
             raise ValueError(f"beta must lie strictly between 0 and 1, got {table[t]:.6g} at t = {t} of T = {self.T}")
@@ -60,14 +62,15 @@ class Schedule:
         if signal > _MAX_SIGNAL_AT_T:
             warnings.warn(
                 f"x_T is not pure noise: sqrt(alpha_bar_T) = {signal:.3f} of x_0 is left at T = {self.T}; "
-                "sampling, which starts from N(0, I), will be off: use larger beta or more steps",
+                "sampling starts from N(0, I), so samples will be off: use larger beta or more steps",
                 ScheduleWarning,
                 stacklevel=2,
             )
 
     @classmethod
     def linear(cls, T: int = _T_REF) -> "Schedule":
-        """Evenly growing noise (Ho et al. 2020, section 4), scaled so that any T ends in the same noise; T >= 21.
+        """beta grows evenly (Ho et al. 2020, section 4).  The factor 1000/T lets every T end in nearly the same noise.
+        T >= 21, because beta_T = 20/T must stay below 1.
 
         beta_t = 1000/T (1e-4 + u (0.02 - 1e-4)),  u = (t - 1)/(T - 1)
         """
@@ -76,7 +79,8 @@ class Schedule:
 
     @classmethod
     def cosine(cls, T: int = _T_REF) -> "Schedule":
-        """alpha_bar follows a squared cosine: little noise at both ends (Nichol & Dhariwal 2021, eq. 17); T >= 1.
+        """alpha_bar follows a squared cosine, so it changes slowly near t = 0 and near t = T (Nichol & Dhariwal 2021,
+        eq. 17); T >= 1.
 
         alpha_bar_t = f(t)/f(0),  f(t) = cos((t/T + 0.008)/1.008 pi/2)^2,
         beta_t = min(1 - alpha_bar_t/alpha_bar_{t-1}, 0.999)
@@ -106,8 +110,8 @@ class Schedule:
 
     @classmethod
     def constant(cls, T: int = _T_REF) -> "Schedule":
-        """The same noise at every step; T >= 11.  A bad idea, here for comparison: its first step is 100 times that of
-        linear, so fine detail is gone at once, and most of the chain works on almost pure noise.
+        """The same beta at every step; T >= 11.  It is here for comparison only: its first beta is 100 times that of
+        linear, so fine detail is lost at once and most steps work on almost pure noise.
 
         beta_t = 1000/T (1e-4 + 0.02)/2
         """
@@ -121,7 +125,7 @@ class Schedule:
             return self.log_alpha_bar - np.log(self.one_minus_alpha_bar)
 
     def alpha_t_given_s(self, t: Any, s: Any) -> np.ndarray:
-        """The share of x_s's variance that a jump from s to any later t keeps: alpha_t itself where s = t - 1.
+        """The share of the variance of x_s that is left after a jump from s to any later t; alpha_t where s = t - 1.
 
             alpha_{t|s} = alpha_bar_t/alpha_bar_s
 
@@ -131,12 +135,12 @@ class Schedule:
         return np.exp(self.log_alpha_bar[t] - self.log_alpha_bar[s])
 
     def beta_t_given_s(self, t: Any, s: Any) -> np.ndarray:
-        """The variance of the noise that a jump from s to any later t adds: beta_t itself where s = t - 1.
+        """The variance of the noise that a jump from s to any later t adds; beta_t where s = t - 1.
 
             beta_{t|s} = 1 - alpha_bar_t/alpha_bar_s
 
-        t, s and result as in alpha_t_given_s.  As the variance of a reverse step it is the larger of the two choices
-        of Ho et al. 2020, section 3.2.
+        t, s and the result are as in alpha_t_given_s.  Of the two variances of a reverse step in Ho et al. 2020,
+        section 3.2, this is the larger.
         """
         t, s = self.check_times(t, s)
         return -np.expm1(self.log_alpha_bar[t] - self.log_alpha_bar[s])
@@ -146,25 +150,24 @@ class Schedule:
 
             beta_tilde_{t|s} = (1 - alpha_bar_s)/(1 - alpha_bar_t) beta_{t|s}
 
-        t, s and result as in alpha_t_given_s.  The smaller of the two choices of Ho et al. 2020, section 3.2.
+        t, s and the result are as in alpha_t_given_s.  It is the smaller of the two variances of section 3.2.
         """
         t, s = self.check_times(t, s)
         return self.one_minus_alpha_bar[s] / self.one_minus_alpha_bar[t] * self.beta_t_given_s(t, s)
 
     def check_times(self, t: Any, s: Any) -> tuple[np.ndarray, np.ndarray]:
-        """t and s as host int64, each () or (N,), or ValueError unless 0 <= s < t <= T everywhere."""
+        """Return t and s as host int64, each () or (N,); ValueError unless 0 <= s < t <= T everywhere."""
         t, s = host_integers("t", t, 1, self.T), host_integers("s", s, 0, self.T)
         if t.ndim and s.ndim and t.shape != s.shape:
             raise ValueError(f"t and s must have one shape, got {t.shape} and {s.shape}")
-        late = np.atleast_1d(s >= t)
-        if late.any():
-            row = int(late.argmax())
-            t, s = np.broadcast_arrays(np.atleast_1d(t), np.atleast_1d(s))
-            raise ValueError(f"s must be less than t, got s = {s[row]} and t = {t[row]}")
+        if (s >= t).any():
+            late_t, late_s = (a[s >= t][0] for a in np.broadcast_arrays(t, s))
+            raise ValueError(f"s must be less than t, got s = {late_s} and t = {late_t}")
         return t, s
 
 
 def _check_T(T: int) -> int:
+    """T as an int; ValueError outside 1..1,000,000."""
     return int(host_integers("T", T, 1, 1_000_000))
 
 

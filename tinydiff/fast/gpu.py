@@ -2,7 +2,7 @@
 
 A small network on a GPU waits for launches and for the host, not for arithmetic.  So nothing in a training step waits:
 the next batch is drawn in a thread (`Ahead`), and losses and norms stay on the device for PERIOD steps.
-Read next: kernels.py.
+Read next: device.py.
 """
 
 from collections.abc import Callable
@@ -30,8 +30,12 @@ def concat(*xs):
 def note(state: Training, losses: Any, norm: Any, rate: float, batch: Batch) -> None:
     """Training.note: what the step left on the device is read with the next `metrics`, or after PERIOD steps.
 
-    So a nan is found up to PERIOD steps later.  A step whose gradient is nan or infinite has updated nothing.
+    So a nan is found up to PERIOD steps later.  A step whose gradient is nan or infinite has updated nothing: Adam and
+    EMA look at the norm of a Flat.  Without a Flat the norm is a number on the host, and the plain note looks at it.
     """
+    if isinstance(norm, float):
+        Training.note.__wrapped__(state, losses, norm, rate, batch)  # type: ignore[attr-defined]
+        return
     late = vars(state).setdefault("late", [])
     late.append((losses, norm, rate, {"t": batch.get("t")}))  # not the pictures: they would stay on the device
     if len(late) >= PERIOD:

@@ -92,7 +92,7 @@ def adam_update(p: Any, m: Any, v: Any, *, lr: float, betas: tuple[float, float]
     rate, eps, grad = lr * root / (1 - beta1**k), eps * root, p.grad
     grad = xp.zeros_like(m) if grad is None else grad
     if kernels.available():
-        kernels.adam(p.data, grad, m, v, _norm_of(p), beta1, beta2, rate, eps)
+        kernels.adam(p.data, xp.ascontiguousarray(grad), m, v, _norm_of(p), beta1, beta2, rate, eps)
         return
     for piece in _pieces(m):
         g, m_piece, v_piece = grad[piece], m[piece], v[piece]

@@ -1,1 +1,1 @@
-"""Other models, made of the book's layers: text, classifier, autoencoder.  Read next: layers.py."""
+"""Other models, made of the book's layers: classifier, autoencoder, text.  Read next: layers.py."""

@@ -1,4 +1,4 @@
-"""A variational autoencoder: pictures as small maps of latent numbers, and back (Kingma & Welling 2014).
+"""A variational autoencoder: from images to small maps of latent numbers, and back (Kingma & Welling 2014).
 
     encode: [conv (stride 2), x + conv(silu(norm(x)))] x levels -> norm, silu, conv -> mean, log_var
     decode: conv -> [x + conv(silu(norm(x))), up] x levels -> norm, silu, conv -> x_hat
@@ -7,8 +7,8 @@
     -log p(x) <= E[-log p(x | z)] + KL(N(mean, exp(log_var)) || N(0, 1))                               eq. 3
 
 With a decoder p(x | z) = N(x_hat, sigma^2) the first term is |x - x_hat|^2/(2 sigma^2) and a constant.  A small sigma
-asks for faithful pictures, and what z looks like is left to a diffusion model, which then works on maps with 1/16 of
-the pixels (Rombach et al. 2022); a large one makes z itself so nearly N(0, 1) that it can be drawn.
+makes x_hat faithful to x, but z is then far from N(0, 1): a diffusion model learns the distribution of z, on maps with
+1/16 of the pixels (Rombach et al. 2022).  A large sigma brings z so near to N(0, 1) that z can be drawn from it.
 Read next: text.py.
 """
 
@@ -23,12 +23,15 @@ from tinydiff.nn.module import Module
 
 
 class Autoencoder(Module):
-    """x_hat, mean, log_var = model(x, eps, labels): x through its code z, drawn with the standard normal noise eps.
+    """x_hat, mean, log_var = model(x, eps, labels): encode x, draw its code z with the noise eps, and decode z.
 
     x: (N, H, W, in_channels) array or Tensor; H and W divisible by 2^levels, 4 by default, else ValueError.
-    channels: one entry a level, the first at half of x's size; each divisible by num_groups, else ValueError.
-    num_classes: None, or for a conditional one, whose encoder and decoder are told the label: an integer or (N,) host
-    integers in 0..num_classes - 1.  It must be there then, and must not otherwise, else ValueError.
+    eps: standard normal, of the shape of z.
+    channels: the channels of each level, each divisible by num_groups, else ValueError; the first level has half the
+    resolution of x.
+    num_classes: None, or the number of classes of a conditional autoencoder.  Its encoder and its decoder receive the
+    labels: an integer or (N,) host integers in 0..num_classes - 1.  Labels that are missing, or given to an autoencoder
+    without classes, are a ValueError.
     """
 
     def __init__(
@@ -66,7 +69,7 @@ class Autoencoder(Module):
         return self.decode(reparameterised(mean, log_var, eps), labels), mean, log_var
 
     def encode(self, x: Any, labels: Any = None) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of q(z | x), each (N, H/4, W/4, latent_channels)."""
+        """The mean and the log variance of q(z | x), each (N, H/4, W/4, latent_channels)."""
         h = x if isinstance(x, Tensor) else Tensor(asarray(x))
         self._check("x", h, self.config["in_channels"], 2 ** len(self.down))
         label = self._label(0, labels, len(h))
@@ -86,15 +89,15 @@ class Autoencoder(Module):
             h = up(h + block(h))
         return self.out(h)
 
-    def _label(self, place: int, labels: Any, n: int) -> Tensor | None:
-        """The label's vector (N, 1, 1, C), added to the first map of the encoder (place 0) or the decoder (1)."""
+    def _label(self, part: int, labels: Any, n: int) -> Tensor | None:
+        """The vector (N, 1, 1, C) of each label, which is added to the first map of the encoder (0) or decoder (1)."""
         if (labels is None) != (self.num_classes is None):
             raise ValueError(
                 f"labels must be given for an autoencoder with num_classes, and for no other, got {labels!r}"
             )
         if self.num_classes is None:
             return None
-        return self.labels[place](host_integers("labels", labels, 0, self.num_classes - 1, n))[:, None, None]
+        return self.labels[part](host_integers("labels", labels, 0, self.num_classes - 1, n))[:, None, None]
 
     def _check(self, name: str, h: Tensor, channels: int, multiple: int) -> None:
         if h.ndim != 4 or h.shape[3] != channels:
@@ -106,15 +109,16 @@ class Autoencoder(Module):
 
 
 def reparameterised(mean: Tensor, log_var: Tensor, eps: Any) -> Tensor:
-    """z = mean + exp(log_var/2) eps: a draw that gradients go through (Kingma & Welling 2014, section 2.4)."""
+    """z = mean + exp(log_var/2) eps: a draw of z through which gradients pass (Kingma & Welling 2014, section 2.4)."""
     return mean + ops.exp(log_var / 2) * asarray(eps)
 
 
 def negative_elbo(x: Any, x_hat: Tensor, mean: Tensor, log_var: Tensor, sigma: float) -> Tensor:
-    """The bound on -log p(x) in nats, for p(x | z) = N(x_hat, sigma^2), without its constant (Kingma & Welling 2014,
-    eq. 3): (N,).
+    """The upper bound on -log p(x) of each example in nats, (N,), without its constant (Kingma & Welling 2014, eq. 3).
 
-        |x - x_hat|^2/(2 sigma^2) + KL(N(mean, exp(log_var)) || N(0, 1)),    the constant: D log(2 pi sigma^2)/2
+        |x - x_hat|^2/(2 sigma^2) + KL(N(mean, exp(log_var)) || N(0, 1))
+
+    p(x | z) = N(x_hat, sigma^2).  The constant is D log(2 pi sigma^2)/2 for images of D numbers.
     """
     error = x_hat - asarray(x)
     return ops.total(error * error, axis=(1, 2, 3)) / (2 * sigma**2) + kl_to_standard_normal(mean, log_var)

@@ -1,13 +1,14 @@
-"""A small convolutional network that reads a picture: which of the classes is it?
+"""A small convolutional network that classifies images.
 
     [conv (stride 2), norm, silu, conv, norm, silu] x levels -> mean over pixels -> linear
 
     logits = model(x)                               probability of class k = softmax(logits)_k
-    cross_entropy(logits, labels) = -log probability of the right class, which training makes small
+    cross_entropy(logits, labels) = -log probability of the right class: training minimises it
 
-It judges generated digits and is trained by the engine that makes them.  Halving the resolution before anything else
-is what makes it fast, and at the last level each place sees the whole picture.  With time=True it reads noised pictures
-for classifier guidance, logits = model(x_t, t): t is a bias of the first maps.  Read next: autoencoder.py.
+The classifier judges generated digits.  Its first layer halves the resolution, which makes the network fast.  At the
+last level each pixel depends on the whole image.  With time=True the network classifies noised images, for classifier
+guidance: logits = model(x_t, t).  A linear map of the code of t is then added to the first maps.
+Read next: autoencoder.py.
 """
 
 from typing import Any
@@ -22,12 +23,13 @@ from tinydiff.nn.unet import TIME_FEATURES, time_code
 
 
 class Classifier(Module):
-    """logits = model(x): the network's unnormalised log-probabilities of the classes, (N, num_classes).
+    """logits = model(x): unnormalised log-probabilities of the classes, (N, num_classes).
 
     x: (N, H, W, in_channels) array or Tensor, else ValueError; H and W of any size.
-    channels: one entry a level, the level's channels, each divisible by num_groups, else ValueError; each level has
-    half the resolution of the one before, rounded up, and the first half that of x.
-    time: whether it is called as model(x, t), t an integer or (N,) host integers, t >= 0; ValueError for the other way.
+    channels: the channels of each level, each divisible by num_groups, else ValueError.  The first level has half the
+    resolution of x, and each further level half the resolution of the level before, rounded up.
+    time: True for a network that is called as model(x_t, t), with t an integer or (N,) host integers, t >= 0.  A call
+    without t is then a ValueError; so is a call with t if time is False.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class Classifier(Module):
         return self.out(self.features(x, t))  # (N, C) -> (N, num_classes)
 
     def features(self, x: Any, t: Any = None) -> Tensor:
-        """What the last layer reads: the mean over pixels of each map, (N, H, W, in_channels) -> (N, channels[-1])."""
+        """The input of the last layer, the mean of each map over its pixels: (N, H, W, C) -> (N, channels[-1])."""
         h = x if isinstance(x, Tensor) else Tensor(asarray(x))
         if h.ndim != 4 or h.shape[3] != self.in_channels:
             raise ValueError(f"x must have shape (N, H, W, {self.in_channels}), got {h.shape}")

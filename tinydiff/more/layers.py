@@ -1,4 +1,4 @@
-"""Layers of the other models: pairs of the book's layers, and attention to a text.  Read next: classifier.py."""
+"""Layers of the other models: the book's layers in pairs, and attention to a text.  Read next: classifier.py."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ class NormSilu(GroupNorm):
 
 
 class NormSiluConv(Module):
-    """conv(silu(norm(x))), a 3x3 convolution that keeps the size."""
+    """conv(silu(norm(x))).  The 3x3 convolution keeps the size of the map."""
 
     def __init__(self, in_channels: int, out_channels: int, num_groups: int, rng: Any):
         self.norm = GroupNorm(num_groups, in_channels)
@@ -31,7 +31,7 @@ class NormSiluConv(Module):
 
 
 class UpConv(Conv2d):
-    """conv(upsample(x)), a 3x3 convolution: twice the size."""
+    """conv(upsample(x)), with a 3x3 convolution: a map of twice the size."""
 
     @fusable
     def forward(self, x: Tensor) -> Tensor:
@@ -39,13 +39,14 @@ class UpConv(Conv2d):
 
 
 class CrossAttention(Module):
-    """What each pixel of a map takes from a text, added to the map: x + out(attention(q, k, v)).
+    """Each pixel of a map attends to the tokens of a text; the result is added to the map: x + out(attention(q, k, v)).
 
         q = q(group norm of x),   k, v = kv(features)                                   Rombach et al. 2022, section 3.3
 
     x: (N, H, W, channels).  features: (N, M, text_features), one vector a token.  present: (N, M) booleans, at least
-    one True in each row: other tokens have no influence.  num_heads must divide channels, else ValueError.
-    attend: ops.attention; a caller that wants to see the weights may put a function of the same arguments in its place.
+    one True in each row; a token that is not present has no influence.
+    num_heads must divide channels, else ValueError.
+    attend: ops.attention.  To record the attention weights, replace it by a function of the same arguments.
     """
 
     def __init__(self, channels: int, text_features: int, *, num_heads: int, num_groups: int, rng: Any):

@@ -1,15 +1,16 @@
-"""A text that tells the U-Net what to draw: its encoder, the two of them as one network, and prompts as classes.
+"""A U-Net that draws what a text describes: the text encoder, the U-Net that attends to the text, prompts as classes.
 
-    tokens -> vectors of word + place -> [norm, self-attention, norm, MLP] x blocks -> norm -> features, one a token
+    tokens -> vector of the word + vector of the place -> [norm, self-attention, norm, MLP] x blocks -> norm -> features
 
-the transformer of Vaswani et al. 2017 with its norms before each branch, read by the U-Net through cross-attention
-(Rombach et al. 2022).  Both are trained together, on the loss of noise prediction alone.
+The encoder is the transformer of Vaswani et al. 2017, with the norm before each branch.  It returns one vector a token.
+The U-Net receives the vectors through cross-attention (Rombach et al. 2022).  Encoder and U-Net are trained together,
+on the loss of noise prediction.
 
-    model(x_t, t, tokens) -> eps_hat                          TextUNet: what training sees
-    Prompted(model, prompts, negative)(x_t, t, labels)        class i is prompt i, "no label" the negative prompt
+    model(x_t, t, tokens) -> eps_hat                          TextUNet, in training
+    Prompted(model, prompts, negative)(x_t, t, labels)        label i is prompt i, "no label" is the negative prompt
 
-So to diffusion/ a list of prompts is a set of classes, and a negative prompt is what guidance leads away from.
-Read next: ../app/cli.py.
+For diffusion/ a list of prompts is a set of classes, and guidance leads away from the negative prompt.
+This is the last file of more/.
 """
 
 from collections.abc import Sequence
@@ -25,11 +26,11 @@ from tinydiff.nn.unet import ResBlock, UNet
 
 Text = tuple[Tensor, Any]  # features (N, M, F), and present (N, M): see CrossAttention
 
-PADDING = 0  # the token that fills a row up: it is no word, and nothing looks at it
+PADDING = 0  # the token that fills the end of a row: it is no word, and no other token attends to it
 
 
 class LayerNorm(GroupNorm):
-    """Each token's features brought to mean 0 and variance 1: group norm of a map of one pixel, in one group."""
+    """Bring the features of each token to mean 0 and variance 1: a group norm of one group, of a map of one pixel."""
 
     def __init__(self, features: int):
         super().__init__(1, features)
@@ -40,7 +41,7 @@ class LayerNorm(GroupNorm):
 
 
 class TextBlock(Module):
-    """x -> x + out(attention of norm1(x)), then x -> x + mlp2(silu(mlp1(norm2(x)))); both branches start at zero."""
+    """x -> x + out(attention of norm1(x)), then x -> x + mlp2(silu(mlp1(norm2(x)))).  Both branches start at zero."""
 
     def __init__(self, features: int, *, num_heads: int, rng: Any):
         if features % num_heads:
@@ -61,10 +62,11 @@ class TextBlock(Module):
 
 
 class TextEncoder(Module):
-    """encode(tokens) -> (features (N, L, F), present (N, L)), as UNet.forward takes a text.
+    """encode(tokens) -> (features (N, L, F), present (N, L)), as ReadingUNet.forward takes a text.
 
-    tokens: (N, L) host integers, 1 <= L <= max_length, in 0..num_words - 1, of which PADDING is not there; every row
-    has another one; else ValueError.  num_heads must divide features, else ValueError.
+    tokens: (N, L) host integers in 0..num_words - 1, with 1 <= L <= max_length.  A token is present unless it is
+    PADDING; each row has at least one token that is present.  Else ValueError.
+    num_heads must divide features, else ValueError.
     """
 
     def __init__(
@@ -91,13 +93,13 @@ class TextEncoder(Module):
 
     def encode(self, tokens: Any) -> Text:
         tokens = host_integers("tokens", tokens, 0, self.config["num_words"] - 1)
-        there = tokens != PADDING
-        if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= self.config["max_length"] or not there.any(1).all():
+        is_word = tokens != PADDING
+        if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= self.config["max_length"] or not is_word.any(1).all():
             raise ValueError(
                 f"tokens must have shape (N, L), 1 <= L <= {self.config['max_length']}, and a word in each row, "
                 f"got shape {tokens.shape}"
             )
-        present = asarray(there)
+        present = asarray(is_word)
         x = self.words(tokens) + self.places.w[: tokens.shape[1]]  # (N, L, F)
         for block in self.blocks:
             x = block(x, present)
@@ -105,22 +107,28 @@ class TextEncoder(Module):
 
 
 class TextResBlock(ResBlock):
-    """A residual block that may attend to a text at its end.  told: (code, features, present), see CrossAttention."""
+    """A residual block; if text_features is given, it attends to a text at its end.
+
+    condition: (code, features, present), see ResBlock and CrossAttention.
+    """
 
     def __init__(self, c_in: int, c_out: int, text_features: int | None, *, rng: Any, **sizes: Any):
         super().__init__(c_in, c_out, rng=rng, **sizes)
         heads = {name: sizes[name] for name in ("num_heads", "num_groups")}
         self.cross = None if text_features is None else CrossAttention(c_out, text_features, rng=rng, **heads)
 
-    def forward(self, x: Tensor, told: Any) -> Tensor:
-        code, features, present = told
+    def forward(self, x: Tensor, condition: Any) -> Tensor:
+        code, features, present = condition
         y = super().forward(x, code)
         return y if self.cross is None else self.cross(y, features, present)
 
 
 class ReadingUNet(UNet):
-    """eps_hat = model(x_t, t, text): the U-Net whose blocks of every level but the first, and the first block of the
-    middle, attend to a text (features (N, M, text_features), present (N, M)), as CrossAttention takes it."""
+    """eps_hat = model(x_t, t, text): a U-Net that attends to a text.
+
+    text: (features, present) as CrossAttention takes them, else ValueError.  The blocks that attend are those of every
+    level but the first, and the first block of the middle.
+    """
 
     def __init__(self, text_features: int, *, rng: Any, **config: Any):
         self._text_features = text_features
@@ -133,14 +141,16 @@ class ReadingUNet(UNet):
         return TextResBlock(c_in, c_out, self._text_features if reads else None, attend=attend, rng=rng, **sizes)
 
     def forward(self, x_t: Any, t: Any, text: Any = None) -> Tensor:
+        if text is None:
+            raise ValueError("text is missing: features and present, as TextEncoder.encode returns them")
         x = x_t if isinstance(x_t, Tensor) else Tensor(asarray(x_t))
         return self.walk(x, (self.code(t, None, len(x)), *text))
 
 
 class TextUNet(Module):
-    """eps_hat = model(x_t, t, tokens): a U-Net and the encoder of the text that it attends to.
+    """eps_hat = model(x_t, t, tokens): a text encoder, and a U-Net that attends to the encoded text.
 
-    encoder: arguments of TextEncoder.  unet: arguments of UNet; text_features are the encoder's.
+    encoder: arguments of TextEncoder.  unet: arguments of UNet; text_features is set to the encoder's features.
     """
 
     def __init__(self, encoder: dict[str, Any], unet: dict[str, Any], *, rng: Any):
@@ -153,9 +163,10 @@ class TextUNet(Module):
 
 
 class Prompted:
-    """A trained TextUNet and some prompts as a model with classes: label i is prompt i, num_classes the negative one.
+    """A trained TextUNet with some prompts, as a model with classes: label i is prompt i, and label num_classes is the
+    negative prompt.
 
-    prompts, negative: token rows of one length.  Each is encoded once.
+    prompts, negative: rows of tokens, all of one length.  Each prompt is encoded once.
     """
 
     def __init__(self, model: TextUNet, prompts: Sequence[Sequence[int]], negative: Sequence[int]):

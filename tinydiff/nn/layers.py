@@ -1,7 +1,8 @@
 """The layers of the U-Net: an op together with its parameters.
 
-Weights start uniform with variance 1 / mean(fan_in, fan_out) (Glorot & Bengio 2010, as in Ho et al. 2020), biases at 0.
-`zero=True` starts the weights at 0 as well, so that a residual branch begins as the identity.  Parameters are float32.
+Weights start uniform, with variance 1/mean(fan_in, fan_out) (Glorot & Bengio 2010, as in Ho et al. 2020); biases start
+at 0.  `zero=True` starts the weights at 0 too: a residual branch then adds nothing at first.  An Embedding starts from
+N(0, 1).  Parameters are float32.
 Read next: unet.py.
 """
 
@@ -48,7 +49,7 @@ class Conv2d(Module):
 
 
 class GroupNorm(Module):
-    """Group normalisation with a learned scale and shift a channel; num_groups divides channels, else ValueError."""
+    """Group normalisation, a learned scale and shift for each channel; num_groups divides channels, else ValueError."""
 
     def __init__(self, num_groups: int, channels: int):
         if channels % num_groups:
@@ -61,7 +62,8 @@ class GroupNorm(Module):
 
 
 class Embedding(Module):
-    """A learned vector for each of num_embeddings integers: indices (N,) in range, else ValueError -> (N, features)."""
+    """One learned vector for each of num_embeddings integers: indices (N,) -> (N, features); ValueError if out of
+    range."""
 
     def __init__(self, num_embeddings: int, features: int, *, rng: Any):
         self.w = Tensor(asarray(rng.standard_normal((num_embeddings, features), dtype="float32")), requires_grad=True)
@@ -90,7 +92,8 @@ class Attention(Module):
 
 
 def split_heads(x: Tensor, parts: int, num_heads: int) -> Tensor:
-    """(N, ..., parts C) -> (parts, N, heads, L, C / heads): queries, keys, values, whichever stand side by side."""
+    """Split the last axis into `parts` (queries, keys, values) and each part into heads: (N, ..., parts C) -> (parts,
+    N, heads, L, C / heads), L being the number of pixels or tokens."""
     n, size, c = x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1] // parts
     x = ops.reshape(x, shape=(n, size, parts, num_heads, c // num_heads))
     return ops.transpose(x, axes=(2, 0, 3, 1, 4))

@@ -1,7 +1,8 @@
 """Module: a tree of layers that knows its parameters by name.
 
-A parameter is a Tensor that requires a gradient; a child is a Module, or a list of Modules.  Both are found by looking
-at the object's attributes in the order in which __init__ set them: a module's own parameters, then its children's.
+A parameter is a Tensor that requires a gradient.  A child is a Module, or an item of a list that is one.  Module finds
+both among the object's attributes, in the order in which __init__ set them: first its own parameters, then those of its
+children.
 Read next: layers.py.
 """
 
@@ -16,7 +17,7 @@ from tinydiff.backend import asarray, to_numpy
 class Module:
     """Base class of layers and networks: subclasses set parameters and children in __init__ and define forward.
 
-    config: for a network that is saved, the arguments that make it again.
+    config: the arguments of __init__; only a network that is saved needs it.
     """
 
     config: dict[str, Any]
@@ -48,7 +49,7 @@ class Module:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Within the block its parameters are constants: gradients go through it, but not to them."""
+        """Within the block the parameters are constants: gradients pass through the module but do not reach them."""
         parameters = self.parameters()
         try:
             for p in parameters:

@@ -2,11 +2,15 @@
 
     conv_in -> [blocks, down] x levels -> block, attention, block -> [blocks, up] x levels -> norm, silu, conv_out
 
-Every map made on the way down is put beside the map of the same size on the way up (a skip).  With the defaults the
-maps of a 28x28 picture are 28x28x32, 14x14x64 and 7x7x64; the middle works on 7x7x64.  The time t is turned into
-a code, and each residual block adds a linear map of this code to every pixel.  A class label adds its own vector to the
-code.  One more label stands for "no label", so that one network serves conditional and unconditional sampling (Ho &
-Salimans 2022).  The last convolution of each block starts at zero, so each block begins as its skip.
+(no down after the last level, no up after level 0).  Every map of the way down is joined, channels side by side, to the
+map of the same size on the way up (a skip).  With the defaults the maps of a 28x28 picture are 28x28x32, 14x14x64 and
+7x7x64, and the middle works on 7x7x64.  On the way up the blocks take 128, 128 | 128, 96 | 96, 64 channels and give 64,
+64, 32.
+
+t is turned into a code, and each residual block adds a linear map of the code to every pixel.  A class label adds its
+own vector to the code.  One more label stands for "no label", so one network serves with and without labels (Ho &
+Salimans 2022).  The last convolution of each block starts at zero, so each block begins as its skip; conv_out starts at
+zero too, so the untrained network predicts 0.
 
     model(x_t, t, labels) -> eps_hat (N, H, W, C)
 
@@ -24,22 +28,23 @@ from tinydiff.nn.layers import Attention, Conv2d, Embedding, GroupNorm, Linear
 from tinydiff.nn.module import Module
 
 TIME_FEATURES = 128  # width of the code that every block sees
-LONGEST_PERIOD = 10_000  # of the sinusoids, in steps
+FREQUENCY_RANGE = 10_000  # the sinusoids' frequencies fall from 1 to nearly 1/10,000 radians a step
 
 
 def time_code(t: Any, features: int, dtype: Any = "float32") -> Any:
     """Sinusoids of t at geometrically spaced frequencies (Vaswani et al. 2017, section 3.5).
 
-        [sin(t f_0), ..., sin(t f_{h-1}), cos(t f_0), ..., cos(t f_{h-1})],  f_i = LONGEST_PERIOD^(-i/h), h = features/2
+        [sin(t f_0), ..., sin(t f_{h-1}), cos(t f_0), ..., cos(t f_{h-1})],  f_i = FREQUENCY_RANGE^(-i/h), h =
+        features/2
 
     t: (N,) host integers.  Returns (N, features), computed in float64 on the host and cast last.
     """
     return asarray([_time_code(int(k), features // 2) for k in t], dtype)
 
 
-@lru_cache(1 << 14)  # a sampler asks for one t again and again, a training run for the T there are
+@lru_cache(1 << 14)  # a sampler asks for the same t many times, training for at most T different ones
 def _time_code(k: int, half: int) -> tuple[float, ...]:
-    return tuple(wave(k * LONGEST_PERIOD ** (-i / half)) for wave in (math.sin, math.cos) for i in range(half))
+    return tuple(wave(k * FREQUENCY_RANGE ** (-i / half)) for wave in (math.sin, math.cos) for i in range(half))
 
 
 class ResBlock(Module):
@@ -89,10 +94,11 @@ class UNet(Module):
     """eps_hat = model(x_t, t, labels): the noise that the network predicts in x_t.
 
     x_t: (N, H, W, in_channels) array or Tensor; H and W divisible by 2^(levels - 1), else ValueError.
-    t: an integer or (N,) host integers, t >= 0.  labels: None, an integer or (N,) in 0..num_classes, where num_classes
-    is the "no label"; None means "no label" for every image.
-    channel_mults: one entry a level, the level's channels as a multiple of base_channels, which is even.
-    attention_levels: levels (0 = full size) whose blocks are followed by attention; the middle always has one.
+    t: one integer or (N,) host integers, t >= 0.  labels: None for a network without classes; else None, an integer or
+    (N,) in 0..num_classes; num_classes, and None, mean "no label".
+    channel_mults: for each level its channels as a multiple of base_channels.  base_channels must be even, and
+    num_groups must divide the channels of every level.  num_res_blocks: blocks of a level on the way down; there is one
+    more on the way up.  attention_levels: the levels (0 = full size) whose blocks end in attention; the middle has it.
     """
 
     def __init__(
@@ -151,7 +157,7 @@ class UNet(Module):
         return c
 
     def block(self, c_in: int, c_out: int, level: int | None, attend: bool, rng: Any) -> ResBlock:
-        """A block of a level, or of the middle, whose level is None."""
+        """A block of a level; level None is the middle.  Subclasses may build other blocks by the level."""
         sizes = {name: self.config[name] for name in ("num_heads", "num_groups")}
         return ResBlock(c_in, c_out, attend=attend, rng=rng, **sizes)
 
@@ -160,9 +166,11 @@ class UNet(Module):
         return self.walk(x, self.code(t, labels, len(x)))
 
     def code(self, t: Any, labels: Any, n: int) -> Tensor:
-        """What every block is told: the time's sinusoids through two layers, plus the label's vector, (N, F)."""
+        """The code that every block gets, (N, TIME_FEATURES): the sinusoids of t through two layers, plus the
+        label's."""
         t = host_integers("t", t, 0, 2**31, n)
-        code = self.time2(ops.silu(self.time1(Tensor(time_code(t, self.config["base_channels"], self.time1.w.dtype)))))
+        waves = Tensor(time_code(t, self.config["base_channels"], self.time1.w.dtype))
+        code = self.time2(ops.silu(self.time1(waves)))
         if self.label is None or self.num_classes is None:
             if labels is not None:
                 raise ValueError(f"labels must be None for a network without num_classes, got {labels!r}")
@@ -171,7 +179,7 @@ class UNet(Module):
         return ops.silu(code + self.label(host_integers("labels", labels, 0, self.num_classes, n)))
 
     def walk(self, x: Tensor, code: Any) -> Tensor:
-        """Down, through the middle and up again: each block on the way up sees the map of its size beside its input."""
+        """Down, through the middle, up.  A block on the way up gets its input joined with the map of the way down."""
         self._check_size(x.shape)
         h = self.conv_in(x)
         skips = [h]

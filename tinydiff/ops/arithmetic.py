@@ -46,7 +46,8 @@ def matmul(x, y):
 
 @op
 def getitem(x, *, index):
-    """x[index] for integers, slices, None and ...: a view, so no element is picked twice (`take` selects by array)."""
+    """x[index] for integers, slices, None and Ellipsis: a view, so no element is picked twice; `take` picks by
+    array."""
     for part in index if isinstance(index, tuple) else (index,):
         if not (part is None or part is Ellipsis or isinstance(part, int | slice)):
             raise TypeError(f"getitem: index may hold integers, slices, None and ..., got {type(part).__name__}")

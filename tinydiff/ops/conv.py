@@ -2,14 +2,16 @@
 
     y[n, i, j, o] = b[o] + sum_{k, l, c} x_padded[n, i stride + k, j stride + l, c] w[k, l, c, o]
 
-The window of each output pixel is laid out as one row of a matrix (im2col).  With these rows X, W the filter as a
-matrix and g the gradient of y, one row a pixel, everything is a product:
+im2col writes the window of each output pixel as one row of a matrix X.  W is the filter as a matrix, g the gradient of
+y with one row for each pixel.  Then the convolution and its gradients are matrix products:
 
     y = X W + b        dX = g W^T        dW = X^T g        db = sum of g
 
-and dx adds each entry of dX to the pixel of x from which im2col copied it (col2im, the adjoint of im2col).
+dx is dX moved back: col2im adds each entry of dX to the pixel of x from which im2col copied it.  col2im is the adjoint
+(the transpose) of im2col.
 
-Axes: N batch, H W rows and columns, C channels in, O channels out, K kernel.  Read next: norm.py.
+Axes: N batch, H and W rows and columns, C channels in, O channels out, KH and KW those of the kernel.  Read next:
+norm.py.
 """
 
 from tinydiff.autograd import op
@@ -30,7 +32,7 @@ def conv2d(x, w, b, *, stride=1, padding=0):
 
     def vjp(g):
         def filter_gradient():
-            columns = im2col(x, w.shape, stride, padding)  # again: kept, it would take KH KW times the memory of x
+            columns = im2col(x, w.shape, stride, padding)  # again: kept, they would take KH KW times the memory of x
             return (columns.reshape(-1, len(filters)).T @ g.reshape(-1, g.shape[3])).reshape(w.shape)
 
         return (
@@ -50,7 +52,7 @@ def im2col(x, w_shape, stride, padding):
 
 
 def col2im(columns, x_shape, w_shape, stride, padding):
-    """The adjoint of im2col: each entry of a row is added to the pixel from which it was copied."""
+    """The adjoint of im2col: add each entry of a row to the pixel from which it was copied."""
     n, h, width, c = x_shape
     dx = xp.zeros((n, h + 2 * padding, width + 2 * padding, c), columns.dtype)
     for k, (rows, cols) in enumerate(_taps(x_shape, w_shape, stride, padding)):
@@ -59,7 +61,8 @@ def col2im(columns, x_shape, w_shape, stride, padding):
 
 
 def _taps(x_shape, w_shape, stride, padding):
-    """For each tap of the filter, in the order of w: the rows and columns of padded x that meet it."""
+    """For each tap, that is, each entry (k, l) of the filter, in the order of w: the rows and columns of padded x it
+    meets."""
     _, oh, ow, _ = output_shape(x_shape, w_shape, stride, padding)
     for k in range(w_shape[0]):
         for l in range(w_shape[1]):
@@ -67,13 +70,13 @@ def _taps(x_shape, w_shape, stride, padding):
 
 
 def output_shape(x_shape, w_shape, stride, padding):
-    """conv2d's (N, OH, OW, O)."""
+    """The shape (N, OH, OW, O) of conv2d's result."""
     oh, ow = ((x_shape[i + 1] + 2 * padding - w_shape[i]) // stride + 1 for i in (0, 1))
     return x_shape[0], oh, ow, w_shape[3]
 
 
 def check_conv2d(x, w, b, stride, padding):
-    """Raise conv2d's ValueErrors."""
+    """ValueError unless x, w, b, stride and padding fit together."""
     if x.ndim != 4 or w.ndim != 4 or x.shape[3] != w.shape[2]:
         raise ValueError(f"conv2d: x must be (N, H, W, C) and w (KH, KW, C, O), got {x.shape} and {w.shape}")
     if 0 in w.shape:
@@ -88,6 +91,9 @@ def check_conv2d(x, w, b, stride, padding):
 
 @op
 def upsample_nearest(x):
-    """Double the resolution by repeating each pixel: x (N, H, W, C) -> (N, 2H, 2W, C)."""
+    """Double the resolution by repeating each pixel: x (N, H, W, C) -> (N, 2H, 2W, C).
+
+    The gradient of a pixel is the sum over its four copies.
+    """
     n, h, w, c = x.shape
     return x.repeat(2, 1).repeat(2, 2), lambda g: (g.reshape(n, h, 2, w, 2, c).sum((2, 4)),)

@@ -1,9 +1,9 @@
-"""The two ops that are matrix products and little else: the affine map and attention.
+"""The two ops that consist mostly of matrix products: the affine map and attention.
 
     linear       y = x w + b
     attention    y = p v,    p = softmax(q k^T / sqrt(D))                          Vaswani et al. 2017, eq. 1
 
-Axes: I features in, O features out; L queries, M keys, D features of one head.  Read next: conv.py.
+Axes: I features in, O features out; L queries, M keys, D features of a query or key, E of a value.  Read next: conv.py.
 """
 
 import math
@@ -30,18 +30,18 @@ def linear(x, w, b):
 
 
 def check_linear(x, w, b):
-    """Raise linear's ValueError."""
+    """ValueError unless x, w and b fit together."""
     if w.ndim != 2 or x.shape[-1:] != w.shape[:1] or b.shape != w.shape[1:]:
         raise ValueError(f"linear: x {x.shape} and b {b.shape} do not fit w {w.shape}")
 
 
 @op
 def attention(q, k, v, *, mask=None):
-    """Each query's mean of the values, weighted by the softmax of its scaled products with the keys.
+    """For each query the weighted mean of the values; the weights are the softmax of q k^T / sqrt(D).
 
     q (..., L, D), k (..., M, D), v (..., M, E) with equal leading axes -> (..., L, E); M, D >= 1; else ValueError.
-    mask: None, or booleans that broadcast to (..., L, M): a key where it is False has weight 0, exactly.  Every query
-    must keep a key: without one its result is nan.
+    mask: None, or booleans that broadcast to (..., L, M).  Where the mask is False, the key gets the weight 0, exactly.
+    Each query must keep at least one key, else its result is nan.  The U-Net needs no mask; a text's padding does.
     """
     if q.shape[:-2] != k.shape[:-2] or k.shape[:-1] != v.shape[:-1] or q.shape[-1] != k.shape[-1] or 0 in k.shape[-2:]:
         raise ValueError(f"attention: q {q.shape}, k {k.shape} and v {v.shape} do not fit")

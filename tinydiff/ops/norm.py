@@ -1,9 +1,9 @@
-"""Group normalisation (Wu & He 2018): the mean and the scale of a map are taken out, and learned ones are put in.
+"""Group normalisation (Wu & He 2018): remove the mean and the scale of a map, and give it learned ones.
 
     x_hat = (x - mean)/sqrt(var + eps)        y = gamma x_hat + beta
 
-Mean and variance are those of one image's pixels and one group's channels; gamma and beta belong to a channel.  Both
-depend on x, so the gradient of x loses its mean, and its part along x_hat:
+Mean and variance are taken over the pixels of one image and the channels of one group; gamma and beta are one number
+for each channel.  Mean and variance depend on x.  Therefore dx is d without its mean and without its part along x_hat:
 
     dx = (d - mean(d) - x_hat mean(d x_hat))/sqrt(var + eps),    d = gamma g
 
@@ -41,7 +41,7 @@ def group_norm(x, gamma, beta, *, num_groups, eps=1e-5):
 
 
 def check_group_norm(x, gamma, beta, num_groups):
-    """Raise group_norm's ValueErrors."""
+    """ValueError unless x, gamma, beta and num_groups fit together."""
     c = x.shape[-1]
     if x.ndim < 2 or 0 in x.shape[1:]:
         raise ValueError(f"group_norm: x must be (N, ..., C) with pixels and channels, got {x.shape}")

@@ -18,7 +18,7 @@ def total(x, *, axis=None):
 def mean(x, *, axis=None):
     """The mean over `axis`."""
     y, shape = x.mean(axis), x.shape
-    weight = y.size / (x.size or 1)
+    weight = y.size / (x.size or 1)  # no division by 0 for an empty array
     return y, lambda g: (_spread(g, shape, axis) * weight,)
 
 
@@ -34,7 +34,7 @@ def logsumexp(x):
     """log(sum(exp(x))) over the last axis; its gradient is the softmax."""
     largest = x.max(-1, keepdims=True)
     y = largest + xp.log(xp.exp(x - largest).sum(-1, keepdims=True))
-    return y[..., 0], lambda g: (g[..., None] * softmax_array(x),)  # exp(x - y) would round y first
+    return y[..., 0], lambda g: (g[..., None] * softmax_array(x),)  # not exp(x - y): y is already rounded
 
 
 @fusable
@@ -46,7 +46,7 @@ def softmax_array(x):
 
 @fusable
 def softmax_gradient(p, g):
-    """The gradient of softmax's input from p, its result, and g, the gradient of p."""
+    """The gradient of softmax; p is the result of softmax, g the gradient of p."""
     return p * (g - (g * p).sum(-1, keepdims=True))
 
 

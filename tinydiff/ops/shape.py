@@ -1,4 +1,4 @@
-"""Moving elements without changing them.  Each gradient moves them back, and adds where one element went to several.
+"""Moving elements without changing them.  The gradient moves them back, and adds up the copies of an element.
 
 Read next: matrix.py.
 """
@@ -18,16 +18,16 @@ def reshape(x, *, shape):
 
 @op
 def transpose(x, *, axes):
-    """Permute the axes: axis i of the result is axis axes[i] of x; each of them once, else ValueError."""
+    """Permute the axes: axis i of the result is axis axes[i] of x.  Each axis must occur once, else ValueError."""
     if sorted(axes) != list(range(x.ndim)):
         raise ValueError(f"transpose: axes must name each of {x.ndim} axes once, got {axes}")
-    back = sorted(range(x.ndim), key=axes.__getitem__)
+    back = sorted(range(x.ndim), key=axes.__getitem__)  # the inverse permutation
     return x.transpose(axes), lambda g: (g.transpose(back),)
 
 
 @op
 def concat(*xs):
-    """Put arrays side by side on the last axis.  Gradients are copies: a view would keep all of g in memory."""
+    """Put arrays side by side on the last axis.  Gradients are copies, because a view would keep all of g in memory."""
     ends = list(accumulate(x.shape[-1] for x in xs))
 
     def vjp(g):
@@ -46,10 +46,10 @@ def split(x: Tensor, sections: int) -> list[Tensor]:
 
 @op
 def take(x, *, indices):
-    """Rows x[indices], any of them any number of times: x (R, ...), indices (...) -> indices.shape + x.shape[1:].
+    """The rows x[indices]; a row may be picked several times: x (R, ...), indices (...) -> indices.shape + x.shape[1:].
 
-    indices: host integers in 0..R-1, else ValueError.  The gradient adds up what went to one row by a product with a
-    one-hot matrix: the same order of summation every time, on either backend.
+    indices: host integers in 0..R-1, else ValueError.  The gradient of a row is the sum over its picks.  A product with
+    a one-hot matrix makes this sum, in the same order every time, on either backend.
     """
     size, shape = len(x), x.shape
     indices = asarray(host_integers("indices", indices, 0, size - 1))

@@ -11,7 +11,7 @@ COSTS = {"c": 0.008, "d": 1e-5, "e": 1e-7, "u": 0.003, "numbers": 1_000_000}
 
 @pytest.fixture
 def demo(load_demo):
-    return load_demo("ranks")
+    return load_demo("measure/ranks")
 
 
 def test_the_ring_by_hand(demo):

@@ -1,14 +1,16 @@
 """Learn by building: a part of the package is taken out, you write it anew, and the laws of the suite judge it.
 
-    python demos/exercise.py list                   fifteen exercises, 10 to 30 minutes each
-    python demos/exercise.py start closed_form      a working copy of the package without the body of a function or two
-    python demos/exercise.py check                  the laws of this exercise, and no others, against your copy
-    python demos/exercise.py hint                   one more hint, of three
-    python demos/exercise.py solution               what stood there
+    python demos/exercises/exercise.py list                   fifteen exercises, 10 to 30 minutes each
+    python demos/exercises/exercise.py start closed_form      a copy of the package without a few statements
+    python demos/exercises/exercise.py check                  the laws of this exercise judge your copy
+    python demos/exercises/exercise.py hint                   one more hint, of three
+    python demos/exercises/exercise.py solution               the statements that were taken out
 
-A copy lies in runs/exercise/NAME/ and nothing else is touched, so that any number of them may be under way; without a
-name, start takes the next one, and the others what was worked on last.  Needs the tests (pip install -e ".[test]") and
-neither a network nor MNIST.
+A copy lies in runs/exercise/NAME/.  Nothing else is touched, so any number of exercises may be under way.  Without a
+name, start takes the next exercise, and the other commands take the one that was worked on last.  A check runs the
+functions of the book as they stand: nothing faster takes the place of what you write.
+
+The exercises need the tests (pip install -e ".[test]"), and neither a network nor MNIST.
 Read next: exercises.py, which is the table of them.
 """
 
@@ -25,16 +27,16 @@ from pathlib import Path
 
 from exercises import EXERCISES
 
-from tinydiff import cli
+from tinydiff.app import cli
 from tinydiff.backend import TinydiffError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FOLDER = "runs/exercise"
-LIMIT = 60  # seconds that a check may take: what never ends is stopped
+LIMIT = 60  # seconds that a check may take: a loop without an end is stopped
 
 
 def main(action="list", name=None, *, dir=FOLDER, fresh=False):
-    """Do one of the five; a check that fails ends with exit code 1."""
+    """Do one of the five actions; a check that fails ends with exit code 1."""
     folder = Path(dir)
     if fresh and action != "start":
         raise TinydiffError(f"--fresh goes with start, not with {action}")
@@ -55,57 +57,57 @@ def main(action="list", name=None, *, dir=FOLDER, fresh=False):
 
 
 def show_list(folder):
-    """Every exercise in reading order, with what became of it."""
+    """Print every exercise in reading order, and whether it is started or solved."""
     for number, exercise in enumerate(EXERCISES, 1):
-        at = progress(exercise, folder)
-        state = "" if at is None else "solved" if at["solved"] else "started"
+        notes = progress(exercise, folder)
+        state = "" if notes is None else "solved" if notes["solved"] else "started"
         print(f"{number:2}  {exercise.name:20} {exercise.minutes:2} min  {state:8} {exercise.title}")
-        say(exercise.teaches, "    ")
+        show(exercise.teaches, "    ")
     solved = sum((progress(exercise, folder) or {}).get("solved", False) for exercise in EXERCISES)
     print(f"\n{solved} of {len(EXERCISES)} solved.  {command('start NAME', folder)}")
 
 
 def start(exercise, folder, fresh=False):
-    """Make the working copy, and say what to do."""
-    own = folder / exercise.name
-    if own.exists() and not fresh:
+    """Make the working copy, and print what to do."""
+    copy = folder / exercise.name
+    if copy.exists() and not fresh:
         raise TinydiffError(
-            f"{own} holds your work on {exercise.name}: check goes on with it, and "
-            f"{command(f'start {exercise.name} --fresh', folder)} throws it away"
+            f"{copy} contains your work on {exercise.name}. Continue with {command(f'check {exercise.name}', folder)}, "
+            f"or throw your work away with {command(f'start {exercise.name} --fresh', folder)}"
         )
-    make_copy(exercise, own)
+    make_copy(exercise, copy)
     keep(exercise, folder, hints=0, solved=False)
-    places = [f"{own / 'tinydiff' / file}:{line}" for file, line in turns(exercise, own)]
+    places = [f"{copy / 'tinydiff' / file}:{line}" for file, line in turns(exercise, copy)]
     print(f"Exercise {number_of(exercise)} of {len(EXERCISES)}: {exercise.title} (about {exercise.minutes} minutes)\n")
-    say(f"It teaches {exercise.teaches}.")
+    show(f"It teaches {exercise.teaches}.")
     print()
-    say(exercise.task)
+    show(exercise.task)
     print("\nWrite in", *places, sep="\n    ")
-    print(f"\nThen\n    {command('check', folder)}\nand, where you are stuck,\n    {command('hint', folder)}")
+    print(f"\nWhen it is written:\n    {command('check', folder)}\nIf you are stuck:\n    {command('hint', folder)}")
 
 
 def check(exercise, folder):
     """Run the laws on the copy and explain what failed; True if all hold."""
-    own = folder / exercise.name
-    print(f"{exercise.name}: {len(exercise.laws)} laws of tests/ on {own / 'tinydiff'}\n")
-    laws = broken_files(exercise, own) or judge(exercise, own)
+    copy = folder / exercise.name
+    print(f"{exercise.name}: {len(exercise.laws)} laws of tests/ on {copy / 'tinydiff'}\n")
+    laws = broken_files(exercise, copy) or judge(exercise, copy)
     before = None
     for law in laws:
-        say(law["name"], "    ok  " if law["passed"] else "FAILED  ")
+        show(law["name"], "    ok  " if law["passed"] else "FAILED  ")
         if not law["passed"]:
-            say(law["says"], " " * 8)
+            show(law["text"], " " * 8)
             reason = law["error"], law["places"][-1:]
-            say("as above" if reason == before else in_words(law, exercise), "     -> ")
+            show("as above" if reason == before else in_words(law, exercise), "     -> ")
             before = reason
     held, solved = sum(law["passed"] for law in laws), all(law["passed"] for law in laws)
     keep(exercise, folder, solved=solved)
     if not solved:
         print(f"\n{held} of {len(laws)} hold.  Stuck?  {command('hint', folder)}")
         return False
-    print("\nSolved: all of them hold.  You can now answer:")
-    say(exercise.question, "    ")
+    print("\nSolved: all laws hold.  A question that you can answer now:")
+    show(exercise.question, "    ")
     print("Read next:")
-    say(exercise.read_next, "    ")
+    show(exercise.read_next, "    ")
     later = EXERCISES[number_of(exercise) :] + EXERCISES[: number_of(exercise)]
     left = [other.name for other in later if not (progress(other, folder) or {}).get("solved")]
     print(f"Next exercise:\n    {command(f'start {left[0]}', folder)}" if left else "That was the last one.")
@@ -113,17 +115,17 @@ def check(exercise, folder):
 
 
 def hint(exercise, folder):
-    """One more hint; after the third, all three again."""
+    """Print the hints given so far and one more, up to all three."""
     given = min(progress(exercise, folder)["hints"] + 1, len(exercise.hints))
     keep(exercise, folder, hints=given)
     for number, text in enumerate(exercise.hints[:given], 1):
-        say(text, f"{number}.  ")
+        show(text, f"{number}.  ")
     if given == len(exercise.hints):
-        print(f"\nThere are no more hints.  {command('solution', folder)} shows what stood there.")
+        print(f"\nThere are no more hints.  {command('solution', folder)} shows the original.")
 
 
 def solution(exercise, folder):
-    """The statements that were taken out, from the package itself."""
+    """Print the statements that were taken out, as the package has them."""
     for cut in exercise.cuts:
         path = ROOT / "tinydiff" / cut.file
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -134,12 +136,12 @@ def solution(exercise, folder):
 # ------------------------------------------------------------------------------------------------------------ the copy
 
 
-def make_copy(exercise, own):
-    """The package in `own`, without the statements that the exercise is about."""
-    shutil.rmtree(own / "tinydiff", ignore_errors=True)
-    shutil.copytree(ROOT / "tinydiff", own / "tinydiff", ignore=shutil.ignore_patterns("__pycache__"))
+def make_copy(exercise, copy):
+    """Write the package into the folder `copy`, without the statements that the exercise is about."""
+    shutil.rmtree(copy / "tinydiff", ignore_errors=True)
+    shutil.copytree(ROOT / "tinydiff", copy / "tinydiff", ignore=shutil.ignore_patterns("__pycache__"))
     for file in {cut.file for cut in exercise.cuts}:
-        path = own / "tinydiff" / file
+        path = copy / "tinydiff" / file
         source = path.read_text(encoding="utf-8")
         path.write_text(without(source, [cut for cut in exercise.cuts if cut.file == file]), encoding="utf-8")
 
@@ -162,57 +164,60 @@ def region(source, cut):
     if ast.get_docstring(node) is not None:
         body = body[1:]
     begins = [ast.get_source_segment(source, statement) for statement in body]
-    first = next(i for i, text in enumerate(begins) if text.startswith(cut.first))
-    last = next(i for i, text in enumerate(begins) if i >= first and text.startswith(cut.last)) if cut.last else -1
-    return body[first].lineno, body[last].end_lineno
+    firsts = [i for i, text in enumerate(begins) if text.startswith(cut.first)]
+    lasts = [i for i, text in enumerate(begins) if text.startswith(cut.last) and i >= firsts[0]] if firsts else []
+    if not lasts:
+        raise ValueError(f"{cut.file}: {cut.function} has no statements from {cut.first!r} to {cut.last!r}")
+    return body[firsts[0]].lineno, body[lasts[0] if cut.last else -1].end_lineno
 
 
-def turns(exercise, own):
-    """(file, line) of each place of the copy that waits for its reader."""
+def turns(exercise, copy):
+    """(file, line) of each place in the copy that is still to be written."""
     for file in dict.fromkeys(cut.file for cut in exercise.cuts):
-        lines = (own / "tinydiff" / file).read_text(encoding="utf-8").splitlines()
+        lines = (copy / "tinydiff" / file).read_text(encoding="utf-8").splitlines()
         yield from ((file, number) for number, line in enumerate(lines, 1) if '"your turn: ' in line)
 
 
 # ----------------------------------------------------------------------------------------------------------- the check
 
 
-def broken_files(exercise, own):
-    """A law that says so for each of the exercise's files that is no Python any more."""
+def broken_files(exercise, copy):
+    """A failed law for each of the exercise's files that is not Python."""
     laws = []
     for file in dict.fromkeys(cut.file for cut in exercise.cuts):
-        path = own / "tinydiff" / file
+        path = copy / "tinydiff" / file
         try:
             ast.parse(path.read_text(encoding="utf-8"))
         except SyntaxError as error:
             place = {"file": str(path), "line": error.lineno, "code": (error.text or "").strip(), "function": ""}
-            law = {"name": f"{file} is Python", "says": "", "passed": False, "error": f"SyntaxError: {error.msg}"}
+            law = {"name": f"{file} is Python", "text": "", "passed": False, "error": f"SyntaxError: {error.msg}"}
             laws.append(law | {"places": [place], "example": ""})
     return laws
 
 
-def judge(exercise, own):
-    """What tests/laws.py says of the copy, in a process of its own that knows no other tinydiff."""
+def judge(exercise, copy):
+    """The result of tests/laws.py for the copy, from a new process that has imported no other tinydiff."""
     if missing := [name for name in ("pytest", "hypothesis") if find_spec(name) is None]:
         raise TinydiffError(f'the laws need {" and ".join(missing)}: pip install -e ".[test]"')
-    arguments = [sys.executable, str(ROOT / "tests" / "laws.py"), str(own.resolve()), *exercise.laws]
+    arguments = [sys.executable, str(ROOT / "tests" / "laws.py"), str(copy.resolve()), *exercise.laws]
     try:
-        done = subprocess.run(arguments, cwd=own, capture_output=True, text=True, timeout=LIMIT)
+        done = subprocess.run(arguments, cwd=copy, capture_output=True, text=True, timeout=LIMIT)
     except subprocess.TimeoutExpired:
         raise TinydiffError(f"stopped after {LIMIT} s: is there a loop in your code that never ends?") from None
     if done.returncode:
-        raise TinydiffError(f"the laws could not be run: {(done.stderr.strip() or 'no word why').splitlines()[-1]}")
+        reason = (done.stderr.strip() or "no reason is given").splitlines()[-1]
+        raise TinydiffError(f"the laws could not be run: {reason}")
     return json.loads(done.stdout)
 
 
 def in_words(law, exercise):
     """Why a law failed: what was wrong, where, and in which case.
 
-    Where: the last line that it came through in what the reader writes, or else in the law.
+    Where: the last line in the functions that the reader writes, or, if the error passed none of them, in the law.
     """
-    own = [(str(Path("tinydiff", cut.file)), cut.function.split(".")[-1]) for cut in exercise.cuts]
-    mine = [at for at in law["places"] if any(at["file"].endswith(file) and at["function"] == f for file, f in own)]
-    place = (mine or law["places"] or [None])[-1]
+    cuts = [(str(Path("tinydiff", cut.file)), cut.function.split(".")[-1]) for cut in exercise.cuts]
+    inside = [at for at in law["places"] if any(at["file"].endswith(file) and at["function"] == f for file, f in cuts)]
+    place = (inside or law["places"] or [None])[-1]
     where = f"{near(place['file'])}:{place['line']}: " if place else ""
     if "your turn: " in law["error"]:
         return f"still to be written, {where}{law['error'].partition('your turn: ')[2]}"
@@ -221,12 +226,12 @@ def in_words(law, exercise):
 
 
 def near(path):
-    """A path as short as it can be from here."""
+    """The path from the current folder, or the whole path if the file lies outside it."""
     relative = os.path.relpath(path)
     return path if relative.startswith("..") else relative
 
 
-# ------------------------------------------------------------------------------------------------------- who is where
+# -------------------------------------------------------------------------------------------------------- the progress
 
 
 def find(name):
@@ -236,8 +241,8 @@ def find(name):
         return EXERCISES[int(name) - 1]
     if name not in names:
         close = difflib.get_close_matches(name, names, cutoff=0.5)
-        meant = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(names)}"
-        raise TinydiffError(f"no exercise is called {name}: {meant}")
+        which = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(names)}"
+        raise TinydiffError(f"no exercise is called {name}: {which}")
     return EXERCISES[names.index(name)]
 
 
@@ -261,13 +266,13 @@ def latest(folder):
 
 
 def progress(exercise, folder):
-    """Hints given and whether it is solved; None where it was not started."""
+    """The number of hints given, and whether it is solved; None if it was not started."""
     path = _note(exercise, folder)
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def keep(exercise, folder, **news):
-    _note(exercise, folder).write_text(json.dumps((progress(exercise, folder) or {}) | news), encoding="utf-8")
+def keep(exercise, folder, **changes):
+    _note(exercise, folder).write_text(json.dumps((progress(exercise, folder) or {}) | changes), encoding="utf-8")
 
 
 def _note(exercise, folder):
@@ -275,11 +280,11 @@ def _note(exercise, folder):
 
 
 def command(words, folder):
-    """What to type."""
-    return f"python demos/exercise.py {words}" + ("" if folder == Path(FOLDER) else f" --dir {folder}")
+    """What to type for these words."""
+    return f"python demos/exercises/exercise.py {words}" + ("" if folder == Path(FOLDER) else f" --dir {folder}")
 
 
-def say(text, before=""):
+def show(text, before=""):
     """Print lines of text, wrapped to the terminal, the first after `before` and the rest below it."""
     width = min(shutil.get_terminal_size().columns, 120)
     wrap = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False)  # a path stays in one piece
@@ -295,5 +300,5 @@ if __name__ == "__main__":
     parser.add_argument("action", nargs="?", choices=actions, help="what to do")
     parser.add_argument("name", nargs="?", help="an exercise, by its name or number")
     parser.add_argument("--dir", help="folder of the working copies")
-    parser.add_argument("--fresh", action="store_true", help="start once more, and throw away what was written")
+    parser.add_argument("--fresh", action="store_true", help="start again, and throw your work away")
     cli.run(main, parser)

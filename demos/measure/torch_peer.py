@@ -1,9 +1,10 @@
-"""The reference U-Net in PyTorch: an outside witness for the tests, and the peer of benchmark.py.
+"""PyTorch's side of a benchmark, and an outside witness for the tests: the reference U-Net in PyTorch.
 
-Its parts have our names, so that weights can be copied by name (`in_torch`).  Torch keeps channels first: filters
-(KH, KW, C, O) become (O, C, KH, KW), and a linear layer's (in, out) becomes (out, in).
+The parts of `Reference` have our names, so that weights can be copied by name (`in_torch`).  Torch keeps channels
+first: filters (KH, KW, C, O) become (O, C, KH, KW), and a linear layer's (in, out) becomes (out, in).
 
-`Peer` is what benchmark.py times beside ours, `largest_difference` what it checks first.
+`Peer` has the jobs of `Ours` (ours.py), `OnDevice` those of ours on a GPU.  `largest_difference` shows first that both
+sides have one network.  This is the only file that imports PyTorch, and it is imported only where PyTorch is installed.
 """
 
 import itertools
@@ -113,27 +114,18 @@ def in_torch(name, a, shapes):
 def largest_difference(model, layout):
     """How far our network and the reference are apart with the same weights: (name, difference) of the worst.
 
-    Compared are the output and every gradient, each by its largest difference over its largest value.  A gradient's
-    largest value counts as no less than a hundredth of that of all gradients: a bias that the next norm takes away
-    again has none but rounding errors.
-    model: our U-Net, whose weights are drawn anew: none is 0, which would hide what stands before it.
-    layout: name of torch's memory format.  Raises RuntimeError where the parameters are not the same in number.
+    The output and every gradient are compared, each by its largest difference over its largest value.  A gradient's
+    largest value counts as no less than a hundredth of that of all gradients: the gradient of a bias that the next norm
+    takes away again consists of rounding errors.
+    model: our U-Net, whose weights are drawn anew: none is 0, because a 0 would hide what stands before it.
+    layout: name of torch's memory format.  Raises RuntimeError where the two do not have as many parameters.
     """
-    rng = default_rng(0)
+    rng, layout = default_rng(0), getattr(torch, layout)
     for p in model.parameters():
         fan_in = p.size / p.shape[-1]
         start = rng.standard_normal(p.shape) / math.sqrt(fan_in) if p.ndim > 1 else rng.normal(0.5, 0.3, p.shape)
         p.data[...] = asarray(start, p.dtype)
-    layout = getattr(torch, layout)
-    twin = Reference(model.base_channels)
-    shapes = {name: p.shape for name, p in twin.named_parameters()}
-    count = sum(p.numel() for p in twin.parameters())
-    if count != model.num_parameters():
-        raise RuntimeError(f"not the same network: ours has {model.num_parameters():,} parameters, PyTorch's {count:,}")
-    weights = dict(in_torch(name, to_numpy(p), shapes) for name, p in model.named_parameters())
-    twin.load_state_dict({name: torch.tensor(a.copy()) for name, a in weights.items()})
-    twin = twin.to(memory_format=layout)
-
+    twin = _twin(model).to(memory_format=layout)
     x, g = rng.standard_normal((2, 4, 28, 28, 1), dtype="float32")
     t = np.array([1, 37, 500, 1000])
     y = model(asarray(x), t)
@@ -142,8 +134,9 @@ def largest_difference(model, layout):
     z = twin(x, torch.tensor(t))
     z.backward(g)
 
-    found = dict(in_torch(name, to_numpy(p.grad), shapes) for name, p in model.named_parameters())
     expected = {name: p.grad.numpy() for name, p in twin.named_parameters()}
+    shapes = {name: a.shape for name, a in expected.items()}
+    found = dict(in_torch(name, to_numpy(p.grad), shapes) for name, p in model.named_parameters())
     least = 0.01 * max(abs(a).max() for a in expected.values())
     off = {name: abs(found[name] - a).max() / max(abs(a).max(), least) for name, a in expected.items()}
     z = z.detach().permute(0, 2, 3, 1).numpy()
@@ -151,8 +144,13 @@ def largest_difference(model, layout):
     return max(off.items(), key=lambda item: (math.isnan(item[1]), item[1]))
 
 
+def works(device):
+    """Whether PyTorch finds the device, "cuda" or "cpu"."""
+    return device == "cpu" or torch.cuda.is_available()
+
+
 class Peer:
-    """PyTorch's side of benchmark.py, eager and float32, in one memory layout: the same methods as its `Ours`."""
+    """PyTorch eager, float32, in one memory layout: the methods are those of `Ours`."""
 
     def __init__(self, *, channels, batch_size, cores, layout):
         torch.set_num_threads(cores)
@@ -210,7 +208,7 @@ class Peer:
 
 
 class OnDevice(Peer):
-    """The same on a GPU, or for a rehearsal on "cpu": with TF32 and compiled where asked for, the device waited for."""
+    """The same on a GPU, or for a rehearsal on "cpu".  The last stage of a job waits for the device."""
 
     def __init__(self, *, device, compiled, tf32, **settings):
         torch.set_default_device(device)
@@ -232,6 +230,18 @@ class OnDevice(Peer):
     def _wait(self, _):
         if self.cuda:
             torch.cuda.synchronize()
+
+
+def _twin(model):
+    """The reference with the weights of our network."""
+    twin = Reference(model.config["base_channels"])
+    count = sum(p.numel() for p in twin.parameters())
+    if count != model.num_parameters():
+        raise RuntimeError(f"not the same network: ours has {model.num_parameters():,} parameters, PyTorch's {count:,}")
+    shapes = {name: p.shape for name, p in twin.named_parameters()}
+    weights = dict(in_torch(name, to_numpy(p), shapes) for name, p in model.named_parameters())
+    twin.load_state_dict({name: torch.tensor(a.copy()) for name, a in weights.items()})
+    return twin
 
 
 def _forward_and_backward(f, leaves):

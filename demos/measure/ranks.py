@@ -1,20 +1,21 @@
 """How fast is a training step on worker processes or MPI ranks, and how would it be on many?
 
-    python demos/ranks.py --workers 1                                 one core, and what that predicts
-    python demos/ranks.py --workers 2
-    mpiexec -n 2 python demos/ranks.py --parallel mpi
-    mpiexec -n 2 --mca btl tcp,self python demos/ranks.py --parallel mpi          over TCP
+    python demos/measure/ranks.py --workers 1                                 one core, and what that predicts
+    python demos/measure/ranks.py --workers 2
+    mpiexec -n 2 python demos/measure/ranks.py --parallel mpi
+    mpiexec -n 2 --mca btl tcp,self python demos/measure/ranks.py --parallel mpi          over TCP
 
-Each measures the step of the reference U-Net at one batch of 64 images, split over the workers, so their images a
-second can be compared.  MPI's ranks also time the Allreduce alone: of one number, the latency of its two messages, and
-of the gradient.  One worker alone goes on to the model (weak scaling, every rank with B images):
+Each command measures the step of the reference U-Net at one batch of 64 images, split over the workers, so their images
+a second can be compared.  MPI's ranks also time the Allreduce alone: of one number, which is the latency of its two
+messages, and of the gradient.  One worker alone goes on to the model (weak scaling, every rank with B images):
 
     T(n) = B c + D d + n B e + u + 2 (n - 1)/n S/bandwidth + 2 (n - 1) latency     efficiency = T(1)/T(n)
 
-c: computing an image; d: drawing one, of the D that a rank needs or shares a stream with (train.NOISE_BLOCK); e: the
-time and label of each image of the whole batch; u: the update; then the ring Allreduce of S bytes, S/n in each of
-2 (n - 1) messages: no algorithm takes less than its first term.  All of it is in turn: nothing overlaps.  A network
-`scale` times larger has scale times c, u and S.  The link is each rank's own.
+c: computing an image.  d: drawing an image; a rank draws D of them, its own and those that share a block of the batch
+with them (app/blocks.py), at most B and two blocks.  e: the time t and the room that an image of any rank takes in the
+arrays of the batch.  u: the update.  Then comes the ring Allreduce of S bytes, S/n in each of 2 (n - 1) messages: no
+algorithm takes less than its first term.  Nothing overlaps: each part waits for the one before.  A network `scale`
+times larger has scale times c, u and S.  The link is each rank's own.
 """
 
 import math
@@ -26,16 +27,19 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from tinydiff import cli
+from tinydiff.app import cli
+from tinydiff.app.blocks import BLOCK, in_blocks
+from tinydiff.app.checkpoint import atomic_write
+from tinydiff.app.generate import build_unet
+from tinydiff.app.tables import write_table
+from tinydiff.app.training import diffusion_training
 from tinydiff.backend import default_rng
-from tinydiff.checkpoint import atomic_write
 from tinydiff.data import Dataset
 from tinydiff.diffusion import Schedule
-from tinydiff.generate import build_unet
-from tinydiff.parallel import default_workers
-from tinydiff.train import NOISE_BLOCK, TrainConfig, Training, draw_batch, noise_prediction_losses
+from tinydiff.train import TrainConfig, draw_batch, noise_prediction_losses, train
 
 BATCH, GOOD = 64, 0.9  # images of a rank; an efficiency to ask for
+OTHERS = 16  # blocks of other ranks, in the measurement of e
 LATENCY = 30e-6  # seconds a message, of TCP between two machines
 RANKS, SCALES, GIGABITS, SPEEDS = (2, 16, 128, 1024), (1, 50), (10, 100), (1, 100)
 
@@ -43,38 +47,51 @@ RANKS, SCALES, GIGABITS, SPEEDS = (2, 16, 128, 1024), (1, 50), (10, 100), (1, 10
 def main(*, parallel="local", workers=None, rounds=15, out="runs/ranks"):
     """Print what was measured; one worker alone also writes ranks.png to `out`."""
     ranks = cli.start("numpy", None, parallel)
-    workers = workers or ranks.num_workers or default_workers()
+    workers = workers or ranks.default_workers()
+    images = default_rng(0).integers(0, 256, (5000, 28, 28), dtype=np.uint8)
+    dataset = Dataset("noise", images, np.zeros(5000, np.uint8), "random pixels", tuple("0123456789"))
     with ranks.workers(partial(build_unet, {"num_classes": 10}, 0), workers) as pool:
-        state = Training(pool, Schedule.linear(), TrainConfig(batch_size=BATCH, minutes=None))
-        images = default_rng(0).integers(0, 256, (5000, 28, 28), dtype=np.uint8)
-        dataset = Dataset("noise", images, np.zeros(5000, np.uint8), "random pixels", tuple("0123456789"))
-        batch = draw_batch(dataset, state.schedule, state.config, 10, 0)
-        step = seconds(partial(state.advance, dataset), rounds)
-        gradient = seconds(partial(pool.gradients, noise_prediction_losses, batch, (0,)), rounds)
-        draw = seconds(partial(draw_batch, dataset, state.schedule, state.config, 10, 0), rounds)
-        first, large = (TrainConfig(batch_size=n, minutes=None) for n in (NOISE_BLOCK, 65 * NOISE_BLOCK))
-        block, of_all = (
-            seconds(partial(draw_batch, dataset, state.schedule, config, 10, 0, slice(0, 0)), rounds)
-            for config in (first, large)
-        )
-        size = len(pool.flat.data)
+        step, costs = measure_step(pool, dataset, rounds)
         what = "MPI rank(s)" if parallel == "mpi" else "local worker(s)"
         print(f"{workers} {what}: {1e3 * step:.1f} ms a step, {BATCH / step:.1f} img/s")
         if ranks.size > 1:
+            size = costs["numbers"]
             one, whole = (seconds(partial(ranks.allreduce_mean, np.ones(n, "float32")), 5 * rounds) for n in (1, size))
             print(f"Allreduce: {1e6 * one:.1f} us for 4 bytes, {1e3 * whole:.2f} ms for {4 * size:,} bytes")
             print(f"so {1e6 * one / 2:.1f} us a message and {4e-9 * size / (whole - one):.2f} GB/s each way")
     if ranks.size > 1 or workers > 1:
         return
-    costs = {"c": gradient / BATCH, "d": draw / BATCH, "e": (of_all - block) / (64 * NOISE_BLOCK)}
-    costs |= {"u": max(0.0, step - gradient - draw), "numbers": size}
+    costs["e"] = measure_others(dataset, rounds)
     drawn = f"drawn in {1e6 * costs['d']:.1f} us, {1e9 * costs['e']:.0f} ns for another rank's"
     print(f"an image: {1e3 * costs['c']:.2f} ms, {drawn}; update {1e3 * costs['u']:.1f} ms")
     Path(out).mkdir(parents=True, exist_ok=True)
-    cli.write_table(Path(out) / "ranks.md", table(costs))
+    write_table(Path(out) / "ranks.md", table(costs))
     with atomic_write(Path(out) / "ranks.png") as file:
         picture(costs).savefig(file, format="png")
     print(f"picture: {out}/ranks.png")
+
+
+def measure_step(pool, dataset, rounds):
+    """Seconds of a step, and what it consists of: the costs c, d and u, and how many numbers a gradient has."""
+    state = diffusion_training(pool, Schedule.linear(), TrainConfig(batch_size=BATCH, minutes=None), dataset)
+    batch, steps = state.draw(state.config, 0), train(state)
+    step = seconds(partial(next, steps), rounds)
+    gradient = seconds(partial(pool.gradients, noise_prediction_losses, batch), rounds)
+    draw = seconds(partial(state.draw, state.config, 0), rounds)
+    update = max(0.0, step - gradient - draw)
+    return step, {"c": gradient / BATCH, "d": draw / BATCH, "u": update, "numbers": len(pool.flat.data)}
+
+
+def measure_others(dataset, rounds):
+    """The cost e, from a batch of one block and one with OTHERS more, where a rank draws its rows of the first."""
+
+    def draw_from(source):
+        return partial(draw_batch, source, Schedule.linear(), 10)
+
+    draw = in_blocks(draw_from, dataset, lambda n: slice(0, BATCH))
+    configs = (TrainConfig(batch_size=blocks * BLOCK, minutes=None) for blocks in (1, 1 + OTHERS))
+    first, large = (seconds(partial(draw, config, 0), rounds) for config in configs)
+    return max(0.0, large - first) / (OTHERS * BLOCK)
 
 
 def seconds(call, rounds):
@@ -93,12 +110,12 @@ def allreduce(n, size, gigabits):
 
 
 def drawing(costs, n, batch):
-    """Seconds that a rank draws for, of n ranks with `batch` images each."""
-    return min(n * batch, batch + 2 * NOISE_BLOCK) * costs["d"] + n * batch * costs["e"]
+    """Seconds that one of n ranks with `batch` images each draws for, where blocks divide the whole batch."""
+    return min(n * batch, batch + 2 * BLOCK) * costs["d"] + n * batch * costs["e"]
 
 
 def efficiency(costs, n, *, scale=1, gigabits=10, speed=1, batch=BATCH):
-    """T(1)/T(n), of ranks that compute `speed` times as fast as the measured one; they draw as fast as it does."""
+    """T(1)/T(n), of ranks that compute `speed` times as fast as the measured one, and draw as fast."""
     work = (batch * costs["c"] + costs["u"]) * scale / speed
     sent = allreduce(n, 4 * scale * costs["numbers"], gigabits)
     return (work + drawing(costs, 1, batch)) / (work + drawing(costs, n, batch) + sent)
@@ -106,11 +123,11 @@ def efficiency(costs, n, *, scale=1, gigabits=10, speed=1, batch=BATCH):
 
 def batch_for(costs, n, **kwargs):
     """The smallest B, images of a rank, that is GOOD on n ranks; None where drawing takes too long with any."""
-    if efficiency(costs, n, batch=1e12, **kwargs) < GOOD:
-        return None
     low, high = 0, 1
     while efficiency(costs, n, batch=high, **kwargs) < GOOD:
         low, high = high, 2 * high
+        if high > 1e12:
+            return None
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if efficiency(costs, n, batch=middle, **kwargs) >= GOOD else (middle, high)
@@ -118,7 +135,7 @@ def batch_for(costs, n, **kwargs):
 
 
 def table(costs):
-    """For each network, link and number of ranks: the efficiency, and the whole batch that makes it GOOD."""
+    """For each network, link and number of ranks: the efficiency, and the smallest whole batch that is GOOD."""
     rows = []
     for speed in SPEEDS:
         for scale in SCALES:

@@ -1,0 +1,144 @@
+"""Our side of a benchmark, as a contestant runs it (contestant.py): the work of the reference U-Net, job by job.
+
+`Ours` computes on the CPU, with the fast functions or, with plain=True, with those of the book as they stand.
+`OnDevice` does the same on a GPU.  A stage has ended when its work is done, on a GPU too: one number of the result is
+fetched.  Read next: torch_peer.py, the other side.
+"""
+
+import itertools
+from functools import partial
+
+import numpy as np
+
+from tinydiff import ops
+from tinydiff.app.alone import one_process
+from tinydiff.app.generate import build_unet
+from tinydiff.autograd import Tensor, no_grad, op
+from tinydiff.backend import asarray, backend_name, default_rng, to_numpy, use_backend, xp
+from tinydiff.more.layers import NormSilu
+from tinydiff.optim import EMA, Adam, clip_grad_norm
+from tinydiff.train import noise_prediction_losses
+
+OURS, PLAIN = "tinydiff", "plain"  # names of our contestants
+SIDE = 28  # of an image, pixels
+
+
+class Ours:
+    """The jobs on so many cores, each with a worker.  The plain functions have one process, whatever the cores."""
+
+    def __init__(self, *, backend, batch_size, channels, cores, precision=None, plain=False, size=SIDE):
+        use_backend(backend, precision, plain=plain)
+        self.build, self.rng = partial(build_unet, {"base_channels": channels}, 0), default_rng(0)
+        self.workers = one_process().workers(self.build, 1 if plain else cores)
+        self._descend = _descent(self.workers.parameters)
+        x, eps = self.rng.standard_normal((2, batch_size, size, size, 1), dtype="float32")
+        t = self.rng.integers(1, 1001, batch_size)
+        self.batch = {"x_t": asarray(x), "target": asarray(eps), "t": t}
+        self.parts = list(zip(*(np.array_split(a, self.workers.num_workers) for a in (x, t))))
+
+    def train(self):
+        def step(_):
+            self.gradients(None)
+            self.update(None)
+
+        return [step]
+
+    def gradients(self, _):
+        self.workers.gradients(noise_prediction_losses, self.batch)
+
+    def update(self, _):
+        self._descend(1.0)
+
+    def forward(self):
+        return [lambda _: list(self.workers.map(_forward, self.parts))]
+
+    def conv(self, n, size, c_in, c_out, stride, input_gradient):
+        x, w, b = self._array(n, size, size, c_in), self._leaf(3, 3, c_in, c_out), self._leaf(c_out)
+        x = _inner(x) if input_gradient else Tensor(x)
+        return self._forward_and_backward(lambda: ops.conv2d(x, w, b, stride=stride, padding=1))
+
+    def group_norm_silu(self, n, size, c, num_groups):
+        x, layer = _inner(self._array(n, size, size, c)), NormSilu(num_groups, c)
+        layer.gamma, layer.beta = self._leaf(c), self._leaf(c)
+        return self._forward_and_backward(lambda: layer(x))
+
+    def attention(self, n, heads, pixels, features):
+        q, k, v = (_inner(self._array(n, heads, pixels, features)) for _ in range(3))
+        return self._forward_and_backward(lambda: ops.attention(q, k, v))
+
+    def optimizer(self):
+        workers, calls = one_process().workers(self.build, 1), itertools.count()
+        for p in workers.model.parameters():
+            p.grad = self._array(*p.shape)
+        descend = _descent(workers.parameters)
+        return [lambda _: descend(0.999 ** next(calls))]  # a little lower each time, so that each one clips
+
+    def close(self):
+        self.workers.close()
+
+    def _array(self, *shape):
+        return asarray(self.rng.standard_normal(shape, dtype="float32"))
+
+    def _leaf(self, *shape):
+        return Tensor(self._array(*shape), requires_grad=True)
+
+    def _forward_and_backward(self, f):
+        g = self._array(*f().shape)
+
+        def forward(_):
+            y = f()
+            _wait(y.data)
+            return y
+
+        def backward(y):
+            y.backward(g)
+            _wait(g)
+
+        return [forward, backward]
+
+
+class OnDevice(Ours):
+    """The same with the batch on the device, one process, and the device's memory."""
+
+    def forward(self):
+        def forward(_):
+            with no_grad():
+                _wait(self.workers.model(self.batch["x_t"], self.batch["t"]).data)
+
+        return [forward]
+
+    def peak_mb(self):
+        return xp.get_default_memory_pool().total_bytes() / 2**20 if backend_name() == "cupy" else None
+
+
+def _forward(model, part):
+    with no_grad():
+        return to_numpy(model(*part)).shape
+
+
+def _inner(array):
+    """A Tensor with these values that drops its gradient, as a map within a network does: a leaf would copy it."""
+
+    @op
+    def inner(leaf):
+        return array, lambda g: (xp.zeros_like(leaf),)
+
+    return inner(Tensor(xp.zeros(1, array.dtype), requires_grad=True))
+
+
+def _descent(parameters):
+    """descend(max_norm): clipping, Adam, and the average of the weights."""
+    adam, ema = Adam(parameters), EMA(parameters)
+
+    def descend(max_norm):
+        clip_grad_norm(parameters, max_norm)
+        adam.step()
+        ema.update()
+        _wait(ema.average[-1])
+
+    return descend
+
+
+def _wait(array):
+    """Until the device has done what it was asked for: one number of the array is fetched."""
+    to_numpy(array.reshape(-1)[:1])

@@ -1,0 +1,354 @@
+"""A run from outside: what is drawn, the clock, saving and resuming bit for bit, and the short run of any loss."""
+
+import json
+import math
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+from plain import fast, plain
+from small_run import CONFIG, DATASET, NETWORK, SCHEDULE, arrays_of, same_bits, small_run, small_workers
+
+from tinydiff.app import checkpoint, training
+from tinydiff.app.alone import Alone, one_process
+from tinydiff.app.checkpoint import CheckpointError
+from tinydiff.app.fit import fit, steps_that_fit
+from tinydiff.app.generate import Recipe, generate
+from tinydiff.app.trained import load_trained
+from tinydiff.app.training import by_name, restore, save, saved_config, steps, whole
+from tinydiff.backend import asarray, backend_name, to_numpy
+from tinydiff.optim import Adam, clip_grad_norm, learning_rate
+from tinydiff.train import LoopConfig, TrainConfig, TrainingError, draw_batch, noise_prediction_losses, train
+
+pytestmark = pytest.mark.training
+
+
+def advance(state, num_steps):
+    """Take so many steps."""
+    for _, _ in zip(range(num_steps), steps(state, one_process())):
+        pass
+    return state
+
+
+def saved(state, path, **more):
+    save(state, path, DATASET, SCHEDULE, 1, **more)
+    return path
+
+
+def restored(path, **how):
+    state = small_run(**how)
+    restore(state, path, *checkpoint.load(path))
+    return state
+
+
+# What is drawn.
+
+
+def test_a_run_draws_the_batches_of_its_steps():
+    """Without another draw they are draw_batch's, of this data, schedule and network; bit for bit."""
+    state = small_run()
+    for step in (0, 1, 5, 3):
+        batch, expected = state.draw(CONFIG, step), draw_batch(DATASET, SCHEDULE, 10, CONFIG, step)
+        assert batch.keys() == expected.keys()
+        assert all((to_numpy(batch[name]) == expected[name]).all() for name in batch)
+    assert "labels" not in small_run(network={**NETWORK, "num_classes": None}).draw(CONFIG, 0)
+
+
+def test_another_draw_and_further_settings_take_the_place_of_the_usual(tmp_path):
+    """A run draws its batches by `draw`, called with config and step, and keeps the settings that save is given."""
+    asked = []
+
+    def draw(config, step):
+        asked.append((config, step))
+        return {**draw_batch(DATASET, SCHEDULE, 10, config, step), "t": np.full(CONFIG.batch_size, 7)}
+
+    usual, other = advance(small_run(), 2), advance(small_run(draw=draw), 2)
+    assert asked[:2] == [(CONFIG, 0), (CONFIG, 1)]  # on a GPU the next one is asked for ahead
+    assert not same_bits(arrays_of(usual), arrays_of(other))
+    _, meta = checkpoint.load(saved(other, tmp_path / "other.npz", kind="other", held_out=[1]))
+    assert (meta["kind"], meta["held_out"], meta["step"]) == ("other", [1], 2)
+
+
+# The clock.
+
+
+def test_steps_are_those_of_train_and_nothing_else():
+    """The same state, as often, with the same bits; the last one has every row."""
+    state, expected = small_run(), small_run()
+    seen = [(yielded is state, state.step) for yielded in steps(state, one_process())]
+    assert seen == [(True, step) for step in range(1, 7)] and len(state.rows) == 6
+    for _ in train(expected):
+        pass
+    assert same_bits(arrays_of(state), arrays_of(expected))
+
+
+def test_minutes_lower_the_number_of_steps(monkeypatch):
+    """At the end of the warm-up the steps that fit are minutes * 60 / (seconds a step); more than asked for never."""
+    for seconds, expected in ((0.5, 24), (1e-6, 40)):
+        clock = iter([0, 2 * seconds])  # read before step 1 and after step 2
+        monkeypatch.setattr(training.time, "monotonic", lambda clock=clock: float(next(clock)))
+        state = small_run(replace(CONFIG, num_steps=40))
+        for _, _ in zip(range(3), steps(state, one_process(), 0.2)):
+            pass
+        assert state.num_steps == expected
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 3])
+def test_minutes_count_once_at_the_end_of_the_warm_up(monkeypatch, warmup):
+    """num_steps stands until step max(1, warmup) is done, changes there, and then stands; one step more always fits."""
+    monkeypatch.setattr(training.time, "monotonic", iter(range(100)).__next__)  # 1 second from the start to the look
+    state, first = small_run(replace(CONFIG, num_steps=40, warmup=warmup)), max(1, warmup)
+    seen = [state.num_steps for _ in steps(state, one_process(), 0.0)]
+    assert seen == [40] * (first - 1) + [first + 1] * 2
+
+
+def test_a_resumed_run_counts_its_own_steps_only(monkeypatch):
+    """Speed is that of the steps of this process: the ones before a restart took none of its time."""
+    clock = iter([100.0, 102.0])  # 2 seconds for steps 2 and 3
+    monkeypatch.setattr(training.time, "monotonic", lambda: next(clock))
+    state = small_run(replace(CONFIG, num_steps=400, warmup=3))
+    state.step = 1
+    for _, _ in zip(range(2), steps(state, one_process(), 2.0)):
+        pass
+    assert state.num_steps == 120  # two minutes at a second a step
+
+
+def test_the_clock_is_rank_0s(monkeypatch):
+    """What fits is decided once, by what broadcast gives."""
+
+    class Ranks(Alone):
+        def broadcast(self, make):
+            return make() and 5
+
+    state = small_run(replace(CONFIG, num_steps=40))
+    assert len(list(steps(state, Ranks(), 60.0))) == 5
+
+
+# A checkpoint.
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
+    """6 steps = 3 steps, a checkpoint, a fresh state, 3 steps: weights, moments, average, metrics, file bytes."""
+    at_once, first = advance(small_run(), 6), advance(small_run(), 3)
+    path = saved(first, tmp_path / "half.npz")
+    second = restored(path, config=replace(CONFIG, num_steps=999))  # overwritten by what the checkpoint says
+    assert second.step == 3 and len(second.metrics()) == 3
+    assert same_bits(arrays_of(first), arrays_of(second))
+    second.config = CONFIG
+    assert [state.step for state in steps(second, one_process())] == [4, 5, 6] and at_once.step == 6
+    assert same_bits(arrays_of(at_once), arrays_of(second))
+    assert not same_bits(arrays_of(first), arrays_of(second))
+    np.testing.assert_array_equal(second.metrics(), at_once.metrics())
+    a, b = saved(at_once, tmp_path / "at_once.npz"), saved(second, tmp_path / "second.npz")
+    assert a.read_bytes() == b.read_bytes()
+
+
+@pytest.mark.skipif(backend_name() != "numpy", reason="OneProcess on a GPU is with --plain, which is another run")
+@pytest.mark.parametrize("writer", [plain, fast])
+def test_a_checkpoint_does_not_depend_on_who_saved_or_restores_it(writer, tmp_path):
+    """OneProcess, whose parameters are many arrays, and Workers, whose are one: the same file, the same arrays.
+
+    Both are given one state, because the steps of the two differ by rounding.
+    """
+    with writer():
+        original = advance(small_run(), 3)
+        expected = arrays_of(original)
+        path = saved(original, tmp_path / "a.npz")
+    arrays, _ = checkpoint.load(path)
+    assert {name: arrays[name].shape for name in expected} == {name: a.shape for name, a in expected.items()}
+    assert same_bits({name: arrays[name] for name in expected}, expected)
+    for number, reader in enumerate((plain, fast)):
+        with reader():
+            state = restored(path)
+            assert len(state.parameters) == (len(state.model.parameters()) if reader is plain else 1)
+            assert same_bits(arrays_of(state), expected)
+            assert (state.step, state.num_steps, state.adam.num_steps, state.ema.num_updates) == (3, 6, 3, 3)
+            assert saved(state, tmp_path / f"{number}.npz").read_bytes() == path.read_bytes()
+            assert list(checkpoint.load(path)[0]) == list(checkpoint.load(tmp_path / f"{number}.npz")[0])
+            assert [s.step for s in steps(state, one_process())] == [4, 5, 6]
+            assert not same_bits(arrays_of(state), expected) and np.isfinite(state.metrics()[-1][0])
+
+
+def test_checkpoint_of_another_network_is_refused(tmp_path):
+    """restore names the first parameter that does not fit, with both shapes, and leaves everything as it was."""
+    path = saved(small_run(), tmp_path / "a.npz")
+    other = small_run(network={**NETWORK, "base_channels": 16})
+    before = arrays_of(other)
+    with pytest.raises(CheckpointError, match=r"a\.npz: weights/time1\.w is of shape \(8, 128\), .* \(16, 128\)"):
+        restore(other, path, *checkpoint.load(path))
+    arrays, meta = checkpoint.load(path)
+    del arrays["adam_v/conv_out.b"]
+    state = small_run(replace(CONFIG, seed=6))
+    own = arrays_of(state)
+    with pytest.raises(CheckpointError, match=r"adam_v/conv_out\.b is missing, this network's has shape \(1,\)"):
+        restore(state, path, arrays, meta)
+    assert same_bits(before, arrays_of(other)) and same_bits(own, arrays_of(state))
+
+
+def test_a_checkpoint_says_what_it_was_trained_on(tmp_path):
+    """Its description holds the run's and the data's own words and numbers; the shape is that of one x_0."""
+    wide = replace(DATASET, images=DATASET.images[:, :4])
+    state = small_run()
+    save(state, tmp_path / "a.npz", wide, SCHEDULE, 3)
+    arrays, meta = checkpoint.load(tmp_path / "a.npz")
+    x_0, _ = wide.batch(np.array([0]))
+    assert meta["data"] == {"name": "noise", "source": "random pixels", "num": 50, "image_shape": [*x_0.shape[1:]]}
+    assert saved_config(meta) == CONFIG and meta["model"] == state.model.config
+    assert (meta["kind"], meta["step"], meta["num_steps"], meta["num_workers"]) == ("diffusion", 0, 6, 3)
+    np.testing.assert_array_equal(arrays["schedule/beta"], SCHEDULE.beta)
+    assert arrays["metrics"].shape == (0, 7)
+
+
+def as_before(meta, weight_decay=0.0, dropout=0.0, text_features=None):
+    """The settings as the version before this one wrote them: with options that are gone, and fewer of the loop's."""
+    train = {name: value for name, value in meta["train"].items() if name != "betas"} | {"weight_decay": weight_decay}
+    model = meta["model"] | {"dropout": dropout, "text_features": text_features}
+    return meta | {"train": train, "model": model}
+
+
+def test_a_checkpoint_of_the_version_before_is_loaded_resumed_and_drawn_from(tmp_path):
+    """It had three options more, and without them the same run: bit for bit what its own version would go on with."""
+    path, before = tmp_path / "before.npz", advance(small_run(), 3)
+    saved(before, path)
+    arrays, meta = checkpoint.load(path)
+    checkpoint.save(path, arrays, as_before(meta))
+    arrays, meta = checkpoint.load(path)
+    config = saved_config(meta)
+    assert config == CONFIG
+    workers = small_workers(meta["model"], config.seed)
+    resumed = small_run(config, workers=workers)
+    restore(resumed, path, arrays, meta)
+    assert same_bits(arrays_of(advance(resumed, 3)), arrays_of(advance(before, 3)))
+    pool, schedule, _ = load_trained(path, 1)
+    images = np.concatenate(list(generate(pool, Recipe(schedule, (8, 8, 1), num_steps=2), [0, 1], 0)), axis=1)
+    assert images.shape == (1, 2, 8, 8, 1) and np.isfinite(images).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"weight_decay": 0.01}, "the checkpoint was trained with weight_decay, which this version does not have"),
+        ({"dropout": 0.1}, "dropout=0.1: this version has no such network"),
+        ({"text_features": 8}, "text_features=8: this version has no such network"),
+    ],
+)
+def test_what_only_the_version_before_could_train_is_refused(options, said, tmp_path):
+    """An option that changed the run or the network is named, in place of a run that would go on as another one."""
+    path = saved(small_run(), tmp_path / "before.npz")
+    arrays, meta = checkpoint.load(path)
+    checkpoint.save(path, arrays, as_before(meta, **options))
+    _, meta = checkpoint.load(path)
+    with pytest.raises(CheckpointError, match=said):
+        saved_config(meta)
+        small_workers(meta["model"])
+    if "weight_decay" not in options:
+        with pytest.raises(CheckpointError, match=said):
+            load_trained(path, 1)
+
+
+def test_a_state_may_be_saved_between_steps_and_not_within_one(monkeypatch):
+    """whole is True wherever train has yielded, and False between the parts of a step, after each of which it is asked.
+
+    A signal may come at any of them.
+    """
+    state, seen = small_run(), []
+
+    def watch(owner, part):
+        inner = getattr(owner, part)
+        monkeypatch.setattr(owner, part, lambda *arguments: (seen.append(whole(state)), inner(*arguments)))
+
+    watch(state, "note")
+    watch(state.adam, "step")
+    watch(state.ema, "update")
+    assert whole(state)
+    for _ in train(state):
+        assert whole(state)
+    assert seen == [True, False, False] * 6  # before the row, before Adam, before the average
+
+
+def test_parts_are_found_by_name_in_one_array_or_in_many():
+    """by_name cuts one long array, or takes one a parameter, in the parameters' order and shapes, on the host."""
+    model = small_workers().model
+    arrays = [np.random.default_rng(i).standard_normal(p.shape) for i, p in enumerate(model.parameters())]
+    one = [asarray(np.concatenate([a.reshape(-1) for a in arrays]))]
+    for parts in (by_name(model, [asarray(a) for a in arrays]), by_name(model, one)):
+        assert list(parts) == [name for name, _ in model.named_parameters()]
+        for found, a in zip(parts.values(), arrays):
+            assert type(found) is np.ndarray
+            np.testing.assert_array_equal(found, a)
+
+
+# The short run.
+
+
+SHORT = LoopConfig(5, batch_size=8, peak_lr=0.01, warmup=2, betas=(0.5, 0.9), clip_norm=0.3, seed=3)
+
+
+def test_fit_is_the_loop_on_any_loss():
+    """Its losses are those of the parts in order, with a loss and a draw of the caller's and without quarters of T."""
+    asked = []
+
+    def draw(config, step):
+        asked.append((config, step))
+        return draw_batch(DATASET, SCHEDULE, 10, replace(CONFIG, batch_size=config.batch_size), step)
+
+    def twice(model, batch):
+        return noise_prediction_losses(model, batch) * 2.0
+
+    workers, other = small_workers(), small_workers()
+    adam, expected = Adam(other.parameters, betas=(0.5, 0.9)), []
+    for step in range(5):
+        expected.append(float(to_numpy(other.gradients(twice, draw(SHORT, step))).mean()))
+        clip_grad_norm(other.parameters, 0.3)
+        adam.step(learning_rate(step, 5, peak=0.01, warmup=2))
+    asked.clear()
+    assert list(fit(workers, twice, draw, SHORT)) == expected
+    assert asked == [(SHORT, step) for step in range(5)]
+    for p, q in zip(workers.model.parameters(), other.model.parameters()):
+        np.testing.assert_array_equal(to_numpy(p), to_numpy(q))
+
+
+def test_fit_stops_at_a_loss_that_is_no_number():
+    """TrainingError with the step's number, and the weights are those before it."""
+    workers = small_workers()
+
+    def losses_of(model, batch):
+        return noise_prediction_losses(model, batch) * asarray(batch["factor"])
+
+    def draw(config, step):
+        factor = np.full(CONFIG.batch_size, math.nan if step == 2 else 1.0, "float32")
+        return {**draw_batch(DATASET, SCHEDULE, 10, CONFIG, step), "factor": factor}
+
+    run = fit(workers, losses_of, draw, SHORT)
+    assert [math.isfinite(next(run)) for _ in range(2)] == [True, True]
+    before = workers.model.state_dict()
+    with pytest.raises(TrainingError, match="step 3: loss is nan"):
+        next(run)
+    for name, a in workers.model.state_dict().items():
+        np.testing.assert_array_equal(a, before[name])
+
+
+def test_the_steps_that_fit_are_counted_by_gradients_and_at_least_one(monkeypatch):
+    """Minutes over the seconds of a gradient, the first three of ten not counted: by a clock of the test's own."""
+    now, drawn, config = [0.0], [], LoopConfig(1, batch_size=4)
+
+    class Pool:
+        def gradients(self, losses_of, batch):
+            assert losses_of == "losses" and batch == {"x": len(drawn)}
+
+    def draw(settings, step):
+        drawn.append((settings, step))
+        now[0] += 100 if step < 3 else 2
+        return {"x": len(drawn)}
+
+    monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
+    assert steps_that_fit(Pool(), "losses", draw, config, 3.0) == 90
+    assert drawn == [(config, step) for step in range(10)]
+    drawn.clear()
+    assert steps_that_fit(Pool(), "losses", draw, config, 0.01) == 1
+
+
+def test_a_config_travels_through_a_checkpoint():
+    """saved_config is the inverse of what save keeps, whatever the settings."""
+    config = TrainConfig(num_steps=7, minutes=2.5, betas=(0.5, 0.99), clip_norm=3.0, target="v", min_snr=5.0, seed=9)
+    assert saved_config(json.loads(json.dumps({"train": asdict(config)}))) == config

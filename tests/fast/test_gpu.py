@@ -1,0 +1,173 @@
+"""What differs on a GPU changes no number: rows of metrics come later, and batches are drawn ahead."""
+
+import math
+from dataclasses import replace
+from functools import partial
+
+import emulate
+import numpy as np
+import pytest
+from small_run import CONFIG, DATASET, SCHEDULE, arrays_of, same_bits, small_run
+
+from tinydiff.app import checkpoint, training
+from tinydiff.app.alone import one_process
+from tinydiff.app.training import restore, save, steps, whole
+from tinydiff.backend import backend_name, to_numpy
+from tinydiff.fast import gpu as fast_gpu
+from tinydiff.fast.gpu import Ahead
+from tinydiff.train import TrainingError, draw_batch, noise_prediction_losses, train
+
+pytestmark = pytest.mark.training
+
+
+@pytest.fixture
+def gpu():
+    """The GPU's way of everything, its kernels run on the host."""
+    if emulate.COMPILER is None:
+        pytest.skip(emulate.REASON)
+    with pytest.MonkeyPatch.context() as patch:
+        if backend_name() == "numpy":
+            emulate.install(patch)
+            patch.setattr(training, "backend_name", lambda: "cupy")
+        yield patch
+
+
+def advance(state, num_steps):
+    for _, _ in zip(range(num_steps), train(state)):
+        pass
+    return state
+
+
+draw = partial(draw_batch, DATASET, SCHEDULE, 10)
+
+
+# Rows.
+
+
+@pytest.mark.parametrize("period", [1, 2, 5])
+def test_when_rows_are_made_changes_nothing(gpu, period):
+    """Rows made every step or every few are the same rows in the same order, and so are the weights."""
+    at_once = advance(small_run(), 6)
+    gpu.setattr(fast_gpu, "PERIOD", period)
+    state = small_run()
+    counts = [len(state.rows) for _ in train(state)]
+    assert counts == [k // period * period for k in range(1, 7)]
+    assert len(state.metrics()) == 6
+    np.testing.assert_array_equal(state.metrics(), at_once.metrics())  # nan, of an empty quarter, is nan
+    assert same_bits(arrays_of(at_once), arrays_of(state))
+
+
+def test_the_state_that_a_run_yields_last_has_every_row(gpu):
+    """Rows are complete at the end of a run; on the way the state is whole all the same, and may be saved."""
+    state = small_run()
+    seen = [(s.step, len(s.rows), whole(s)) for s in steps(state, one_process())]
+    assert seen == [(1, 0, True), (2, 0, True), (3, 0, True), (4, 0, True), (5, 0, True), (6, 6, True)]
+
+
+def failing(factor, add=0.0):
+    """The loss, spoiled."""
+    return lambda model, batch: noise_prediction_losses(model, batch) * factor + add
+
+
+def test_what_follows_a_bad_step_is_never_saved(gpu, tmp_path):
+    """A step of nan among good ones updates nothing; the first bad step is named, again and again, and no file made."""
+    state = advance(small_run(), 2)
+    before = arrays_of(state)
+    state.losses_of = failing(math.nan)
+    advance(state, 1)
+    assert same_bits(before, arrays_of(state))
+    state.losses_of = noise_prediction_losses
+    advance(state, 2)
+    assert not same_bits(before, arrays_of(state)) and all(np.isfinite(a).all() for a in arrays_of(state).values())
+    for read in (lambda: save(state, tmp_path / "a.npz", DATASET, SCHEDULE, 1), state.metrics):
+        with pytest.raises(TrainingError, match=r"step 3: loss is nan, gradient norm nan; .* the last checkpoint is"):
+            read()
+        assert len(state.rows) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_infinite_loss_of_a_finite_gradient_is_never_saved(gpu, tmp_path):
+    """The device lets such a step pass, but the host sees it before it writes."""
+    state = small_run()
+    state.losses_of = failing(1.0, math.inf)
+    advance(state, 1)
+    with pytest.raises(TrainingError, match=r"step 1: loss is inf, gradient norm \d"):
+        save(state, tmp_path / "a.npz", DATASET, SCHEDULE, 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_restored_state_forgets_the_steps_that_had_no_row_yet(gpu, tmp_path):
+    """Rows are those of the checkpoint, also where the state went on after it."""
+    state, path = advance(small_run(), 2), tmp_path / "a.npz"
+    save(state, path, DATASET, SCHEDULE, 1)
+    advance(state, 3)
+    restore(state, path, *checkpoint.load(path))
+    assert state.step == len(state.metrics()) == 2
+    at_once = advance(small_run(), 3)
+    assert same_bits(arrays_of(advance(state, 1)), arrays_of(at_once)) and len(state.metrics()) == 3
+
+
+def test_the_speed_is_that_of_finished_steps(gpu):
+    """Where the minutes decide, the host waits for the steps of the warm-up before it looks at the clock again."""
+    state, looked = small_run(replace(CONFIG, warmup=3)), []
+    gpu.setattr(training.time, "monotonic", lambda: looked.append(len(state.rows)) or 1e9 * len(looked))
+    for _, _ in zip(range(3), steps(state, one_process(), 1.0)):
+        pass
+    assert looked == [0, 3]  # before the first step and after the warm-up
+
+
+def test_a_late_row_keeps_no_picture_of_its_step(gpu):
+    """What waits for its row is the losses, the norm and the times: pictures would fill the device."""
+    state = advance(small_run(), 3)
+    kept = [a for entry in state.late for a in (*entry[:2], *entry[3].values())]
+    assert len(state.late) == 3 and all(a.size <= CONFIG.batch_size for a in kept)
+
+
+# Batches.
+
+
+def test_a_run_on_a_gpu_draws_ahead_and_another_does_not(gpu):
+    """Without a GPU the cores are the workers': no thread is started."""
+    assert isinstance(small_run().draw, Ahead)
+    if backend_name() == "numpy":
+        gpu.undo()
+        assert not isinstance(small_run().draw, Ahead)
+
+
+def test_batches_drawn_ahead_are_those_of_their_steps():
+    """Bit for bit draw's own, also when step or settings change between two steps; each is drawn once."""
+    drawn = []
+    ahead = Ahead(lambda config, step: drawn.append(step) or draw(config, step))
+    other = replace(CONFIG, seed=6)
+    for step, config in [*((k, CONFIG) for k in (0, 1, 2, 7, 8)), *((k, other) for k in (9, 10, 3))]:
+        batch, expected = ahead(config, step), draw(config, step)
+        assert batch.keys() == expected.keys()
+        assert all((to_numpy(batch[name]) == expected[name]).all() for name in batch)
+    ahead._thread.shutdown()
+    assert drawn == [0, 1, 2, 3, 7, 8, 9, 9, 10, 11, 3, 4]  # drawn in vain: what a change came between
+
+
+def test_what_drawing_ahead_raises_comes_out_in_its_own_step(gpu):
+    """An error in the thread is raised by the step that needed the batch, the state as it was; the run can go on."""
+    at_once = advance(small_run(), 3)
+
+    def fail(config, step):
+        if step == 2:
+            raise ZeroDivisionError("planted")
+        return draw(config, step)
+
+    state = advance(small_run(draw=fail), 2)
+    with pytest.raises(ZeroDivisionError, match="planted"):
+        next(train(state))
+    assert state.step == 2 == len(state.metrics())
+    state.draw = draw
+    assert same_bits(arrays_of(at_once), arrays_of(advance(state, 1)))
+
+
+def test_the_two_maps_of_a_batch_come_over_as_one_array(monkeypatch):
+    """One copy to the device a step, of x_t and target together; t and labels stay on the host."""
+    moved, asarray = [], fast_gpu.asarray
+    monkeypatch.setattr(fast_gpu, "asarray", lambda a: moved.append(a.shape) or asarray(a))
+    batch = Ahead(draw)(CONFIG, 0)
+    assert moved == [(2, CONFIG.batch_size, 8, 8, 1)]
+    assert type(batch["t"]) is type(batch["labels"]) is np.ndarray

@@ -1,0 +1,333 @@
+"""The optimizer on one flat buffer: views, gradients gathered from anywhere, and the numbers of the plain optimizer."""
+
+import math
+
+import numpy as np
+import pytest
+from draws import SEEDS, host_normal
+from hypothesis import given
+from hypothesis import strategies as st
+from plain import plain
+
+from tinydiff.autograd import Tensor
+from tinydiff.backend import asarray, backend_name, default_rng, to_numpy, xp
+from tinydiff.fast import optim
+from tinydiff.fast.optim import Flat
+from tinydiff.optim import EMA, Adam, clip_grad_norm
+
+pytestmark = pytest.mark.training
+
+SHAPES = st.lists(st.lists(st.integers(1, 4), max_size=3).map(tuple), min_size=1, max_size=4)
+
+
+def tensors(rng, shapes, dtype="float64"):
+    return [Tensor(asarray(rng.standard_normal(shape), dtype), requires_grad=True) for shape in shapes]
+
+
+def joined(arrays):
+    """All values in one row."""
+    return np.concatenate([to_numpy(a).reshape(-1) for a in arrays])
+
+
+def numbers(parameters):
+    return joined(p.data for p in parameters)
+
+
+def gradients(parameters):
+    return joined(p.grad for p in parameters)
+
+
+def is_view(flat, p):
+    """Whether a parameter's gradient lies in the flat one: what is written there shows here."""
+    before, flat._grad[...] = flat._grad.copy(), 7
+    shows = bool((to_numpy(p.grad) == 7).all())
+    flat._grad[...] = before
+    return shows
+
+
+# The buffer.
+
+
+@given(SEEDS, SHAPES)
+def test_flat_keeps_every_value(seed, shapes):
+    """Flat leaves the parameters' shapes and values as they were, in order in `data`; their gradients start at 0."""
+    parameters = tensors(default_rng(seed), shapes)
+    before = numbers(parameters)
+    flat = Flat(parameters)
+    assert [p.shape for p in parameters] == shapes
+    np.testing.assert_array_equal(numbers(parameters), before)
+    np.testing.assert_array_equal(to_numpy(flat.data), before)
+    np.testing.assert_array_equal(gradients(parameters), np.zeros(len(before)))
+
+
+@given(SEEDS, SHAPES)
+def test_parameters_and_gradients_are_views_of_the_flat_arrays(seed, shapes):
+    """What is written to flat.data is in the parameters, and what backward adds to them is in flat.grad."""
+    rng = default_rng(seed)
+    parameters = tensors(rng, shapes)
+    flat = Flat(parameters)
+    flat.data[...] = asarray(rng.standard_normal(len(flat.data)))
+    np.testing.assert_array_equal(numbers(parameters), to_numpy(flat.data))
+    parameters[0].data[...] = 7
+    assert (to_numpy(flat.data)[: parameters[0].size] == 7).all()
+    cotangents = [asarray(rng.standard_normal(p.shape)) for p in parameters]
+    for _ in range(2):
+        for p, g in zip(parameters, cotangents):
+            (p * 3.0).backward(g)
+    expected = joined(cotangents) * 3.0
+    np.testing.assert_array_equal(to_numpy(flat.grad), expected + expected)
+
+
+@given(SEEDS, SHAPES)
+def test_moving_takes_the_new_arrays_as_they_are(seed, shapes):
+    """After move(data, grad) the parameters and gradients are views of those two arrays, and the old ones are left."""
+    rng = default_rng(seed)
+    parameters = tensors(rng, shapes)
+    flat = Flat(parameters)
+    old, before = flat.data, numbers(parameters)
+    data, grad = flat.data.copy(), asarray(rng.standard_normal(len(before)))
+    flat.move(data, grad)
+    assert flat.data is data and flat.grad is grad
+    np.testing.assert_array_equal(numbers(parameters), before)  # a copy of the values keeps them
+    np.testing.assert_array_equal(gradients(parameters), to_numpy(grad))
+    data += 1
+    grad *= 2
+    np.testing.assert_array_equal(numbers(parameters), to_numpy(data))
+    np.testing.assert_array_equal(gradients(parameters), to_numpy(grad))
+    np.testing.assert_array_equal(to_numpy(old), before)
+
+
+@pytest.mark.parametrize(("data", "grad"), [(6, 7), (8, 7), (7, 6), (7, 8), (0, 7), (7, 14)])
+def test_a_buffer_of_another_length_is_refused(data, grad, rng):
+    """move raises ValueError where a length does not fit, and everything stays where it was."""
+    parameters = tensors(rng, [(2, 3), ()])
+    flat = Flat(parameters)
+    own = flat.data, flat.grad
+    with pytest.raises(ValueError):
+        flat.move(xp.zeros(data), xp.zeros(grad))
+    assert flat.data is own[0] and flat.grad is own[1]
+    flat.data[...], flat.grad[...] = 5, 6
+    assert (numbers(parameters) == 5).all() and (gradients(parameters) == 6).all()
+
+
+@pytest.mark.parametrize("size", [0, 6, 8])
+def test_a_buffer_that_does_not_fit_is_named(rng, size):
+    """The error says how many numbers there are and how many the parameters have."""
+    for sizes in ((size, 7), (7, size)):
+        with pytest.raises(ValueError, match=f"flat buffer has {size} numbers, the parameters have 7"):
+            Flat(tensors(rng, [(2, 3), ()])).move(*map(xp.zeros, sizes))
+
+
+def test_parameters_of_two_dtypes_or_none_are_refused(rng):
+    """Flat needs at least one parameter, and all of one dtype."""
+    with pytest.raises(ValueError, match="parameters must be some tensors of one dtype, got 0"):
+        Flat([])
+    with pytest.raises(ValueError, match="parameters must be some tensors of one dtype, got 2"):
+        Flat(tensors(rng, [(2,)]) + tensors(rng, [(2,)], "float32"))
+
+
+@pytest.mark.parametrize(
+    "choose", [lambda p: p, lambda p: p[:1], lambda p: p[::-1], lambda p: [*p, Tensor(xp.zeros(2), True)]]
+)
+def test_parameters_are_not_taken_from_another_flat(choose, rng):
+    """The same, fewer, more or reordered parameters of a buffer in use are refused, and its user still trains them."""
+    parameters = tensors(rng, [(3,), (2,)])
+    flat, before = Flat(parameters), numbers(parameters)
+    with pytest.raises(ValueError, match="some belong to another Flat"):
+        Flat(choose(parameters))
+    flat.grad[...] = asarray(rng.standard_normal(5))
+    Adam([flat]).step()
+    assert (numbers(parameters) != before).all()
+
+
+def test_parameters_are_free_when_their_buffers_users_are_gone(rng):
+    """Once nobody holds the old buffer, a new one may be made of any of its parameters, with their values."""
+    parameters = tensors(rng, [(3,), (2,)])
+    optimizer, before = Adam([Flat(parameters)]), numbers(parameters)
+    del optimizer
+    np.testing.assert_array_equal(to_numpy(Flat(parameters[::-1]).data), np.concatenate([before[3:], before[:3]]))
+
+
+# Gradients that have moved.
+
+
+def test_gradients_are_gathered_from_wherever_backward_left_them():
+    """Forgotten, then left elsewhere by backward: grad holds them in order, 0 where none came, as views again."""
+    x, y, unused = (Tensor(asarray(a), requires_grad=True) for a in host_normal(0, (2, 3), (3,), (4,)))
+    flat = Flat([x, unused, y])
+    flat.grad[...] = 7
+    flat.grad = None
+    assert [p.grad for p in (x, unused, y)] == [None] * 3
+    (g,) = host_normal(1, (2, 3))
+    (x * y).backward(asarray(g))
+    expected = [g * to_numpy(y.data), np.zeros(4), (g * to_numpy(x.data)).sum(0)]
+    np.testing.assert_allclose(to_numpy(flat.grad), joined(expected), atol=1e-15)
+    flat.grad[...] = 5
+    assert all((to_numpy(p.grad) == 5).all() and p.grad.shape == p.shape for p in (x, unused, y))
+
+
+def moved(p, how, g):
+    """Give a parameter the gradient g in one of several ways; the numbers that it then has."""
+    if how == "stays":
+        return to_numpy(p.grad)
+    if how == "None":
+        p.grad = None
+        return np.zeros(p.shape)
+    if how == "in place":
+        p.grad[...] = g
+    elif how == "rebound":
+        p.grad = g
+    elif how == "a transposed array":
+        p.grad = xp.ascontiguousarray(g.T).T
+    elif how == "backward":  # on top of what stands there
+        before = 0 if p.grad is None else to_numpy(p.grad)
+        (p * 2.0).backward(g)
+        return before + 2 * to_numpy(g)
+    return to_numpy(g)
+
+
+WAYS = st.sampled_from(["stays", "None", "in place", "rebound", "a transposed array", "backward"])
+
+
+@given(SEEDS, SHAPES, st.data())
+def test_grad_gathers_what_was_rebound_set_to_none_or_left_elsewhere(seed, shapes, data):
+    """However each parameter came by its gradient, flat.grad is all of them in one row, time and again."""
+    rng = default_rng(seed)
+    parameters = tensors(rng, shapes)
+    flat = Flat(parameters)
+    flat.grad[...] = asarray(rng.standard_normal(len(flat.data)))
+    array = flat.grad
+    for _ in range(2):
+        expected = [moved(p, data.draw(WAYS), asarray(rng.standard_normal(p.shape))).copy() for p in parameters]
+        assert flat.grad is array
+        np.testing.assert_array_equal(to_numpy(flat.grad), joined(expected))
+        assert all(is_view(flat, p) for p in parameters)
+
+
+@pytest.mark.parametrize("use", ["clip", "Adam"])
+def test_optimizer_and_clipping_see_a_gradient_that_was_rebound(use, rng):
+    """Not only whoever asks for flat.grad by hand: a step from a rebound gradient is the step from that gradient."""
+    parameters, alone = (tensors(default_rng(1), [(3,), (2, 2)]) for _ in range(2))
+    flat = Flat(parameters)
+    for p, q in zip(parameters, alone):
+        p.grad = asarray(rng.standard_normal(p.shape))
+        q.grad = p.grad.copy()
+    if use == "clip":
+        assert math.isclose(float(clip_grad_norm([flat], 0.1)), float(clip_grad_norm(alone, 0.1)), rel_tol=1e-14)
+        np.testing.assert_allclose(gradients(parameters), gradients(alone), rtol=1e-14)
+    else:
+        Adam([flat]).step()
+        Adam(alone).step()
+        np.testing.assert_allclose(numbers(parameters), numbers(alone), rtol=1e-14)
+
+
+def test_a_flats_gradient_is_its_parameters():
+    """It can be forgotten, but not replaced: the parameters would keep another one."""
+    flat = Flat(tensors(default_rng(0), [(3,)]))
+    with pytest.raises(ValueError, match="g must be None: the gradient of a Flat is that of its parameters"):
+        flat.grad = xp.zeros(3)
+
+
+# Updates, against the plain forms; each form alone is held to its plain one in test_install.py.
+
+
+def run(make, rows, norms, dtype):
+    """Weights, gradients, moments, average and norms of some steps of clipping, Adam and the average."""
+    parameters = tensors(default_rng(1), [(3, 5), (), (4, 7, 3)], dtype)
+    taken = make(parameters)
+    adam, average, found = Adam(taken, 0.1, (0.8, 0.99), 1e-3), EMA(taken, 0.9), []
+    for row, max_norm in zip(rows, norms):
+        start = 0
+        for p in parameters:
+            p.grad = None if row is None else asarray(row[start : start + p.size].reshape(p.shape).astype(dtype))
+            start += p.size
+        if row is not None:
+            found.append(float(clip_grad_norm(taken, max_norm)))
+        adam.step()
+        average.update()
+    arrays = [[p.data for p in parameters], adam.m, adam.v, average.average]
+    return [np.array(found), *map(joined, arrays)]
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-5), ("float64", 1e-13)])
+@pytest.mark.parametrize("make", [lambda p: [Flat(p)], lambda p: p], ids=["flat", "list"])
+def test_clipping_adam_and_average_are_the_plain_ones(make, dtype, bound):
+    """Some steps, clipped and not, the last without a gradient: all numbers, of one Flat and of a list of tensors.
+
+    The corrections of Adam are folded into its rate: some roundings, of numbers near 1.
+    """
+    rows = [*default_rng(0).standard_normal((3, 100)), None]
+    found = run(make, rows, (1.0, 100.0, 5.0, 1.0), dtype)
+    with plain():
+        expected = run(lambda p: p, rows, (1.0, 100.0, 5.0, 1.0), dtype)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=bound, atol=bound)
+
+
+@pytest.mark.skipif(backend_name() != "numpy", reason="on a GPU nothing is cut into pieces")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("piece", [1, 7, 100, 99, 101])
+def test_adam_and_average_do_not_depend_on_the_size_of_a_piece(piece, dtype, rng, monkeypatch):
+    """Updating 100 numbers piece by piece gives the bits of updating them at once, in the parameters' dtype."""
+    rows = rng.standard_normal((3, 100))
+
+    def pieces_of(size):
+        monkeypatch.setattr(optim, "PIECE", size)
+        flats = []
+        states = run(lambda p: flats.append(Flat(p)) or flats, rows, (1e9,) * 3, dtype)
+        assert flats[0].data.dtype == dtype
+        return states
+
+    for found, expected in zip(pieces_of(piece), pieces_of(10**6)):
+        assert found.dtype in (dtype, np.float64)
+        np.testing.assert_array_equal(found, expected)
+
+
+@given(SEEDS, st.floats(0, 0.9999), st.integers(1, 20))
+def test_the_average_of_what_stands_still_is_itself(seed, decay, n):
+    """The weights add up to 1: parameters that do not move are their own average, bit for bit."""
+    flat = Flat(tensors(default_rng(seed), [(5,)], "float32"))
+    average = EMA([flat], decay)
+    for _ in range(n):
+        average.update()
+    np.testing.assert_array_equal(joined(average.average), to_numpy(flat.data))
+
+
+# Clipping a Flat.
+
+
+def with_gradients(seed, shapes, scale):
+    parameters = tensors(default_rng(seed), shapes)
+    flat = Flat(parameters)
+    flat.grad[...] = asarray(scale * default_rng(seed + 1).standard_normal(len(flat.data)))
+    return flat, parameters
+
+
+@given(SEEDS, SHAPES, st.floats(1e-3, 1e3), st.floats(1e-3, 1e3))
+def test_clipping_bounds_the_norm_and_keeps_the_direction(seed, shapes, scale, max_norm):
+    """g <- g min(1, max_norm / |g|) over all parameters together; the norm before is returned."""
+    flat, parameters = with_gradients(seed, shapes, scale)
+    before = gradients(parameters)
+    norm = math.sqrt(math.fsum((before**2).tolist()))
+    assert math.isclose(float(clip_grad_norm([flat], max_norm)), norm, rel_tol=1e-12)
+    np.testing.assert_allclose(gradients(parameters), before * min(1, max_norm / norm), rtol=1e-12)
+    assert np.linalg.norm(gradients(parameters)) <= max_norm * (1 + 1e-12)
+
+
+@given(SEEDS, SHAPES, st.floats(1.001, 1e3))
+def test_gradients_within_the_bound_are_not_touched(seed, shapes, slack):
+    """A norm below max_norm leaves every bit of the gradients."""
+    flat, parameters = with_gradients(seed, shapes, 1.0)
+    before = gradients(parameters)
+    clip_grad_norm([flat], slack * float(np.linalg.norm(before)))
+    np.testing.assert_array_equal(gradients(parameters), before)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_norm_that_is_not_finite_is_returned_and_scales_nothing(bad):
+    """One nan or infinite number makes the norm nan or inf, and the gradients stay for the caller to look at."""
+    flat, parameters = with_gradients(0, [(3,), (2, 2)], 1.0)
+    parameters[1].grad[0, 1] = bad
+    before = gradients(parameters)
+    np.testing.assert_equal(float(clip_grad_norm([flat], 1e-3)), abs(bad))
+    np.testing.assert_array_equal(gradients(parameters), before)

@@ -1,0 +1,136 @@
+"""Reading images with a trained classifier: their classes, their features, and a judgement of generated digits.
+
+    share read as the label asked for = mean over images of [argmax_k p(k | image) = label]
+
+This share tells whether generated digits are the digits they should be.  It is low for a network that ignores its
+label, and for a network that draws no digits.  Images are read in slices, on all workers.  Read next: fit.py.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from tinydiff import ops
+from tinydiff.app.metrics import coverage, frechet_distance, spread
+from tinydiff.autograd import Tensor, enable_grad, no_grad
+from tinydiff.backend import TinydiffError, default_rng, to_numpy, xp
+from tinydiff.data import Dataset
+from tinydiff.more.classifier import cross_entropy
+from tinydiff.nn import Module
+
+SLICE = 250  # images that a worker reads at a time
+
+
+def read(workers: Any, images: np.ndarray, t: np.ndarray | None = None) -> Iterator[np.ndarray]:
+    """Yield p(k | image), (n, num_classes), for each slice of n <= SLICE images in order.
+
+    images: (N, H, W, C).  t: for a noisy classifier the time of each image, (N,) host integers.
+    """
+    slices = [slice(i, i + SLICE) for i in range(0, len(images), SLICE)]
+    return workers.map(_read_slice, [(images[part], None if t is None else t[part]) for part in slices])
+
+
+def features(workers: Any, images: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield Classifier.features, (n, D), for each slice of n <= SLICE images in order; metrics.py compares features."""
+    return (slice_features for _, slice_features in _look_at_slices(workers, images))
+
+
+def look(workers: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The likeliest class of each image (N,) and its features (N, D), from one pass of the network."""
+    answers, slice_features = zip(*_look_at_slices(workers, images))
+    return np.concatenate(answers), np.concatenate(slice_features)
+
+
+def class_probs(model: Module) -> Callable[[Any, int], np.ndarray]:
+    """class_probs(x_t, t) = p(k | x_t) of a noisy classifier: (N, num_classes) on the host.  It records no graph."""
+    return lambda x_t, t: _read_slice(model, (x_t, t))
+
+
+def class_score(model: Module, labels: Any) -> Callable[[Any, int], Any]:
+    """score_fn(x_t, t) = grad_{x_t} log p(labels | x_t), by a backward pass; diffusion.classifier_guided takes it.
+
+    model: a noisy classifier; its parameters get no gradient.  labels: one integer or (N,).  Works inside no_grad().
+    """
+
+    def score_fn(x_t: Any, t: int) -> Any:
+        x = Tensor(x_t, requires_grad=True)
+        with enable_grad(), model.frozen():
+            losses = cross_entropy(model(x, t), labels)
+        losses.backward(xp.full(losses.shape, -1, losses.dtype))  # row n of x enters the loss of row n only
+        return x.grad
+
+    return score_fn
+
+
+class Judge:
+    """Measures samples with a classifier, beside real digits: the share read as their label, distance and variety.
+
+    num: the number of samples to be judged.  The test digits are cut to equally many of each class.  `real` is the
+    judgement of num of them; `others` are the features of the rest, with which samples and `real` are compared.
+    Raises TinydiffError if num is no multiple of the number of classes, or if the test set is too small.
+    """
+
+    def __init__(self, workers: Any, test: Dataset, num: int):
+        self.workers, self.num = workers, num
+        by_label = [np.flatnonzero(test.labels == k) for k in range(len(test.classes))]
+        least = min(map(len, by_label))
+        if num % len(by_label) or least * len(by_label) < 2 * num:
+            raise TinydiffError(
+                f"--num {num}: must be a multiple of {len(by_label)}, and the test set have twice as many of each class"
+            )
+        rng = default_rng("judge", 0)
+        images, labels = test.batch(np.stack([rng.permutation(rows)[:least] for rows in by_label], 1).reshape(-1))
+        self.others = np.concatenate(list(features(workers, images[num:])))
+        self.real = self(images[:num], labels[:num])
+
+    def __call__(self, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """{"right", "frechet", "coverage", "spread"} of num images (N, H, W, C) and their labels (N,).
+
+        right: the number of images that are read as their label.  frechet: the distance of the images' features from
+        `others`.  coverage: the share of `others`, of its first num rows, near the images' features.  spread: of the
+        features within a class.  See metrics.py.
+        """
+        answers, image_features = look(self.workers, images)
+        return {
+            "right": int((answers == labels).sum()),
+            "frechet": frechet_distance(image_features, self.others),
+            "coverage": coverage(image_features, self.others[: self.num]),
+            "spread": spread(image_features, labels),
+        }
+
+
+def misread_rows(
+    images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str], columns: int = 8
+) -> tuple[np.ndarray, list[str]]:
+    """A row of pictures for each class with misread images, and a caption of each row that lists the wrong answers.
+
+    images (N, H, W, C), labels (N,), probabilities (N, K).  Returns pictures (rows columns, H, W, C) and rows captions.
+    In a row the image with the most confident wrong answer comes first; free places are white.
+    """
+    answer, confidence = probabilities.argmax(1), probabilities.max(1)
+    rows, captions = [], []
+    for k, name in enumerate(classes):
+        wrong = np.flatnonzero((labels == k) & (answer != k))
+        wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][:columns]
+        if len(wrong):
+            row = np.ones((columns, *images.shape[1:]), images.dtype)
+            row[: len(wrong)] = images[wrong]
+            rows.append(row)
+            captions.append(f"{name} read as {' '.join(classes[i] for i in answer[wrong])}")
+    return np.concatenate(rows) if rows else images[:0], captions
+
+
+def _read_slice(model: Module, job: tuple[Any, Any]) -> np.ndarray:
+    with no_grad():
+        return to_numpy(ops.softmax(model(*job)))
+
+
+def _look_at_slices(workers: Any, images: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    return workers.map(_look_at_slice, [images[i : i + SLICE] for i in range(0, len(images), SLICE)])
+
+
+def _look_at_slice(model: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    with no_grad():
+        slice_features = model.features(images)
+        return to_numpy(model.out(slice_features)).argmax(1), to_numpy(slice_features)
