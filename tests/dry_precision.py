@@ -29,9 +29,17 @@ def full_memory():
     from tinydiff.parallel import Workers
 
     from tinydiff import train as training
+    from tinydiff.app.alone import one_process
+    from tinydiff.app.generate import build_unet
+    from tinydiff.app.training import diffusion_training, steps
     from tinydiff.data import load
     from tinydiff.diffusion import Schedule
+<<<<<<< HEAD
     from tinydiff.train import TrainConfig, Training, TrainingError, train
+=======
+    from tinydiff.fast.workers import Workers
+    from tinydiff.train import TrainConfig, TrainingError
+>>>>>>> engine
 
     training.clip_grad_norm = lambda flat, norm: 0.0  # numbers mean nothing here, and it would take a root of one
     pool = Workers(partial(build_unet, {"base_channels": 8, "num_classes": 10}, 0), 1)
@@ -39,7 +47,8 @@ def full_memory():
 
     def step(batch_size):
         try:
-            next(train(Training(pool, Schedule.linear(), replace(TrainConfig(), batch_size=batch_size)), dataset))
+            config = replace(TrainConfig(), batch_size=batch_size)
+            next(steps(diffusion_training(pool, Schedule.linear(), config, dataset), one_process()))
         except TrainingError as error:
             return str(error)
 

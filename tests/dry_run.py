@@ -170,6 +170,7 @@ def main():
     from tinydiff.backend import asarray, default_rng, use_backend
 
     use_backend("cupy")
+<<<<<<< HEAD
     from tinydiff.generate import build_unet
     from tinydiff.parallel import Workers
 
@@ -178,16 +179,27 @@ def main():
     from tinydiff.diffusion import Schedule, ddim_step, sample, timestep_pairs, unconditional
     from tinydiff.optim import EMA, Adam, clip_grad_norm
     from tinydiff.train import PERIOD, TrainConfig, Training, noise_prediction_losses
+=======
+    from tinydiff.app.generate import build_unet
+    from tinydiff.app.training import diffusion_training
+    from tinydiff.autograd import no_grad
+    from tinydiff.data import Dataset
+    from tinydiff.diffusion import Schedule, ddim_step, sample, timestep_pairs, unconditional
+    from tinydiff.fast.gpu import PERIOD
+    from tinydiff.fast.workers import Workers
+    from tinydiff.optim import EMA, Adam, clip_grad_norm
+    from tinydiff.train import TrainConfig, noise_prediction_losses, train
+>>>>>>> engine
 
     rng = default_rng(0)
     x, eps = rng.standard_normal((2, 64, 28, 28, 1), dtype="float32")
     batch = {"x_t": asarray(x), "target": asarray(eps), "t": rng.integers(1, 1001, 64)}
     pool = Workers(partial(build_unet, {}, 0), 1)
-    adam, average = Adam(pool.flat), EMA(pool.flat)
+    adam, average = Adam(pool.parameters), EMA(pool.parameters)
 
-    def train():
-        pool.gradients(noise_prediction_losses, batch, (0,))
-        clip_grad_norm(pool.flat, 1.0)
+    def one_step():
+        pool.gradients(noise_prediction_losses, batch)
+        clip_grad_norm(pool.parameters, 1.0)
         adam.step(1e-3)
         average.update()
 
@@ -195,7 +207,8 @@ def main():
     images, labels = rng.integers(0, 256, (100, 28, 28), dtype="uint8"), rng.integers(0, 10, 100).astype("uint8")
     dataset = Dataset("noise", images, labels, "noise", tuple("0123456789"))
     workers = Workers(partial(build_unet, {"num_classes": 10}, 0), 1)
-    state = Training(workers, Schedule.linear(1000), TrainConfig(num_steps=10**6, minutes=None))
+    config = TrainConfig(num_steps=10**6, minutes=None)
+    steps = train(diffusion_training(workers, Schedule.linear(1000), config, dataset))
 
     def draw():
         steps = sample(
@@ -209,13 +222,13 @@ def main():
             list(steps)
 
     def step():
-        state.advance(dataset)
+        next(steps)
 
     def period():
         for _ in range(PERIOD):
             step()
 
-    calls = {"train": train, "sample": draw, "demo": step, "period": period}
+    calls = {"train": one_step, "sample": draw, "demo": step, "period": period}
     print(json.dumps({name: counts_of(call) for name, call in calls.items()}))
 
 

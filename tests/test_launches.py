@@ -42,7 +42,7 @@ def launches(counts):
 def test_launches_of_a_training_step_and_of_a_sampling_step(counts):
     """The reference U-Net at batch 64: forward, backward, clipping, Adam and average; one DDIM step.
 
-    demo: the same with ten classes, by Training.advance from a data set: 7 more, for the vector of each label.
+    demo: the same with ten classes, by train(state) from a data set: 7 more, for the vector of each label.
     """
     assert launches(counts["train"]) == 465
     assert launches(counts["demo"]) == 472

@@ -14,6 +14,7 @@ import emulate
 import numpy as np
 import pytest
 import strict
+from fast.test_every_op import ROWS as FAST_ROWS
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from ops.test_every_op import ROWS
@@ -23,6 +24,8 @@ from tinydiff import ops
 from tinydiff.autograd import OPS, Tensor, no_grad
 from tinydiff.backend import asarray, backend_name, default_rng, standard_normal, to_numpy, use_backend
 from tinydiff.diffusion import Schedule, classifier_free, ddim_step, ddpm_step, sample, timestep_pairs
+from tinydiff.fast.optim import Flat
+from tinydiff.more.classifier import Classifier, cross_entropy
 from tinydiff.nn import UNet
 from tinydiff.optim import EMA, Adam, clip_grad_norm
 
@@ -97,14 +100,14 @@ def test_networks_output_and_gradients(network, precision):
 def training_step():
     """Weights and their average after clipping, Adam and EMA, from one step of noise prediction."""
     model, x = unet(num_classes=10), images()
-    adam = Adam(model.parameters(), weight_decay=0.01)
-    average = EMA(adam.flat)
+    flat = Flat(model.parameters())
+    adam, average = Adam([flat]), EMA([flat])
     error = model(x, np.array([1, 37, 500, 1000]), np.array([3, 10, 0, 3])) - images()
     ops.mean(error * error).backward()
-    norm = clip_grad_norm(adam.flat, 1.0)
+    norm = clip_grad_norm([flat], 1.0)
     adam.step(1e-3)
     average.update()
-    return [adam.flat.data, average.data, adam.m, np.array(float(norm))]
+    return [flat.data, *average.average, *adam.m, np.array(float(norm))]
 
 
 @each_precision
@@ -129,17 +132,17 @@ def test_a_sampling_run(step, precision):
     same_numbers(run, precision, times=30)
 
 
+BOTH = ROWS | FAST_ROWS
 ONE = settings(max_examples=2, phases=[Phase.generate], derandomize=True, database=None)
 
 
 @each_precision
-@pytest.mark.parametrize("name", sorted(name for name in ROWS if "winograd" not in name))
+@pytest.mark.parametrize("name", sorted(name for name in BOTH if "winograd" not in name))
 @ONE
 @given(data=st.data())
 def test_every_op(name, precision, data):
-    """Value and gradients, on arguments of test_every_op.py's rows; winograd.py's ops are NumPy's alone."""
-    with strict.backend("numpy"):  # some rows make an array of the backend
-        arrays, static = data.draw(ROWS[name].arguments)
+    """Value and gradients, on arguments of the rows in ops/ and fast/; winograd.py's ops are NumPy's alone."""
+    arrays, static = data.draw(BOTH[name].arguments)
 
     def run():
         leaves = [Tensor(asarray(a, "float32"), requires_grad=True) for a in arrays]

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from test_launches import why_no_dry_run
+<<<<<<< HEAD
 from tinydiff.classify import ClassifierConfig, build_classifier, train_classifier
 from tinydiff.generate import build_unet
 from tinydiff.parallel import Workers
@@ -22,6 +23,18 @@ from tinydiff import classify, train
 from tinydiff.data import Dataset
 from tinydiff.diffusion import Schedule
 from tinydiff.train import TrainConfig, Training, TrainingError, out_of_memory
+=======
+
+from tinydiff.app import classify
+from tinydiff.app.alone import one_process
+from tinydiff.app.classify import ClassifierConfig, build_classifier, train_classifier
+from tinydiff.app.generate import build_unet
+from tinydiff.app.training import diffusion_training, out_of_memory, steps
+from tinydiff.backend import to_numpy
+from tinydiff.data import Dataset
+from tinydiff.diffusion import Schedule
+from tinydiff.train import TrainConfig, TrainingError, noise_prediction_losses
+>>>>>>> engine
 
 pytestmark = pytest.mark.training
 
@@ -79,35 +92,44 @@ def test_the_arrays_of_the_failed_step_are_gone_before_the_first_trial():
     assert len(held) > 2
 
 
-def limited(losses_of, model, batch, rng):
+def limited(losses_of, model, batch):
     """losses_of on a device with memory for ROOM examples."""
     n = len(next(iter(batch.values())))
     if n > ROOM:
         raise MemoryError(f"Out of memory allocating {n} bytes")
-    return losses_of(model, batch, rng)
+    return losses_of(model, batch)
 
 
-def test_a_training_step_without_memory_names_a_batch_size_that_fits(monkeypatch, dataset):
+def test_a_training_step_without_memory_names_a_batch_size_that_fits(dataset):
     """The message is one line with both sizes; the step is not taken, no weight has moved; the smaller size runs."""
-    monkeypatch.setattr(train, "noise_prediction_losses", partial(limited, train.noise_prediction_losses))
     network = {"base_channels": 8, "channel_mults": [1, 2], "num_heads": 2, "num_groups": 4, "num_classes": 3}
-    make = partial(Training, Workers(partial(build_unet, network, 0)), Schedule.linear(100))
-    state = make(TrainConfig(num_steps=2, minutes=None, batch_size=32))
-    before = state.workers.flat.data.copy()
+    ranks = one_process()
+    pool = ranks.workers(partial(build_unet, network, 0), 1)
+
+    def run(batch_size):
+        config = TrainConfig(num_steps=2, minutes=None, batch_size=batch_size)
+        state = diffusion_training(pool, Schedule.linear(100), config, dataset)
+        state.losses_of = partial(limited, noise_prediction_losses)
+        return state, steps(state, ranks)
+
+    state, going = run(32)
+    before = [to_numpy(p.data).copy() for p in state.parameters]
     with pytest.raises(
         TrainingError, match=r"^batch size 32 .* batch size (9|10) fits \(Out of .* 32 bytes\)$"
     ) as error:
-        next(train.train(state, dataset))
+        next(going)
     assert "\n" not in str(error.value)
-    assert state.step == 0 and bool((state.workers.flat.data == before).all())
-    assert [s.step for s in train.train(make(TrainConfig(num_steps=2, minutes=None, batch_size=9)), dataset)] == [1, 2]
+    assert state.step == 0
+    for p, a in zip(state.parameters, before):
+        np.testing.assert_array_equal(to_numpy(p.data), a)
+    assert [s.step for s in run(9)[1]] == [1, 2]
 
 
 def test_the_classifier_without_memory_names_a_batch_size_that_fits(monkeypatch, dataset):
     """The same for train_classifier."""
     monkeypatch.setattr(classify, "cross_entropy_losses", partial(limited, classify.cross_entropy_losses))
     network = {"channels": [4, 8], "num_classes": 3, "num_groups": 2}
-    with Workers(partial(build_classifier, network, 0)) as pool:
+    with one_process().workers(partial(build_classifier, network, 0), 1) as pool:
         with pytest.raises(TrainingError, match=r"^batch size 32 .* batch size (9|10) fits \("):
             next(train_classifier(pool, dataset, ClassifierConfig(num_steps=1, batch_size=32)))
 
