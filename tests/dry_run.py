@@ -170,16 +170,6 @@ def main():
     from tinydiff.backend import asarray, default_rng, use_backend
 
     use_backend("cupy")
-<<<<<<< HEAD
-    from tinydiff.generate import build_unet
-    from tinydiff.parallel import Workers
-
-    from tinydiff.autograd import no_grad
-    from tinydiff.data import Dataset
-    from tinydiff.diffusion import Schedule, ddim_step, sample, timestep_pairs, unconditional
-    from tinydiff.optim import EMA, Adam, clip_grad_norm
-    from tinydiff.train import PERIOD, TrainConfig, Training, noise_prediction_losses
-=======
     from tinydiff.app.generate import build_unet
     from tinydiff.app.training import diffusion_training
     from tinydiff.autograd import no_grad
@@ -189,7 +179,6 @@ def main():
     from tinydiff.fast.workers import Workers
     from tinydiff.optim import EMA, Adam, clip_grad_norm
     from tinydiff.train import TrainConfig, noise_prediction_losses, train
->>>>>>> engine
 
     rng = default_rng(0)
     x, eps = rng.standard_normal((2, 64, 28, 28, 1), dtype="float32")

@@ -26,21 +26,10 @@ SOURCES = {
 
 # What stands in the source all the same: (name of the file, what the lint says of it) -> why it may.
 EXCEPTIONS = {
-<<<<<<< HEAD
-    ("tinydiff/ops/winograd.py", "xp.ndarray", "order"): "strided views of a buffer; it runs on NumPy only (`pays`)",
-    ("tinydiff/backend.py", ".ctypes", "attribute"): "`address` asks a NumPy array there, a CuPy array otherwise",
-    (
-        "demos/measure/roofline.py",
-        "xp",
-        "hidden",
-    ): "the demo wraps two of xp's functions to count what a CPU does in them",
-    ("demos/latent.py", "xp", "hidden"): "the same: it counts the products of a U-Net, on NumPy",
-=======
     ("winograd.py", "xp.ndarray", "order"): "strided views of a buffer; it runs on NumPy only (`pays`)",
     ("kernels.py", ".ctypes", "attribute"): "`address` asks a NumPy array there, a CuPy array otherwise",
-    ("scaling.py", "xp", "hidden"): "the demo wraps two of xp's functions to count what a CPU does in them",
+    ("roofline.py", "xp", "hidden"): "the demo wraps two of xp's functions to count what a CPU does in them",
     ("latent.py", "xp", "hidden"): "the same: it counts the products of a U-Net, on NumPy",
->>>>>>> engine
 }
 
 
@@ -65,13 +54,8 @@ def test_each_exception_is_still_needed(name, what, rule):
 def test_no_file_with_arrays_of_the_backend_is_passed_over():
     """Wherever the text has xp.NAME or makes an array, a mistake that is added at the end is found."""
     holds_arrays = re.compile(r"(?<![\w.])(xp\.\w|asarray\(|standard_normal\()")
-<<<<<<< HEAD
-    texts = {"demos/exercises/exercises.py"}  # speaks of arrays in its sentences only
-    paths = [path for path in SOURCES.keys() - texts if holds_arrays.search(SOURCES[path])]
-=======
     texts = {"exercises.py"}  # speaks of arrays in its sentences only
     paths = [path for path in SOURCES if Path(path).name not in texts and holds_arrays.search(SOURCES[path])]
->>>>>>> engine
     assert len(paths) > 20
     for path in paths:
         end = len(SOURCES[path].splitlines()) + 1

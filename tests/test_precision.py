@@ -14,16 +14,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from test_launches import why_no_dry_run
-<<<<<<< HEAD
-from tinydiff.classify import ClassifierConfig, build_classifier, train_classifier
-from tinydiff.generate import build_unet
-from tinydiff.parallel import Workers
-
-from tinydiff import classify, train
-from tinydiff.data import Dataset
-from tinydiff.diffusion import Schedule
-from tinydiff.train import TrainConfig, Training, TrainingError, out_of_memory
-=======
 
 from tinydiff.app import classify
 from tinydiff.app.alone import one_process
@@ -34,7 +24,6 @@ from tinydiff.backend import to_numpy
 from tinydiff.data import Dataset
 from tinydiff.diffusion import Schedule
 from tinydiff.train import TrainConfig, TrainingError, noise_prediction_losses
->>>>>>> engine
 
 pytestmark = pytest.mark.training
 
