@@ -63,36 +63,38 @@ def rank_processes(launcher):
 
 
 def plant(fault, rank, step):
-    """Have that rank do it at the beginning of that step."""
-    from tinydiff.parallel import mpi
-
+    """Have that rank do it at the beginning of that step, where it draws its batch."""
     from tinydiff import train
     from tinydiff.backend import TinydiffError
+    from tinydiff.fast import mpi
 
-    advance = train.Training.advance
     mpi.CHECK_EVERY = 1
+    init = train.Training.__init__
 
-    def advance_or_not(self, dataset):
-        if self.step == step and self.workers.ranks.rank == rank:
-            if fault == "raise":
-                raise ZeroDivisionError("planted")
-            if fault == "refuse":
-                raise TinydiffError("planted")
-            if fault == "memory":
-                raise MemoryError("planted")
-            if fault == "exit":
-                sys.exit(0)
-            if fault == "die":
-                os.kill(os.getpid(), signal.SIGKILL)
-            if fault == "stop":
-                os.kill(os.getpid(), signal.SIGTERM)
-            if fault == "drift":
-                self.workers.flat.data[3] += 1e-6
-        if self.step == step and fault == "nan":
-            self.workers.flat.data[3] = float("nan")
-        advance(self, dataset)
+    def init_with_fault(self, model, config, draw, *args, **kwargs):
+        def draw_or_not(config, now):
+            if now == step and self.gradients.__self__.ranks.rank == rank:
+                if fault == "raise":
+                    raise ZeroDivisionError("planted")
+                if fault == "refuse":
+                    raise TinydiffError("planted")
+                if fault == "memory":
+                    raise MemoryError("planted")
+                if fault == "exit":
+                    sys.exit(0)
+                if fault == "die":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if fault == "stop":
+                    os.kill(os.getpid(), signal.SIGTERM)
+                if fault == "drift":
+                    self.parameters[0].data[3] += 1e-6
+            if now == step and fault == "nan":
+                self.parameters[0].data[3] = float("nan")
+            return draw(config, now)
 
-    train.Training.advance = advance_or_not
+        init(self, model, config, draw_or_not, *args, **kwargs)
+
+    train.Training.__init__ = init_with_fault
 
 
 if __name__ == "__main__":

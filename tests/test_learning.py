@@ -19,6 +19,7 @@ from tinydiff.generate import build_unet
 from tinydiff.parallel import Workers
 
 from tinydiff import ops
+from tinydiff.app.generate import build_unet
 from tinydiff.autograd import Tensor, no_grad
 from tinydiff.backend import asarray, default_rng, standard_normal, to_numpy
 from tinydiff.data import Dataset
@@ -58,7 +59,7 @@ class Perceptron(Module):
         self.hidden = [Linear(width, width, rng=rng) for _ in range(2)]
         self.out = Linear(width, 2, rng=rng, zero=True)
 
-    def forward(self, x_t, t, labels=None, *, rng=None):
+    def forward(self, x_t, t, labels=None):
         n = len(x_t)
         labels = np.broadcast_to(self.num_classes if labels is None else labels, n)
         code = self.time(Tensor(asarray(self.codes[np.broadcast_to(t, n)]))) + self.label(labels)
@@ -88,16 +89,22 @@ LONG = Effort(T=200, width=128, num_steps=10_000, batch_size=512, regret=0.0015,
 efforts = pytest.mark.parametrize("effort", [SHORT, pytest.param(LONG, marks=pytest.mark.slow)], ids=["short", "long"])
 
 
+def averaged(state):
+    """The network at the end of a run, with its averaged weights."""
+    for _ in train(state):
+        pass
+    for p, average in zip(state.parameters, state.ema.average):
+        p.data[...] = average
+    return state.model
+
+
 @cache
 def learn(effort, seed=0):
     """(network with its averaged weights, schedule).  Four in five points lose their label: "none" is the hard one."""
     schedule = Schedule.cosine(effort.T)
-    config = TrainConfig(effort.num_steps, None, effort.batch_size, 1e-2, label_drop=0.8, seed=seed)
-    state = Training(Workers(lambda: Perceptron(effort.T, effort.width, default_rng(seed))), schedule, config)
-    for _ in train(state, Points()):
-        pass
-    state.workers.flat.data[...] = state.ema.data
-    return state.workers.model, schedule
+    config = TrainConfig(effort.num_steps, batch_size=effort.batch_size, peak_lr=1e-2, label_drop=0.8, seed=seed)
+    model = Perceptron(effort.T, effort.width, default_rng(seed))
+    return averaged(Training(model, config, partial(draw_batch, Points(), schedule, 5), T=effort.T)), schedule
 
 
 def run(schedule, eps_fn, n, seed):
@@ -191,14 +198,10 @@ def test_a_single_image_is_learned_by_heart():
     """
     rng = default_rng("picture")
     one = Dataset("one", rng.integers(0, 256, (1, 4, 4), "uint8"), np.array([4], "uint8"), "one", tuple("0123456789"))
-    network = {"base_channels": 16, "channel_mults": [1, 1], "num_heads": 2, "num_groups": 4, "num_classes": None}
-    schedule = Schedule.constant(15)
-    config = TrainConfig(num_steps=600, minutes=None, batch_size=8, peak_lr=1e-2, warmup=20, ema_decay=0.99)
-    state = Training(Workers(partial(build_unet, network, 0)), schedule, config)
-    for _ in train(state, one):
-        pass
-    state.workers.flat.data[...] = state.ema.data
-    fresh = draw_batch(one, schedule, TrainConfig(batch_size=1000, seed=1), None, 0)
+    network = build_unet({"base_channels": 16, "channel_mults": [1, 1], "num_heads": 2, "num_groups": 4}, 0)
+    draw = partial(draw_batch, one, Schedule.constant(15), None)
+    config = TrainConfig(num_steps=600, batch_size=8, peak_lr=1e-2, warmup=20, ema_decay=0.99)
+    model, fresh = averaged(Training(network, config, draw, T=15)), draw(TrainConfig(batch_size=1000, seed=1), 0)
     with no_grad():
-        losses = to_numpy(noise_prediction_losses(state.workers.model, fresh, None))
+        losses = to_numpy(noise_prediction_losses(model, fresh))
     assert losses.mean() < 1e-3  # 3.5e-4 to 5e-4 for several seeds
