@@ -28,7 +28,11 @@ SOURCES = {
 EXCEPTIONS = {
     ("tinydiff/ops/winograd.py", "xp.ndarray", "order"): "strided views of a buffer; it runs on NumPy only (`pays`)",
     ("tinydiff/backend.py", ".ctypes", "attribute"): "`address` asks a NumPy array there, a CuPy array otherwise",
-    ("demos/scaling.py", "xp", "hidden"): "the demo wraps two of xp's functions to count what a CPU does in them",
+    (
+        "demos/measure/roofline.py",
+        "xp",
+        "hidden",
+    ): "the demo wraps two of xp's functions to count what a CPU does in them",
     ("demos/latent.py", "xp", "hidden"): "the same: it counts the products of a U-Net, on NumPy",
 }
 
@@ -53,7 +57,7 @@ def test_each_exception_is_still_needed(path, what, rule):
 def test_no_file_with_arrays_of_the_backend_is_passed_over():
     """Wherever the text has xp.NAME or makes an array, a mistake that is added at the end is found."""
     holds_arrays = re.compile(r"(?<![\w.])(xp\.\w|asarray\(|standard_normal\()")
-    texts = {"demos/exercises.py"}  # speaks of arrays in its sentences only
+    texts = {"demos/exercises/exercises.py"}  # speaks of arrays in its sentences only
     paths = [path for path in SOURCES.keys() - texts if holds_arrays.search(SOURCES[path])]
     assert len(paths) > 20
     for path in paths:

@@ -12,16 +12,17 @@ from functools import partial
 import numpy as np
 import pytest
 from fake_mpi import Comm, on_ranks
-from parallel_jobs import build, noisy_error, squared_error
-from tinydiff.generate import build_unet
-from tinydiff.parallel import ALONE, WorkerError, Workers, mpi
-from tinydiff.parallel.mpi import MPIRanks
+from parallel_jobs import build, squared_error
+from small_run import arrays_of, same_bits, small_run
 
-from tinydiff import train
+from tinydiff.app import blocks, training
+from tinydiff.app.generate import build_unet
+from tinydiff.app.training import steps
 from tinydiff.backend import TinydiffError, asarray, backend_name, default_rng, to_numpy, xp
-from tinydiff.data import Dataset
-from tinydiff.diffusion import Schedule
-from tinydiff.train import TrainConfig, Training
+from tinydiff.fast import mpi
+from tinydiff.fast.mpi import MPIRanks
+from tinydiff.fast.workers import ALONE, WorkerError, Workers
+from tinydiff.train import TrainConfig
 
 pytestmark = pytest.mark.training
 
@@ -41,8 +42,8 @@ def on_workers(size, program, seeds=lambda rank: 0):
     return on_ranks(size, run)
 
 
-def gradients(losses_of, batch, seed, workers):
-    losses = to_numpy(workers.gradients(losses_of, batch, seed))
+def gradients(losses_of, batch, workers):
+    losses = to_numpy(workers.gradients(losses_of, batch))
     return losses, to_numpy(workers.flat.grad).copy()
 
 
@@ -55,9 +56,9 @@ def test_any_number_of_ranks_has_the_losses_and_the_gradient_of_the_whole_batch(
     """
     batch = make_batch(rng, n)
     with Workers(partial(build, 0)) as one:
-        losses, grad = gradients(squared_error, batch, (0,), one)
+        losses, grad = gradients(squared_error, batch, one)
     assert np.abs(grad).max() > 0.01
-    results = on_workers(size, partial(gradients, squared_error, batch, (0,)))
+    results = on_workers(size, partial(gradients, squared_error, batch))
     for its_losses, its_grad in results:
         np.testing.assert_allclose(its_losses, losses, rtol=1e-5)  # BLAS sums products of other shapes otherwise
         np.testing.assert_allclose(its_grad, grad, rtol=1e-4, atol=4e-6)
@@ -66,42 +67,49 @@ def test_any_number_of_ranks_has_the_losses_and_the_gradient_of_the_whole_batch(
 
 @pytest.mark.skipif(backend_name() != "numpy", reason="worker processes share host memory")
 def test_two_ranks_are_two_local_workers_bit_for_bit(rng):
-    """a + b = b + a, and halves are exact in binary: the same losses and gradient, each half with its own stream."""
+    """a + b = b + a, and halves are exact in binary: the same losses and the same gradient."""
     batch = make_batch(rng, 6)
     with Workers(partial(build, 0), 2) as two:
-        losses, grad = gradients(noisy_error, batch, (3, 1), two)
-    for its_losses, its_grad in on_workers(2, partial(gradients, noisy_error, batch, (3, 1))):
+        losses, grad = gradients(squared_error, batch, two)
+    for its_losses, its_grad in on_workers(2, partial(gradients, squared_error, batch)):
         assert (its_losses == losses).all() and (its_grad == grad).all()
 
 
 def test_training_on_ranks_is_training(monkeypatch):
-    """A U-Net's losses over some steps, its batch in blocks of noise of which a rank draws its own and the first.
+    """A U-Net's losses over some steps, its batch in blocks of which a rank draws its own only, by rank 0's clock.
 
     Every rank ends with the same bits; they differ from one process's by what another order of summation makes.
     """
-    monkeypatch.setattr(train, "NOISE_BLOCK", 2)
-    monkeypatch.setattr(Training, "_steps_that_fit", lambda state, _: 3 + state.workers.ranks.rank)  # rank 0's clock
-    images = default_rng(1).integers(0, 256, (50, 8, 8), dtype=np.uint8)
-    dataset = Dataset("noise", images, np.arange(50, dtype=np.uint8) % 10, "random pixels", tuple("0123456789"))
+    monkeypatch.setattr(blocks, "BLOCK", 3)
+    monkeypatch.setattr(blocks, "SMALLEST", 1)
+    here = threading.local()
+
+    def monotonic():
+        """After two steps: so late that 3 + rank steps fit into an hour."""
+        here.looked = getattr(here, "looked", -1) + 1
+        return here.looked * 2 * 3600 / (3 + here.rank + 1e-6)
+
+    monkeypatch.setattr(training.time, "monotonic", monotonic)
     network = {"base_channels": 8, "channel_mults": [1, 2], "num_heads": 2, "num_groups": 4, "num_classes": 10}
-    config = TrainConfig(num_steps=9, minutes=60.0, batch_size=7, warmup=2, seed=5)
+    config = TrainConfig(num_steps=9, minutes=60.0, batch_size=9, warmup=2, seed=5)
 
     def program(comm):
         ranks = ALONE if comm is None else MPIRanks(comm)
+        here.rank, here.looked = ranks.rank, -1
         with ranks.workers(partial(build_unet, network, 5), ranks.size) as workers:
-            state = Training(workers, Schedule.linear(100), config)
-            for _ in train.train(state, dataset):
+            state = small_run(config, workers=workers)
+            for _ in steps(state, ranks, config.minutes):
                 pass
-            return state.num_steps, np.array(state.metrics), to_numpy(state.ema.data)
+            return state.num_steps, np.array(state.metrics()), arrays_of(state)
 
     alone = program(None)
     for size in (2, 4):
         first, *others = on_ranks(size, program)
-        assert first[0] == 3
+        assert first[0] == alone[0] == 3
         np.testing.assert_allclose(first[1], alone[1], rtol=1e-4)
-        assert {its[1].tobytes() + its[2].tobytes() for its in (first, *others)} == {
-            first[1].tobytes() + first[2].tobytes()
-        }
+        for other in others:
+            np.testing.assert_array_equal(other[1], first[1])
+            assert same_bits(other[2], first[2])
 
 
 def test_a_step_is_one_allreduce(rng):
@@ -109,10 +117,10 @@ def test_a_step_is_one_allreduce(rng):
     batch = make_batch(rng, 8)
 
     def program(workers):
-        workers.gradients(squared_error, batch, (0,))
+        workers.gradients(squared_error, batch)
         before = len(workers.ranks.comm.calls)
         for _ in range(mpi.CHECK_EVERY):
-            workers.gradients(squared_error, batch, (0,))
+            workers.gradients(squared_error, batch)
         return workers.ranks.comm.calls[before:], len(workers.flat.data)
 
     for calls, size in on_workers(2, program):
@@ -124,7 +132,7 @@ def test_a_batch_of_another_size_gets_its_own_room(rng):
     """Losses of an earlier, larger batch do not stay behind; the parameters are the model's throughout."""
 
     def program(workers):
-        sizes = [len(workers.gradients(squared_error, make_batch(default_rng(1), n), (0,))) for n in (9, 4, 12)]
+        sizes = [len(workers.gradients(squared_error, make_batch(default_rng(1), n))) for n in (9, 4, 12)]
         assert all(p.grad is not None and xp.shares_memory(p.grad, workers.flat.grad) for p in workers.flat.parameters)
         return sizes
 
@@ -194,11 +202,11 @@ def test_a_rank_with_other_parameters_stops_the_job_at_the_next_check(rng):
     batch, steps = make_batch(rng, 4), []
 
     def program(workers):
-        workers.gradients(squared_error, batch, (0,))
+        workers.gradients(squared_error, batch)
         if workers.ranks.rank == 2:
             workers.flat.data[1] += 1e-6
         while True:
-            workers.gradients(squared_error, batch, (0,))
+            workers.gradients(squared_error, batch)
             if workers.ranks.rank == 0:
                 steps.append(1)
 
@@ -207,7 +215,7 @@ def test_a_rank_with_other_parameters_stops_the_job_at_the_next_check(rng):
     assert len(steps) == mpi.CHECK_EVERY - 1 and raised.value.said_by == [0]
 
     def lend(workers):
-        with workers.weights(workers.flat.data + np.float32(workers.ranks.rank)):
+        with workers.weights([workers.flat.data + np.float32(workers.ranks.rank)]):
             return list(workers.map(lambda model, job: job, range(2)))
 
     with pytest.raises(WorkerError, match="rank 1: the parameters' checksum"):
@@ -277,7 +285,7 @@ def test_without_mpi4py_the_way_to_it_is_said(monkeypatch):
 
 def test_each_rank_computes_on_one_thread():
     """NumPy has been loaded by then, so the program begins again, with the same arguments; a setting is respected."""
-    program = "import os, sys; from tinydiff.parallel import mpi; sys.modules['mpi4py'] = None\n"
+    program = "import os, sys; from tinydiff.fast import mpi; sys.modules['mpi4py'] = None\n"
     program += "try: mpi.world()\nexcept RuntimeError: print(os.environ.get('OPENBLAS_NUM_THREADS'), sys.argv[1:])"
     for setting, found in (({}, "1"), ({"OPENBLAS_NUM_THREADS": "3"}, "3"), ({"OMP_NUM_THREADS": "2"}, "None")):
         environment = {"PYTHONPATH": ":".join(filter(None, sys.path)), **setting}
