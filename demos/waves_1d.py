@@ -231,7 +231,7 @@ def training_of(pool, schedule, num_steps, batch_size, seed):
     """The workers' Training on waves (Ho et al. 2020, algorithm 1)."""
     config = LoopConfig(num_steps, batch_size, peak_lr=2e-3, seed=seed)
     draw = partial(draw_batch, schedule)
-    return Training(pool.model, config, draw, gradients=pool.gradients, parameters=pool.parameters)
+    return Training(pool.model, config, draw, **training.attached(pool))
 
 
 def draw(schedule, pairs, model, job):
