@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from tinydiff.app import cli, plots
-from tinydiff.app.classify import load_classifier, misread_rows, read
+from tinydiff.app.classify import load_classifier
 from tinydiff.app.metrics import wilson_interval
+from tinydiff.app.reading import misread_rows, read
 from tinydiff.data import DataError
 
 
@@ -55,7 +56,10 @@ def main(
 
 
 def load_samples(path, image_shape, num_classes):
-    """images (N, H, W, C) float32 in [-1, 1] and labels (N,) in 0..num_classes - 1 of an .npz file, else DataError."""
+    """Read images (N, H, W, C) float32 in [-1, 1] and labels (N,) in 0..num_classes - 1 from an .npz file.
+
+    Raises DataError if the file is not like that.
+    """
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             images, labels = archive["images"], archive["labels"]

@@ -4,12 +4,12 @@
     python demos/edit.py runs/mnist/checkpoint.npz --classifier runs/classifier/checkpoint.npz \\
         --noisy-classifier runs/noisy_classifier/checkpoint.npz
 
-Nothing here is told a label.  The lower half of --num digits is drawn to match the upper half: by RePaint, with the
-network's answer without a label, each step taken --resample times; or, with --noisy-classifier (train_classifier.py
---noisy), with labels drawn anew at each step, of those that say best what is known, and each step taken once.  With
---classifier the table says how many are read as the original's digit, with and without 4, 7 and 9, whose upper halves
-may look alike.  The round trip x_0 -> x_T -> x_0 of DDIM is measured on --digits digits for
-each number of steps in --round-trips.  --out gets edit.png and edit.md.
+No label is given.  The lower half of --num digits is drawn to match the upper half.  By default RePaint does so: it
+asks the network without a label, and takes each step --resample times.  With --noisy-classifier (train_classifier.py
+--noisy) each step is taken once, with labels that are drawn anew for it.  A label that explains the known pixels better
+is drawn more often.  With --classifier the table shows how many results are read as the original's digit, with and
+without 4, 7 and 9, whose upper halves may look alike.  The round trip x_0 -> x_T -> x_0 of DDIM is measured on --digits
+digits for each number of steps in --round-trips.  The demo writes edit.png and edit.md to --out.
 
 An evaluation of the network takes 1/660 s on two idle cores: by default 300 digits x 491 (with drawn labels x 550) and
 256 x 3 x 180, 8 minutes.
@@ -27,9 +27,10 @@ from tqdm import tqdm
 
 from tinydiff.app import cli, plots
 from tinydiff.app.checkpoint import atomic_write
-from tinydiff.app.classify import class_probs, load_classifier, load_noisy_classifier, read
+from tinydiff.app.classify import load_classifier, load_noisy_classifier
 from tinydiff.app.generate import DDPM
 from tinydiff.app.metrics import share
+from tinydiff.app.reading import class_probs, read
 from tinydiff.app.trained import load_trained
 from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, asarray, default_rng, standard_normal, to_numpy
@@ -73,7 +74,7 @@ def main(
     out="runs/edit",
     workers=None,
 ):
-    """Returns the table as a dictionary: {what was measured: what was found}, both text."""
+    """Returns the table as a dictionary of texts: {measured quantity: result}."""
     ranks = cli.start(backend, precision, plain=plain)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -93,8 +94,8 @@ def main(
         table = Table()
         table["known pixels changed"] = f"{changed[rows].sum()} of {rows.sum():,}"
         if classifier is not None:
-            for name, found in readings(Path(classifier), workers, done, labels, dataset.classes):
-                table[f"read as the original, {name}"] = found
+            for name, result in readings(Path(classifier), workers, done, labels, dataset.classes):
+                table[f"read as the original, {name}"] = result
         x_0, _ = spread(dataset, digits)
         for n in round_trips:
             x_T, back = edit(pool, partial(round_trip, schedule, n), x_0, f"{n} steps", seed).swapaxes(0, 1)
@@ -140,14 +141,15 @@ def redraw(schedule, t_start, steps, model, job):
 
 
 def round_trip(schedule, steps, model, job):
-    """The x_T of x_0, and what DDIM makes of it: (n, 2, H, W, C)."""
+    """The x_T of x_0, and the x_0 that DDIM draws from this x_T: (n, 2, H, W, C)."""
     x_0, _ = start(job)
     x_T = encode(schedule, steps, model, x_0)
     return np.stack([x_T, decode(schedule, steps, model, x_T)], 1)
 
 
 def blend(schedule, steps, shares, model, job):
-    """Each x_0 led to the next one, through their x_T: (n, len(shares), H, W, C), the last row to the first."""
+    """Pictures between each x_0 and the next one, through their x_T: (n, len(shares), H, W, C).  The last goes to the
+    first."""
     x_0, _ = start(job)
     x_T = asarray(encode(schedule, steps, model, x_0))
     y_T = asarray(np.roll(to_numpy(x_T), -1, 0))
@@ -175,7 +177,7 @@ def last(states):
 
 
 def edit(pool, f, x_0, name, seed):
-    """f of all x_0, in slices on all workers, each slice with a random stream of its own."""
+    """f of all x_0, in slices on all workers.  Each slice has a random stream of its own."""
     parts = []
     with tqdm(total=len(x_0), unit="img", desc=name, dynamic_ncols=True) as bar:
         for part in pool.map(f, [(x_0[i : i + SLICE], (seed, i // SLICE)) for i in range(0, len(x_0), SLICE)]):
@@ -199,22 +201,22 @@ def check(num, digits, steps, round_trips, num_images, T):
 
 
 def spread(dataset, n):
-    """n test images evenly spread over the set, whose first half holds the cleaner ones; and their labels."""
+    """n test images and their labels, spread evenly over the set: its first half contains the cleaner images."""
     return dataset.batch(np.arange(n) * len(dataset) // n)
 
 
 def readings(path, workers, images, labels, classes):
-    """[(which digits, the share of them read as the original's)]: without the ambiguous ones, and all."""
+    """[(digits, share of them read as the original's digit)]: without the ambiguous digits, and for all digits."""
     pool, _ = load_classifier(path, workers)
     with pool:
         right = np.concatenate(list(read(pool, images))).argmax(1) == labels
     clear = ~np.isin(labels, [k for k, name in enumerate(classes) if name in AMBIGUOUS])
     counts = {f"without {', '.join(AMBIGUOUS)}": right[clear], "all digits": right}
-    return [(name, share(found)) for name, found in counts.items() if len(found)]
+    return [(name, share(right)) for name, right in counts.items() if len(right)]
 
 
 def picture_blocks(pool, schedule, dataset, fill_in, known, steps, seed):
-    """(title, row labels, rows of SHOWN images (SHOWN, H, W, C)) of each block, for a digit of each class."""
+    """Yield (title, row labels, rows of images (SHOWN, H, W, C)) of each block, for one digit of each class."""
     first = [np.flatnonzero(dataset.labels == k)[:1] for k in range(len(dataset.classes))]
     x_0, _ = dataset.batch(np.resize(np.concatenate(first), SHOWN))
     masked = np.where(known, x_0, np.float32(0.25))
@@ -233,7 +235,7 @@ def picture_blocks(pool, schedule, dataset, fill_in, known, steps, seed):
 
 
 def save_blocks(path, blocks):
-    """The blocks two by two."""
+    """Save the four blocks as one picture, two by two."""
     figure = Figure(figsize=(12.8, 6), dpi=100, layout="constrained", facecolor="white")
     heights = {"height_ratios": [max(len(rows) for _, _, rows in pair) for pair in (blocks[:2], blocks[2:])]}
     for axes, (title, labels, rows) in zip(figure.subplots(2, 2, gridspec_kw=heights).flat, blocks):

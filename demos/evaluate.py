@@ -3,11 +3,12 @@
     python demos/evaluate.py runs/mnist/checkpoint.npz
     python demos/evaluate.py runs/mnist/checkpoint.npz --num 500 --variance beta --out bits.png
 
-A model that gives an image the probability p(x) can store it in -log2 p(x) bits; the bound says how many suffice.  It
-is p(x), with no label given, because gzip knows no label either.  (A label holds log2(10)/784 = 0.004 bits/dim.)
+A model that gives an image the probability p(x) can store it in -log2 p(x) bits.  The bound is a number of bits that
+suffices.  No label is given, because gzip, for comparison, has no label either.  (A label is log2(10)/784 = 0.004
+bits/dim.)
 
-Each image costs --draws + 1 evaluations of the network, in place of 1,000 for the whole chain; by default 10,000 images
-and 8 evaluations, 4 to 5 minutes at 300 a second.  --out draws where along the chain the bits are spent.
+Each image costs --draws + 1 evaluations of the network; the whole chain would cost 1,000.  The default is 10,000 images
+and 8 evaluations: 4 to 5 minutes at 300 a second.  --out saves a picture of where along the chain the bits are spent.
 """
 
 import gzip
@@ -89,7 +90,7 @@ def main(
 
 
 def evaluate_slice(schedule, draws, term, model, job):
-    """The terms (draws + 2, n) in nats and the times drawn (draws, n) of one slice's images, from its own stream."""
+    """The terms (draws + 2, n) in nats, and the times (draws, n)."""
     x_0, name = job
     with no_grad():
         rng = default_rng("likelihood", *name)
@@ -98,7 +99,7 @@ def evaluate_slice(schedule, draws, term, model, job):
 
 
 def references(dataset, x_0, decoder_var):
-    """(name, bits/dim, explanation) of three figures that depend on the data alone."""
+    """Yield (name, bits/dim, explanation) of three figures that depend on the data alone."""
     raw = dataset.images.tobytes()
     yield (
         "gzip",
@@ -117,12 +118,12 @@ def references(dataset, x_0, decoder_var):
 
 
 def mean_and_error(bits):
-    """Mean over the images, and its standard error: images and draws are chance, and both spread the images' values."""
+    """Mean over the images, and its standard error; the images' values spread by the chance of images and of draws."""
     return float(bits.mean()), float(bits.std(ddof=1) / len(bits) ** 0.5)
 
 
 def spent(schedule, terms, times, title):
-    """A figure of L_{t-1} against t, mean over the images and a range of t, and of the bits spent from t = T down."""
+    """A figure: L_{t-1} against t, mean over the images and a range of t; and the bits spent from t = T down."""
     edges = np.unique(np.geomspace(2, schedule.T + 1, 40).round())  # t = 2, 3, ... one by one, then ranges of t
     bits, _ = np.histogram(times, edges, weights=terms[1:-1])
     bits /= terms.shape[1]

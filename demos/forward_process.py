@@ -1,4 +1,4 @@
-"""Look at the forward process: how a digit turns into noise, and what a schedule decides.
+"""Look at the forward process: how a digit becomes noise, and what a schedule changes.
 
     python demos/forward_process.py                        a few seconds; pictures in runs/forward_process/
 
@@ -79,8 +79,8 @@ def noising(schedules, x_0, seed, name):
 def chain_and_closed_form(schedule, x_0, seed, name):
     """A figure, and the largest difference between the Markov chain and the closed form with the chain's own noise.
 
-    The chain's noise is collected by a second chain that starts from 0, with the same draws: what it holds at t is
-    sqrt(1 - alpha_bar_t) eps, and that eps goes into the closed form.
+    A second chain with the same draws starts from 0 and collects the noise.  At t it is sqrt(1 - alpha_bar_t) eps.  The
+    closed form takes that eps.
     """
     rng, times = default_rng(seed), _evenly(schedule.T, 11)
     x_t, noise_t = x_0, 0 * x_0

@@ -3,16 +3,16 @@
     python demos/guidance.py runs/mnist/checkpoint.npz --classifier runs/classifier/checkpoint.npz \\
         --noisy-classifier runs/noisy_classifier/checkpoint.npz
 
-Prints a table, and writes it with a picture to --out: for each method and scale, from the same noise,
+The demo prints a table, and writes it to --out with a picture.  For each method and scale, from the same noise:
 
     asked     share of the digits that the classifier reads as the one asked for
     spread    how different digits of one class are: the root mean square distance of their features (the classifier's,
               before its last layer) from their class's mean, relative to that of real test digits
     contrast  the pixels' standard deviation in an image, relative to that of real test digits
 
-free leads by the network itself, with and without a label; interval does so at middle noise levels only (Kynkaanniemi
-et al. 2024), and rescaled as Lin et al. 2023 have it, both at the largest scale; classifier leads the network without
-any label by a noisy classifier (train_classifier.py --noisy), at scales of its own.
+free is guidance by the network itself, with and without a label.  interval is free at middle noise levels only
+(Kynkaanniemi et al. 2024), and rescaled is free with the contrast of Lin et al. 2023, both at the largest scale.
+classifier guides the network without a label by a noisy classifier (train_classifier.py --noisy), at other scales.
 """
 
 import csv
@@ -26,16 +26,17 @@ from tqdm import tqdm
 
 from tinydiff.app import cli, plots
 from tinydiff.app.checkpoint import atomic_write
-from tinydiff.app.classify import class_score, load_classifier, load_noisy_classifier, look
+from tinydiff.app.classify import load_classifier, load_noisy_classifier
 from tinydiff.app.generate import Recipe, generate
 from tinydiff.app.metrics import spread, wilson_interval
+from tinydiff.app.reading import class_score, look
 from tinydiff.app.trained import load_trained
 from tinydiff.backend import TinydiffError
 from tinydiff.data import load
 from tinydiff.diffusion import classifier_free, classifier_guided, rescaled, unconditional, within
 
 METHODS = ("free", "interval", "rescaled", "classifier")
-SIGMA = 0.28, 2.9  # noise to signal, sqrt(1/alpha_bar - 1), of the interval: middle noise levels
+SIGMA = 0.28, 2.9  # the interval's noise to signal ratios, sqrt(1/alpha_bar - 1): middle noise levels
 PHI = 0.7  # Lin et al. 2023, section 3.4
 
 
@@ -78,23 +79,23 @@ def main(
             plan["classifier"] = partial(by_classifier, schedule, leader), classifier_scales
         cells = [(name, scale, plan[name][0]) for name in METHODS if name in methods for scale in plan[name][1]]
         test = load(meta["data"]["name"], "test", data_dir, meta["train"]["seed"])
-        images, labels = test.batch(np.arange(min(2000, len(test))) * len(test) // min(2000, len(test)))
+        images, test_labels = test.batch(np.arange(min(2000, len(test))) * len(test) // min(2000, len(test)))
         _, features = look(judge, images)
-        real = spread(features, labels), contrast(images)
-        asked = np.arange(num) % pool.model.num_classes
+        real = spread(features, test_labels), contrast(images)
+        labels = np.arange(num) % pool.model.num_classes
         rows, pictures = [], []
         with tqdm(total=num * len(cells), unit="img", dynamic_ncols=True) as bar:
             for name, scale, guide in cells:
                 bar.set_postfix_str(f"{name} {scale:g}", refresh=False)
                 recipe = Recipe(schedule, tuple(meta["data"]["image_shape"]), num_steps=steps, scale=scale, guide=guide)
                 parts = []
-                for frames in generate(pool, recipe, asked.tolist(), seed):
+                for frames in generate(pool, recipe, labels.tolist(), seed):
                     parts.append(frames[-1])
                     bar.update(len(frames[-1]))
                 images = np.clip(np.concatenate(parts), -1, 1)
                 answer, features = look(judge, images)
-                right = int((answer == asked).sum())
-                rows.append((name, scale, right, num, spread(features, asked) / real[0], contrast(images) / real[1]))
+                right = int((answer == labels).sum())
+                rows.append((name, scale, right, num, spread(features, labels) / real[0], contrast(images) / real[1]))
                 pictures.append(images[: pool.model.num_classes])
     print(f"{meta['data']['name']}, {meta['step']:,} steps; {num} images a row, DDPM in {steps} steps, seed {seed}")
     print(f"interval: {low} < t <= {high};  rescaled: phi = {PHI}")
@@ -133,7 +134,7 @@ def contrast(images):
 
 
 def draw(rows, pictures):
-    """Left what guidance gives and takes, against the scale; right one digit of each class for each row."""
+    """A figure.  Left: the three figures against the scale.  Right: one digit of each class for each row."""
     figure = Figure(figsize=(10.6, max(4.8, 0.5 * len(rows) + 0.5)), dpi=100, layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.25))
     panels = left.subplots(3, 1, sharex=True)
@@ -168,7 +169,7 @@ def draw(rows, pictures):
 
 
 def names(text):
-    """METHODS among the comma-separated words of text, else argparse's error."""
+    """Option type: some of METHODS, separated by commas."""
     if wrong := set(text.split(",")) - set(METHODS):
         raise ValueError(f"{wrong}")
     return text.split(",")
@@ -183,7 +184,7 @@ if __name__ == "__main__":
     parser.add_argument("checkpoint", help="checkpoint.npz of train_mnist.py")
     cli.add_backend(parser)
     parser.add_argument("--classifier", help="checkpoint.npz of train_classifier.py, the judge")
-    parser.add_argument("--noisy-classifier", help="checkpoint.npz of train_classifier.py --noisy, the leader")
+    parser.add_argument("--noisy-classifier", help="checkpoint.npz of train_classifier.py --noisy, to guide by")
     parser.add_argument("--num", type=cli.positive_int, help="images a row")
     parser.add_argument("--scales", type=numbers, help="of classifier-free guidance, such as 0,1,2")
     parser.add_argument("--classifier-scales", type=numbers, help="of classifier guidance")

@@ -28,9 +28,11 @@ import numpy as np
 from tqdm import tqdm
 
 from tinydiff.app import checkpoint, cli, plots, run, training
-from tinydiff.app.classify import Judge, load_classifier, read
+from tinydiff.app.classify import load_classifier
+from tinydiff.app.fit import fit, steps_that_fit
 from tinydiff.app.generate import Recipe, build_unet, generate
 from tinydiff.app.metrics import wilson_interval
+from tinydiff.app.reading import Judge, read
 from tinydiff.app.tables import progress, write_table
 from tinydiff.app.trained import load_network
 from tinydiff.autograd import OPS, no_grad
@@ -192,8 +194,8 @@ def train_both(path, dataset, coder_config, coder_minutes, unet_config, config, 
     with ranks.workers(partial(build_autoencoder, coder_config, config.seed), workers) as pool:
         draw = partial(draw_pictures, dataset, pool.model.latent_channels)
         fitting = LoopConfig(1, config.batch_size, seed=config.seed)
-        num_steps = training.steps_that_fit(pool, elbo_losses, draw, fitting, coder_minutes)
-        losses = training.fit(pool, elbo_losses, draw, replace(fitting, num_steps=num_steps))
+        num_steps = steps_that_fit(pool, elbo_losses, draw, fitting, coder_minutes)
+        losses = fit(pool, elbo_losses, draw, replace(fitting, num_steps=num_steps))
         for _ in progress(losses, num_steps, config.batch_size, "autoencoder"):
             pass
         z = Coder(pool, 0, 1).encode(dataset.batch(np.arange(len(dataset)))[0])
@@ -330,9 +332,9 @@ class Table:
     def __init__(self, columns):
         self.columns, self.cells = columns, {}
 
-    def __setitem__(self, place, found):
+    def __setitem__(self, place, text):
         row, column = place
-        self.cells.setdefault(row, dict.fromkeys(self.columns, ""))[column] = found
+        self.cells.setdefault(row, dict.fromkeys(self.columns, ""))[column] = text
 
     def rows(self):
         return [{"measured": row} | cells for row, cells in self.cells.items()]
@@ -357,12 +359,12 @@ class Table:
         self[f"MB a picture, evaluating {FEW}", name] = f"{peak_mb(evaluate) / FEW:.2f}"
         self[f"MB a picture, training on {FEW}", name] = f"{peak_mb(step) / FEW:.2f}"
 
-    def quality(self, name, found, real, num):
-        low, high = wilson_interval(found["right"], num)
-        self[f"read as asked, of {num}", name] = f"{found['right'] / num:.1%} ({low:.1%} to {high:.1%})"
-        self["Frechet distance", name] = f"{found['frechet']:.3f}"
-        self["coverage", name] = f"{found['coverage']:.1%}"
-        self["spread within a class, of real digits'", name] = f"{found['spread'] / real['spread']:.1%}"
+    def quality(self, name, judged, real, num):
+        low, high = wilson_interval(judged["right"], num)
+        self[f"read as asked, of {num}", name] = f"{judged['right'] / num:.1%} ({low:.1%} to {high:.1%})"
+        self["Frechet distance", name] = f"{judged['frechet']:.3f}"
+        self["coverage", name] = f"{judged['coverage']:.1%}"
+        self["spread within a class, of real digits'", name] = f"{judged['spread'] / real['spread']:.1%}"
 
 
 # 2 M K N of the matrix products of an op, from its result y and its inputs.

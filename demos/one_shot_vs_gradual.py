@@ -28,10 +28,12 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from tinydiff import ops
-from tinydiff.app import checkpoint, cli, plots, training
-from tinydiff.app.classify import Judge, load_classifier
+from tinydiff.app import checkpoint, cli, plots
+from tinydiff.app.classify import load_classifier
+from tinydiff.app.fit import fit, steps_that_fit
 from tinydiff.app.generate import Recipe, frame_times, generate
 from tinydiff.app.metrics import wilson_interval
+from tinydiff.app.reading import Judge
 from tinydiff.app.tables import progress, write_table
 from tinydiff.app.trained import load_trained
 from tinydiff.autograd import Tensor, no_grad, pointwise
@@ -149,8 +151,8 @@ def train_one_shot(name, model, pool, dataset, minutes, batch_size, seed):
     """Train the pool's network for the minutes; returns the loss of each step."""
     draw = partial(examples, dataset, model.z_shape)
     config = LoopConfig(1, batch_size, model.peak_lr, betas=model.betas, seed=seed)
-    num_steps = training.steps_that_fit(pool, model.losses_of, draw, config, minutes)
-    losses = training.fit(pool, model.losses_of, draw, replace(config, num_steps=num_steps))
+    num_steps = steps_that_fit(pool, model.losses_of, draw, config, minutes)
+    losses = fit(pool, model.losses_of, draw, replace(config, num_steps=num_steps))
     return np.array(list(progress(losses, num_steps, batch_size, name)))
 
 
@@ -293,18 +295,18 @@ def make(model, job):
 # ---------------------------------------------------------------------------------------------------- table and picture
 
 
-def table_row(name, found, judge, *, trained="", parameters="", evaluations="", seconds=""):
-    low, high = wilson_interval(found["right"], judge.num)
+def table_row(name, judged, judge, *, trained="", parameters="", evaluations="", seconds=""):
+    low, high = wilson_interval(judged["right"], judge.num)
     return {
         "": name,
         "trained": trained,
         "parameters": parameters and f"{parameters:,}",
         "evaluations a sample": evaluations,
         "seconds a sample": seconds and f"{seconds:.5f}",
-        f"read as asked, of {judge.num}": f"{found['right'] / judge.num:.1%} ({low:.1%} to {high:.1%})",
-        "Frechet distance": f"{found['frechet']:.3f}",
-        "coverage": f"{found['coverage']:.1%}",
-        "spread, of real digits'": f"{found['spread'] / judge.real['spread']:.1%}",
+        f"read as asked, of {judge.num}": f"{judged['right'] / judge.num:.1%} ({low:.1%} to {high:.1%})",
+        "Frechet distance": f"{judged['frechet']:.3f}",
+        "coverage": f"{judged['coverage']:.1%}",
+        "spread, of real digits'": f"{judged['spread'] / judge.real['spread']:.1%}",
     }
 
 

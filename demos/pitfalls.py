@@ -1,18 +1,18 @@
-"""What does each classic mistake cost?  Made on purpose, side by side with the right thing, and measured.
+"""What does each classic mistake cost?  Each is made on purpose, and measured beside the correct method.
 
     python demos/pitfalls.py runs/mnist/checkpoint.npz runs/classifier/checkpoint.npz
 
-Mistakes in sampling are made with the checkpoint's network.  Mistakes in training need a training each: a small network
-learns for --train-steps steps, and a right one of the same length stands beside it.  The figures:
+Mistakes in sampling are made with the checkpoint's network.  Each mistake in training needs a training: a small network
+learns for --train-steps steps.  A correct training of the same length is the row to compare with.  The figures:
 
     read as asked   share of the digits that the classifier reads as the digit asked for; chance alone gives 10%
     border          mean grey level, 0 to 255, of the outermost pixels, which are black in real digits
     moved           RMS difference from the right picture, in grey levels; only within sampling, where all rows have one
                     network and one noise
 
-Without guidance (scale 1), which would hide a part of the damage.  About 7 minutes on 2 idle cores; --out gets
-pitfalls.png and pitfalls.md, with a sentence on each.  The answer: most mistakes in training ruin the digits, most of
-those in sampling leave some grey or less, so that the eye passes them and a test has to find them.
+Guidance is off (scale 1), because it would hide a part of the damage.  The demo takes about 7 minutes on 2 idle cores.
+It writes pitfalls.png and pitfalls.md to --out, with a sentence on each mistake.  The result: most mistakes in training
+ruin the digits.  Most mistakes in sampling leave only some grey: the eye misses them, and a test has to find them.
 """
 
 import io
@@ -30,9 +30,10 @@ from tqdm import tqdm
 
 from tinydiff.app import cli, training
 from tinydiff.app.checkpoint import atomic_write
-from tinydiff.app.classify import load_classifier, read
+from tinydiff.app.classify import load_classifier
 from tinydiff.app.generate import SLICE, Recipe, build_unet
 from tinydiff.app.plots import tile
+from tinydiff.app.reading import read
 from tinydiff.app.trained import load_trained
 from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, default_rng, standard_normal, to_numpy, xp
@@ -51,7 +52,7 @@ from tinydiff.optim import EMA
 from tinydiff.train import TrainConfig
 
 # ------------------------------------------------------------------------------------------------ mistakes in sampling
-# Each is draw(schedule, step, eps_fn, pairs, x_T, rng) -> x_0; step is ddpm_step with x_0_hat kept where the data lie.
+# Each is draw(schedule, step, eps_fn, pairs, x_T, rng) -> x_0.  step is ddpm_step, with x_0_hat in the data's range.
 
 
 def right(schedule, step, eps_fn, pairs, x_T, rng):
@@ -73,13 +74,13 @@ def larger_variance(schedule, step, eps_fn, pairs, x_T, rng):
 
 
 def network_told(other, schedule, step, eps_fn, pairs, x_T, rng):
-    """other(pairs): the pairs whose t the network is told in place of the true ones."""
+    """The network gets the t of other(pairs) in place of the true one."""
     told = {t: wrong for (t, _), (wrong, _) in zip(pairs, other(pairs))}
     return right(schedule, step, lambda x_t, t: eps_fn(x_t, told[t]), pairs, x_T, rng)
 
 
 def coefficients_of(other, schedule, step, eps_fn, pairs, x_T, rng):
-    """other(pairs): the pairs whose coefficients each step takes in place of the true ones."""
+    """Each step takes the coefficients of other(pairs) in place of the true ones."""
     used = dict(zip(pairs, other(pairs)))
 
     def wrong_step(schedule, x_t, eps_hat, t, s, noise):
@@ -96,18 +97,18 @@ def one_less(pairs):
 
 
 def step_behind(pairs):
-    """What belongs to the step before, which has more noise."""
+    """The pairs of the step before, which has more noise."""
     return [pairs[0], *pairs[:-1]]
 
 
 def step_ahead(pairs):
-    """What belongs to the step to come, which has less noise."""
+    """The pairs of the step after, which has less noise."""
     return [*pairs[1:], pairs[-1]]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A row of the picture: what was done, and one sentence on why it is wrong."""
+    """A row of the picture: the mistake, and one sentence on why it is wrong."""
 
     name: str
     why: str
@@ -182,7 +183,7 @@ def unscaled_schedule():
 
 @dataclass(frozen=True)
 class Run(Case):
-    """A row that needs a training: its schedule, and the range in which the network sees the pixels."""
+    """A row that needs a training: its schedule, and the range of the pixels that the network sees."""
 
     schedule: Callable = Schedule.linear
     low: float = -1.0
@@ -242,7 +243,7 @@ class Ranged(Dataset):
 
 
 def step_within(low, high, schedule, x_t, eps_hat, t, s, noise, **options):
-    """ddpm_step with x_0_hat kept in low..high, where the data lie."""
+    """ddpm_step with x_0_hat clipped to low..high, the range of the data."""
     x_0_hat = xp.clip(x_0_from_eps(schedule, x_t, t, eps_hat), low, high)
     return ddpm_step(schedule, x_t, eps_from_x_0(schedule, x_t, t, x_0_hat), t, s, noise, **options)
 
@@ -301,7 +302,7 @@ def main(
 
 
 def jobs_of(labels, seed):
-    """Slices of the labels and the names of their streams, as generate() makes them on a CPU."""
+    """Slices of the labels with the names of their random streams, as generate() makes them on a CPU."""
     return [(labels[i : i + SLICE].tolist(), (seed, i // SLICE)) for i in range(0, len(labels), SLICE)]
 
 
@@ -346,11 +347,11 @@ def draw_slice(how, schedule, low, high, steps, shape, model, job):
 
 
 def measure(reader, images, labels, right_images=None):
-    """What the columns of the table hold, by name; read as asked only where there is a reader, moved a right image."""
+    """The cells of a row by column: "read as asked" only with a reader, "moved" only with right_images."""
     figures = {}
     if reader is not None:
-        asked = np.concatenate(list(read(reader, images))).argmax(1) == labels
-        figures["read as asked"] = f"{asked.mean():.0%}"
+        read_right = np.concatenate(list(read(reader, images))).argmax(1) == labels
+        figures["read as asked"] = f"{read_right.mean():.0%}"
     border = np.ones(images.shape[1:3], bool)
     border[1:-1, 1:-1] = False
     figures["border"] = f"{(images[:, border] + 1).mean() * 127.5:.1f}"
@@ -360,7 +361,7 @@ def measure(reader, images, labels, right_images=None):
 
 
 def report(rows, out):
-    """Print the table; write it as pitfalls.md, and one row of digits for each case as pitfalls.png."""
+    """Print the table and save it as pitfalls.md; save a row of digits for each case as pitfalls.png."""
     lines = []
     for group, cases in itertools.groupby(rows, lambda row: row[0]):
         cases = list(cases)
@@ -379,7 +380,7 @@ def report(rows, out):
 
 
 def picture(rows):
-    """A figure: for each group its cases, each with ten digits and its figures."""
+    """A figure: the cases of each group, each with ten digits and its figures."""
     groups = [list(cases) for _, cases in itertools.groupby(rows, lambda row: row[0])]
     figure = Figure(figsize=(8, 0.323 * (len(rows) + 2 * len(groups))), dpi=100)
     figure.subplots_adjust(0.375, 0.01, 0.795, 0.932, hspace=0.2)

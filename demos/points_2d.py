@@ -105,8 +105,8 @@ def main(
                 for sampler in STEPS
             }
             model = pool.model
-        real, other = (SETS[name](default_rng(word, seed), num) for word in ("held out", "held out too"))
-        floor = energy_distance(other, real)
+        real, more_real = (SETS[name](default_rng(word, seed), num) for word in ("held out", "held out too"))
+        floor = energy_distance(more_real, real)
         row = {
             "data": name,
             "target": target,
@@ -225,7 +225,7 @@ def training_of(pool, points, schedule, target, num_steps, batch_size, seed):
     """The workers' Training on points (Ho et al. 2020, algorithm 1, with any target); gradients are not clipped."""
     config = LoopConfig(num_steps, batch_size, peak_lr=2e-3, clip_norm=math.inf, ema_decay=0.999, seed=seed)
     draw = partial(draw_batch, points, schedule, target)
-    return Training(pool.model, config, draw, squared_errors, gradients=pool.gradients, parameters=pool.parameters)
+    return Training(pool.model, config, draw, squared_errors, **training.attached(pool))
 
 
 def eps_fn_of(model, schedule, target):

@@ -3,10 +3,10 @@
     python demos/same_start.py runs/mnist/checkpoint.npz
     python demos/same_start.py runs/mnist/checkpoint.npz --label 3
 
-eta is how much of the DDPM's noise a step adds (Song et al. 2021, eq. 16).  With none x_T decides everything: it is a
-code of the picture.  The noise of eta = 1 makes the end forget the start.  In the picture, same_start.png in --out, a
-row is an eta and a column a seed of that noise.  Printed is how far the columns differ: a pixel's standard deviation
-over the seeds, mean over the pixels, of the range from black to white.
+eta is the share of the DDPM's noise that a step adds (Song et al. 2021, eq. 16).  With eta = 0 x_T decides everything:
+it is a code of the picture.  The noise of eta = 1 makes the end independent of the start.  The picture, same_start.png
+in --out, has a row for each eta and a column for each seed of that noise.  The demo prints how much the columns differ:
+the standard deviation of a pixel over the seeds, as a share of the range from black to white, mean over the pixels.
 """
 
 from functools import partial
@@ -62,7 +62,7 @@ def main(
 
 
 def ends(schedule, shape, label, steps, scale, seed, model, eta):
-    """Where one x_T leads, with noise of its own for each of the N pictures: (N, H, W, C) in [-1, 1]."""
+    """N pictures from one x_T, each with different noise on the way: (N, H, W, C) in [-1, 1]."""
     x_T = xp.repeat(standard_normal(default_rng("start", seed), (1, *shape[1:])), shape[0], 0)
     eps_fn = unconditional(model) if label is None else classifier_free(model, label, scale)
     step, pairs = partial(ddim_step, schedule, eta=eta, clip=True), timestep_pairs(schedule.T, steps)

@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from tinydiff.app import cli, plots
+from tinydiff.app import choices, cli, plots
 from tinydiff.app.checkpoint import atomic_write
-from tinydiff.app.generate import DDIM, DDPM, DPM_SOLVER_2M, Recipe, generate, quadratic, uniform
+from tinydiff.app.choices import DDIM, DPM_SOLVER_2M, quadratic
+from tinydiff.app.generate import DDPM, Recipe, generate, uniform
 from tinydiff.app.trained import load_trained
 from tinydiff.diffusion import log_snr_pairs
 
@@ -50,10 +51,10 @@ def main(
     pool, schedule, meta = load_trained(Path(checkpoint), workers, ranks)
     with pool:
         recipe = Recipe(schedule, tuple(meta["data"]["image_shape"]), STEPS[sampler], steps, scale, pairs=TIMES[times])
-        asked = sorted(labels[i % len(labels)] for i in range(num))
+        image_labels = sorted(labels[i % len(labels)] for i in range(num))
         parts = []
         with tqdm(total=num, unit="img", dynamic_ncols=True, disable=ranks.rank > 0) as bar:
-            for frames in generate(pool, recipe, asked, seed):
+            for frames in generate(pool, recipe, image_labels, seed):
                 parts.append(frames[-1])
                 bar.update(len(frames[-1]))
     if ranks.rank > 0:
@@ -61,7 +62,7 @@ def main(
     images = np.clip(np.concatenate(parts), -1, 1)
     if save_npz:
         with atomic_write(save_npz) as file:
-            np.savez(file, images=images, labels=np.array(asked))
+            np.savez(file, images=images, labels=np.array(image_labels))
         print(f"arrays: {save_npz}")
     columns = max(1, min(20, -(-num // len(labels))))
     title = f"{meta['data']['name']}, {meta['step']:,} steps, {sampler} {steps}, guidance {scale:g}"
@@ -74,7 +75,7 @@ if __name__ == "__main__":
     parser.add_argument("checkpoint", help="checkpoint.npz of train_mnist.py")
     cli.add_backend(parser)
     parser.add_argument("--num", type=cli.positive_int, help="images to draw")
-    parser.add_argument("--labels", type=cli.labels, help="digits to draw, such as 0-9 or 3,7")
+    parser.add_argument("--labels", type=choices.labels, help="digits to draw, such as 0-9 or 3,7")
     parser.add_argument("--scale", type=cli.non_negative_float, help="guidance: 0 ignores the label, 1 follows it")
     parser.add_argument("--sampler", choices=STEPS, help="ddpm: ancestral sampling; ddim, 2m: no noise on the way")
     parser.add_argument(

@@ -2,13 +2,13 @@
 
     python demos/sampler_showdown.py runs/mnist/checkpoint.npz --classifier runs/classifier/checkpoint.npz
 
-Each row of the table is a sampler at a number of steps, and two figures of its digits: which share the classifier reads
-as the digit that was asked for, and how far its features of them lie from those of the test set (Frechet distance),
-beside the floor, which is the distance of as many real digits from the same rest of the test set.  Guidance is off
-(scale 1): it would hide what the samplers do.  The noise is the same for all.
+Each row of the table is a sampler at a number of steps.  The classifier gives two figures of its digits: the share read
+as the digit asked for, and the Frechet distance of their features from those of the test set.  The floor beside it is
+the distance of as many real digits from the same rest of the test set.  Guidance is off (scale 1), because it would
+hide differences between samplers.  The noise is the same for all.
 
-The digits of each row are kept in OUT/digits and not drawn again, so a run that was stopped goes on where it was.
-With the default 1,000 digits, 2.0 million evaluations of the network: 50 minutes at 660 a second.
+The digits of each row are kept in OUT/digits and not drawn again, so a run that was stopped can continue.
+The default 1,000 digits take 2.0 million evaluations of the network: 50 minutes at 660 a second.
 """
 
 import time
@@ -21,16 +21,23 @@ from tqdm import tqdm
 
 from tinydiff.app import cli, plots
 from tinydiff.app.checkpoint import atomic_write
-from tinydiff.app.classify import features, load_classifier, look
-from tinydiff.app.generate import DDIM, DDPM, DPM_SOLVER_2M, Recipe, generate, uniform
+from tinydiff.app.choices import DDIM, DPM_SOLVER_2M
+from tinydiff.app.classify import load_classifier
+from tinydiff.app.generate import DDPM, Recipe, generate, uniform
 from tinydiff.app.metrics import frechet_with_floor, wilson_interval
+from tinydiff.app.reading import features, look
 from tinydiff.app.trained import load_trained
 from tinydiff.backend import TinydiffError
 from tinydiff.data import load
 from tinydiff.diffusion import Schedule, ddpm_step, log_snr_pairs
 
-DDPM_BETA = partial(partial, ddpm_step, variance=Schedule.beta_t_given_s, clip=True)
-# name -> a fresh step for each slice of digits, and the times that it visits
+
+def DDPM_BETA(schedule):
+    """ddpm_step with the larger variance, as a Recipe takes it."""
+    return partial(ddpm_step, schedule, variance=Schedule.beta_t_given_s, clip=True)
+
+
+# name -> the step of a Recipe, and the times that it visits
 SAMPLERS = {
     "DDPM, beta_tilde": (DDPM, uniform),
     "DDPM, beta": (DDPM_BETA, uniform),
@@ -38,7 +45,7 @@ SAMPLERS = {
     "2M": (DPM_SOLVER_2M, uniform),
     "2M, even log SNR": (DPM_SOLVER_2M, log_snr_pairs),
 }
-GUIDED = (("2M", 10), ("2M, even log SNR", 10), ("DDIM", 20))  # what few steps give at the default guidance
+GUIDED = (("2M", 10), ("2M, even log SNR", 10), ("DDIM", 20))  # rows with few steps at the default guidance
 COLUMNS = ("sampler", "steps", "scale", "right", "num", "low", "high", "frechet", "floor", "seconds")
 SHOWN = 5  # digits of each row in the picture
 
@@ -82,15 +89,15 @@ def main(
                     recipe = Recipe(schedule, tuple(meta["data"]["image_shape"]), step, n, scale, pairs=pairs)
                     path = out / "digits" / f"{name.replace(', ', '-').replace(' ', '_')}-{n}-{scale:g}.npz"
                     images, seconds = draw(path, {"num": num, "step": meta["step"]}, pool, recipe, labels, seed)
-                    answers, found = look(judge, images)
-                    right, distances = int((answers == labels).sum()), frechet_with_floor(found, real)
+                    answers, of_images = look(judge, images)
+                    right, distances = int((answers == labels).sum()), frechet_with_floor(of_images, real)
                     row = (name, n, scale, right, num, *wilson_interval(right, num), *distances, seconds)
                     rows.append(dict(zip(COLUMNS, row)))
                     shown[name, n, scale] = images[:SHOWN]
                     save_table(out / "sampler_showdown.csv", rows)
                     tqdm.write(line(rows[-1]))
                     bar.update(num * evaluations((name, n, scale)))
-        finally:  # stopped half way too: the picture shows what there is
+        finally:  # also after a stop: the picture shows the rows so far
             if rows:
                 title = f"{meta['data']['name']}, {meta['step']:,} steps of training, {num:,} digits each, no guidance"
                 with atomic_write(out / "sampler_showdown.png") as file:
@@ -100,25 +107,25 @@ def main(
 
 
 def evaluations(row):
-    """How often the network sees each digit of a row: guidance takes it twice a step."""
+    """The number of evaluations of the network for each digit of a row: two a step with guidance, else one."""
     _, n, scale = row
     return n * (1 if scale == 1 else 2)
 
 
 def real_digits(test, num):
-    """Images of the test set in two parts, each with as many of every digit: num, and at least as many others."""
+    """Images of the test set in two parts, each with equally many of every digit: num, then at least num others."""
     by_label = [np.flatnonzero(test.labels == k) for k in range(10)]
-    each = num // 10
-    if num % 10 or min(map(len, by_label)) < 2 * each:
+    per_digit = num // 10
+    if num % 10 or min(map(len, by_label)) < 2 * per_digit:
         raise TinydiffError(f"--num {num}: must be a multiple of 10, and the test set have twice as many of each digit")
     rng = np.random.default_rng(0)
     by_label = [rng.permutation(rows)[: min(map(len, by_label))] for rows in by_label]
-    chosen = [rows[:each] for rows in by_label] + [rows[each:] for rows in by_label]
+    chosen = [rows[:per_digit] for rows in by_label] + [rows[per_digit:] for rows in by_label]
     return test.batch(np.concatenate(chosen))[0]
 
 
 def draw(path, settings, pool, recipe, labels, seed):
-    """8-bit digits, as float32 in [-1, 1], and the seconds that they took: from path, or drawn and left there."""
+    """8-bit digits, as float32 in [-1, 1], and the seconds to draw them: read from path, or drawn and saved there."""
     settings = settings | {"seed": seed}
     if path.exists():
         with np.load(path) as file:
@@ -145,7 +152,7 @@ def save_table(path, rows):
 
 
 def line(row):
-    """A row of the table as a sentence."""
+    """A row of the table as a line of text."""
     return (
         "{sampler:16} {steps:5} steps, scale {scale:g}: {share:6.1%} right ({low:.1%} to {high:.1%}), "
         "Frechet {frechet:.4g} (real digits {floor:.4g}), {seconds:.0f} s"
@@ -155,23 +162,23 @@ def line(row):
 def picture(rows, shown, steps, title):
     """A figure: share misread and Frechet distance against the number of steps, and the first digits of each row.
 
-    Without guidance; what the guided rows give stands in the same panels as open circles.
+    Rows with guidance are open circles in the same panels.
     """
     figure = Figure(figsize=(11, 6.9), dpi=100, layout="constrained")
     curves, strips = figure.subfigures(2, 1, height_ratios=(1, 0.62))
     left, right = curves.subplots(1, 2)
     for k, name in enumerate(SAMPLERS):
         for guided in (False, True):
-            own = [row for row in rows if row["sampler"] == name and (row["scale"] != 1) == guided]
-            n = [row["steps"] * 1.03 ** (k - 2) for row in own]  # side by side: no interval hides another
-            wrong = [100 * (1 - row["right"] / row["num"]) for row in own]
-            ends = [(w - 100 * (1 - row["high"]), 100 * (1 - row["low"]) - w) for w, row in zip(wrong, own)]
+            points = [row for row in rows if row["sampler"] == name and (row["scale"] != 1) == guided]
+            n = [row["steps"] * 1.03 ** (k - 2) for row in points]  # side by side: no interval hides another
+            wrong = [100 * (1 - row["right"] / row["num"]) for row in points]
+            ends = [(w - 100 * (1 - row["high"]), 100 * (1 - row["low"]) - w) for w, row in zip(wrong, points)]
             bars = np.array(ends).reshape(-1, 2).T.clip(0)  # rounding of a share of 0 or 1
             style = {"color": f"C{k}", "marker": "o", "ms": 4, "lw": 1.6, "label": name}
             if guided:
                 style |= {"mfc": "white", "ms": 6, "ls": "", "label": None}
             left.errorbar(n, wrong, bars, **style)
-            right.plot([row["steps"] for row in own], [row["frechet"] for row in own], **style)
+            right.plot([row["steps"] for row in points], [row["frechet"] for row in points], **style)
     right.axhline(rows[0]["floor"], color="0.4", ls="--", lw=1.2, label="as many real digits")
     right.plot([], [], "o", ms=6, mfc="white", color="0.3", label=f"open: with guidance {Recipe.scale:g}")
     left.set_ylim(0)

@@ -1,11 +1,11 @@
-"""Train the classifier that reads generated digits, with the engine that draws them: 99.5% of MNIST in some minutes.
+"""Train the classifier that reads generated digits: it reads 99.5% of MNIST after some minutes.
 
     python demos/train_classifier.py                 then:  python demos/classify.py SAMPLES.npz
     python demos/train_classifier.py --noisy --out runs/noisy_classifier        then:  python demos/guidance.py ...
 
---noisy: one that reads x_t at any t, to lead the sampler with; it is tested on each test digit at a random t, and the
-shares are printed by t.  (A thousand steps in, nothing is left to read, and guessing gets 10%.)
-Goes to --out: checkpoint.npz, and misread.png, the test digits that it gets most confidently wrong.
+--noisy trains a classifier that reads x_t at any t, for classifier guidance.  It is tested on each test digit at a
+random t, and the demo prints the shares by t.  (Near t = T nothing is left to read, and guessing gets 10%.)
+The demo writes to --out: checkpoint.npz, and misread.png, the test digits that are most confidently misread.
 """
 
 from functools import partial
@@ -19,11 +19,10 @@ from tinydiff.app.classify import (
     build_classifier,
     draw_moved_batch,
     draw_noisy_batch,
-    misread_rows,
-    read,
     save_classifier,
     train_classifier,
 )
+from tinydiff.app.reading import misread_rows, read
 from tinydiff.app.tables import progress
 from tinydiff.backend import asarray, default_rng, standard_normal, to_numpy
 from tinydiff.data import NAMES, load
@@ -45,7 +44,7 @@ def main(
     noisy=False,
     out="runs/classifier",
 ):
-    """num_train, num_test: the first so many images of a split, None for all.  Returns how many of test are misread."""
+    """num_train, num_test: the number of images to take, None for all.  Returns the number of misread test images."""
     ranks = cli.start(backend, precision, plain=plain)
     schedule = Schedule.linear() if noisy else None  # that of train_mnist.py
     workers = workers or ranks.default_workers()
@@ -79,7 +78,7 @@ def main(
 
 
 def noised(schedule, images, seed):
-    """Each image at a time t of its own, uniform in 1..T: x_t like images, on the host, and t (N,)."""
+    """Images noised to random times, uniform in 1..T: x_t, shaped like images, and t (N,), both on the host."""
     rng = default_rng("noised", seed)
     t = rng.integers(1, schedule.T + 1, len(images))
     return to_numpy(q_sample(schedule, asarray(images), t, standard_normal(rng, images.shape))), t
@@ -96,7 +95,7 @@ def print_by_time(T, t, right):
 if __name__ == "__main__":
     parser = cli.parser(__doc__, main)
     cli.add_backend(parser)
-    parser.add_argument("--data", choices=NAMES, help="auto: MNIST, or embedded glyphs where it cannot be had")
+    parser.add_argument("--data", choices=NAMES, help="auto: MNIST, or embedded glyphs if MNIST cannot be loaded")
     parser.add_argument("--data-dir", metavar="DIR", help="folder that holds the data files")
     parser.add_argument("--steps", type=cli.positive_int, help="how many batches to train on")
     parser.add_argument("--batch-size", type=cli.positive_int, help="images a step")

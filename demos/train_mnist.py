@@ -73,8 +73,8 @@ def main(
         config = training.saved_config(meta)
         checkpoint.check_same(asdict(config), wanted, wanted)
         name = None if data == "auto" else data
-        asked = run.given(base_channels=channels, num=num_images, name=name)
-        checkpoint.check_same(meta["model"] | meta["data"], asked, asked)
+        settings = run.given(base_channels=channels, num=num_images, name=name)
+        checkpoint.check_same(meta["model"] | meta["data"], settings, settings)
         name, num = meta["data"]["name"], meta["data"]["num"]
         dataset = ranks.broadcast(partial(run.load_data, name, data_dir, config.seed, num))
         model_config, schedule = meta["model"], Schedule(arrays["schedule/beta"])

@@ -78,19 +78,19 @@ def main(
         for p, average in zip(pool.parameters, state.ema.average):
             p.data[...] = average
         seconds = time.monotonic() - began
-        asked = [(timbre, n) for timbre in range(len(TIMBRES)) for n in _slices(num)]
-        jobs = [([timbre] * n, (seed, i)) for i, (timbre, n) in enumerate(asked)]
+        slices = [(timbre, n) for timbre in range(len(TIMBRES)) for n in _slices(num)]
+        jobs = [([timbre] * n, (seed, i)) for i, (timbre, n) in enumerate(slices)]
         pairs = timestep_pairs(T, sampling_steps)
         drawn = np.concatenate(
             list(tqdm(pool.map(partial(draw, schedule, pairs), jobs), "drawing", len(jobs), dynamic_ncols=True))
         ).reshape(len(TIMBRES), num, LENGTH)
-    real, other = (
+    real, more_real = (
         [waves(default_rng(word, seed, i), [i] * num) for i in range(len(TIMBRES))] for word in ("real", "other")
     )
     rows = []
     for i, name in enumerate(TIMBRES):
         to = {f"to real {TIMBRES[j]}": round(spectral_distance(drawn[i], real[j]), 2) for j in range(len(TIMBRES))}
-        rows.append({"drawn": name, **to, "real to real": round(spectral_distance(other[i], real[i]), 2)})
+        rows.append({"drawn": name, **to, "real to real": round(spectral_distance(more_real[i], real[i]), 2)})
     print(f"trained in {seconds:.0f} s; rms difference of mean spectra in dB, {num} waves each:")
     write_table(out / "results.csv", rows)
     title = f"three timbres: {steps:,} training steps, {sampling_steps} DDPM steps"
@@ -231,7 +231,7 @@ def training_of(pool, schedule, num_steps, batch_size, seed):
     """The workers' Training on waves (Ho et al. 2020, algorithm 1)."""
     config = LoopConfig(num_steps, batch_size, peak_lr=2e-3, seed=seed)
     draw = partial(draw_batch, schedule)
-    return Training(pool.model, config, draw, gradients=pool.gradients, parameters=pool.parameters)
+    return Training(pool.model, config, draw, **training.attached(pool))
 
 
 def draw(schedule, pairs, model, job):

@@ -53,7 +53,8 @@ def full_memory():
 def main():
     import cupy
 
-    from tinydiff.backend import describe, use_backend
+    from tinydiff.backend import use_backend
+    from tinydiff.fast.device import describe
 
     runtime = cupy.cuda.runtime
     runtime.memGetInfo = lambda: (3 << 30, 4 << 30)

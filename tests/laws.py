@@ -18,16 +18,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).resolve().parent
-OPTIONS = [
-    "--plain",
-    "-q",
-    "--tb=no",
-    "--no-header",
-    "-p",
-    "no:cacheprovider",
-    "-W",
-    "ignore::pytest.PytestAssertRewriteWarning",
-]
+QUIET = ["-q", "--tb=no", "--no-header", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
 
 
 class Report:
@@ -136,7 +127,7 @@ def run(folder: str, laws: list[str], only_first: bool = False) -> list[dict]:
     ids = [str(TESTS / law) for law in laws]
     place = [f"--rootdir={TESTS.parent}", "-c", str(TESTS.parent / "pyproject.toml")]
     with contextlib.redirect_stdout(io.StringIO()):
-        status = pytest.main([*OPTIONS, *["-x"] * only_first, *place, *ids], [report])
+        status = pytest.main(["--plain", *QUIET, *["-x"] * only_first, *place, *ids], [report])
     if report.fast:
         raise RuntimeError(f"faster forms would be tested in place of the copy's {', '.join(sorted(report.fast))}")
     results = list(report.laws.values())

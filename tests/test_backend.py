@@ -19,7 +19,6 @@ from tinydiff.backend import (
     asarray,
     backend_name,
     default_rng,
-    describe,
     fusable,
     host_integers,
     precision,
@@ -29,6 +28,7 @@ from tinydiff.backend import (
     when_chosen,
     xp,
 )
+from tinydiff.fast.device import describe
 
 pytestmark = pytest.mark.engine
 

@@ -28,7 +28,7 @@ SOURCES = {
 EXCEPTIONS = {
     ("winograd.py", "xp.ndarray", "order"): "strided views of a buffer; it runs on NumPy only (`pays`)",
     ("kernels.py", ".ctypes", "attribute"): "`address` asks a NumPy array there, a CuPy array otherwise",
-    ("scaling.py", "xp", "hidden"): "the demo wraps two of xp's functions to count what a CPU does in them",
+    ("roofline.py", "xp", "hidden"): "the demo wraps two of xp's functions to count what a CPU does in them",
     ("latent.py", "xp", "hidden"): "the same: it counts the products of a U-Net, on NumPy",
 }
 

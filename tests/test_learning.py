@@ -15,8 +15,6 @@ from functools import cache, partial
 import numpy as np
 import pytest
 from ideal import PLACES, WEIGHTS, chi_square_p_value, draw_mixture, mixture_eps_fn, nearest
-from tinydiff.generate import build_unet
-from tinydiff.parallel import Workers
 
 from tinydiff import ops
 from tinydiff.app.generate import build_unet

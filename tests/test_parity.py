@@ -18,7 +18,6 @@ from fast.test_every_op import ROWS as FAST_ROWS
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from ops.test_every_op import ROWS
-from tinydiff.nn.classifier import Classifier, cross_entropy
 
 from tinydiff import ops
 from tinydiff.autograd import OPS, Tensor, no_grad

@@ -156,9 +156,11 @@ def test_every_function_and_test_of_the_equation_index_stands_where_its_link_lea
 
 
 def defined(file: Path) -> set[str]:
-    """Names of the functions and classes of a file, methods included."""
+    """Names of the functions and classes of a file, methods included, and of what it assigns at its top."""
     tree = ast.parse(file.read_text("utf-8"))
-    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    targets = [target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
+    assigned = {target.id for target in targets if isinstance(target, ast.Name)}
+    return assigned | {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
 
 
 def test_every_public_function_of_the_process_is_in_the_equation_index():

@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager, contextmanager
 from itertools import count
 from typing import Any
 
-from tinydiff.backend import FAST, xp
+from tinydiff.backend import FAST, fusable, xp
 
 OPS: dict[str, Callable] = {}  # every op by name: the test suite fails for one that has no gradient test
 _numbers = count(1)  # of nodes, in the order in which they are made
@@ -70,12 +70,9 @@ class Tensor:
         if not isinstance(g, xp.ndarray):
             raise ValueError(f"backward: g must be an array, got {type(g).__name__}")
         _check("backward", "g", g, self.data)
-        places = _inputs_first(self._node or self)
-        if self._node is None:
-            g = xp.array(g)  # a leaf must not share memory with g
-        else:
-            self._node, self.requires_grad = None, False
-        _push_back(places, g)
+        places, is_leaf = _inputs_first(self._node or self), self._node is None
+        self._node, self.requires_grad = None, is_leaf
+        _push_back(places, xp.array(g) if is_leaf else g)  # a leaf must not share memory with g
 
     # These ops are defined in ops/arithmetic.py, which imports this file; so they are looked up by name.
 
@@ -139,17 +136,28 @@ def _push_back(places: "list[_Node | Tensor]", g: Any) -> None:
         g = grads.pop(id(place))
         if isinstance(place, Tensor):
             place.grad = xp.asarray(g if place.grad is None else place.grad + g)
-            continue
-        for x, dx in zip(place.inputs, place.vjp(g)):
-            if x is None:
-                continue
-            own = callable(dx) or isinstance(x, _Node)
-            dx = dx() if callable(dx) else dx
-            _check(place.op, "a gradient", dx, x)
+        else:
+            _hand_on(place, g, grads)
+
+
+def _hand_on(node: _Node, g: Any, grads: dict[int, Any]) -> None:
+    """Add the gradients of a node's inputs to grads, the sums so far by the id of each place."""
+    for x, dx in zip(node.inputs, node.vjp(g)):
+        if x is not None:
+            new = callable(dx)
+            dx = dx() if new else dx
+            _check(node.op, "a gradient", dx, x)
             if id(x) in grads:
-                grads[id(x)] = grads[id(x)] + dx
-            else:
-                grads[id(x)] = dx if own else xp.array(dx)  # a leaf must not share memory with g
+                dx = sum_of(grads[id(x)], dx, new)
+            elif isinstance(x, Tensor) and not new:
+                dx = xp.array(dx)  # a leaf must not share memory with g
+            grads[id(x)] = dx
+
+
+@fusable
+def sum_of(total: Any, dx: Any, new: bool) -> Any:
+    """total + dx.  new: nothing else refers to dx, so a faster form may write the sum to it."""
+    return total + dx
 
 
 class _Mode(threading.local):

@@ -101,25 +101,6 @@ def precision() -> str:
     return _ArrayModule.precision
 
 
-def describe() -> str:
-    """One line that says what computes: for a GPU its name, its free memory, the CUDA versions and the precision."""
-    module = _ArrayModule.module
-    if module is np:
-        return f"NumPy {np.__version__}"
-    runtime = module.cuda.runtime
-    name = runtime.getDeviceProperties(runtime.getDevice())["name"].decode()
-    free, total = (n / 2**30 for n in runtime.memGetInfo())
-    made, driver = _version(runtime.runtimeGetVersion()), _version(runtime.driverGetVersion())
-    versions = f"CuPy {module.__version__} for CUDA {made}, driver for {driver}"
-    return f"{name}, {free:.1f} of {total:.1f} GiB free; {versions}; products in {precision()}"
-
-
-def synchronize() -> None:
-    """Wait until a GPU has computed all that it was asked for."""
-    if _ArrayModule.module is not np:
-        _ArrayModule.module.cuda.get_current_stream().synchronize()
-
-
 def asarray(a: Any, dtype: Any = None) -> Any:
     """`a` (host array, backend array or Tensor) as an array of the current backend, copied only if it must be."""
     data = getattr(a, "data", None)  # a Tensor's array; an ndarray's .data is a raw buffer instead
@@ -187,7 +168,7 @@ def _load_cupy(precision: str, device: int) -> Any:
         remedy = (
             f"pip uninstall cupy-cuda{made // 1000}x, then {extra}" if driver >= 12000 else "install a newer driver"
         )
-        versions = f"CuPy is made for CUDA {_version(made)}, the driver for {_version(driver)}"
+        versions = f"CuPy is made for CUDA {cuda_version(made)}, the driver for {cuda_version(driver)}"
         raise BackendError(f"backend 'cupy' does not work here: {versions}; {remedy}")
     try:
         if device:  # CuPy starts on GPU 0
@@ -205,6 +186,6 @@ def _load_cupy(precision: str, device: int) -> Any:
     return cupy
 
 
-def _version(number: int) -> str:
+def cuda_version(number: int) -> str:
     """CUDA's 12040 as 12.4."""
     return f"{number // 1000}.{number % 1000 // 10}"

@@ -164,9 +164,11 @@ def region(source, cut):
     if ast.get_docstring(node) is not None:
         body = body[1:]
     begins = [ast.get_source_segment(source, statement) for statement in body]
-    first = next(i for i, text in enumerate(begins) if text.startswith(cut.first))
-    last = next(i for i, text in enumerate(begins) if i >= first and text.startswith(cut.last)) if cut.last else -1
-    return body[first].lineno, body[last].end_lineno
+    firsts = [i for i, text in enumerate(begins) if text.startswith(cut.first)]
+    lasts = [i for i, text in enumerate(begins) if text.startswith(cut.last) and i >= firsts[0]] if firsts else []
+    if not lasts:
+        raise ValueError(f"{cut.file}: {cut.function} has no statements from {cut.first!r} to {cut.last!r}")
+    return body[firsts[0]].lineno, body[lasts[0] if cut.last else -1].end_lineno
 
 
 def turns(exercise, copy):

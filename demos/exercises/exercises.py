@@ -240,7 +240,7 @@ EXERCISES = (
                 "diffusion/guidance.py",
                 "classifier_free.eps_fn",
                 "eps_u and eps_c from one call, and eps_hat (Ho & Salimans 2022, eq. 6)",
-                "both =",
+                "twice =",
                 "eps_hat =",
             ),
         ),
@@ -362,9 +362,9 @@ EXERCISES = (
         title="Convolution backward",
         minutes=20,
         teaches="that both gradients of a matrix product are matrix products, and that the gradient of a copy is a sum",
-        task="Write vjp in conv2d, which returns (dx, dw, db), and col2im, which im2col calls its adjoint. im2col "
-        "copied each pixel to several windows. col2im takes gradients in the shape of the windows and adds each one to "
-        "the pixel that it was copied from. _taps gives the rows and columns of each tap, as in im2col.",
+        task="Write vjp in conv2d, which returns (dx, dw, db), and col2im, the adjoint of im2col. im2col copied each "
+        "pixel to several windows. col2im takes one gradient for each copy and adds it to the pixel. _taps gives the "
+        "rows and columns of each tap, as in im2col.",
         cuts=(
             Cut("ops/conv.py", "conv2d.vjp", "the gradients of x, w and b from g (N, OH, OW, O)"),
             Cut("ops/conv.py", "col2im", "a map of x_shape: each gradient added to the pixel it belongs to", "dx ="),

@@ -18,7 +18,7 @@ from pathlib import Path
 import explorer_runs as runs
 import numpy as np
 
-from tinydiff.app import cli
+from tinydiff.app import choices, cli
 from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.classify import load_classifier
 from tinydiff.app.trained import load_trained
@@ -127,7 +127,7 @@ if __name__ == "__main__":
     parser = cli.parser(__doc__, main)
     parser.add_argument("checkpoint", help="checkpoint.npz of train_mnist.py")
     cli.add_backend(parser)
-    parser.add_argument("--labels", type=cli.labels, help="digits to show, such as 0-9 or 3,7")
+    parser.add_argument("--labels", type=choices.labels, help="digits to show, such as 0-9 or 3,7")
     parser.add_argument("--steps", type=step_counts, help="numbers of reverse steps to choose from, such as 5,50")
     parser.add_argument("--moments", type=cli.positive_int, help="of each time line, 3 or more")
     parser.add_argument("--point-steps", type=cli.positive_int, help="training steps for each set of points")

@@ -22,7 +22,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from tinydiff.app.alone import one_process
-from tinydiff.app.generate import DDIM, DDPM, DPM_SOLVER_2M
+from tinydiff.app.choices import DDIM, DPM_SOLVER_2M
+from tinydiff.app.generate import DDPM
 from tinydiff.app.plots import tile
 from tinydiff.autograd import no_grad
 from tinydiff.backend import asarray, default_rng, standard_normal, to_numpy, xp

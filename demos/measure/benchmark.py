@@ -1,7 +1,7 @@
 """How fast are a training step, sampling and each op, and how much memory do they take?  Ours, and PyTorch's beside it.
 
     python demos/measure/benchmark.py                    about 2 minutes on 2 cores
-    python demos/measure/benchmark.py --plain            the functions of the book as they stand, too: 4 minutes
+    python demos/measure/benchmark.py --plain            the functions of the book as they stand, too
     python demos/measure/benchmark.py --backend cupy     on a GPU, batch 128 and 512
 
 The reference U-Net: ours, and PyTorch's where torch is installed.  Each contestant is a process of its own

@@ -23,9 +23,10 @@ from tqdm import tqdm
 
 from tinydiff.app import cli, plots
 from tinydiff.app.checkpoint import atomic_write
-from tinydiff.app.classify import load_classifier, read
+from tinydiff.app.classify import load_classifier
 from tinydiff.app.generate import Recipe, generate
 from tinydiff.app.metrics import share
+from tinydiff.app.reading import read
 from tinydiff.backend import default_rng
 
 SHOWN = 10  # images of each held-out combination

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinydiff.app import cli
+from tinydiff.app import choices, cli
 from tinydiff.app.alone import Alone
 from tinydiff.backend import TinydiffError
+from tinydiff.fast import device
 from tinydiff.fast.workers import Ranks
 
 pytestmark = pytest.mark.program
@@ -110,7 +111,7 @@ def chosen(monkeypatch):
     """What start chooses, in place of use_backend; nothing is installed."""
     choices = []
     monkeypatch.setattr(cli, "use_backend", lambda *choice, plain=False: choices.append((*choice, plain)))
-    monkeypatch.setattr(cli, "describe", lambda: "a GPU")
+    monkeypatch.setattr(device, "describe", lambda: "a GPU")
     return choices
 
 
@@ -192,14 +193,14 @@ def test_a_number_out_of_range_is_refused_with_its_value(monkeypatch, capsys, ki
 def test_labels_are_the_digits_and_ranges_in_order(ranges, comma):
     """ "a-b" stands for a..b with both ends, "a" for itself; commas join them, repeats and order kept."""
     text = comma.join(f"{a}-{b}" if a < b else f"{a}" for a, b in ranges)
-    assert cli.labels(text) == tuple(i for a, b in ranges for i in range(a, b + 1))
+    assert choices.labels(text) == tuple(i for a, b in ranges for i in range(a, b + 1))
 
 
 @pytest.mark.parametrize("text", ["", "10", "-1", "9-0", "1,,2", "a", "0-", "3;4", "1.0", "\N{ARABIC-INDIC DIGIT ONE}"])
 def test_labels_that_are_no_digits_are_refused(text):
     """Anything else is refused with the rule and the value."""
     with pytest.raises(argparse.ArgumentTypeError) as error:
-        cli.labels(text)
+        choices.labels(text)
     assert "0-9" in str(error.value) and repr(text) in str(error.value)
 
 
@@ -252,7 +253,7 @@ def test_ctrl_c_ends_with_130_and_one_line(monkeypatch, capsys):
 
 _TALK = """
 import sys
-from tinydiff.app import cli
+from tinydiff.app import choices, cli
 from tinydiff.app.alone import Alone
 
 lines = int(sys.argv.pop())

@@ -9,18 +9,8 @@ import numpy as np
 import pytest
 
 from tinydiff.app.alone import one_process
-from tinydiff.app.generate import (
-    DDIM,
-    DDPM,
-    DPM_SOLVER_2M,
-    SLICE,
-    Recipe,
-    build_unet,
-    frame_times,
-    generate,
-    quadratic,
-    uniform,
-)
+from tinydiff.app.choices import DDIM, DPM_SOLVER_2M, quadratic
+from tinydiff.app.generate import DDPM, SLICE, Recipe, build_unet, frame_times, generate, uniform
 from tinydiff.app.trained import as_eps
 from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, backend_name, default_rng, standard_normal, to_numpy

@@ -12,9 +12,10 @@ from small_run import CONFIG, DATASET, NETWORK, SCHEDULE, arrays_of, same_bits, 
 from tinydiff.app import checkpoint, training
 from tinydiff.app.alone import Alone, one_process
 from tinydiff.app.checkpoint import CheckpointError
+from tinydiff.app.fit import fit, steps_that_fit
 from tinydiff.app.generate import Recipe, generate
 from tinydiff.app.trained import load_trained
-from tinydiff.app.training import by_name, fit, restore, save, saved_config, steps, steps_that_fit, whole
+from tinydiff.app.training import by_name, restore, save, saved_config, steps, whole
 from tinydiff.backend import asarray, backend_name, to_numpy
 from tinydiff.optim import Adam, clip_grad_norm, learning_rate
 from tinydiff.train import LoopConfig, TrainConfig, TrainingError, draw_batch, noise_prediction_losses, train

@@ -9,7 +9,8 @@ import pytest
 
 from tinydiff.app import checkpoint
 from tinydiff.app.alone import one_process
-from tinydiff.app.classify import ClassifierConfig, build_classifier, read, save_classifier
+from tinydiff.app.classify import ClassifierConfig, build_classifier, save_classifier
+from tinydiff.app.reading import read
 from tinydiff.backend import backend_name
 from tinydiff.data import DataError, load
 

@@ -11,8 +11,9 @@ from matplotlib.image import imread
 from tiny_runs import save_checkpoint, save_untrained_classifier
 
 from tinydiff.app import checkpoint
-from tinydiff.app.classify import build_classifier, class_score
+from tinydiff.app.classify import build_classifier
 from tinydiff.app.generate import Recipe, generate
+from tinydiff.app.reading import class_score
 from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, asarray, backend_name, to_numpy
 from tinydiff.data import load

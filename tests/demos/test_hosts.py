@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from mpi_jobs import MISSING, ROOT, finish, start
 
-from tinydiff import checkpoint
+from tinydiff.app import checkpoint
 from tinydiff.backend import backend_name
 
 pytestmark = [

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from mpi_jobs import MISSING, ROOT, finish, rank_processes, start, start_each
 
-from tinydiff import checkpoint
+from tinydiff.app import checkpoint
 from tinydiff.backend import backend_name
 
 pytestmark = [

@@ -8,8 +8,9 @@ from PIL import Image
 from tiny_runs import save_checkpoint, save_untrained_classifier
 
 from tinydiff.app.alone import one_process
-from tinydiff.app.classify import build_classifier, read
+from tinydiff.app.classify import build_classifier
 from tinydiff.app.generate import Recipe, generate
+from tinydiff.app.reading import read
 from tinydiff.app.trained import load_trained
 from tinydiff.backend import TinydiffError, asarray, backend_name, default_rng, standard_normal, to_numpy
 from tinydiff.data import load

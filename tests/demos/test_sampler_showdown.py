@@ -9,8 +9,9 @@ import pytest
 from matplotlib.image import imread
 from tiny_runs import save_checkpoint, save_untrained_classifier
 
-from tinydiff.app.classify import features, load_classifier, read
+from tinydiff.app.classify import load_classifier
 from tinydiff.app.metrics import frechet_distance
+from tinydiff.app.reading import features, read
 from tinydiff.backend import TinydiffError, backend_name
 from tinydiff.data import load
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from tinydiff.app.classify import load_classifier, load_noisy_classifier, read
+from tinydiff.app.classify import load_classifier, load_noisy_classifier
+from tinydiff.app.reading import read
 from tinydiff.backend import backend_name, to_numpy
 from tinydiff.data import load
 from tinydiff.diffusion import Schedule

@@ -139,9 +139,11 @@ def test_other_ops_are_torchs(name, seed, scale):
     compare(*ONE_INPUT[name], [scale * rng.standard_normal((2, 4, 6, 3))], rng)
 
 
-# The reference network, a second time: demos/torch_peer.py.
+# The reference network, a second time: demos/measure/torch_peer.py.
 
-spec = importlib.util.spec_from_file_location("torch_peer", Path(__file__).parents[2] / "demos" / "torch_peer.py")
+spec = importlib.util.spec_from_file_location(
+    "torch_peer", Path(__file__).parents[2] / "demos" / "measure" / "torch_peer.py"
+)
 assert spec is not None and spec.loader is not None
 torch_peer: Any = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(torch_peer)

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from tinydiff.app import checkpoint
+from tinydiff.app.fit import fit
 from tinydiff.app.trained import load_network
-from tinydiff.app.training import fit
 from tinydiff.autograd import Tensor
 from tinydiff.backend import TinydiffError, default_rng, precision
 from tinydiff.data import Dataset, epoch_indices

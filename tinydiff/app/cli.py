@@ -19,7 +19,6 @@ import contextlib
 import inspect
 import math
 import os
-import re
 import shutil
 import sys
 import textwrap
@@ -27,7 +26,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tinydiff.app.alone import one_process
-from tinydiff.backend import TinydiffError, describe, use_backend
+from tinydiff.backend import TinydiffError, use_backend
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -77,6 +76,8 @@ def start(backend: str, precision: str | None, parallel: str = "local", plain: b
         ranks = mpi.world()
     use_backend(backend, precision, ranks.local_rank if ranks else 0, plain=plain)
     if backend != "numpy":
+        from tinydiff.fast.device import describe
+
         print(describe())
     return ranks or one_process()
 
@@ -127,17 +128,6 @@ def positive_float(text: str) -> float:
 def non_negative_float(text: str) -> float:
     """Option type: a finite number of at least 0."""
     return _number(text, float, "a number of at least 0", lambda x: 0 <= x < math.inf)
-
-
-def labels(text: str) -> tuple[int, ...]:
-    """Option type: digits 0..9 and ranges of digits, separated by commas, in the order given: "7", "0-9", "3,3,7-9"."""
-    chosen: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*([0-9])\s*(?:-\s*([0-9])\s*)?", part)
-        if not match or (match[2] and match[2] < match[1]):
-            raise argparse.ArgumentTypeError(f"must be digits or rising ranges such as 7, 0-9 or 1,3,5-7, got {text!r}")
-        chosen += range(int(match[1]), int(match[2] or match[1]) + 1)
-    return tuple(chosen)
 
 
 def _number(text: str, kind: type, what: str, fits: Callable[[Any], bool]) -> Any:

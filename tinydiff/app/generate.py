@@ -6,7 +6,7 @@
 
 A large request is cut into slices of a few images.  Each slice has a random stream of its own, which seed and slice
 number name.  So the number of workers changes neither the images nor the memory that one slice needs.
-Read next: trained.py.
+Read next: choices.py.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,10 +19,10 @@ import numpy as np
 from tinydiff.app.checkpoint import CheckpointError
 from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, backend_name, default_rng, standard_normal, to_numpy
-from tinydiff.diffusion import Schedule, classifier_free, ddim_step, ddpm_step, dpm_solver_2m, sample, unconditional
+from tinydiff.diffusion import Schedule, classifier_free, ddpm_step, sample, unconditional
 from tinydiff.diffusion.guidance import EpsFn
 from tinydiff.diffusion.targets import EPS, Target, as_eps_fn
-from tinydiff.diffusion.times import Pairs, quadratic_pairs, timestep_pairs
+from tinydiff.diffusion.times import Pairs, timestep_pairs
 from tinydiff.nn import UNet
 
 SLICE, GPU_SLICE = 20, 500  # images; guidance doubles the batch that the network sees.  A GPU has room for many.
@@ -33,24 +33,9 @@ def DDPM(schedule: Schedule) -> Callable:
     return partial(ddpm_step, schedule, clip=True)
 
 
-def DDIM(schedule: Schedule, eta: float = 0.0) -> Callable:
-    """ddim_step, as a Recipe takes it.  Another eta: partial(DDIM, eta=1.0)."""
-    return partial(ddim_step, schedule, eta=eta, clip=True)
-
-
-def DPM_SOLVER_2M(schedule: Schedule) -> Callable:
-    """A fresh dpm_solver_2m, as a Recipe takes it."""
-    return dpm_solver_2m(schedule, clip=True)
-
-
 def uniform(schedule: Schedule, num_steps: int) -> Pairs:
     """timestep_pairs, as a Recipe takes it."""
     return timestep_pairs(schedule.T, num_steps)
-
-
-def quadratic(schedule: Schedule, num_steps: int) -> Pairs:
-    """quadratic_pairs, as a Recipe takes it."""
-    return quadratic_pairs(schedule.T, num_steps)
 
 
 def by_label(model: Any, labels: Sequence[int], scale: float) -> EpsFn:
@@ -62,9 +47,9 @@ def by_label(model: Any, labels: Sequence[int], scale: float) -> EpsFn:
 class Recipe:
     """How images are drawn, whatever their labels and noise.  Worker processes receive it, so it must be picklable.
 
-    step(schedule): a step as sample() takes it: DDPM, DDIM or DPM_SOLVER_2M.  Each slice makes a step of its own.
+    step(schedule): a step as sample() takes it, such as DDPM; others in choices.py.  Each slice makes its own step.
     num_steps: the number of reverse steps, at most T, else TinydiffError.
-    pairs(schedule, num_steps): the times that the steps visit: uniform, quadratic or log_snr_pairs.
+    pairs(schedule, num_steps): the times that the steps visit, such as uniform; others in choices.py.
     scale: of guidance; 0 = unconditional, 1 = conditional.  guide(model, labels, scale) -> eps_fn.
     keep: the number of frames to return.  They are spread evenly over the steps; the last frame is the final image.
     at_once: the number of images in a slice; None: SLICE on the CPU, GPU_SLICE on a GPU.  Small images are faster in

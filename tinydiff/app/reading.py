@@ -3,7 +3,7 @@
     share read as the label asked for = mean over images of [argmax_k p(k | image) = label]
 
 This share tells whether generated digits are the digits they should be.  It is low for a network that ignores its
-label, and for a network that draws no digits.  Images are read in slices, on all workers.  Read next: classify.py.
+label, and for a network that draws no digits.  Images are read in slices, on all workers.  Read next: fit.py.
 """
 
 from collections.abc import Callable, Iterator, Sequence

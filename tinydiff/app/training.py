@@ -4,9 +4,6 @@
     for state in steps(state, ranks, config.minutes):                   # train(state), under a clock
         save(state, path, dataset, schedule, workers.num_workers)
 
-    for loss in fit(workers, losses_of, draw, config):                  # a run of minutes on any loss: nothing is saved
-        ...
-
 With the same number of workers, a resumed run ends with the same weights as an uninterrupted run, bit for bit.
 Read next: run.py.
 """
@@ -22,14 +19,13 @@ from typing import Any
 import numpy as np
 
 from tinydiff.app import checkpoint
-from tinydiff.app.alone import one_process
 from tinydiff.app.blocks import in_blocks
 from tinydiff.app.checkpoint import CheckpointError
 from tinydiff.backend import FAST, asarray, backend_name, precision, to_numpy
 from tinydiff.data import Dataset
 from tinydiff.diffusion import Schedule
 from tinydiff.nn import Module
-from tinydiff.train import METRICS, Batch, LoopConfig, Losses, TrainConfig, Training, TrainingError, draw_batch, train
+from tinydiff.train import METRICS, Batch, TrainConfig, Training, TrainingError, draw_batch, train
 
 Draw = Callable[[Any, int], Batch]
 
@@ -51,7 +47,7 @@ def diffusion_training(
         from tinydiff.fast.gpu import Ahead
 
         draw = Ahead(draw)
-    return Training(workers.model, config, draw, T=schedule.T, **_shared(workers))
+    return Training(workers.model, config, draw, T=schedule.T, **attached(workers))
 
 
 def steps(state: Training, ranks: Any, minutes: float | None = None) -> Iterator[Training]:
@@ -78,29 +74,6 @@ def steps(state: Training, ranks: Any, minutes: float | None = None) -> Iterator
         if ranks.size > 1:  # the other ranks wait in this step and could not take part in the search
             raise
         raise out_of_memory(error, config.batch_size, partial(_gradient, state)) from None
-
-
-def fit(workers: Any, losses_of: Losses, draw: Draw, config: LoopConfig) -> Iterator[float]:
-    """Train the workers' network on any loss, and yield the mean loss of each step's batch.
-
-    losses_of, draw: as for Training.  Raises TrainingError as `steps` does.
-    """
-    state = Training(workers.model, config, draw, losses_of, **_shared(workers))
-    for _ in steps(state, one_process()):
-        yield state.metrics()[-1][0]
-
-
-def steps_that_fit(workers: Any, losses_of: Losses, draw: Draw, config: LoopConfig, minutes: float) -> int:
-    """The number of steps of `fit` that take these minutes, at least 1.
-
-    Ten gradients are computed.  The first three are slower than the rest, so only the last seven are timed.
-    """
-    began = 0.0
-    for step in range(10):
-        if step == 3:
-            began = time.monotonic()
-        workers.gradients(losses_of, draw(config, step))
-    return max(1, int(minutes * 60 / ((time.monotonic() - began) / 7)))
 
 
 def out_of_memory(error: MemoryError, batch_size: int, gradient: Callable[[int], Any]) -> TrainingError:
@@ -189,7 +162,7 @@ def saved_config(meta: dict[str, Any]) -> TrainConfig:
     return TrainConfig(**settings | {"betas": betas})
 
 
-def _shared(workers: Any) -> dict[str, Any]:
+def attached(workers: Any) -> dict[str, Any]:
     """The arguments that attach workers to a Training: they compute the gradients and hold the parameters."""
     return {"gradients": workers.gradients, "parameters": workers.parameters}
 

@@ -12,8 +12,6 @@ from pathlib import Path
 
 from tinydiff.data.dataset import DataError, Dataset
 from tinydiff.data.epochs import epoch_indices
-from tinydiff.data.glyphs import load_glyphs
-from tinydiff.data.mnist import DataMissing, load_mnist
 
 __all__ = ["NAMES", "DataError", "Dataset", "epoch_indices", "load"]
 
@@ -41,15 +39,18 @@ def load(
         raise ValueError(f"data must be one of {', '.join(NAMES)}, got {name!r}")
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
-    if name == "glyphs":
-        return load_glyphs(split, seed, num)
-    try:
-        dataset = load_mnist("mnist" if name == "auto" else name, split, data_dir, say)
-    except DataMissing as error:
-        if name != "auto":
-            raise
-        say(f"Using the embedded glyphs instead of MNIST. {error}")
-        return load_glyphs(split, seed, num)
-    if num is not None and not 1 <= num <= len(dataset):
-        raise ValueError(f"num must lie in 1..{len(dataset)} for {name}, got {num}")
-    return replace(dataset, images=dataset.images[:num], labels=dataset.labels[:num])
+    if name != "glyphs":
+        from tinydiff.data.mnist import DataMissing, load_mnist  # a run opens only the files of its own data set
+
+        try:
+            dataset = load_mnist("mnist" if name == "auto" else name, split, data_dir, say)
+            if num is not None and not 1 <= num <= len(dataset):
+                raise ValueError(f"num must lie in 1..{len(dataset)} for {name}, got {num}")
+            return replace(dataset, images=dataset.images[:num], labels=dataset.labels[:num])
+        except DataMissing as error:
+            if name != "auto":
+                raise
+            say(f"Using the embedded glyphs instead of MNIST. {error}")
+    from tinydiff.data.glyphs import load_glyphs
+
+    return load_glyphs(split, seed, num)

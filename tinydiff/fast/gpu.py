@@ -2,7 +2,7 @@
 
 A small network on a GPU waits for launches and for the host, not for arithmetic.  So nothing in a training step waits:
 the next batch is drawn in a thread (`Ahead`), and losses and norms stay on the device for PERIOD steps.
-Read next: kernels.py.
+Read next: device.py.
 """
 
 from collections.abc import Callable

@@ -135,16 +135,16 @@ def test_a_sheet_holds_each_picture_in_its_place(runs, rng):
     assert greys.shape == (3 * 28, 4 * 28)
     for i in range(3):
         for j in range(4):
-            there = greys[i * 28 : i * 28 + 28, j * 28 : j * 28 + 28]
-            assert abs(there - (images[i, j, ..., 0] * 127.5 + 127.5)).max() < 17 / 2 + 0.51  # and tile's rounding
+            picture = greys[i * 28 : i * 28 + 28, j * 28 : j * 28 + 28]
+            assert abs(picture - (images[i, j, ..., 0] * 127.5 + 127.5)).max() < 17 / 2 + 0.51  # and tile's rounding
     assert len(base64.b64decode(sheet)) < 12 * 420
     assert set(np.unique(pixels(runs.sheet(10 * images)))) == set(range(0, 256, 17))  # what is outside is cut
 
 
 def test_numbers_are_unpacked_as_they_were(runs):
     """Little-endian int16, 4096 a unit, cut where they do not fit."""
-    there = np.frombuffer(base64.b64decode(runs.packed([[0.5, -7.99], [1e-3, 99.0]])), "<i2") / 4096
-    np.testing.assert_allclose(there, [0.5, -7.99, 1e-3, 8.0], atol=1 / 4096)
+    unpacked = np.frombuffer(base64.b64decode(runs.packed([[0.5, -7.99], [1e-3, 99.0]])), "<i2") / 4096
+    np.testing.assert_allclose(unpacked, [0.5, -7.99, 1e-3, 8.0], atol=1 / 4096)
 
 
 def test_infinity_is_null_and_the_rest_keeps_4_digits(runs):
@@ -186,15 +186,15 @@ def test_the_curves_are_the_schedules(made):
     data, _ = made
     times = data["forward"]["times"]
     assert times == [0, 250, 500, 750, 1000]
-    for name, said in data["forward"]["schedules"].items():
+    for name, curves in data["forward"]["schedules"].items():
         schedule = getattr(Schedule, name)()
-        np.testing.assert_allclose(said["alpha_bar"], schedule.alpha_bar[times], rtol=1e-3)
-        np.testing.assert_allclose(said["log_snr"][1:], schedule.log_snr[times[1:]], rtol=1e-3)
-        assert said["log_snr"][0] is None
-        t, alpha_bar, log_snr = said["curve"]
+        np.testing.assert_allclose(curves["alpha_bar"], schedule.alpha_bar[times], rtol=1e-3)
+        np.testing.assert_allclose(curves["log_snr"][1:], schedule.log_snr[times[1:]], rtol=1e-3)
+        assert curves["log_snr"][0] is None
+        t, alpha_bar, log_snr = curves["curve"]
         np.testing.assert_allclose(alpha_bar, schedule.alpha_bar[t], rtol=1e-3)
         np.testing.assert_allclose(log_snr[1:], schedule.log_snr[t][1:], rtol=1e-3)
-        assert said["gap"][0] == 0 and 0 < said["gap"][1] < 2e-5
+        assert curves["gap"][0] == 0 and 0 < curves["gap"][1] < 2e-5
 
 
 # ------------------------------------------------------------------------------------------------------------- reverse
@@ -266,13 +266,13 @@ def test_a_riddle_clears_up_and_has_its_own_answer(made, trained):
 
 def test_points_go_forth_and_back_along_the_field(runs, monkeypatch):
     """Forward from data to noise; in reverse the other way, here to a point; each moment has the field of its time."""
-    asked, point = [], np.array([1.0, -0.5], np.float32)
+    field_times, point = [], np.array([1.0, -0.5], np.float32)
 
     def knows_the_point(model, schedule, target):
         return lambda x_t, t: eps_from_x_0(schedule, x_t, t, 0 * x_t + asarray(point))
 
     def field(schedule, eps_fn, grid, t):
-        asked.append(t)
+        field_times.append(t)
         return grid + t / 1000
 
     monkeypatch.setattr(runs.points_2d, "flow_velocity", field)
@@ -282,7 +282,7 @@ def test_points_go_forth_and_back_along_the_field(runs, monkeypatch):
     times, paths = made["times"], {}
     for name, packed in made["sets"]["mixture"].items():
         paths[name] = (np.frombuffer(base64.b64decode(packed), "<i2") / 4096).reshape(len(times), -1, 2)
-    assert times[0] == 0 and times[-1] == 1000 and asked == [*times[:0:-1], times[1]]
+    assert times[0] == 0 and times[-1] == 1000 and field_times == [*times[:0:-1], times[1]]
     radius = np.hypot(*paths["forward"][0].T)
     assert abs(radius - 2**0.5).max() < 0.5  # eight Gaussians of std 0.1 on that circle
     for noise in (paths["forward"][-1], paths["reverse"][0]):
@@ -292,7 +292,7 @@ def test_points_go_forth_and_back_along_the_field(runs, monkeypatch):
         expected = schedule.alpha_bar[t] ** 0.5 * point + schedule.one_minus_alpha_bar[t] ** 0.5 * start
         np.testing.assert_allclose(x_t, expected, atol=0.02)  # x_T is eps to sqrt(alpha_bar_T) = 0.006
     x, y = np.meshgrid(np.linspace(-3, 3, made["grid"] + 2)[1:-1], np.linspace(-3, 3, made["grid"] + 2)[1:-1])
-    for k, t in enumerate(asked):
+    for k, t in enumerate(field_times):
         np.testing.assert_allclose(paths["field"][k], np.stack([x.ravel(), y.ravel()], 1) + t / 1000, atol=1e-3)
 
 
@@ -340,13 +340,13 @@ def test_mistakes_in_training_are_made_where_asked_for(runs, trained, monkeypatc
 
 def names_of(path):
     """Functions, classes and methods (Class.method) of a source file."""
-    found = set()
+    names = set()
     for node in ast.parse(path.read_text("utf-8")).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            found.add(node.name)
+            names.add(node.name)
         if isinstance(node, ast.ClassDef):
-            found |= {f"{node.name}.{inner.name}" for inner in node.body if isinstance(inner, ast.FunctionDef)}
-    return found
+            names |= {f"{node.name}.{inner.name}" for inner in node.body if isinstance(inner, ast.FunctionDef)}
+    return names
 
 
 def test_every_answer_has_its_place_in_the_source(made):
@@ -416,8 +416,8 @@ def test_a_file_that_is_no_checkpoint_ends_with_2(tmp_path):
     for options, message in (([], "bad.npz is not a tinydiff checkpoint"), (["--steps", "9,3"], "must be rising")):
         command = [sys.executable, script, bad, "--out", tmp_path / "page.html", *options]
         ended = subprocess.run(command, capture_output=True, text=True)
-        said = " ".join(ended.stderr.split())
-        assert ended.returncode == 2 and message in said and "Traceback" not in said
+        output = " ".join(ended.stderr.split())
+        assert ended.returncode == 2 and message in output and "Traceback" not in output
     assert not (tmp_path / "page.html").exists()
 
 

@@ -87,8 +87,8 @@ def all_of(driver, selector):
 
 
 def one(driver, selector):
-    (found,) = all_of(driver, selector)
-    return found
+    (element,) = all_of(driver, selector)
+    return element
 
 
 def painted(driver, element):
@@ -101,7 +101,7 @@ def click(driver, element):
     element.click()
 
 
-def said(driver, selector):
+def text_of(driver, selector):
     return one(driver, selector).text
 
 
@@ -133,7 +133,7 @@ def test_the_mark_on_the_curves_moves_with_t(page):
         places.append([(float(dot.get_attribute("cx")), float(dot.get_attribute("cy"))) for dot in dots])
     for (x_0, y_0), (x_T, y_T) in zip(*places):
         assert x_T > x_0 + 100 and y_T > y_0 + 50
-    assert said(page, "#chain-steps") == "1000 small steps"
+    assert text_of(page, "#chain-steps") == "1000 small steps"
 
 
 @pytest.mark.parametrize("section", ["forward", "reverse", "points", "order"])
@@ -198,7 +198,7 @@ def test_at_scale_0_the_digit_makes_no_difference(page):
     before = painted(page, one(page, "#reverse"))
     click(page, digits[1])
     assert painted(page, one(page, "#reverse")) == before
-    assert "makes no difference" in said(page, "#reverse-note")
+    assert "makes no difference" in text_of(page, "#reverse-note")
 
 
 # Frames come as ever, but the page's clock stands still: a slow machine sees what a fast one sees.
@@ -240,7 +240,7 @@ def test_points_play_pause_and_scrub(page):
     slider.send_keys(Keys.HOME)
     assert position(slider) == 0 and painted(page, one(page, "#points")) == begin
     slider.send_keys(Keys.END)
-    assert position(slider) == last_of(slider) and said(page, "#points-time output") == "t = 0"
+    assert position(slider) == last_of(slider) and text_of(page, "#points-time output") == "t = 0"
     slider.send_keys(Keys.ARROW_LEFT)
     click(page, button)
     pass_time(page, 30)
@@ -299,7 +299,7 @@ def test_a_touch_pauses_also_where_nothing_moves(page, section):
 def test_paused_before_the_first_frame_it_shows_the_begin(page, section):
     """Play that begins again goes to 0 at once, and what is shown and said goes with it."""
     slider = one(page, f"#{section}-time input")
-    shown = lambda: [painted(page, one(page, f"#{section}")), said(page, f"#{section}-time output")]  # noqa: E731
+    shown = lambda: [painted(page, one(page, f"#{section}")), text_of(page, f"#{section}-time output")]  # noqa: E731
     slider.send_keys(Keys.HOME)
     begin = shown()
     slider.send_keys(Keys.END)
@@ -378,17 +378,17 @@ def test_the_frames_can_be_put_in_order_and_not(page, process):
         for i in order[::-1]:
             click(page, frames[i])
         check.click()
-        assert "Not yet" in said(page, "#order-verdict")
+        assert "Not yet" in text_of(page, "#order-verdict")
         marked = [i for i, frame in enumerate(frames) if "wrong" in frame.get_attribute("class")]
         assert sorted(marked) == sorted(i for i, j in zip(order, order[::-1]) if i != j)
         for frame in frames:
             frame.click()  # taken back
-        assert not check.is_enabled() and said(page, "#order-verdict") == ""
+        assert not check.is_enabled() and text_of(page, "#order-verdict") == ""
         for place, i in enumerate(order):
             frames[i].click()
             assert frames[i].get_attribute("aria-label").endswith(f"number {place + 1}")
         check.click()
-        assert said(page, "#order-verdict").startswith("Right")
+        assert text_of(page, "#order-verdict").startswith("Right")
 
 
 def test_a_frames_name_does_not_give_it_away(page):
@@ -406,11 +406,11 @@ def test_a_digit_can_be_guessed_and_missed(page):
     assert painted(page, one(page, ".riddle > figure")) != before
     reveal = one(page, "#guess-reveal")
     click(page, answers[0])  # neither 3 nor 7
-    assert "Not 0" in said(page, "#guess-verdict") and not answers[0].is_enabled() and not reveal.is_displayed()
+    assert "Not 0" in text_of(page, "#guess-verdict") and not answers[0].is_enabled() and not reveal.is_displayed()
     answers[3].click()
-    if "Not 3" in said(page, "#guess-verdict"):
+    if "Not 3" in text_of(page, "#guess-verdict"):
         answers[7].click()
-    assert said(page, "#guess-verdict").startswith("Right") and reveal.is_displayed()
+    assert text_of(page, "#guess-verdict").startswith("Right") and reveal.is_displayed()
     assert "after" in one(page, "#guess-history li").text and not less.is_enabled()
     shown = [canvas.get_attribute("aria-label") for canvas in all_of(page, "#guess-reveal canvas")]
     assert shown[0] in ("The picture: 3", "The picture: 7") and "network" in shown[1]
@@ -422,7 +422,7 @@ def test_noise_can_be_taken_away_until_little_is_left(page):
     """As often as there are moments, and t falls each time."""
     less, times = one(page, "#guess-less"), []
     while True:
-        times.append(int(said(page, "#riddle-time").split()[2].rstrip(",")))
+        times.append(int(text_of(page, "#riddle-time").split()[2].rstrip(",")))
         if not less.is_enabled():
             break
         click(page, less)
@@ -433,20 +433,20 @@ def test_cards_come_back_until_they_are_known(page):
     """An answer names its place in the source; what is not known comes again, and in the end all are known."""
     show_answer, known, again = (one(page, f"#card-{name}") for name in ("show", "known", "again"))
     total = page.execute_script("return data.cards.length")
-    first = said(page, "#card-question")
+    first = text_of(page, "#card-question")
     assert not one(page, "#card-answer").is_displayed() and not known.is_displayed()
     click(page, show_answer)
-    assert ".py" in said(page, "#card-answer") and not show_answer.is_displayed()
+    assert ".py" in text_of(page, "#card-answer") and not show_answer.is_displayed()
     again.click()
-    asked = []
+    questions = []
     for n in range(total):
-        asked.append(said(page, "#card-question"))
+        questions.append(text_of(page, "#card-question"))
         show_answer.click()
         known.click()
-        assert said(page, "#card-count").startswith(f"{n + 1} of" if n + 1 < total else f"All {total}")
-    assert asked[-1] == first and len(set(asked)) == total
+        assert text_of(page, "#card-count").startswith(f"{n + 1} of" if n + 1 < total else f"All {total}")
+    assert questions[-1] == first and len(set(questions)) == total
     show_answer.click()
-    assert said(page, "#card-count").startswith("0 of") and said(page, "#card-question")
+    assert text_of(page, "#card-count").startswith("0 of") and text_of(page, "#card-question")
 
 
 # -------------------------------------------------------------------------------------------------- who can use it
@@ -613,4 +613,4 @@ def test_names_are_set_as_symbols(page):
         "<var>β\u0303</var> of alphabet",
     ]
     assert set_as == " ".join(symbols)
-    assert "_" not in said(page, "#mistake-pairs")
+    assert "_" not in text_of(page, "#mistake-pairs")

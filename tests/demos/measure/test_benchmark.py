@@ -17,15 +17,15 @@ PLAIN_RATIOS = ("plain_step_ratio_1core", "plain_sampling_ratio_1core")
 
 
 @pytest.fixture
-def benchmark(module):
+def program(module):
     return module("benchmark")
 
 
 @pytest.fixture
-def alone(benchmark, monkeypatch):
+def alone(program, monkeypatch):
     """The module where torch is not installed."""
-    monkeypatch.setattr(benchmark.on_cpu.importlib.util, "find_spec", lambda name: None)
-    return benchmark
+    monkeypatch.setattr(program.on_cpu.importlib.util, "find_spec", lambda name: None)
+    return program
 
 
 def test_without_torch_it_times_ours(alone, capsys, monkeypatch, tmp_path):
@@ -77,37 +77,37 @@ def test_the_plain_functions_take_part_where_asked_for(alone, capsys):
     assert "plain / fast" in capsys.readouterr().out
 
 
-def test_with_torch_every_ratio_is_there(benchmark):
+def test_with_torch_every_ratio_is_there(program):
     """Both layouts pass the check of equality, and are timed in every job; with one worker both cores are the same."""
     pytest.importorskip("torch")
-    report = benchmark.main(batch_sizes=[2], channels=16, rounds=1, workers=1)
+    report = program.main(batch_sizes=[2], channels=16, rounds=1, workers=1)
     for entry in report["medians"]:
         assert list(entry["seconds"]) == ["tinydiff", "contiguous_format", "channels_last"], entry["what"]
     assert all(report[name] > 0 for name in RATIOS)
     assert report["train_step_ratio"] == report["train_step_ratio_1core"] and report["worker_scaling"] == 1
 
 
-def test_a_report_is_written_whole_or_not_at_all(benchmark, tmp_path):
+def test_a_report_is_written_whole_or_not_at_all(program, tmp_path):
     """What cannot be written leaves the old file alone; a missing folder is named before anything is timed."""
     path = tmp_path / "figures.json"
-    benchmark.write_json(path, {"conv_ratio": None})
+    program.write_json(path, {"conv_ratio": None})
     with pytest.raises(ValueError, match="JSON"):
-        benchmark.write_json(path, {"conv_ratio": 1.5, "worker_scaling": math.nan})
+        program.write_json(path, {"conv_ratio": 1.5, "worker_scaling": math.nan})
     assert json.loads(path.read_text()) == {"conv_ratio": None} and list(tmp_path.iterdir()) == [path]
     with pytest.raises(TinydiffError, match=r"--json .*missing"):
-        benchmark.main(json_path=tmp_path / "missing" / "figures.json")
+        program.main(json_path=tmp_path / "missing" / "figures.json")
 
 
-def test_what_a_backend_does_not_have_is_refused(benchmark):
+def test_what_a_backend_does_not_have_is_refused(program):
     """Workers on a GPU, several batch sizes on the CPU: one line that names the option and its value."""
     with pytest.raises(TinydiffError, match="--workers 2"):
-        benchmark.main(backend="cupy", workers=2)
+        program.main(backend="cupy", workers=2)
     with pytest.raises(TinydiffError, match="--batch-size 64 128"):
-        benchmark.main(batch_sizes=[64, 128])
+        program.main(batch_sizes=[64, 128])
 
 
-def test_without_a_gpu_it_ends_with_that(benchmark, monkeypatch):
+def test_without_a_gpu_it_ends_with_that(program, monkeypatch):
     """--backend cupy is an error of the backend's own, before anything is timed."""
     monkeypatch.setattr("tinydiff.backend._load_cupy", lambda *_: (_ for _ in ()).throw(BackendError("no GPU")))
     with pytest.raises(BackendError, match="no GPU"):
-        benchmark.main(backend="cupy")
+        program.main(backend="cupy")

@@ -45,9 +45,9 @@ def bar(width, length, shear=0.0, side=64):
 def test_the_thickness_of_a_stroke_is_its_width(captions, width, length, lying):
     """2 L w / (2 L + 2 w) for a bar: w but for its ends; and the same for one that lies."""
     image = bar(width, length)
-    found = captions.measure(image.swapaxes(1, 2) if lying else image)["thickness"]
+    thickness = captions.measure(image.swapaxes(1, 2) if lying else image)["thickness"]
     # 3%: the corners of a bar of pixels count as 1/sqrt(2) of a pixel, not 1, four times of more than 60
-    assert found == pytest.approx(length * width / (length + width), rel=0.03)
+    assert thickness == pytest.approx(length * width / (length + width), rel=0.03)
 
 
 @settings(max_examples=10)
@@ -55,9 +55,9 @@ def test_the_thickness_of_a_stroke_is_its_width(captions, width, length, lying):
 def test_the_slant_of_a_sheared_stroke_is_its_shear(captions, shear):
     """x moves by -slant for each pixel down: its value, its sign, and the other sign in the mirror."""
     image = bar(3, 40, shear)
-    found, mirrored = captions.measure(np.concatenate([image, image[:, :, ::-1]]))["slant"]
+    slant, mirrored = captions.measure(np.concatenate([image, image[:, :, ::-1]]))["slant"]
     # 0.005: the ink is drawn at 8 points a pixel, on a length of 40
-    assert found == pytest.approx(shear, abs=0.005) and mirrored == pytest.approx(-found, abs=1e-12)
+    assert slant == pytest.approx(shear, abs=0.005) and mirrored == pytest.approx(-slant, abs=1e-12)
 
 
 def test_a_slant_is_positive_where_the_top_leans_right(captions):
@@ -86,9 +86,9 @@ def test_a_picture_twice_as_large_is_twice_as_thick_and_large_and_leans_as_befor
 def test_a_picture_without_ink_has_no_measure(captions):
     """All three are 0, without a warning of a division by 0; a picture is measured alone, whatever stands beside it."""
     blank, stroke = np.full((1, 64, 64, 1), -1.0), bar(3, 40, 0.2)
-    found = captions.measure(np.concatenate([blank, stroke]))
+    measured = captions.measure(np.concatenate([blank, stroke]))
     alone = captions.measure(stroke)
-    for name, values in found.items():
+    for name, values in measured.items():
         assert values[0] == 0 and values[1] == alone[name][0]
 
 
@@ -145,14 +145,14 @@ def test_the_grammar_has_many_ways_and_uses_every_word(captions):
     """A thousand captions use the whole vocabulary; one set of attributes is said in dozens of ways."""
     rng = default_rng(0)
     every = {"thickness": "thick", "slant": "left", "size": "small"}
-    said = {captions.caption({"digit": "seven", **every}, rng) for _ in range(300)}
-    assert len(said) > 200 and len({" ".join(sorted(text.split())) for text in said}) > 100
+    texts = {captions.caption({"digit": "seven", **every}, rng) for _ in range(300)}
+    assert len(texts) > 200 and len({" ".join(sorted(text.split())) for text in texts}) > 100
     others = [dict(zip(captions.NAMES, row)) for row in (("thin", "right", "large"), ("thin", "upright", "large"))]
     for digit in captions.DIGITS:
         for some in (every, *others):
-            said |= {captions.caption({"digit": digit} | some, rng) for _ in range(10)}
-            said |= {captions.caption(some, rng) for _ in range(10)}
-    assert {word for text in said for word in text.split()} == set(captions.VOCABULARY[2:])
+            texts |= {captions.caption({"digit": digit} | some, rng) for _ in range(10)}
+            texts |= {captions.caption(some, rng) for _ in range(10)}
+    assert {word for text in texts for word in text.split()} == set(captions.VOCABULARY[2:])
     assert len(set(captions.VOCABULARY)) == len(captions.VOCABULARY) < 60
 
 
@@ -173,7 +173,7 @@ def test_the_empty_prompt_is_the_start_alone(captions):
 
 
 @pytest.mark.parametrize(
-    ("prompt", "said"),
+    ("prompt", "message"),
     [
         ("a thik seven", "does not know the word 'thik'; did you mean thick"),
         ("sevn", "'sevn'; did you mean seven"),
@@ -182,9 +182,9 @@ def test_the_empty_prompt_is_the_start_alone(captions):
         ("two " * 16, "a prompt may have 15 words, got 16"),
     ],
 )
-def test_a_word_that_it_does_not_know_is_named_with_the_nearest(captions, prompt, said):
+def test_a_word_that_it_does_not_know_is_named_with_the_nearest(captions, prompt, message):
     """Or with all that it knows, where none is near; and a prompt that is too long is named with its length."""
-    with pytest.raises(TinydiffError, match=said):
+    with pytest.raises(TinydiffError, match=message):
         captions.tokenize(prompt)
 
 
@@ -201,12 +201,12 @@ def test_what_is_held_out_is_never_shown(captions, captioned):
     assert made.left_out == len(glyphs) - len(keep) > 0
     np.testing.assert_array_equal(made.dataset.images, glyphs.images[keep])
     np.testing.assert_array_equal(made.names["digit"], [rows[i][0] for i in keep])
-    rng, said = default_rng(0), set()
+    rng, named = default_rng(0), set()
     for i in range(len(made.dataset)):
         for _ in range(5):
-            said.add(tuple(captions.parse(made.caption(i, rng)).get(a) for a in ("digit", "thickness", "slant")))
-    assert not said & set(captions.HELD_OUT)
-    assert {row[0] for row in said} == {*captions.DIGITS, None} and len(said) > 60
+            named.add(tuple(captions.parse(made.caption(i, rng)).get(a) for a in ("digit", "thickness", "slant")))
+    assert not named & set(captions.HELD_OUT)
+    assert {row[0] for row in named} == {*captions.DIGITS, None} and len(named) > 60
 
 
 def test_the_held_out_combinations_are_ten_one_a_digit(captions):
@@ -230,9 +230,9 @@ def test_a_batch_is_draw_batchs_with_captions_in_the_place_of_labels(captions, c
     assert dropped.any() and all(row == empty for row in batch["labels"][dropped].tolist())
     spoken = {"digit": 0, "thickness": 0}
     for i, row in zip(plain["labels"][~dropped], batch["labels"][~dropped]):
-        said = captions.parse(" ".join(captions.VOCABULARY[word] for word in row[1:]))
-        assert said.items() <= {a: values[i] for a, values in made.names.items()}.items()
-        spoken = {a: n + (a in said) for a, n in spoken.items()}
+        named = captions.parse(" ".join(captions.VOCABULARY[word] for word in row[1:]))
+        assert named.items() <= {a: values[i] for a, values in made.names.items()}.items()
+        spoken = {a: n + (a in named) for a, n in spoken.items()}
     # Of some 270 pictures 90% name the digit, and 75% of two thirds the thickness: five deviations are 0.09 and 0.15.
     shares = {a: n / (~dropped).sum() for a, n in spoken.items()}
     assert abs(shares["digit"] - 0.9) < 0.09 and abs(shares["thickness"] - 0.5) < 0.15

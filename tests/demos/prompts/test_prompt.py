@@ -96,11 +96,11 @@ def test_each_image_has_its_own_prompt(captions, loaded):
     model, empty = loaded[0].model, captions.tokenize("")
     x = standard_normal(default_rng(0), (2, 28, 28, 1))
     with no_grad():
-        both = captions.by_prompt(rows, empty, model, [2, 0], 3.0)(x, 7)
+        eps_hat = captions.by_prompt(rows, empty, model, [2, 0], 3.0)(x, 7)
         for i, k in enumerate([2, 0]):
             eps, eps_u = (to_numpy(model(x[i : i + 1], 7, [row])) for row in (rows[k], empty))
             # 1e-3: float32, three times the difference of numbers about 10 through some twenty layers
-            np.testing.assert_allclose(to_numpy(both)[i : i + 1], eps_u + 3 * (eps - eps_u), rtol=1e-3, atol=1e-3)
+            np.testing.assert_allclose(to_numpy(eps_hat)[i : i + 1], eps_u + 3 * (eps - eps_u), rtol=1e-3, atol=1e-3)
 
 
 # How the words steer.
@@ -128,13 +128,13 @@ def test_a_map_is_the_mean_weight_of_a_word_at_half_the_resolution(demo, caption
     """Of the heads of the three layers there; the words' maps add up to 1 at each pixel."""
     model, tokens = loaded[0].model, captions.tokenize("a thick seven")
     x = standard_normal(default_rng(0), (1, 28, 28, 1))
-    found = demo.maps(demo.Prompted(model, [tokens], tokens), x, 7)
+    words = demo.maps(demo.Prompted(model, [tokens], tokens), x, 7)
     with demo.recorded(model.unet) as weights, no_grad():
         model(x, 7, np.array([tokens]))
     expected = sum(p[0, head] for p in weights if p.shape[2] == 196 for head in range(4)) / 12
-    assert found.shape == (captions.MAX_TOKENS, 14, 14)
-    np.testing.assert_allclose(found[2], expected[:, 2].reshape(14, 14), rtol=1e-3, atol=1e-5)  # float32, as above
-    np.testing.assert_allclose(found.sum(0), 1, rtol=1e-5)
+    assert words.shape == (captions.MAX_TOKENS, 14, 14)
+    np.testing.assert_allclose(words[2], expected[:, 2].reshape(14, 14), rtol=1e-3, atol=1e-5)  # float32, as above
+    np.testing.assert_allclose(words.sum(0), 1, rtol=1e-5)
 
 
 def test_a_swapped_prompt_is_the_first_until_half_way(demo, captions, loaded):
@@ -143,14 +143,14 @@ def test_a_swapped_prompt_is_the_first_until_half_way(demo, captions, loaded):
     rows = [captions.tokenize(text) for text in ("a thick seven", "two")]
     guide = demo.partial(captions.by_prompt, rows, captions.tokenize(""))
     recipe = Recipe(schedule, (28, 28, 1), num_steps=10, guide=guide)
-    found = demo.steer(pool.model, recipe, rows[0], 5)
-    assert found["t"] == [t for t, _ in timestep_pairs(100, 10)] and found["maps"].shape == (10, 16, 14, 14)
-    early = np.array(found["t"]) > 50
+    parts = demo.steer(pool.model, recipe, rows[0], 5)
+    assert parts["t"] == [t for t, _ in timestep_pairs(100, 10)] and parts["maps"].shape == (10, 16, 14, 14)
+    early = np.array(parts["t"]) > 50
     assert 0 < early.sum() < 10
     for name, same in (("swapped", early), ("other", np.zeros(10, bool))):
-        np.testing.assert_array_equal((found[name] == found["x_0_hat"]).all((1, 2, 3)), same)
+        np.testing.assert_array_equal((parts[name] == parts["x_0_hat"]).all((1, 2, 3)), same)
     (frames,) = generate(pool, recipe, [0], 5)  # for one image alone all the noise is the same
-    last = np.clip(found["x_0_hat"][-1], -1, 1)  # at the last step x_0 is x_0_hat
+    last = np.clip(parts["x_0_hat"][-1], -1, 1)  # at the last step x_0 is x_0_hat
     np.testing.assert_allclose(frames[-1][0], last, rtol=1e-4, atol=1e-4)
 
 
@@ -195,8 +195,8 @@ def test_each_word_is_judged_by_its_own_measure(evaluate):
     prompts = ["a thick seven leaning right", "thin 2 tilted left", "bold two leaning to the right"]
     thresholds = {"thickness": [2.0, 2.5, 3.0], "slant": [-0.1, 0.1, 0.2]}
     measured = {"thickness": np.array([2.6, 2.6, 2.9]), "slant": np.array([0.05, -0.05, -0.3])}
-    found = evaluate.judged(prompts, np.array([7, 2, 3]), measured, thresholds)
-    assert {what: right.tolist() for what, right in found.items()} == {
+    hits = evaluate.judged(prompts, np.array([7, 2, 3]), measured, thresholds)
+    assert {what: right.tolist() for what, right in hits.items()} == {
         "digit": [True, True, False],
         "thick": [True, True],
         "thin": [False],
@@ -225,8 +225,8 @@ def test_the_smallest_evaluation_fills_table_and_picture(evaluate, captions, tra
         assert f"| {name} | {value} |" in written and value in printed
     rows = []
     for prompts in drawn:
-        asked = [captions.parse(" ".join(captions.VOCABULARY[i] for i in tokens[1:])) for tokens in prompts]
-        rows.append({(a["digit"], a["thickness"], a["slant"]) for a in asked})
+        wanted = [captions.parse(" ".join(captions.VOCABULARY[i] for i in tokens[1:])) for tokens in prompts]
+        rows.append({(a["digit"], a["thickness"], a["slant"]) for a in wanted})
     assert len(rows[0]) == 30 and not rows[0] & rows[1] and rows[1] == set(captions.HELD_OUT)
     picture = imread(tmp_path / "new" / "held_out.png")[..., :3]
     assert picture.shape[0] > 10 * 28 and picture.std() > 0.05
