@@ -1,1 +1,2 @@
-"""The engine room: what only makes the book faster.  README.md says what is here; install.py puts it in place."""
+"""The engine room: faster forms of the book's functions.  README.md describes each file; install.py puts the forms in
+place."""

@@ -1,4 +1,4 @@
-"""How much work to take at once, and which memory to use again.  Read next: linear.py."""
+"""Slices of a batch that fit a core's cache, and a sum that uses memory again.  Read next: linear.py."""
 
 from typing import Any
 
@@ -6,9 +6,10 @@ from tinydiff.backend import backend_name, xp
 
 
 def chunks(n: int, bytes_each: int) -> list[slice]:
-    """Cut n images that need bytes_each of scratch into nearly equal slices whose scratch stays in a core's cache.
+    """Cut n images into nearly equal slices.  An image needs bytes_each of scratch memory.
 
-    A GPU has no such cache to stay in: there a slice is as large as its memory comfortably allows.
+    On a CPU the scratch memory of a slice fits a core's cache: about 1 MB.  A GPU has no such cache.  There a slice may
+    take 256 MiB, a small part of the GPU's memory.
     """
     budget = 1_000_000 if backend_name() == "numpy" else 1 << 28
     count = max(1, min(n, -(-n * bytes_each // budget)))  # ceil
@@ -16,5 +17,5 @@ def chunks(n: int, bytes_each: int) -> list[slice]:
 
 
 def sum_of(total: Any, dx: Any, new: bool) -> Any:
-    """autograd.sum_of, written to dx if nothing else refers to it: a step's peak of memory is 8% lower."""
+    """autograd.sum_of, which writes the sum to dx if nothing else refers to dx: the peak memory is 8% lower."""
     return xp.add(total, dx, out=dx if new and isinstance(dx, xp.ndarray) else None)

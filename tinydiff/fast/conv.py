@@ -1,8 +1,9 @@
-"""conv2d in the fastest of three ways for a shape, and a sum with a further array in the same pass.
+"""conv2d in one of three ways, and upsample_nearest.  The shapes decide which way is the fastest.
 
-The first way is that of ops/conv.py, a few images at a time, so that their windows stay in a core's cache.  The second
-is for few channels out: the convolution is the input gradient of the convolution with the flipped filter.  The third is
-winograd.py, for 3x3 filters of stride 1.  Axes as in ops/conv.py.  Read next: winograd.py.
+The first way is that of ops/conv.py, for a few images at a time: their windows then stay in a core's cache.  The second
+way is for few output channels.  It computes the convolution as the input gradient of the convolution with the flipped
+filter.  The third way is winograd.py, for 3x3 filters of stride 1.  Each way can also add one more array to the result.
+Axes as in ops/conv.py.  Read next: winograd.py.
 """
 
 from functools import cache, reduce
@@ -17,10 +18,11 @@ from tinydiff.ops.conv import check_conv2d, output_shape
 
 
 def conv2d(x, w, b, *plus, stride=1, padding=0):
-    """ops.conv2d, plus nothing or one more array.
+    """The faster form of ops.conv2d.  If plus contains an array, that array is added to the result.
 
-    plus: (N, O) is a bias of each image's own, by which the time enters a residual block; (N, OH, OW, O) is the block's
-    other branch; ValueError for another shape.
+    plus: empty, or one array.  An array (N, O) is a further bias for each image; a residual block adds the code of the
+    time like this.  An array (N, OH, OW, O) is added pixel by pixel; a residual block adds its other branch like this.
+    Raises ValueError for any other shape.
     """
     check_conv2d(x, w, b, stride, padding)
     check_plus(x, w, plus, stride, padding)
@@ -37,8 +39,8 @@ def conv2d(x, w, b, *plus, stride=1, padding=0):
                 *bias_gradients(g, plus),
             )
     elif stride == 1 and w.shape[0] == w.shape[1] > padding and 4 * w.shape[3] <= w.shape[2]:
-        # Far fewer channels out than in.  The convolution is the input gradient of the one with the flipped filter.
-        # Computed so, the windows are those of the map with few channels.
+        # At most a quarter as many channels out as in.  The convolution is the input gradient of the convolution with
+        # the flipped filter.  The windows of that gradient lie in y, so they have few channels and are short.
         turned, inner = winograd.flipped(w), w.shape[0] - 1 - padding
         y = _input_gradient(output_shape(x.shape, w.shape, 1, padding), turned, x, 1, inner)
         _add(y, b, plus)
@@ -68,7 +70,7 @@ def conv2d(x, w, b, *plus, stride=1, padding=0):
 
 @op
 def conv2d_plus(x, w, b, plus, *, stride=1, padding=0):
-    """conv2d with something to add as an op of its own: see there."""
+    """conv2d with an array `plus` to add, as an op with a gradient for each of the four arrays."""
     return conv2d(x, w, b, plus, stride=stride, padding=padding)
 
 
@@ -82,7 +84,7 @@ def _correlate(x, w, stride, padding, b=None, plus=()):
 
 
 def _add(y, b, plus):
-    """y += b + plus, see conv2d, in place."""
+    """y += b + plus in place.  b and plus are those of conv2d."""
     if kernels.available():
         kernels.add_bias(y, b, *plus)
         return
@@ -93,7 +95,8 @@ def _add(y, b, plus):
 
 
 def bias_and_map(b, plus):
-    """conv2d's b and plus as a vector for all pixels of an image, (O,) or (N, O), and a map for each pixel, or None."""
+    """Return conv2d's b and plus as (bias, map).  bias: (O,) or (N, O), for all pixels of an image.  map: (N, OH, OW,
+    O), or None if plus contains no map."""
     if not plus:
         return b, None
     return (b, plus[0]) if plus[0].ndim == 4 else (b + plus[0], None)
@@ -111,8 +114,8 @@ def _input_gradient(shape, w, g, stride, padding):
 
 
 def _filter_gradient(x, w, g, stride, padding, one=False):
-    """(KH KW C, O), a row for each tap.  With one=True every window ends in a 1 (see _columns), and the row after the
-    last tap is the bias's gradient."""
+    """The filter's gradient, (KH KW C, O): a row for each tap.  With one=True every window ends in a 1 (see _columns).
+    The row after the last tap is then the bias's gradient, and any further rows are 0."""
     o = w.shape[3]
     shares = (
         product_of_transposed(_columns(x[part], w, stride, padding, one), g[part].reshape(-1, o))
@@ -122,7 +125,8 @@ def _filter_gradient(x, w, g, stride, padding, one=False):
 
 
 def bias_gradients(g, plus, elsewhere=False):
-    """The gradients of conv2d's b and plus, from the gradient of its result; elsewhere=True leaves out b's (None)."""
+    """The gradients of conv2d's b and plus, from the gradient g of the result.  With elsewhere=True the caller computes
+    b's gradient, and None is returned for it."""
     n, oh, ow, o = g.shape
     if plus and plus[0].ndim == 2:
         per_image = sum_rows(g.reshape(n, oh * ow, o))
@@ -132,7 +136,7 @@ def bias_gradients(g, plus, elsewhere=False):
 
 
 def upsample_nearest(x):
-    """ops.upsample_nearest."""
+    """The faster form of ops.upsample_nearest."""
     n, h, w, c = x.shape
     y = xp.empty((n, h, 2, w, 2, c), x.dtype)
     y[:] = x[:, :, None, :, None]
@@ -148,7 +152,7 @@ def sum_2x2(x):
 
 
 def check_plus(x, w, plus, stride, padding):
-    """ValueError where plus is not what conv2d can add."""
+    """Raise ValueError if conv2d cannot add plus."""
     shapes = (len(x), w.shape[3]), output_shape(x.shape, w.shape, stride, padding)
     if len(plus) > 1 or any(p.shape not in shapes for p in plus):
         shapes_given = ", ".join(str(p.shape) for p in plus)
@@ -156,16 +160,17 @@ def check_plus(x, w, plus, stride, padding):
 
 
 def _parts(y, w):
-    """Slices of the batch whose windows stay in cache; y: the output, or its gradient."""
+    """Slices of the batch whose windows stay in cache.  y: the output, or its gradient."""
     _, oh, ow, o = y.shape
     return chunks(len(y), oh * ow * w.size // o * y.itemsize)
 
 
 def _columns(x, w, stride, padding, one=False):
-    """The window of each output pixel as a row: (N OH OW, KH KW C).  one: on a GPU, end each row with a 1.
+    """The window of each output pixel as a row: (N OH OW, KH KW C).  With one=True, on a GPU, each row ends in a 1.
 
-    The copy runs along the memory of x as far as it can: over the channels of a window's row, or, if these are few,
-    over the pixels of one tap.  In the second case the columns of the result are contiguous.
+    On a CPU the copy moves long pieces of contiguous memory.  Such a piece is one row of a window, with its channels.
+    If the pieces would be short, the copy goes over the pixels of one tap instead; then the columns of the result are
+    contiguous, not its rows.
     """
     n, h, wd, c = x.shape
     kh, kw = w.shape[:2]
@@ -175,8 +180,8 @@ def _columns(x, w, stride, padding, one=False):
     padded = xp.zeros((n, h + 2 * padding, wd + 2 * padding, c), x.dtype)
     padded[:, padding : padding + h, padding : padding + wd] = x
     oh, ow = (padded.shape[1] - kh) // stride + 1, (padded.shape[2] - kw) // stride + 1
-    image, row, column, one = padded.strides
-    strides = image, stride * row, stride * column, row, column, one
+    image, row, column, channel = padded.strides
+    strides = image, stride * row, stride * column, row, column, channel
     windows = xp.lib.stride_tricks.as_strided(padded, (n, oh, ow, kh, kw, c), strides)
     if kw * c < ow:
         columns = xp.ascontiguousarray(windows.transpose(3, 4, 5, 0, 1, 2))

@@ -1,10 +1,11 @@
-"""What computes, and waiting for it.  Read next: kernels.py."""
+"""A description of the device that computes, and a function that waits for it.  Read next: kernels.py."""
 
 from tinydiff.backend import backend_name, cuda_version, precision, xp
 
 
 def describe() -> str:
-    """One line that says what computes: for a GPU its name, its free memory, the CUDA versions and the precision."""
+    """One line about what computes: NumPy's version, or the GPU's name and free memory, the CUDA versions and the
+    precision."""
     if backend_name() == "numpy":
         return f"NumPy {xp.__version__}"
     runtime = xp.cuda.runtime
@@ -16,6 +17,6 @@ def describe() -> str:
 
 
 def synchronize() -> None:
-    """Wait until a GPU has computed all that it was asked for."""
+    """Wait until the GPU has finished the work given to it.  With NumPy there is nothing to wait for."""
     if backend_name() != "numpy":
         xp.cuda.get_current_stream().synchronize()

@@ -1,13 +1,13 @@
-"""The layers of the U-Net, and of its relatives in more/, in fewer passes over the maps.
+"""The layers of the U-Net, and of the networks in more/, in fewer passes over the maps.
 
-    ResBlock.forward, NormSiluConv.forward      conv2d(silu(group_norm(x))) and what is added to it: one pass
+    ResBlock.forward, NormSiluConv.forward      conv2d(silu(group_norm(x))), and the array added to it: one pass
     Upsample.forward, UpConv.forward            conv2d(upsample_nearest(x)): one pass
     UNet.head, NormSilu.forward                 silu(group_norm(x)): one pass
 
-Some images at a time, the first op of a pair writes its result straight into the frame that Winograd's convolution
-reads, and in the backward pass does so again.  What lies between the two is neither written to memory nor kept: a
-network keeps half as many maps, and no map is copied to be padded.  Where Winograd's way does not pay, a pair is its
-two ops in turn.  Axes as in winograd.py and norm.py.  Read next: optim.py.
+Winograd's convolution reads its input from a frame, a map with zeros around it.  The op before the convolution writes
+its result directly into that frame, for some images at a time.  So no map is copied to be padded.  The frame is not
+kept: the backward pass computes it again.  So a network keeps half as many maps.  Where Winograd's convolution is not
+used, the ops run one after the other.  Axes as in winograd.py and norm.py.  Read next: optim.py.
 """
 
 from typing import Any
@@ -24,24 +24,24 @@ from tinydiff.ops.norm import check_group_norm
 
 
 def res_block(block: Any, x: Tensor, code: Tensor) -> Tensor:
-    """ResBlock.forward."""
+    """The faster form of ResBlock.forward."""
     h = norm_silu_conv(block.norm1, block.conv1, x, block.time(code))
     y = norm_silu_conv(block.norm2, block.conv2, h, x if block.skip is None else block.skip(x))
     return y if block.attention is None else block.attention(y)
 
 
 def head(network: Any, h: Tensor) -> Tensor:
-    """UNet.head."""
+    """The faster form of UNet.head."""
     return norm_silu_conv(network.norm_out, network.conv_out, h)
 
 
 def norm_silu(norm: Any, x: Tensor) -> Tensor:
-    """NormSilu.forward."""
+    """The faster form of NormSilu.forward."""
     return group_norm_silu(x, norm.gamma, norm.beta, num_groups=norm.num_groups)
 
 
 def norm_silu_conv(norm: Any, conv: Any, x: Tensor, *plus: Tensor) -> Tensor:
-    """conv(silu(norm(x))) for a 3x3 convolution that keeps the size; plus: see conv.conv2d."""
+    """conv(silu(norm(x))) for a 3x3 convolution that keeps the size.  plus: as in conv.conv2d."""
     if winograd.pays(x, conv.w, 1, 1):
         return norm_silu_winograd(x, norm.gamma, norm.beta, conv.w, conv.b, *plus, num_groups=norm.num_groups)
     y = norm_silu(norm, x)
@@ -49,7 +49,7 @@ def norm_silu_conv(norm: Any, conv: Any, x: Tensor, *plus: Tensor) -> Tensor:
 
 
 def upsample_conv(conv: Any, x: Tensor) -> Tensor:
-    """conv(upsample_nearest(x)) for such a convolution."""
+    """conv(upsample_nearest(x)) for a 3x3 convolution that keeps the size."""
     if winograd.pays(x, conv.w, 1, 1):
         return upsample_winograd(x, conv.w, conv.b)
     return ops.conv2d(ops.upsample_nearest(x), conv.w, conv.b, padding=1)
@@ -57,11 +57,11 @@ def upsample_conv(conv: Any, x: Tensor) -> Tensor:
 
 @op
 def norm_silu_winograd(x, gamma, beta, w, b, *plus, num_groups):
-    """conv2d(silu(group_norm(x)), w, b), plus what is to be added to it: see conv.conv2d."""
+    """conv2d(silu(group_norm(x)), w, b), with `plus` added as in conv.conv2d."""
     check_conv2d(x, w, b, 1, 1)
     check_plus(x, w, plus, 1, 1)
     check_group_norm(x, gamma, beta, num_groups)
-    norm = Passes(x, gamma / 2, beta / 2, num_groups)  # of half the scale: see group_norm_silu
+    norm = Passes(x, gamma / 2, beta / 2, num_groups)  # z/2, as in group_norm_silu
     (n, height, width, c), o = x.shape, w.shape[3]
     u, y = winograd.filter_tiles(w), xp.empty((n, height, width, o), x.dtype)
     bias, residual = bias_and_map(b, plus)
@@ -129,5 +129,6 @@ def upsample_winograd(x, w, b):
 
 
 def _within(norm, part):
-    """The norm's slices of a slice of the batch: (as slices of the batch, as slices of that slice)."""
+    """Cut the slice `part` of the batch into the norm's slices.  Each is given twice: as a slice of the batch, and as a
+    slice of `part`."""
     return [(s, slice(s.start - part.start, s.stop - part.start)) for s in norm.parts(part)]

@@ -1,7 +1,7 @@
-"""What a GPU does in its own way: two launches in place of chains of array functions, and losses that are read late.
+"""Functions for a GPU only: concat in one launch, batches drawn ahead, and losses read late.
 
-A small network on a GPU waits for launches and for the host, not for arithmetic.  So nothing in a training step waits:
-the next batch is drawn in a thread (`Ahead`), and losses and norms stay on the device for PERIOD steps.
+A small network on a GPU spends its time on launches and on waiting for the host, not on arithmetic.  So no training
+step should wait: a thread draws the next batch (`Ahead`), and losses and norms stay on the device for PERIOD steps.
 Read next: device.py.
 """
 
@@ -16,11 +16,11 @@ from tinydiff.fast import kernels
 from tinydiff.ops.shape import concat as plain_concat
 from tinydiff.train import Batch, Training, metrics_row
 
-PERIOD = 50  # steps between two looks at what a GPU has computed, for each of which the host waits
+PERIOD = 50  # steps between two copies of the losses to the host; the host waits for each copy
 
 
 def concat(*xs):
-    """ops.concat, in one launch for two arrays."""
+    """The faster form of ops.concat: one launch for two arrays."""
     if len(xs) != 2:
         return plain_concat.__wrapped__(*xs)  # type: ignore[attr-defined]
     size = xs[0].shape[-1]
@@ -28,25 +28,27 @@ def concat(*xs):
 
 
 def note(state: Training, losses: Any, norm: Any, rate: float, batch: Batch) -> None:
-    """Training.note: what the step left on the device is read with the next `metrics`, or after PERIOD steps.
+    """Training.note, which leaves losses and norm on the device.  The next call of `metrics` reads them; so does `note`
+    when PERIOD steps are waiting.
 
-    So a nan is found up to PERIOD steps later.  A step whose gradient is nan or infinite has updated nothing: Adam and
-    EMA look at the norm of a Flat.  Without a Flat the norm is a number on the host, and the plain note looks at it.
+    So a nan is found up to PERIOD steps later.  A step with a nan or infinite gradient updates nothing, because Adam
+    and EMA check the norm of a Flat.  Without a Flat the norm is a number on the host, and the plain `note` checks it.
     """
     if isinstance(norm, float):
         Training.note.__wrapped__(state, losses, norm, rate, batch)  # type: ignore[attr-defined]
         return
     late = vars(state).setdefault("late", [])
-    late.append((losses, norm, rate, {"t": batch.get("t")}))  # not the pictures: they would stay on the device
+    late.append((losses, norm, rate, {"t": batch.get("t")}))  # without the images, which would stay on the device
     if len(late) >= PERIOD:
         metrics(state)
 
 
 def metrics(state: Training) -> list[tuple[float, ...]]:
-    """Training.metrics, once the rows of all steps so far are there: the losses come over together.
+    """Training.metrics.  It first copies all waiting losses and norms to the host, in one copy each, and adds their
+    rows.
 
-    Raises TrainingError for the first step whose loss or gradient is nan or infinite, at every call from then on: such
-    a run can no longer be saved.
+    Raises TrainingError for the first step whose loss or gradient is nan or infinite.  Every later call raises the same
+    error, so such a run can no longer be saved.
     """
     late = vars(state).get("late", [])
     if late:
@@ -59,28 +61,28 @@ def metrics(state: Training) -> list[tuple[float, ...]]:
 
 
 class Ahead:
-    """draw(config, step), with the next step's batch drawn in a thread while the device computes this one.
+    """draw(config, step), with the next step's batch drawn in a thread while the device computes the present step.
 
-    The thread works on host arrays only; NumPy lets go of the interpreter's lock meanwhile.  The calling thread alone
-    gives the device orders, and the device takes them in order: the copy of a batch comes after what still reads the
-    batch before, which lies in other memory, and ahead of what reads this one.
+    The thread works on host arrays only.  NumPy releases the interpreter's lock during long operations, so the two
+    threads run side by side.  Only the calling thread gives work to the device, and the device does its work in order.
+    So a batch is copied to the device before the first kernel that reads it.
     """
 
     def __init__(self, draw: Callable[[Any, int], Batch]):
         self._draw = draw
-        self._thread = ThreadPoolExecutor(1)  # it starts with its first job
-        self._next: tuple[Any, Future | None] = None, None  # what for, and the batch to come
+        self._thread = ThreadPoolExecutor(1)  # the thread starts with its first job
+        self._next: tuple[Any, Future | None] = None, None  # its (config, step), and the batch
 
     def __call__(self, config: Any, step: int) -> Batch:
         foreseen, future = self._next
         if future is None or foreseen != (config, step):  # the first step, or not the one foreseen
             future = self._thread.submit(self._joined, config, step)
         self._next = (config, step + 1), self._thread.submit(self._joined, config, step + 1)
-        pair, batch = future.result()  # or what was raised there
+        pair, batch = future.result()  # raises what the thread raised
         x_t, target = asarray(pair)
         return batch | {"x_t": x_t, "target": target}
 
     def _joined(self, config: Any, step: int) -> tuple[np.ndarray, Batch]:
-        """A batch, and its x_t and target as one array: one copy to the device."""
+        """The x_t and target of a batch as one array, and the batch: one array needs one copy to the device."""
         batch = self._draw(config, step)
         return np.stack((batch["x_t"], batch["target"])), batch

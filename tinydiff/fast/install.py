@@ -1,6 +1,7 @@
-"""The table of the engine room: the name of each plain function of the book, and its faster form.
+"""The table of the engine room: the name of a plain function of the book, and the faster form of that function.
 
-Each form takes and returns what the plain one does; tests/fast holds the two to each other.  Read next: cache.py.
+A faster form takes the same arguments as its plain function and computes the same results.  tests/fast compares the
+two.  Read next: cache.py.
 """
 
 from collections.abc import Callable
@@ -35,7 +36,7 @@ ON_A_GPU: dict[str, Callable] = {
 
 
 def install() -> None:
-    """Fill the table FAST for the current backend: use_backend calls this unless it is told to be plain."""
+    """Fill the table FAST for the current backend.  use_backend calls this function unless plain is True."""
     FAST.update(EVERYWHERE)
     if backend_name() != "numpy":
         FAST.update(ON_A_GPU)

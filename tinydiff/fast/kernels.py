@@ -1,8 +1,9 @@
 """The GPU's own kernels: one launch in place of many passes over a map.
 
-A small network on a GPU waits for launches (some microseconds each), not for arithmetic.  So each op that would be a
-chain of array functions has kernels in kernels.cu, and a function here launches each kernel.  The tests compile the
-same text for the host and compare it with NumPy.  Axes as in ops/conv.py and ops/norm.py.  Read next: kernels.cu.
+A small network on a GPU spends its time on launches (some microseconds each), not on arithmetic.  So an op that would
+be a chain of array functions has kernels in kernels.cu, and a function of this file launches each kernel.  The tests
+compile kernels.cu for the host and compare the results with NumPy.  Axes as in ops/conv.py and ops/norm.py.
+Read next: kernels.cu.
 """
 
 import math
@@ -16,11 +17,11 @@ import numpy as np
 from tinydiff.backend import backend_name, xp
 
 SOURCE = Path(__file__).with_name("kernels.cu").read_text("utf-8")
-THREADS = 256  # of a block; a power of two, see total() there
-FEW_ROWS = 256  # of an affine map: up to here one thread a result is fast enough
-_MOST_SHORT = 1 << 30  # numbers of an array that a kernel's 32-bit index reaches, with room for a last block
-_PARTS = 240  # arrays that one launch gathers: PARTS in kernels.cu
-_SHORT = 64  # rows: one thread adds these up before a second launch would begin
+THREADS = 256  # of a block; a power of two, as total() in kernels.cu needs
+FEW_ROWS = 256  # of `linear`: up to here one thread for each result is fast enough
+_MOST_SHORT = 1 << 30  # numbers in an array; for larger arrays a kernel needs 64-bit indices
+_PARTS = 240  # arrays that one launch gathers; the same as PARTS in kernels.cu
+_SHORT = 64  # rows; one thread adds so few rows faster than two launches do
 
 
 def available() -> bool:
@@ -29,9 +30,10 @@ def available() -> bool:
 
 
 def launch(name: str, size: int, *arguments: Any, each: int = 1) -> None:
-    """Run a kernel over `size` results, by `each` threads a result: 1, or THREADS where a block works on one.
+    """Run a kernel that computes `size` results.  each: threads for a result; 1, or THREADS if a whole block computes
+    it.
 
-    Arrays must be contiguous, numbers int or float, all arrays of one dtype.
+    Arrays must be contiguous and of one dtype.  Numbers must be int or float.
     """
     if size:
         arrays = [a for a in arguments if isinstance(a, xp.ndarray)]
@@ -46,25 +48,25 @@ def _kernel(name: str, dtype: str, wide: bool) -> Any:
 
 @lru_cache(None)
 def _module(dtype: str, wide: bool) -> Any:
-    """The CUDA text for one type, which is compiled when the first of its kernels is asked for."""
+    """The kernels for one dtype and one size of index, as a module.  It is compiled when its first kernel is needed."""
     return xp.RawModule(code=_text(dtype, wide), options=("--std=c++17",))
 
 
 def _text(dtype: str, wide: bool) -> str:
     types = {"T": {"f": "float", "d": "double"}[dtype], "I": "long long" if wide else "int"}
-    # CuPy passes a Python int as eight bytes, low ones first, of which a kernel takes what its int has.
+    # CuPy passes a Python int as eight bytes, the low bytes first.  A kernel with 4-byte integers reads the first four.
     return f"typedef {types['T']} T;\ntypedef {types['I']} I;\n#define THREADS I({THREADS})\n{SOURCE}"
 
 
 def segments(rows: int) -> int:
-    """The number of parts of a sum: a short sum stays whole, a long one has about as many parts as a part has rows."""
+    """The number of parts in which to add `rows` rows: 1 for a short sum, else about the square root of rows."""
     return 1 if rows <= _SHORT else math.isqrt(rows)
 
 
 def im2col(x: Any, kh: int, kw: int, oh: int, ow: int, stride: int, padding: int, one: bool = False) -> Any:
     """The window of each output pixel of x (N, H, W, C) as a row: (N OH OW, KH KW C).
 
-    one: end each row with a 1, and with zeros up to the next multiple of four numbers, which suits tensor cores.
+    With one=True each row ends in a 1, and then in zeros up to a multiple of four numbers, which suits tensor cores.
     """
     n, h, w, c = x.shape
     taps = kh * kw * c
@@ -76,7 +78,7 @@ def im2col(x: Any, kh: int, kw: int, oh: int, ow: int, stride: int, padding: int
 
 
 def col2im(columns: Any, shape: tuple, kh: int, kw: int, oh: int, ow: int, stride: int, padding: int) -> Any:
-    """The adjoint of im2col: columns (N OH OW, KH KW C) added up to a map of `shape` (N, H, W, C)."""
+    """The adjoint of im2col: add columns (N OH OW, KH KW C) up to a map of `shape` (N, H, W, C)."""
     columns, out = xp.ascontiguousarray(columns), xp.empty(shape, columns.dtype)
     run = _run(out, columns)
     launch("col2im", out.size // run, columns, out, *shape[1:], oh, ow, kh, kw, stride, padding, run)
@@ -84,12 +86,13 @@ def col2im(columns: Any, shape: tuple, kh: int, kw: int, oh: int, ow: int, strid
 
 
 def _run(*arrays: Any) -> int:
-    """The number of neighbours along the last axis of the first array that a thread computes."""
+    """The number of neighbours along the last axis that one thread computes: 4 if the first array's last axis is a
+    multiple of 4 and all addresses are multiples of 16 bytes, else 1."""
     return 1 if arrays[0].shape[-1] % 4 or any(address(a) % 16 for a in arrays) else 4
 
 
 def add_bias(y: Any, b: Any, plus: Any = None) -> None:
-    """y (N, ..., O) += b + plus in place: b (O,), plus None, (N, O) or of y's shape; y contiguous."""
+    """y (N, ..., O) += b + plus in place.  b: (O,).  plus: None, (N, O) or of y's shape.  y must be contiguous."""
     b, more = xp.ascontiguousarray(b), y if plus is None else xp.ascontiguousarray(plus)
     sizes, flags = (math.prod(y.shape[1:-1]), y.shape[-1]), (int(plus is not None), int(more.shape != y.shape))
     run = _run(y, b, more)
@@ -97,21 +100,21 @@ def add_bias(y: Any, b: Any, plus: Any = None) -> None:
 
 
 def linear(x: Any, w: Any, b: Any) -> Any:
-    """x w + b for a few rows x."""
+    """x w + b, for an x of a few rows."""
     y = xp.empty((len(x), len(b)), x.dtype)
     launch("linear", y.size, *map(xp.ascontiguousarray, (x, w, b)), y, *w.shape)
     return y
 
 
 def linear_gradient(x: Any, g: Any) -> tuple[Any, Any]:
-    """The gradients of w and b in x w + b, for a few rows."""
+    """The gradients of w and b in x w + b, for an x of a few rows."""
     dw = xp.empty((x.shape[1] + 1, g.shape[1]), x.dtype)
     launch("linear_gradient", dw.size, *map(xp.ascontiguousarray, (x, g)), dw, *x.shape, g.shape[1])
     return dw[:-1], dw[-1]
 
 
 def sum_rows(g: Any) -> Any:
-    """Sum the last axis but one, (..., M, O) -> (..., O)."""
+    """Sum over the last axis but one, (..., M, O) -> (..., O)."""
     *lead, rows, o = g.shape
     g, count = xp.ascontiguousarray(g), math.prod(lead)
     parts = segments(rows)
@@ -133,7 +136,7 @@ def concat(a: Any, b: Any) -> Any:
 
 
 def split(x: Any, c: int) -> tuple[Any, Any]:
-    """x cut into its first c numbers along the last axis and the rest, both new."""
+    """Cut x after the first c numbers of its last axis; return both parts as new arrays."""
     d = x.shape[-1] - c
     a, b = xp.empty((*x.shape[:-1], c), x.dtype), xp.empty((*x.shape[:-1], d), x.dtype)
     _concat(a, b, xp.ascontiguousarray(x), 1)
@@ -153,14 +156,14 @@ def silu(x: Any) -> Any:
 
 
 def silu_backward(x: Any, g: Any) -> Any:
-    """The gradient of silu's input."""
+    """The gradient of silu's input x, from the gradient g of the result."""
     dx = xp.empty(x.shape, x.dtype)
     launch("silu_backward", x.size, xp.ascontiguousarray(x), xp.ascontiguousarray(g), dx)
     return dx
 
 
 def softmax(x: Any) -> Any:
-    """Softmax over the last axis; ValueError where that is empty, as NumPy's largest value of it is."""
+    """Softmax over the last axis.  Raises ValueError if that axis is empty, as NumPy's max does."""
     if x.shape[-1] == 0:
         raise ValueError("softmax: zero-size array has no largest value")
     p = xp.empty(x.shape, x.dtype)
@@ -169,14 +172,14 @@ def softmax(x: Any) -> Any:
 
 
 def softmax_backward(p: Any, g: Any) -> Any:
-    """The gradient of softmax's input from p, its result, and g."""
+    """The gradient of softmax's input, from the result p and the gradient g of the result."""
     dx = xp.empty(p.shape, p.dtype)
     launch("softmax_backward", math.prod(p.shape[:-1]), p, xp.ascontiguousarray(g), dx, p.shape[-1])
     return dx
 
 
 def group_norm(x: Any, gamma: Any, beta: Any, num_groups: int, eps: float, silu: bool) -> tuple[Any, Any]:
-    """y, vjp of the group norm of x (N, ..., C), followed by SiLU where silu is True."""
+    """Return (y, vjp) of the group norm of x (N, ..., C), followed by SiLU if silu is True."""
     x, gamma, beta = map(xp.ascontiguousarray, (x, gamma, beta))
     c, sizes = x.shape[-1], (math.prod(x.shape[1:-1]), x.shape[-1], num_groups)
     mean, rstd = xp.empty((2, len(x), num_groups), x.dtype)
@@ -194,24 +197,25 @@ def group_norm(x: Any, gamma: Any, beta: Any, num_groups: int, eps: float, silu:
 
 
 def adam(theta: Any, g: Any, m: Any, v: Any, norm: Any, *numbers: float) -> None:
-    """One step of Adam in place: see optim.py; numbers: beta1, beta2, rate, eps."""
+    """One step of Adam in place, as in adam_update of optim.py.  numbers: beta1, beta2, rate, eps.  A norm that is not
+    finite updates nothing."""
     launch("adam", theta.size, theta, g, m, v, norm, *map(float, numbers))
 
 
 def ema(average: Any, theta: Any, norm: Any, rest: float) -> None:
-    """average += rest (theta - average), in place."""
+    """average += rest (theta - average) in place.  A norm that is not finite updates nothing."""
     launch("ema", average.size, average, theta, norm, float(rest))
 
 
 def clip(g: Any, max_norm: float) -> Any:
-    """Scale g (n,) in place so that its norm is at most max_norm; return the norm before, (), still on the device."""
+    """Scale g (n,) in place so that its norm is at most max_norm.  Return the norm before, as a device array ()."""
     square, norm = xp.asarray(xp.vdot(g, g)), xp.empty((), g.dtype)
     launch("clip", g.size, g, square, norm, float(max_norm))
     return norm
 
 
 def gather(arrays: list[Any], sizes: list[int], out: Any) -> None:
-    """Lay arrays, of these sizes, end to end in out (n,): zeros for one that is None."""
+    """Copy arrays of the given sizes end to end into out (n,).  For an entry None the copy is zeros."""
     for k in range(0, len(arrays), _PARTS):
         part = [None if a is None else xp.ascontiguousarray(a) for a in arrays[k : k + _PARTS]]
         ends = list(accumulate(sizes[k : k + _PARTS]))
@@ -222,10 +226,10 @@ def gather(arrays: list[Any], sizes: list[int], out: Any) -> None:
 
 
 def address(a: Any) -> int:
-    """Where the first number of an array lies in its backend's memory."""
+    """The address of an array's first number, in the memory of its backend."""
     return a.data.ptr if hasattr(a.data, "ptr") else a.ctypes.data
 
 
 def struct(numbers: list[int]) -> Any:
-    """Integers as one argument of a kernel: a struct of them, passed by value."""
+    """A struct of 64-bit integers.  A kernel receives it by value, as one argument."""
     return np.array(numbers, np.int64).view(f"V{8 * len(numbers)}")[0]

@@ -1,6 +1,6 @@
-"""linear, as one matrix product over all axes but the last, in pieces that the BLAS library multiplies fastest.
+"""linear as one matrix product: all axes of x but the last become the rows of a matrix.
 
-Read next: conv.py.
+The product is cut into pieces of rows, because the BLAS library multiplies small matrices faster.  Read next: conv.py.
 """
 
 import math
@@ -10,15 +10,15 @@ from tinydiff.backend import backend_name, xp
 from tinydiff.fast import kernels
 from tinydiff.ops.matrix import check_linear
 
-_SMALL = 1_000_000  # multiplications up to which OpenBLAS takes two matrices as they lie, a quarter faster
-_FEW = 64  # rows: pieces of fewer give more sums of x^T g to add up than they save
+_SMALL = 1_000_000  # multiplications; up to here OpenBLAS does not copy the matrices first, and is a quarter faster
+_FEW = 64  # rows in a piece; with fewer, adding up the products x^T g costs more than the pieces save
 
 
 def linear(x, w, b):
-    """ops.linear."""
+    """The faster form of ops.linear."""
     check_linear(x, w, b)
     i, o = w.shape
-    rows = x.reshape(math.prod(x.shape[:-1]), i)  # not -1, which cannot be found where an axis is empty
+    rows = x.reshape(math.prod(x.shape[:-1]), i)  # not -1: with an empty axis it cannot be inferred
     one_launch = kernels.available() and len(rows) <= kernels.FEW_ROWS
     if one_launch:
         y = kernels.linear(rows, w, b)
@@ -41,7 +41,7 @@ def linear(x, w, b):
 def product(x, w, out=None):
     """x w for many rows: (M, I) and (I, O) -> (M, O), in pieces of rows that the BLAS library multiplies fastest."""
     (m, i), o, size = x.shape, w.shape[1], _piece(len(x), w.size)
-    if size == m:  # on a GPU one plain product: of a stack CuPy would copy what is transposed; and dot writes to out
+    if size == m:  # always on a GPU: for a stack, CuPy would copy a transposed matrix.  dot can write to out
         return xp.dot(x, w, out=out)
     out = xp.empty((m, o), x.dtype) if out is None else out
     xp.matmul(x.reshape(m // size, size, i), w, out=out.reshape(m // size, size, o))
@@ -49,12 +49,12 @@ def product(x, w, out=None):
 
 
 def transposed(w):
-    """w^T to multiply with: as a copy, which a CPU multiplies faster; to a GPU's library it is a flag."""
+    """w^T as a factor of `product`.  On a CPU it is a copy, which multiplies faster; a GPU's library needs no copy."""
     return w.T if kernels.available() else xp.ascontiguousarray(w.T)
 
 
 def product_of_transposed(x, g):
-    """x^T g for many rows: (M, I) and (M, O) -> (I, O), in such pieces too unless they would be a few rows each."""
+    """x^T g for many rows: (M, I) and (M, O) -> (I, O), in pieces too, unless these have fewer than _FEW rows."""
     (m, i), o = x.shape, g.shape[1]
     size = _piece(m, i * o)
     if size == m or size < _FEW:
@@ -65,7 +65,8 @@ def product_of_transposed(x, g):
 
 @lru_cache
 def _piece(m, work):
-    """How many of m rows of `work` multiplications to take at once: a divisor of m, or all where none is suitable."""
+    """The number of rows in a piece, of m rows in all; each row takes `work` multiplications.  It divides m; it is m
+    itself if no suitable divisor exists."""
     if backend_name() != "numpy":
         return m
     most = _SMALL // max(work, 1)
@@ -73,7 +74,7 @@ def _piece(m, work):
 
 
 def add_bias(y, b):
-    """Add b, (O,) or (N, O), to every pixel of y (N, H, W, O), in place: by whole image rows, which is faster."""
+    """Add b, (O,) or (N, O), to every pixel of y (N, H, W, O), in place.  Adding whole image rows is faster."""
     if kernels.available():
         kernels.add_bias(y, b)
         return
@@ -83,7 +84,7 @@ def add_bias(y, b):
 
 
 def image_row(v, width):
-    """Channel values (n, C) repeated along an image row, (n, 1, width C): NumPy broadcasts over long axes faster."""
+    """Repeat channel values (n, C) along an image row: (n, 1, width C).  NumPy broadcasts faster over long axes."""
     n, c = v.shape
     row = xp.empty((n, width, c), v.dtype)
     row[...] = v[:, None]
@@ -91,7 +92,7 @@ def image_row(v, width):
 
 
 def sum_rows(g):
-    """Sum the last axis but one, (..., M, O) -> (..., O): a product with ones is 9 times faster than np.sum."""
+    """Sum over the last axis but one, (..., M, O) -> (..., O).  A product with ones is 9 times faster than np.sum."""
     if kernels.available():
         return kernels.sum_rows(g)
     return xp.matmul(xp.ones((1, g.shape[-2]), g.dtype), g)[..., 0, :]

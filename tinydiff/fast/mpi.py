@@ -2,18 +2,19 @@
 
     mpiexec -n 4 python demos/train_mnist.py --parallel mpi
 
-Every rank runs the whole program on its own replica of the network.  Only rank 0 reads files, writes and prints.  It
-broadcasts what it reads, and the parameters, so all ranks start from the same bits.  In a step each rank draws its rows
-of the batch (app/blocks.py) and computes their losses.  Then
+Every rank runs the whole program on its own replica of the network.  Only rank 0 reads files, writes and prints.  Rank
+0 broadcasts the data that it reads and the parameters, so all ranks start from the same bits.  In a step each rank
+draws its rows of the batch (app/blocks.py) and computes their losses.  Then
 
     gradient of the mean over the batch = mean over the ranks of (ranks / batch) sum of its rows' gradients
 
 is one Allreduce of the flat gradient.  The losses lie behind the gradient in the same buffer, with zeros in the rows of
-other ranks.  Every rank then makes the same update.  The batch does not depend on the number of ranks, only the order
+other ranks.  Every rank then makes the same update.  The batch does not depend on the number of ranks; only the order
 of summation does.
 
-Faults: a rank that raises aborts the job when it ends, mpiexec ends it when a rank dies.  The ranks' programs, sources
-and versions are compared at the start, their parameters every CHECK_EVERY steps.  Read next: gpu.py.
+Faults: a rank that raises an exception aborts the whole job.  If a rank dies, mpiexec ends the job.  At the start the
+command lines, sources and versions of all ranks are compared.  The parameters are compared every CHECK_EVERY steps.
+Read next: gpu.py.
 """
 
 import atexit
@@ -43,7 +44,8 @@ CHECK_EVERY = 50  # steps
 class MPIRanks(Ranks):
     """The ranks of an MPI communicator.
 
-    ended_well: whether this rank has done its part.  A program that ends earlier ends all ranks.
+    local_rank: the number of this rank among the ranks of its machine.  reads_gpu: whether MPI reads a GPU's memory.
+    ended_well: whether this rank has finished its work.  A program that exits before that ends all ranks.
     """
 
     def __init__(self, comm: Any, local_rank: int = 0, reads_gpu: bool = False):
@@ -56,15 +58,15 @@ class MPIRanks(Ranks):
         return self.size
 
     def broadcast(self, make: Callable[[], Any]) -> Any:
-        if self._saver is not None:  # which writes what make may write
+        if self._saver is not None:  # wait for the process of `rescue`: make() may write the same file
             os.waitpid(self._saver, 0)
             self._saver = None
         return self.comm.bcast(make() if self.rank == 0 else None, root=0)
 
     def allreduce_mean(self, a: Any) -> Any:
         if self.reads_gpu:
-            synchronize()  # MPI does not know of what is still to be computed
-        host = a if self.reads_gpu else to_numpy(a)  # of a GPU's array a copy, the only one
+            synchronize()  # MPI does not wait for the GPU's unfinished work
+        host = a if self.reads_gpu else to_numpy(a)  # a GPU's array is copied to the host; a NumPy array is not
         self.comm.Allreduce(None, host)  # None: in place
         if host is not a:
             a[...] = asarray(host)
@@ -83,20 +85,20 @@ class MPIRanks(Ranks):
         if differences and self.rank == 0:
             raise WorkerError("the ranks do not agree: " + "; ".join(differences[:3]))
         if differences:
-            self.comm.Barrier()  # rank 0 does not come: its end is the end of all
+            self.comm.Barrier()  # wait here: rank 0 raises, and that ends all ranks
 
     def rescue(self, save: Callable[[], Any]) -> None:
         """Save in a process that outlives this one: Open MPI kills its ranks a quarter of a second after SIGTERM.
 
-        It is called by a signal handler.  On a GPU it does nothing: no other process sees the GPU's arrays, and a step
-        is short enough to end in time.
+        A signal handler calls this method.  Only rank 0 saves.  On a GPU the method does nothing: another process
+        cannot read the GPU's arrays, and a step is short enough to end in time.
         """
         if self.rank > 0 or backend_name() != "numpy":
             return
         self._saver = os.fork()
         if self._saver == 0:
             try:
-                os.setsid()  # out of the group that is killed
+                os.setsid()  # leave the group of processes that is killed
                 save()
             finally:
                 os._exit(0)
@@ -107,11 +109,11 @@ class MPIRanks(Ranks):
         return RankWorkers(build, self)
 
     def end(self) -> None:
-        """At exit: end all ranks unless the work is done, because they would wait for this rank for ever."""
+        """Called at exit.  If the work is not done, end all ranks: they would wait for this rank for ever."""
         if not self.ended_well:
             print(f"rank {self.rank} of {self.size} on {platform.node()} has ended the job", file=sys.stderr)
             sys.stderr.flush()
-            self.comm.Abort(1 if hasattr(sys, "last_value") else 2)  # 1: a bug, with its traceback
+            self.comm.Abort(1 if hasattr(sys, "last_value") else 2)  # 1: an exception has printed its traceback
 
 
 class RankWorkers(Workers):
@@ -120,10 +122,11 @@ class RankWorkers(Workers):
     def __init__(self, build: Callable[[], Module], ranks: MPIRanks):
         super().__init__(build)
         self.ranks, self.num_workers = ranks, ranks.size
-        self._buffer = self.flat.grad  # and the losses behind it
+        self._buffer = self.flat.grad  # the gradient; in the first step space for the losses is added behind it
         self._calls = 0
         self.flat.data[...] = asarray(ranks.broadcast(lambda: to_numpy(self.flat.data)))
-        # The norm of a gradient is such a sum.  If processors rounded it differently, parameters would drift apart.
+        # The norm of a gradient is a sum of squares too.  If processors rounded it differently, the ranks' parameters
+        # would drift apart.
         norm = float(xp.vdot(self.flat.data, self.flat.data))
         arrays = f"{backend_name()} {xp.__version__}, products in {precision()}"
         ranks.check_same({"what computes": arrays, "the parameters' sum of squares": norm})
@@ -145,9 +148,9 @@ class RankWorkers(Workers):
         return losses * size
 
     def map(self, f: Callable[[Module, Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
-        """Yield f(model, job) for each job, in order, on every rank; each rank does every size-th job."""
+        """Yield f(model, job) for each job, in order, on every rank.  Rank r computes the jobs r, r + size, ..."""
         rank, size = self.ranks.rank, self.ranks.size
-        self._check_parameters()  # or the average, inside `weights`
+        self._check_parameters()  # inside `weights` these are the averaged parameters
         for i in range(0, len(jobs), size):
             results = [f(self.model, job) for job in jobs[i + rank : i + rank + 1]]
             for done in self.ranks.comm.allgather(results):
@@ -159,16 +162,17 @@ class RankWorkers(Workers):
     def __exit__(self, kind: Any, *_: Any) -> None:
         self.ranks.ended_well = kind is None
         if kind is not None and self.ranks.rank > 0:
-            time.sleep(1)  # an error of all ranks is printed by rank 0, which ends the others
+            time.sleep(1)  # if all ranks fail alike, rank 0 prints the error and then ends the others
         super().__exit__()
 
 
 def world() -> MPIRanks:
-    """All ranks that mpiexec has started.  TinydiffError without mpi4py, WorkerError if the ranks are not alike.
+    """The ranks that mpiexec has started.  From this call on only rank 0 prints to standard output.
 
-    From here on only rank 0 prints to standard output.
+    Raises TinydiffError if mpi4py is missing or does not work.  Raises WorkerError, on rank 0, if the ranks have
+    different command lines, versions or sources.
     """
-    if not ONE_THREAD.keys() & os.environ.keys():  # NumPy has read them: begin again, with one thread a rank
+    if not ONE_THREAD.keys() & os.environ.keys():  # too late for NumPy: restart with one thread
         os.execve(sys.executable, sys.orig_argv, os.environ | ONE_THREAD)
     try:
         from mpi4py import MPI
@@ -185,14 +189,14 @@ def world() -> MPIRanks:
 
 
 def _digest() -> str:
-    """A digest of this package's files: two commits may have the same version number."""
+    """A digest of this package's source files.  A version number is not enough: two commits may have the same."""
     folder = Path(__file__).parents[1]
     files = sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".cu"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
 
 
 def _reads_gpu() -> bool:
-    """Whether the loaded MPI library takes a GPU's arrays; a library without the query does not."""
+    """Whether the loaded MPI library reads a GPU's arrays.  False for a library without the function that tells it."""
     for name in ("libmpi.so.40", "libmpi.so.12"):  # Open MPI, MPICH
         with contextlib.suppress(OSError, AttributeError):
             return bool(ctypes.CDLL(name, mode=os.RTLD_NOLOAD).MPIX_Query_cuda_support())

@@ -1,10 +1,10 @@
-"""group_norm in few passes, alone and followed by SiLU:
+"""group_norm in few passes, with or without SiLU after it:
 
     x_hat = (x - mean) / sqrt(var + eps)        z = gamma x_hat + beta        [ y = silu(z) ]
 
-The variance is that of the centred values: E[x^2] - mean^2 would lose its digits where |mean| is much larger than the
-deviation.  The passes go through the batch a few images at a time, so that they run in cache.  The backward pass
-computes x_hat again in place of keeping it.  Sums over pixels and means over groups are matrix products.
+The variance is the mean square of x - mean.  The formula E[x^2] - mean^2 would lose digits if |mean| is much larger
+than the standard deviation.  The passes take a few images of the batch at a time, so that these images stay in cache.
+x_hat is not kept; the backward pass computes it again.  Sums over pixels and means over groups are matrix products.
 Axes: N batch, P pixels, C channels, G groups.  Read next: fused.py.
 """
 
@@ -18,11 +18,11 @@ from tinydiff.fast.linear import image_row, sum_rows
 from tinydiff.fast.silu import silu_of_double, silu_of_double_and_slope
 from tinydiff.ops.norm import check_group_norm
 
-_ROW = 8000  # numbers
+_ROW = 8000  # numbers in a row, at most: see _rows
 
 
 def group_norm(x, gamma, beta, *, num_groups, eps=1e-5):
-    """ops.group_norm."""
+    """The faster form of ops.group_norm."""
     check_group_norm(x, gamma, beta, num_groups)
     if kernels.available():
         return kernels.group_norm(x, gamma, beta, num_groups, eps, silu=False)
@@ -67,7 +67,8 @@ def group_norm_silu(x, gamma, beta, *, num_groups, eps=1e-5):
 
 
 class Passes:
-    """The passes over some images of a map x (N, ..., C); `parts` cuts the batch into slices that stay in cache."""
+    """The passes over the maps x (N, ..., C).  Each pass takes one slice of the batch; `parts` cuts the batch into
+    slices that stay in cache."""
 
     def __init__(self, x, gamma, beta, num_groups, eps=1e-5):
         c = x.shape[-1]
@@ -97,14 +98,15 @@ class Passes:
         return self.again(part, out=centred)
 
     def again(self, part, out=None):
-        """The result of forward, once more, from its mean and deviation."""
+        """The result of `forward`, computed again from the mean and the deviation that `forward` kept."""
         scale = self.rstd[part] * self.gamma
         z = xp.multiply(self._rows(self.x[part]), image_row(scale, self.width), out=out)
         z += image_row(self.beta - self.mean[part] * scale, self.width)
         return z.reshape(self.x[part].shape)
 
     def backward(self, part, dz, dx):
-        """The gradient of x[part], written to dx, and those of gamma and beta."""
+        """Write the gradient of x[part] to dx, and keep the gradients of gamma and beta for `parameter_gradients`.  dz:
+        the gradient of the result of `forward`."""
         rows, dz, mean, rstd = self._rows(self.x[part]), self._rows(dz), self.mean[part], self.rstd[part]
         product = rows * dz
         dbeta = self.dbeta[part] = self._sum_pixels(dz)
@@ -118,13 +120,14 @@ class Passes:
         out -= product
 
     def parameter_gradients(self):
-        """(dgamma, dbeta), once backward has seen the whole batch."""
+        """Return (dgamma, dbeta).  Call it after `backward` has run for every slice of the batch."""
         return sum_rows(self.dgamma), sum_rows(self.dbeta)
 
     def _rows(self, maps):
-        """Rows of some thousand numbers, (n, P / width, width C): NumPy broadcasts over C four times slower."""
+        """Maps as rows of some thousand numbers, (n, P / width, width C).  Broadcasting over C only is four times
+        slower."""
         return maps.reshape(len(maps), self.pixels // self.width, self.width * maps.shape[-1])
 
     def _sum_pixels(self, rows):
-        """(n, P / width, width C) -> (n, C)."""
+        """Sum over the pixels: (n, P / width, width C) -> (n, C)."""
         return sum_rows(rows.reshape(len(rows), self.pixels, self.x.shape[-1]))

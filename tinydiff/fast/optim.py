@@ -1,7 +1,7 @@
-"""The optimizer on one flat buffer: an update is a few passes over one long array, on a GPU a few launches.
+"""The optimizer on one flat buffer.  An update is a few passes over one long array; on a GPU it is a few launches.
 
-`Flat` moves every parameter and its gradient into two long arrays, of which they become views.  It is itself a
-parameter, as Adam, EMA and clip_grad_norm take it:
+`Flat` copies all parameters into one long array and all gradients into another.  The parameters and gradients become
+views of these two arrays.  Adam, EMA and clip_grad_norm take a Flat as if it were one parameter:
 
     buffer = Flat(model.parameters())
     adam, average = Adam([buffer]), EMA([buffer])
@@ -18,14 +18,15 @@ from tinydiff.autograd import Tensor
 from tinydiff.backend import xp
 from tinydiff.fast import kernels
 
-_flat_of: "weakref.WeakValueDictionary[int, Flat]" = weakref.WeakValueDictionary()  # by the id of each parameter
+_flat_of: "weakref.WeakValueDictionary[int, Flat]" = weakref.WeakValueDictionary()  # id of a parameter -> its Flat
 PIECE = 1 << 15  # numbers updated at a time: a few arrays of this length stay in a core's cache
 
 
 class Flat:
     """Parameters and their gradients as views of two flat arrays, `data` and `grad`, in the order of the parameters.
 
-    norm: on a GPU the gradient's norm as clip_grad_norm found it; while it is not finite, nothing is updated.
+    norm: on a GPU, the norm of the gradient that clip_grad_norm computed.  Adam and EMA update nothing while it is not
+    finite.
     Raises ValueError if there are no parameters, if they have several dtypes, or if some belong to another Flat.
     """
 
@@ -36,13 +37,13 @@ class Flat:
             raise ValueError("parameters: some belong to another Flat: use that one")
         self.parameters = list(parameters)
         for p in self.parameters:
-            _flat_of[id(p)] = self  # which keeps p alive: no id in here can be another tensor's
+            _flat_of[id(p)] = self  # the Flat keeps p alive, so no other tensor can get the same id
         values = xp.concatenate([p.data.reshape(-1) for p in parameters])
         self.move(values, xp.zeros_like(values))
         self.norm = xp.zeros((), values.dtype)
 
     def move(self, data: Any, grad: Any) -> None:
-        """Use these two 1-D arrays from now on, as they are: ValueError where a length does not fit."""
+        """Use these two 1-D arrays from now on, without a copy.  Raises ValueError if a length does not fit."""
         views = list(zip(self.parameters, self.split(data), self.split(grad)))
         self.data, self._grad = data, grad
         self._views = [g for _, _, g in views]
@@ -51,20 +52,21 @@ class Flat:
 
     @property
     def grad(self) -> Any:
-        """The gradients of all parameters, wherever backward left them: gathered first where one has moved."""
+        """The gradients of all parameters as one array.  Gradients that are no longer views of it are gathered
+        first."""
         if any(p.grad is not view for p, view in zip(self.parameters, self._views)):
             self.gather()
         return self._grad
 
     @grad.setter
     def grad(self, g: None) -> None:
-        """Only None: the parameters wait for new gradients."""
+        """Set the gradients of all parameters to None.  g must be None."""
         if g is not None:
             raise ValueError("g must be None: the gradient of a Flat is that of its parameters")
         optim.forget_gradients(self.parameters)
 
     def gather(self) -> None:
-        """Gather the gradients in one array, 0 where there is none, and make them views of it again."""
+        """Copy the gradients into the flat array and make them views of it again.  A missing gradient becomes 0."""
         if kernels.available():
             kernels.gather([p.grad for p in self.parameters], [p.size for p in self.parameters], self._grad)
         else:
@@ -74,7 +76,7 @@ class Flat:
             p.grad = view
 
     def split(self, flat: Any) -> list[Any]:
-        """The pieces of a flat array that belong to each parameter, as views in the parameters' shapes."""
+        """Cut a flat array into one piece for each parameter.  Each piece is a view with the shape of its parameter."""
         size = sum(p.size for p in self.parameters)
         if len(flat) != size:
             raise ValueError(f"flat buffer has {len(flat)} numbers, the parameters have {size}")
@@ -86,7 +88,7 @@ class Flat:
 
 
 def adam_update(p: Any, m: Any, v: Any, *, lr: float, betas: tuple[float, float], eps: float, k: int) -> None:
-    """optim.adam_update, with both corrections folded into two numbers."""
+    """The faster form of optim.adam_update.  The two bias corrections become part of the numbers rate and eps."""
     beta1, beta2 = betas
     root = math.sqrt(1 - beta2**k)
     rate, eps, grad = lr * root / (1 - beta1**k), eps * root, p.grad
@@ -104,7 +106,7 @@ def adam_update(p: Any, m: Any, v: Any, *, lr: float, betas: tuple[float, float]
 
 
 def ema_update(average: Any, p: Any, d: float) -> None:
-    """optim.ema_update."""
+    """The faster form of optim.ema_update."""
     if kernels.available():
         kernels.ema(average, p.data, _norm_of(p), 1 - d)
         return
@@ -113,9 +115,10 @@ def ema_update(average: Any, p: Any, d: float) -> None:
 
 
 def clip_grad_norm(parameters: Any, max_norm: float) -> Any:
-    """optim.clip_grad_norm on a GPU.  The norm of a Flat stays there, an array without axes: nothing waits for it.
+    """optim.clip_grad_norm on a GPU.  The norm of a Flat is an array without axes that stays on the GPU: the host does
+    not wait for it.
 
-    Should it be nan or infinite, Adam and EMA leave everything as it is.
+    If the norm is nan or infinite, Adam and EMA update nothing.
     """
     if len(parameters) == 1 and isinstance(parameters[0], Flat):
         (flat,) = parameters
@@ -125,10 +128,11 @@ def clip_grad_norm(parameters: Any, max_norm: float) -> Any:
 
 
 def _norm_of(p: Any) -> Any:
-    """Where a kernel looks whether the gradient is finite; of a lone tensor clip_grad_norm has told the caller."""
+    """The norm that a kernel checks before it updates p.  Only a Flat has such a norm.  For a single tensor the result
+    is 0: clip_grad_norm returns the norm of tensors to the caller, who checks it."""
     return p.norm if isinstance(p, Flat) else xp.zeros((), p.dtype)
 
 
 def _pieces(a: Any) -> list[Any]:
-    """Slices of a long array whose pass stays in a core's cache; an array of several axes is taken whole."""
+    """Cut a 1-D array into slices that stay in a core's cache.  An array with several axes, or none, is not cut."""
     return [slice(start, start + PIECE) for start in range(0, len(a), PIECE)] if a.ndim == 1 else [...]

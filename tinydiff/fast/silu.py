@@ -5,21 +5,26 @@ from tinydiff.fast import kernels
 
 
 def silu(x):
-    """ops.silu."""
+    """The faster form of ops.silu."""
     if kernels.available():
         return kernels.silu(x), lambda g: (kernels.silu_backward(x, g),)
     return silu_of_double(0.5 * x), lambda g: (g * (0.5 * silu_of_double_and_slope(0.5 * x)[1]),)
 
 
 def silu_of_double(h, out=None):
-    """silu(2h) = h (1 + tanh h), as a new array or into out (which must not be h)."""
+    """silu(2h) = h (1 + tanh h), as a new array or written to out.  out must not be h."""
     t = xp.tanh(h)
     t += 1
     return xp.multiply(h, t, out=out)
 
 
 def silu_of_double_and_slope(h, out=None):
-    """silu(2h), and its derivative by h, t (1 + h (2 - t)) with t = 1 + tanh h, which is written over h."""
+    """Return silu(2h) and its derivative with respect to h.  The derivative is written over h.
+
+        derivative = t (1 + h (2 - t)),    t = 1 + tanh h
+
+    silu(2h) is a new array, or is written to out.
+    """
     t = xp.tanh(h)
     t += 1
     y = xp.multiply(h, t, out=out)

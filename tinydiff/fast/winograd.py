@@ -1,21 +1,22 @@
 """The 3x3 convolution of stride 1 with a quarter of the multiplications (Winograd; Lavin & Gray 2016, F(4x4, 3x3)).
 
-A 4x4 tile of the output depends on a 6x6 tile of the padded input.  Both, and the filter, are taken to a basis in which
-the convolution of one tile is 36 products instead of 144:
+A 4x4 tile of the output depends on a 6x6 tile of the padded input.  Input tiles and filter are transformed to a basis
+in which the convolution of one tile is 36 products instead of 144.  The result is transformed back:
 
     V = B^T x B,   U = G w G^T,   M = V U for each of the 36 places (a product over channels),   y = A^T M A
 
-The filter gradient runs the same way backwards; the input gradient is the convolution of g with the flipped filter.
-In float32 the result is off by about 1e-5 of its largest value, ten times the direct sum's error: B and A have entries
-up to 8 whose products cancel.
+The filter gradient uses V and the adjoints of the other two transforms.  The input gradient is the convolution of g
+with the flipped filter.  In float32 the error of the result is about 1e-5 of the largest value, ten times the error of
+the direct sum: B and A have entries up to 8, and large products cancel.
 
-It is fast because every transform is a 6x6 matrix times long rows.  A frame holds the maps of some images, pixels first
-(row, column, image, channel), with zeros around them.  In a frame a pixel of all the images is one row in memory and a
-tile is a strided view.  Each product writes its result in the order in which the next one reads it, so nothing is
-gathered.  The work goes through a frame some rows of tiles at a time, so that their transforms stay in a core's cache.
+The transforms are fast because each is a small matrix times long rows.  A frame contains the maps of some images,
+pixels first (row, column, image, channel), with zeros around the maps.  In a frame one pixel of all images is one row
+in memory, and a tile is a strided view.  Each product writes its result in the order in which the next product reads
+it, so no step has to gather numbers.  The functions take some rows of tiles at a time, so that the transforms of these
+tiles stay in a core's cache.
 
-Axes: n images of a frame, P Q its rows and columns, C O channels, I J tiles down and across, k l places in a tile.
-`pays` says where conv.py uses this.  NumPy only.  Read next: silu.py.
+Axes: n images of a frame, P Q rows and columns of a frame, C O channels, I J tiles down and across, k l places in a
+tile.  conv.py uses this file where `pays` is True; on a GPU it never is.  Read next: silu.py.
 """
 
 from functools import lru_cache
@@ -45,7 +46,8 @@ _MIN_CHANNELS = 16  # with fewer, the transforms cost more than the products sav
 
 
 def pays(x, w, stride, padding) -> bool:
-    """Whether this is a 3x3 convolution of stride 1 that keeps the size, wide enough to gain, on a CPU."""
+    """Whether to use this file: on a CPU, if the convolution is 3x3, of stride 1, keeps the size and has enough
+    channels."""
     same_size = w.shape[:2] == (3, 3) and stride == padding == 1 and x.size > 0
     return same_size and min(w.shape[2:]) >= _MIN_CHANNELS and backend_name() == "numpy"
 
@@ -73,20 +75,22 @@ def filter_gradient(x, g):
 
 
 def flipped(w):
-    """The filter of the input gradient: turned by 180 degrees, channels in and out exchanged."""
+    """The filter of the input gradient: w turned by 180 degrees, with input and output channels exchanged."""
     return xp.ascontiguousarray(w[::-1, ::-1].transpose(0, 1, 3, 2))
 
 
-# Steps of the functions above, for ops that fill or empty a frame themselves (fused.py).
+# The steps of the functions above.  fused.py calls them, because its ops fill frames themselves.
 
 
 def parts(shape, channels, itemsize):
-    """Slices of a batch of maps (N, H, W, .): as many images as let one row of their tiles, with `channels`, fit."""
+    """Slices of a batch of maps (N, H, W, .).  One row of tiles of all images of a slice, with `channels` channels,
+    fits the cache."""
     return chunks(shape[0], 36 * _count(shape[2]) * channels * itemsize)
 
 
 def frame(shape, dtype):
-    """An array (P, Q, n, C) for maps (n, H, W, C) with zeros around them, and the view (n, H, W, C) for the maps."""
+    """Return (frame, view) for maps (n, H, W, C).  frame: (P, Q, n, C), with zeros around the maps.  view: (n, H, W,
+    C), the part of the frame to which the caller writes the maps."""
     n, h, w, c = shape
     a = xp.empty((4 * _count(h) + 2, 4 * _count(w) + 2, n, c), dtype)
     a[0] = a[h + 1 :] = a[:, 0] = a[:, w + 1 :] = 0
@@ -94,24 +98,24 @@ def frame(shape, dtype):
 
 
 def framed(x):
-    """Maps (n, H, W, C) in a frame."""
+    """Copy maps (n, H, W, C) into a new frame."""
     a, inside = frame(x.shape, x.dtype)
     inside[...] = x
     return a
 
 
 def correlate_frame(x, u, y, b=None):
-    """The convolution of a frame (P, Q, n, C) with the filter tiles u, plus b (n, O), written to y (n, H, W, O)."""
+    """Convolve a frame (P, Q, n, C) with the filter tiles u, add b (n, O), and write the result to y (n, H, W, O)."""
     for band in _bands(x, max(u.shape[1:])):
         m = xp.matmul(_tiles(x, band, 6, _matrix("BT", x.dtype)), u)
         if b is not None:
-            # A^T takes a number at place (1, 1), which belongs to the points 1 and 1, to a tile full of that number.
+            # Column 1 of A^T (from 0) contains only ones, so b at place (1, 1) adds b to every pixel of the tile.
             m[7].reshape((band.stop - band.start) * (x.shape[1] // 4), *b.shape)[...] += b
         _output(m, y[:, 4 * band.start : 4 * band.stop])
 
 
 def add_filter_gradient(x, g, du):
-    """Add the contribution of the frames x and g of some images to du (36, C, O), in the basis of the tiles."""
+    """Add the filter gradient of some images, given as frames x and g, to du (36, C, O), in the basis of the tiles."""
     for band in _bands(x, max(du.shape[1:])):
         v = _tiles(x, band, 6, _matrix("BT", x.dtype))
         dm = _tiles(g, band, 4, _matrix("A", g.dtype))  # A g A^T, the adjoint of _output
@@ -129,7 +133,7 @@ def from_filter_tiles(du):
 
 
 def _bands(x, channels):
-    """Slices of a frame's rows of tiles whose transforms stay in cache."""
+    """Slices of a frame's rows of tiles.  The transforms of a slice stay in cache."""
     p, q, n, _ = x.shape
     return chunks(p // 4, 36 * (q // 4) * n * channels * x.itemsize)
 
@@ -137,23 +141,23 @@ def _bands(x, channels):
 def _tiles(x, band, size, matrix):
     """matrix tile matrix^T for each tile of some rows of tiles of the frame x (P, Q, n, C): (36, I J n, C).
 
-    matrix: (6, size).  The tiles stand at steps of 4; those of size 4 are the middles of those of size 6.
+    matrix: (6, size).  A tile begins every 4 pixels.  A tile of size 4 is the middle of the tile of size 6.
     """
     _, q, n, c = x.shape
     i, j, margin = band.stop - band.start, q // 4, (6 - size) // 2
-    row, column, _, one = x.strides
+    row, column, _, number = x.strides
     start = (4 * band.start + margin) * row + margin * column
-    down = xp.ndarray((i, q - 2 * margin, size, n * c), x.dtype, x, start, (4 * row, column, row, one))
+    down = xp.ndarray((i, q - 2 * margin, size, n * c), x.dtype, x, start, (4 * row, column, row, number))
     down = xp.matmul(matrix, down)  # (I, Q, k, n C)
-    row, column, place, one = down.strides
-    across = xp.ndarray((i, 6, j, size, n * c), x.dtype, down, 0, (row, place, 4 * column, column, one))
+    row, column, place, number = down.strides
+    across = xp.ndarray((i, 6, j, size, n * c), x.dtype, down, 0, (row, place, 4 * column, column, number))
     v = xp.empty((6, 6, i, j, n * c), x.dtype)
     xp.matmul(matrix, across, out=v.transpose(2, 0, 3, 1, 4))  # (k, l, I, J, n C), written as (I, k, J, l, n C)
     return v.reshape(36, i * j * n, c)
 
 
 def _output(m, y):
-    """Write A^T m A to its place: m (36, I J n, O) -> y (n, up to 4 I rows, W, O)."""
+    """Write A^T m A to y: m (36, I J n, O) -> y (n, at most 4 I rows, W, O).  Pixels outside y are dropped."""
     n, h, w, o = y.shape
     i, j, at = _count(h), _count(w), _matrix("AT", m.dtype)
     m = m.reshape(6, 6, i, j, n * o).transpose(2, 3, 0, 1, 4)  # (I, J, k, l, n O)
@@ -166,7 +170,7 @@ def _output(m, y):
 
 
 def _both_ways(matrix, x):
-    """matrix x matrix^T on the first two axes of x: (q, q, ...) -> (p, p, ...), matrix (p, q)."""
+    """matrix x matrix^T on the first two axes of x: (q, q, ...) -> (p, p, ...).  matrix: (p, q)."""
     p, q = matrix.shape
     down = xp.matmul(matrix, x.reshape(q, -1)).reshape(p, q, -1)
     return xp.matmul(matrix, down).reshape(p, p, *x.shape[2:])

@@ -1,17 +1,17 @@
 """The batch split over worker processes that share one set of parameters.
 
-Each worker has the same network.  Its parameters are views of one array in shared memory, so every worker sees an
-update by this process at once.  In a step this process copies the batch to shared memory.  Worker w computes the losses
-and the gradient of its part of the batch.  This process adds the gradients in the order of the workers, so the same
-seed and the same number of workers give the same bits.  Workers are processes because two threads of NumPy code lose a
-quarter of their speed to the interpreter lock.
+Each worker has the same network.  All replicas keep their parameters in one array in shared memory.  This process
+updates that array, and every worker sees the update at once.  In a step this process copies the batch to shared memory.
+Each worker computes the losses and the gradient of its part of the batch.  This process adds the gradients in the order
+of the workers.  So the same seed and the same number of workers give the same bits.  Workers are processes, not
+threads: two threads of NumPy code lose a quarter of their speed to the interpreter lock.
 
     with Workers(build, 2) as workers:
         losses = workers.gradients(losses_of, batch)            # leaves the mean's gradient in workers.flat.grad
         images = workers.map(draw, jobs)                        # draw(model, job) for each job
 
-With one worker everything happens in this process.  Functions and jobs go through a pipe, so they must be picklable;
-the arrays of a step do not.  Read next: mpi.py.
+With one worker all work is done in this process.  Functions and jobs go through a pipe, so they must be picklable.  The
+arrays of a step go through shared memory.  Read next: mpi.py.
 """
 
 import atexit
@@ -38,18 +38,19 @@ ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OPENBLAS", "OMP", "
 
 
 class WorkerError(TinydiffError):
-    """A worker process died or raised: the message contains its exit code or its traceback."""
+    """A worker process died or raised an exception, shared memory has no room, or the ranks of an MPI job differ."""
 
 
 def rows_of(n: int, rank: int, size: int) -> slice:
-    """The rows, of n, of one of `size` ranks or workers: the same rule for both, so that both give the same bits."""
+    """The slice of n rows that belongs to number `rank` of `size` workers or ranks.  Workers and ranks share this rule,
+    so that both give the same bits."""
     return slice(n * rank // size, n * (rank + 1) // size)
 
 
 class Ranks:
-    """The processes that run this program together.  Here: this process alone.  In mpi.MPIRanks: many.
+    """The processes that run this program together.  In this class: this process alone.  In mpi.MPIRanks: many.
 
-    rank, size: the number of this process, and how many there are.  local_rank: its number on this machine.
+    rank: the number of this process.  size: the number of processes.  local_rank: this process's number on its machine.
     """
 
     rank, size, local_rank = 0, 1, 0
@@ -63,11 +64,11 @@ class Ranks:
         return rows_of(n, self.rank, self.size)
 
     def broadcast(self, make: Callable[[], Any]) -> Any:
-        """The result of make(), which only rank 0 calls, on every rank."""
+        """Call make() on rank 0, and return its result on every rank."""
         return make()
 
     def allreduce_mean(self, a: Any) -> Any:
-        """Replace `a`, float32, by the mean over the ranks of their arrays of this shape."""
+        """Replace the float32 array `a` by its mean over the ranks, and return it.  Every rank gives the same shape."""
         return a
 
     def rescue(self, save: Callable[[], Any]) -> None:
@@ -82,9 +83,9 @@ ALONE = Ranks()
 
 
 class Workers:
-    """num_workers replicas of the network that build() makes.  model: the replica of this process.
+    """num_workers replicas of the network; build() makes a replica.  model: the replica of this process.
 
-    flat: all parameters as one array that the workers share, and the gradient that `gradients` found last.
+    flat: all parameters as one array that the workers share, and the gradient that `gradients` computed last.
     """
 
     ranks: Any = ALONE  # or MPIRanks
@@ -109,7 +110,7 @@ class Workers:
         size = len(self.flat.data)
         self._shared = _SharedArrays({"theta": ((size,), "float32"), "grad": ((num_workers, size), "float32")})
         self._shared.arrays["theta"][:] = self.flat.data
-        self.flat.move(self._shared.arrays["theta"], self._shared.arrays["grad"][0])  # where the others' are added
+        self.flat.move(self._shared.arrays["theta"], self._shared.arrays["grad"][0])  # the sum is made in row 0
         try:
             self._start(build, self._shared)
         except BaseException:
@@ -118,10 +119,9 @@ class Workers:
             raise
 
     def gradients(self, losses_of: Losses, batch: Batch) -> Any:
-        """Losses (N,) of the batch's examples, as a device array on a GPU; the gradient of their mean goes to
-        flat.grad.
+        """Return the losses (N,) of the batch's examples, and write the gradient of their mean to flat.grad.
 
-        losses_of(model, part of the batch) -> Tensor of that part's losses.
+        losses_of(model, part of the batch) -> Tensor of that part's losses.  On a GPU the losses are a device array.
         """
         n = len(next(iter(batch.values())))
         if self.num_workers == 1:
@@ -150,7 +150,7 @@ class Workers:
         return np.concatenate(losses)
 
     def map(self, f: Callable[[Module, Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
-        """Yield f(model, job) for each job, in order; a worker gets its next job when it is free."""
+        """Yield f(model, job) for each job, in order.  A free worker gets the next job."""
         if self.num_workers == 1:
             yield from (f(self.model, job) for job in jobs)
             return
@@ -170,20 +170,20 @@ class Workers:
                     self._send(pipe, "call", (f, job))
                     running[pipe] = index
                 for pipe in wait(list(running)):
-                    index = running.pop(pipe)  # first: a failed answer has been read too
+                    index = running.pop(pipe)  # before _receive, which may raise: this answer has been read
                     done[index] = self._receive(pipe)
                     idle.append(pipe)
                 while next_out in done:
                     yield done.pop(next_out)
                     next_out += 1
-        except (GeneratorExit, WorkerError):  # the caller stopped early, or a job failed: leave no answer in a pipe
+        except (GeneratorExit, WorkerError):  # the caller stopped early, or a job failed: read the other answers
             self._receive_all(list(running))
             raise
 
     @contextmanager
     def _conversation(self) -> Iterator[None]:
-        """One exchange with the workers at a time.  An exchange that breaks off in the middle ends the workers: the
-        next one would read its answers."""
+        """Allow one exchange with the workers at a time.  If an exchange breaks off in the middle, end the workers:
+        otherwise the next exchange would read the old answers."""
         if self._busy or not self._pipes:
             state = "in the middle of another map" if self._busy else "closed"
             raise RuntimeError(f"these workers are {state}")
@@ -201,7 +201,7 @@ class Workers:
 
     @contextmanager
     def weights(self, average: Sequence[Any]) -> Iterator[None]:
-        """Within the block every replica computes with these parameters, those of an EMA.average."""
+        """Within the block every replica computes with the parameters `average`, the list EMA.average."""
         before = self.flat.data.copy()
         (self.flat.data[...],) = average
         try:
@@ -210,7 +210,7 @@ class Workers:
             self.flat.data[...] = before
 
     def close(self) -> None:
-        """End the worker processes.  A worker also ends by itself when this process dies: its pipe closes."""
+        """End the worker processes.  If this process dies, the pipes close, and each worker ends by itself."""
         for pipe in self._pipes:
             pipe.close()
         for process in self._processes:
@@ -223,7 +223,7 @@ class Workers:
         if self._batch is not None:
             self._batch.close()
         if self._shared is not None:
-            self.flat.move(self.flat.data.copy(), self.flat.grad.copy())  # they outlive the shared memory
+            self.flat.move(self.flat.data.copy(), self.flat.grad.copy())  # copies, which outlive the shared memory
             self._shared.close()
         self._batch = self._shared = None
 
@@ -234,9 +234,9 @@ class Workers:
         self.close()
 
     def _start(self, build: Callable[[], Module], shared: "_SharedArrays") -> None:
-        atexit.register(self.close)  # before multiprocessing waits for its children, which wait for us
-        context = multiprocessing.get_context("spawn")  # it works everywhere and inherits nothing
-        with environment(ONE_THREAD):  # one BLAS thread a worker: the workers are the parallelism
+        atexit.register(self.close)  # runs before multiprocessing waits for the workers, which wait for this process
+        context = multiprocessing.get_context("spawn")  # spawn works on every system, and a child inherits nothing
+        with environment(ONE_THREAD):  # one BLAS thread for each worker: the workers already use all cores
             for index in range(self.num_workers):
                 pipe, end = context.Pipe()
                 arguments = (end, build, index, shared.memory.name, shared.layout, not FAST)
@@ -246,7 +246,7 @@ class Workers:
                 self._processes.append(process)
                 self._pipes.append(pipe)
         self._receive_all(self._pipes)
-        # Everyone has it open now.  Without a name it vanishes with its last user, even after kill -9.
+        # Every worker has opened the memory now.  Without a name it vanishes with its last user, even after kill -9.
         shared.memory.unlink()
 
     def _ask(self, command: str, arguments: Sequence[tuple]) -> list[Any]:
@@ -255,7 +255,8 @@ class Workers:
         return self._receive_all(self._pipes)
 
     def _receive_all(self, pipes: Sequence[Any]) -> list[Any]:
-        """The answers of all; the first failure is raised once all have answered, so that no answer stays in a pipe."""
+        """Return the answers from all pipes.  A failure is raised only after all workers have answered: so no answer
+        stays in a pipe."""
         results, failure = [], None
         for pipe in pipes:
             try:
@@ -292,13 +293,14 @@ class Workers:
 
 
 def default_workers(most: int = 64) -> int:
-    """One a core, at most `most`; 1 on a GPU, which one process keeps busy, and 1 where the plain functions run."""
+    """One worker for each core, at most `most`; with plain functions 1; on a GPU 1, because one process keeps it
+    busy."""
     return min(available_cores(), most) if FAST and backend_name() == "numpy" else 1
 
 
 def available_cores() -> int:
-    """The cores that this process may use.  On Linux hyperthreads of one core count once, and a cgroup v2 quota
-    counts."""
+    """The number of cores that this process may use.  On Linux the hyperthreads of a core count once, and a cgroup v2
+    quota is a limit."""
     logical = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     siblings = set()
     for cpu in logical:
@@ -314,7 +316,7 @@ def available_cores() -> int:
 
 
 class _SharedArrays:
-    """Named arrays in one block of shared memory: made here, or opened by name in a worker."""
+    """Named arrays in one block of shared memory.  Without a name a new block is made; a worker opens it by name."""
 
     def __init__(self, layout: dict[str, tuple], name: str | None = None):
         self.layout = layout
@@ -336,12 +338,12 @@ class _SharedArrays:
         self.arrays = {}
         try:
             self.memory.close()
-        except BufferError:  # somebody holds a view still: the memory goes when that goes
+        except BufferError:  # a view still exists; the memory is freed with the last view
             self.memory.close = lambda: None  # type: ignore[method-assign]
 
 
 class _Replica:
-    """The network in a worker process; each method is a command."""
+    """The network in a worker process.  Each method is a command that the parent may send."""
 
     def __init__(self, model: Module, theta: Any, grad: Any):
         self.model, self.flat = model, Flat(model.parameters())
@@ -362,7 +364,7 @@ class _Replica:
 
 
 def losses_and_gradient(model: Module, flat: Flat, losses_of: Losses, batch: Batch, part: slice, n: float) -> Any:
-    """Losses of batch[part]; the gradient of their sum over n goes to flat.grad."""
+    """Return the losses of batch[part], and write the gradient of (sum of these losses) / n to flat.grad."""
     if part.start == part.stop:  # more workers than examples
         flat.grad[...] = 0
         return xp.empty(0, "float32")
@@ -376,9 +378,9 @@ def losses_and_gradient(model: Module, flat: Flat, losses_of: Losses, batch: Bat
 def _serve(
     pipe: Any, build: Callable[[], Module], index: int, name: str, layout: dict[str, tuple], plain: bool
 ) -> None:
-    """A worker's life: answer commands until the pipe closes."""
+    """The main function of a worker process: answer commands until the pipe closes."""
     use_backend("numpy", plain=plain)
-    for number in (signal.SIGINT, signal.SIGTERM):  # they may reach the whole group, but the parent decides
+    for number in (signal.SIGINT, signal.SIGTERM):  # only the parent reacts to a signal to the whole group
         signal.signal(number, signal.SIG_IGN)
     _keep_heap()
     answer: tuple[str | None, Any] = (None, None)
@@ -401,7 +403,8 @@ def _serve(
 
 
 def _reserve(memory: SharedMemory) -> None:
-    """Take the memory now: without it the first write to a missing page would kill the process (SIGBUS)."""
+    """Allocate the memory now.  Otherwise, if memory runs out, the first write to a missing page kills the process
+    (SIGBUS)."""
     try:
         os.posix_fallocate(memory._fd, 0, memory.size)  # type: ignore[attr-defined]
     except OSError as error:
@@ -413,10 +416,10 @@ def _reserve(memory: SharedMemory) -> None:
 
 
 def _keep_heap() -> None:
-    """Make glibc keep freed memory: the system would zero every page before it hands it out again.
+    """Make glibc keep freed memory for the next arrays.  The system would zero every page before it returned the page.
 
-    Every step frees and allocates the same arrays.  Without this a tenth of its time goes into page faults.  The
-    setting holds for the whole process and cannot be undone.
+    Every step frees and allocates the same arrays.  Without this setting a tenth of a step's time goes into page
+    faults.  The setting applies to the whole process and cannot be undone.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -428,7 +431,7 @@ def _keep_heap() -> None:
 
 @contextmanager
 def environment(values: dict[str, str]) -> Iterator[None]:
-    """Set these environment variables within the block, for the processes that are started in it."""
+    """Set these environment variables within the block.  Processes started in the block inherit them."""
     before = {key: os.environ.get(key) for key in values}
     os.environ.update(values)
     try:
