@@ -11,11 +11,12 @@ from tinydiff.app.checkpoint import CheckpointError
 from tinydiff.app.generate import build_unet
 from tinydiff.app.trained import as_eps, load_trained
 from tinydiff.app.training import diffusion_training, save
-from tinydiff.autograd import no_grad
+from tinydiff.autograd import Tensor, no_grad
 from tinydiff.backend import asarray, default_rng, standard_normal, to_numpy
 from tinydiff.data import Dataset
-from tinydiff.diffusion import Schedule, classifier_free
+from tinydiff.diffusion import Schedule, classifier_free, q_sample
 from tinydiff.diffusion.targets import EPS, TARGETS, V
+from tinydiff.nn import Module
 from tinydiff.train import TrainConfig, train
 
 pytestmark = pytest.mark.sampler
@@ -98,6 +99,27 @@ def test_a_model_of_eps_is_the_network_with_its_names():
     model = as_eps(network, V, Schedule.linear(50))
     assert list(model.named_parameters()) == list(network.named_parameters()) != []
     assert (model.config, model.num_classes) == (network.config, 3)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_model_of_eps_gives_the_noise_if_the_network_is_right(name):
+    """x_t is made of a known x_0 and eps: a network that predicts its target exactly gives that eps, row by row."""
+    schedule, t, labels, rng = Schedule.linear(60), np.array([1, 7, 30, 60]), [0, 1, 2, 3], default_rng(3)
+    x_0, eps = (standard_normal(rng, (4, 3, 3, 1), "float64") for _ in range(2))
+    calls = []
+
+    class Right(Module):
+        config, num_classes = {}, 3
+
+        def forward(self, *arguments):
+            calls.append(arguments)
+            return Tensor(TARGETS[name].of(schedule, x_0, t, eps))
+
+    x_t = q_sample(schedule, x_0, t, eps)
+    eps_hat = as_eps(Right(), TARGETS[name], schedule)(x_t, t, labels)
+    assert len(calls) == 1 and all(a is b for a, b in zip(calls[0], (x_t, t, labels), strict=True))
+    # 1e-12: float64, divided by sqrt(1 - alpha_bar_1) = 0.04
+    np.testing.assert_allclose(to_numpy(eps_hat), to_numpy(eps), rtol=0, atol=1e-12)
 
 
 def test_options_of_earlier_versions_are_no_matter_where_they_were_not_used(tmp_path, data, run):

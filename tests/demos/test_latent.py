@@ -8,13 +8,14 @@ import pytest
 from matplotlib.image import imread
 from tiny_runs import save_checkpoint, save_untrained_classifier
 
+from tinydiff import ops
 from tinydiff.app import checkpoint
 from tinydiff.app.alone import OneProcess, one_process
-from tinydiff.autograd import Tensor
-from tinydiff.backend import backend_name, to_numpy
+from tinydiff.autograd import Tensor, no_grad
+from tinydiff.backend import FAST, asarray, backend_name, default_rng, to_numpy
 from tinydiff.data import load
 from tinydiff.diffusion import Schedule
-from tinydiff.nn import Conv2d, Linear, Module
+from tinydiff.nn import Conv2d, Linear, Module, UNet
 from tinydiff.train import TrainConfig, draw_batch
 
 pytestmark = pytest.mark.program
@@ -120,12 +121,29 @@ def test_a_data_set_of_latents_is_drawn_from_as_one_of_pictures(demo):
     assert set(batch["labels"].tolist()) <= {4, 5, 6}
 
 
-@pytest.mark.skipif(backend_name() != "numpy", reason="a GPU's products of few rows are one launch, and not counted")
 def test_operations_are_two_for_each_multiply_add(demo, rng):
     """Of a convolution, wide enough for Winograd, and a linear layer: 2 H W 9 C O and 2 H W C O an image."""
     conv, linear = Conv2d(16, 32, rng=rng), Linear(32, 5, rng=rng)
-    x = Tensor(rng.standard_normal((3, 8, 6, 16), dtype="float32"))
+    x = Tensor(asarray(rng.standard_normal((3, 8, 6, 16), dtype="float32")))
     assert demo.operations(lambda: linear(conv(x))) == 3 * 48 * 2 * (9 * 16 * 32 + 32 * 5)
+
+
+def test_operations_of_attention_and_of_a_product(demo, rng):
+    """2 L M D for the scores and 2 L M E for the values, for each image and head; 2 L D E for a plain product."""
+    q, k, v, w = (
+        Tensor(asarray(rng.standard_normal(shape, dtype="float32")))
+        for shape in ((3, 2, 4, 5), (3, 2, 6, 5), (3, 2, 6, 7), (7, 8))
+    )
+    assert demo.operations(lambda: ops.attention(q, k, v)) == 3 * 2 * 2 * 4 * 6 * (5 + 7)
+    assert demo.operations(lambda: v @ w) == 3 * 2 * 2 * 6 * 7 * 8
+
+
+def test_the_reference_network_takes_0_373_gflop(demo):
+    """As its convolutions, linear layers and attention add up; counting leaves the installed functions in place."""
+    model, before = UNet(rng=default_rng(0)), dict(FAST)
+    with no_grad():
+        count = demo.operations(lambda: model(asarray(np.zeros((1, 28, 28, 1), "float32")), 1))
+    assert round(count / 1e9, 3) == 0.373 and before == FAST
 
 
 def test_the_peak_is_of_what_the_work_held(demo):
