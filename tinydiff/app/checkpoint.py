@@ -38,7 +38,7 @@ class CheckpointError(TinydiffError):
 
 
 def save(path: str | os.PathLike, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
-    """Write a checkpoint in place of `path`, whole or not at all.
+    """Write a checkpoint to `path`, completely or not at all.  It replaces an older file.
 
     The file is an uncompressed zip file, which np.load reads too:
 
