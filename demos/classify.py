@@ -1,9 +1,9 @@
-"""Let the classifier read generated digits: which share is the digit that was asked for?
+"""A classifier reads generated digits: what share is read as the label that the digit was drawn for?
 
     python demos/sample.py runs/mnist/checkpoint.npz --save-npz samples.npz
     python demos/classify.py samples.npz --checkpoint runs/classifier/checkpoint.npz --out misread.png
 
-SAMPLES is an .npz file with `images` (N, 28, 28, 1) float32 in [-1, 1] and `labels` (N,), the digits asked for.
+SAMPLES is an .npz file with `images` (N, 28, 28, 1) float32 in [-1, 1] and the `labels` (N,) that they were drawn for.
 """
 
 from pathlib import Path
@@ -26,7 +26,7 @@ def main(
     plain=False,
     workers=None,
 ):
-    """Print the shares and, with out, save a picture of the misread; returns (right, N)."""
+    """Print the shares and return (right, N).  If `out` is given, also save a picture of the misread images."""
     ranks = cli.start(backend, precision, plain=plain)
     workers = workers or ranks.default_workers()
     pool, meta = load_classifier(Path(checkpoint), workers)
@@ -58,7 +58,7 @@ def main(
 def load_samples(path, image_shape, num_classes):
     """Read images (N, H, W, C) float32 in [-1, 1] and labels (N,) in 0..num_classes - 1 from an .npz file.
 
-    Raises DataError if the file is not like that.
+    Raises DataError if the file has other content.
     """
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -67,7 +67,7 @@ def load_samples(path, image_shape, num_classes):
         raise DataError(f"{path}: {error.args[0]}; it should hold `images` and `labels`") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
-    except Exception:  # zipfile, zlib and NumPy raise a dozen kinds for bytes that are not what they expect
+    except Exception:  # zipfile, zlib and NumPy raise a dozen kinds of errors for wrong bytes
         raise DataError(f"{path} is not a whole .npz file of plain arrays") from None
     if images.dtype.kind != "f" or images.shape[1:] != tuple(image_shape) or not len(images):
         wanted = ", ".join(["N", *map(str, image_shape)])
@@ -82,7 +82,7 @@ def load_samples(path, image_shape, num_classes):
 
 
 def class_line(name, answer, asked, classes):
-    """One line on the images of a class: how many are read as it, and what the others are taken for."""
+    """One line about the images of class `asked`: how many are read as this class, and how the others are read."""
     counts = np.bincount(answer, minlength=len(classes))
     others = [f"{counts[k]} as {classes[k]}" for k in np.argsort(-counts, kind="stable") if counts[k] and k != asked]
     share = f"{counts[asked] / len(answer):6.1%}  ({counts[asked]} of {len(answer)})"
@@ -95,5 +95,5 @@ if __name__ == "__main__":
     parser.add_argument("--checkpoint", metavar="PATH", help="a classifier that train_classifier.py has saved")
     parser.add_argument("--out", metavar="PATH", help="picture of the misread images (.png)")
     cli.add_backend(parser)
-    parser.add_argument("--workers", type=cli.positive_int, help="processes that read (default: one a core)")
+    parser.add_argument("--workers", type=cli.positive_int, help="worker processes (default: one a core)")
     cli.run(main, parser)

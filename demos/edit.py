@@ -4,15 +4,16 @@
     python demos/edit.py runs/mnist/checkpoint.npz --classifier runs/classifier/checkpoint.npz \\
         --noisy-classifier runs/noisy_classifier/checkpoint.npz
 
-No label is given.  The lower half of --num digits is drawn to match the upper half.  By default RePaint does so: it
-asks the network without a label, and takes each step --resample times.  With --noisy-classifier (train_classifier.py
---noisy) each step is taken once, with labels that are drawn anew for it.  A label that explains the known pixels better
-is drawn more often.  With --classifier the table shows how many results are read as the original's digit, with and
-without 4, 7 and 9, whose upper halves may look alike.  The round trip x_0 -> x_T -> x_0 of DDIM is measured on --digits
-digits for each number of steps in --round-trips.  The demo writes edit.png and edit.md to --out.
+The user gives no label.  The lower half of --num digits is drawn anew, to match the upper half.  The default method is
+RePaint: the network predicts without a label, and each step is taken --resample times.  With --noisy-classifier
+(train_classifier.py --noisy) each step is taken once, with labels that are drawn anew for that step.  A label that
+explains the known pixels better is drawn more often.  With --classifier the table shows how many results are read as
+the digit of the original, with and without 4, 7 and 9, whose upper halves may look alike.  The round trip
+x_0 -> x_T -> x_0 of DDIM is measured on --digits digits for each number of steps in --round-trips.  The demo writes
+edit.png and edit.md to --out.
 
-An evaluation of the network takes 1/660 s on two idle cores: by default 300 digits x 491 (with drawn labels x 550) and
-256 x 3 x 180, 8 minutes.
+One evaluation of the network takes 1/660 s on two idle cores.  The default is 300 digits x 491 evaluations (with drawn
+labels 550) and 256 digits x 3 x 180 evaluations, 8 minutes in all.
 """
 
 import argparse
@@ -52,8 +53,8 @@ from tinydiff.diffusion import (
 SLICE = 20  # images that a worker edits at a time
 SHOWN = 10  # digits side by side in the picture
 LEVELS = (0.2, 0.4, 0.6, 0.8)  # SDEdit's t_start, as shares of T
-PIXEL_VAR = 0.3  # of a pixel in [-1, 1], about
-AMBIGUOUS = ("4", "7", "9")  # the upper half of one may be that of another
+PIXEL_VAR = 0.3  # about the variance of a pixel in [-1, 1]
+AMBIGUOUS = ("4", "7", "9")  # digits whose upper halves may look alike
 
 
 def main(
@@ -74,7 +75,7 @@ def main(
     out="runs/edit",
     workers=None,
 ):
-    """Returns the table as a dictionary of texts: {measured quantity: result}."""
+    """Write the picture and the table.  Returns the table as a dictionary of texts: {measured quantity: result}."""
     ranks = cli.start(backend, precision, plain=plain)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -89,7 +90,7 @@ def main(
         fill_in = partial(complete, schedule, known, steps, resample, reader)
         x_0, labels = spread(dataset, num)
         done = edit(pool, fill_in, x_0, "fill in", seed)
-        changed = (plots.tile(done, 1) != plots.tile(x_0, 1)).reshape(-1)  # what an 8-bit file would hold
+        changed = (plots.tile(done, 1) != plots.tile(x_0, 1)).reshape(-1)  # compared as 8-bit pixels
         rows = plots.tile(np.broadcast_to(np.where(known, -1.0, 1.0), x_0.shape), 1).reshape(-1) == 0
         table = Table()
         table["known pixels changed"] = f"{changed[rows].sum()} of {rows.sum():,}"
@@ -111,7 +112,7 @@ def main(
 
 
 class Table(dict):
-    """The table, each line printed as soon as it is known."""
+    """The table as a dictionary.  Each entry is printed when it is set."""
 
     def __setitem__(self, name, value):
         super().__setitem__(name, value)
@@ -122,7 +123,7 @@ class Table(dict):
 
 
 def complete(schedule, known, steps, resample, reader, model, job):
-    """x_0 with its unknown pixels drawn anew (RePaint): (n, H, W, C)."""
+    """x_0 with its unknown pixels drawn anew, by RePaint or, if reader is given, with drawn labels: (n, H, W, C)."""
     x_0, rng = start(job)
     x_T = standard_normal(rng, x_0.shape)
     eps_fn = unconditional(model)
@@ -148,8 +149,10 @@ def round_trip(schedule, steps, model, job):
 
 
 def blend(schedule, steps, shares, model, job):
-    """Pictures between each x_0 and the next one, through their x_T: (n, len(shares), H, W, C).  The last goes to the
-    first."""
+    """Pictures between each x_0 and the next one, decoded from points between their x_T: (n, len(shares), H, W, C).
+
+    The next one of the last x_0 is the first.
+    """
     x_0, _ = start(job)
     x_T = asarray(encode(schedule, steps, model, x_0))
     y_T = asarray(np.roll(to_numpy(x_T), -1, 0))
@@ -161,7 +164,7 @@ def encode(schedule, steps, model, x_0):
 
 
 def decode(schedule, steps, model, x_T):
-    step, pairs = partial(ddim_step, schedule), timestep_pairs(schedule.T, steps)  # unclipped: the inversion's inverse
+    step, pairs = partial(ddim_step, schedule), timestep_pairs(schedule.T, steps)  # not clipped: it undoes ddim_invert
     return last(sample(step, unconditional(model), pairs, asarray(x_T), default_rng(0)))
 
 
@@ -177,7 +180,7 @@ def last(states):
 
 
 def edit(pool, f, x_0, name, seed):
-    """f of all x_0, in slices on all workers.  Each slice has a random stream of its own."""
+    """Apply f to all x_0, in slices on all workers.  Each slice has a random stream of its own."""
     parts = []
     with tqdm(total=len(x_0), unit="img", desc=name, dynamic_ncols=True) as bar:
         for part in pool.map(f, [(x_0[i : i + SLICE], (seed, i // SLICE)) for i in range(0, len(x_0), SLICE)]):
@@ -201,12 +204,12 @@ def check(num, digits, steps, round_trips, num_images, T):
 
 
 def spread(dataset, n):
-    """n test images and their labels, spread evenly over the set: its first half contains the cleaner images."""
+    """n test images and their labels, spread evenly over the set, because the first half of MNIST's is cleaner."""
     return dataset.batch(np.arange(n) * len(dataset) // n)
 
 
 def readings(path, workers, images, labels, classes):
-    """[(digits, share of them read as the original's digit)]: without the ambiguous digits, and for all digits."""
+    """[(which digits, share of them read as the original)]: without the ambiguous digits, and for all digits."""
     pool, _ = load_classifier(path, workers)
     with pool:
         right = np.concatenate(list(read(pool, images))).argmax(1) == labels
@@ -216,7 +219,7 @@ def readings(path, workers, images, labels, classes):
 
 
 def picture_blocks(pool, schedule, dataset, fill_in, known, steps, seed):
-    """Yield (title, row labels, rows of images (SHOWN, H, W, C)) of each block, for one digit of each class."""
+    """Yield (title, row labels, rows of images (SHOWN, H, W, C)) for each block.  Each class has one digit."""
     first = [np.flatnonzero(dataset.labels == k)[:1] for k in range(len(dataset.classes))]
     x_0, _ = dataset.batch(np.resize(np.concatenate(first), SHOWN))
     masked = np.where(known, x_0, np.float32(0.25))
@@ -250,7 +253,7 @@ def save_blocks(path, blocks):
     page = io.BytesIO()
     figure.savefig(page, format="png")
     with atomic_write(path) as file:
-        Image.open(page).convert("L").quantize(16).save(file, "PNG", optimize=True)  # 16 greys: 67 kB in place of 165
+        Image.open(page).convert("L").quantize(16).save(file, "PNG", optimize=True)  # with 16 greys 67 kB, not 165
 
 
 def step_counts(text):
@@ -265,13 +268,13 @@ if __name__ == "__main__":
     parser = cli.parser(__doc__, main)
     parser.add_argument("checkpoint", help="checkpoint.npz of train_mnist.py")
     cli.add_backend(parser)
-    parser.add_argument("--classifier", help="checkpoint.npz of train_classifier.py, to read what was filled in")
-    parser.add_argument("--noisy-classifier", help="checkpoint.npz of train_classifier.py --noisy, to draw labels by")
+    parser.add_argument("--classifier", help="checkpoint.npz of train_classifier.py, to read the filled-in digits")
+    parser.add_argument("--noisy-classifier", help="checkpoint.npz of train_classifier.py --noisy, to draw labels")
     parser.add_argument("--num", type=cli.positive_int, help="test digits to fill in")
-    parser.add_argument("--steps", type=cli.positive_int, help="of inpainting")
-    parser.add_argument("--resample", type=cli.positive_int, help="times that inpainting takes each step")
+    parser.add_argument("--steps", type=cli.positive_int, help="reverse steps of inpainting")
+    parser.add_argument("--resample", type=cli.positive_int, help="how often inpainting takes each step")
     parser.add_argument("--digits", type=cli.positive_int, help="test digits to encode and decode")
-    parser.add_argument("--round-trips", type=step_counts, help="numbers of steps to measure the round trip at")
+    parser.add_argument("--round-trips", type=step_counts, help="numbers of steps for the round trips")
     parser.add_argument("--seed", type=cli.non_negative_int, help="of the noise")
     parser.add_argument("--data-dir", help="folder with the four .gz files of MNIST or Fashion-MNIST")
     parser.add_argument("--out", help="folder for edit.png and edit.md")

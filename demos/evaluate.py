@@ -3,12 +3,13 @@
     python demos/evaluate.py runs/mnist/checkpoint.npz
     python demos/evaluate.py runs/mnist/checkpoint.npz --num 500 --variance beta --out bits.png
 
-A model that gives an image the probability p(x) can store it in -log2 p(x) bits.  The bound is a number of bits that
-suffices.  No label is given, because gzip, for comparison, has no label either.  (A label is log2(10)/784 = 0.004
-bits/dim.)
+A model that gives an image the probability p(x) can store the image in -log2 p(x) bits.  The bound is a number of bits
+that is always enough.  The network gets no label, because gzip, which is printed for comparison, gets no label either.
+(A label costs log2(10)/784 = 0.004 bits/dim.)
 
 Each image costs --draws + 1 evaluations of the network; the whole chain would cost 1,000.  The default is 10,000 images
-and 8 evaluations: 4 to 5 minutes at 300 a second.  --out saves a picture of where along the chain the bits are spent.
+with 8 evaluations each: 4 to 5 minutes at 300 evaluations a second.  --out saves a picture of the bits that each part
+of the chain needs.
 """
 
 import gzip
@@ -47,7 +48,7 @@ def main(
     workers=None,
     parallel="local",
 ):
-    """Print the bound and its parts; returns the mean bits/dim over the images and its standard error."""
+    """Print the bound and its parts.  Returns the mean of the bits/dim over the images, and its standard error."""
     ranks = cli.start(backend, precision, parallel, plain)
     if out is not None:
         ranks.broadcast(partial(Path(out).parent.mkdir, parents=True, exist_ok=True))
@@ -57,7 +58,7 @@ def main(
         dataset = ranks.broadcast(partial(load, meta["data"]["name"], "test", data_dir, meta["train"]["seed"]))
         if not 2 <= num <= len(dataset):
             raise TinydiffError(f"--num {num}: must lie in 2..{len(dataset)}, the images of the test set")
-        # Evenly spread: the first half of MNIST's test images are the cleaner ones.
+        # Evenly spread, because the first half of MNIST's test images is cleaner.
         x_0, _ = dataset.batch(np.arange(num) * len(dataset) // num)
         print(f"data: {dataset.source}, {num:,} of {len(dataset):,} images")
         term = partial(bound_term, variance=VARIANCES[variance], clip=True)
@@ -79,7 +80,7 @@ def main(
     ):
         mean, error = mean_and_error(bits)
         print(f"  {name:15}{mean:#9.4g} +- {error:#.2g}")
-    print("to compare with, whatever the network")
+    print("for comparison, independent of the network")
     for name, bits, what in references(dataset, x_0, schedule.beta[1]):
         print(f"  {name:15}{bits:#9.4g}    {what}")
     if out is not None and ranks.rank == 0:
@@ -99,7 +100,7 @@ def evaluate_slice(schedule, draws, term, model, job):
 
 
 def references(dataset, x_0, decoder_var):
-    """Yield (name, bits/dim, explanation) of three figures that depend on the data alone."""
+    """Yield (name, bits/dim, explanation) of three numbers that depend only on the data."""
     raw = dataset.images.tobytes()
     yield (
         "gzip",
@@ -118,12 +119,12 @@ def references(dataset, x_0, decoder_var):
 
 
 def mean_and_error(bits):
-    """Mean over the images, and its standard error; the images' values spread by the chance of images and of draws."""
+    """Mean over the images, and its standard error, which includes the chance of the images and that of the draws."""
     return float(bits.mean()), float(bits.std(ddof=1) / len(bits) ** 0.5)
 
 
 def spent(schedule, terms, times, title):
-    """A figure: L_{t-1} against t, mean over the images and a range of t; and the bits spent from t = T down."""
+    """A figure.  Left: L_{t-1} against t, mean over the images and a range of t.  Right: bits spent from t = T down."""
     edges = np.unique(np.geomspace(2, schedule.T + 1, 40).round())  # t = 2, 3, ... one by one, then ranges of t
     bits, _ = np.histogram(times, edges, weights=terms[1:-1])
     bits /= terms.shape[1]
@@ -132,7 +133,7 @@ def spent(schedule, terms, times, title):
     left.stairs(bits / np.diff(edges), edges, lw=1.8, baseline=None)
     left.set_yscale("log")
     left.set_title("bits/dim of each L_{t-1}", fontsize=11)
-    down = terms[0].mean() + np.append(bits[::-1].cumsum()[::-1], 0)  # bits spent once t has come down to each edge
+    down = terms[0].mean() + np.append(bits[::-1].cumsum()[::-1], 0)  # bits spent from t = T down to each edge
     right.plot(edges, down, lw=1.8)
     right.bar(1, terms[-1].mean(), width=0.3, bottom=down[0], color="C1", label="L_0, the decoder")
     right.set_ylim(0)
@@ -154,9 +155,9 @@ if __name__ == "__main__":
     cli.add_backend(parser)
     parser.add_argument("--num", type=cli.positive_int, help="test images, spread evenly over the set")
     parser.add_argument("--draws", type=cli.positive_int, help="times t that are drawn for each image")
-    parser.add_argument("--variance", choices=VARIANCES, help="of the reverse steps; L_0 has beta_1 with either")
+    parser.add_argument("--variance", choices=VARIANCES, help="of the reverse steps; L_0 always has beta_1")
     parser.add_argument("--seed", type=cli.non_negative_int, help="of times and noise")
     parser.add_argument("--data-dir", help="folder with the four .gz files of MNIST or Fashion-MNIST")
-    parser.add_argument("--out", help="also draw where the bits go, a .png")
+    parser.add_argument("--out", help="also draw the bits against t, a .png")
     cli.add_parallel(parser)
     cli.run(main, parser)

@@ -3,11 +3,11 @@
     python demos/forward_process.py                        a few seconds; pictures in runs/forward_process/
 
     noising.png                one digit under each schedule, from the data to noise
-    schedules.png              signal left and signal-to-noise ratio of each schedule over time
-    chain_and_closed_form.png  1,000 small steps against one jump with the same noise: the same picture
-    chain_statistics.png       mean and spread of many chains against the closed form
+    schedules.png              remaining signal and signal-to-noise ratio of each schedule over time
+    chain_and_closed_form.png  1,000 small steps and one jump with the same noise give the same picture
+    chain_statistics.png       mean and standard deviation of many chains beside the closed form
 
-Read next: tinydiff/diffusion/schedule.py and gaussian.py, which hold every formula used here.
+Read next: tinydiff/diffusion/schedule.py and gaussian.py, which contain every formula used here.
 """
 
 from pathlib import Path
@@ -44,11 +44,11 @@ def main(
     seed=0,
     chains=4000,
 ):
-    """Write the four pictures to `out`, and print how well the chain and the closed form agree."""
+    """Write the four pictures to `out`, and print how much the chain and the closed form differ."""
     cli.start(backend, precision, plain=plain)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    dataset = load(data, data_dir=data_dir, seed=seed, num=1000)  # plenty to find one picture of each class
+    dataset = load(data, data_dir=data_dir, seed=seed, num=1000)  # enough to contain a picture of each class
     digit = host_integers("digit", digit, 0, len(dataset.classes) - 1)
     name = dataset.classes[digit]
     x_0 = asarray(dataset.batch(np.flatnonzero(dataset.labels == digit)[:1])[0])
@@ -63,7 +63,7 @@ def main(
     print(f"{linear.T:,} steps and one jump with the same noise differ by {gap:.1e} at most, float32's rounding")
     figure, error = chain_statistics(linear, chains, seed)
     _write(out / "chain_statistics.png", figure)
-    print(f"the means of {chains:,} chains lie within {error:.1f} standard errors of the closed form: chance, up to 4")
+    print(f"the means of {chains:,} chains lie within {error:.1f} standard errors of the closed form (chance: up to 4)")
     print(f"pictures: {out}/noising.png, schedules.png, chain_and_closed_form.png, chain_statistics.png")
 
 
@@ -79,8 +79,8 @@ def noising(schedules, x_0, seed, name):
 def chain_and_closed_form(schedule, x_0, seed, name):
     """A figure, and the largest difference between the Markov chain and the closed form with the chain's own noise.
 
-    A second chain with the same draws starts from 0 and collects the noise.  At t it is sqrt(1 - alpha_bar_t) eps.  The
-    closed form takes that eps.
+    A second chain with the same draws starts from 0 and collects the noise.  At time t its value is
+    sqrt(1 - alpha_bar_t) eps.  The closed form uses this eps.
     """
     rng, times = default_rng(seed), _evenly(schedule.T, 11)
     x_t, noise_t = x_0, 0 * x_0
@@ -149,12 +149,12 @@ def curves(schedules):
 
 
 def _evenly(T, num):
-    """num times from 0 to T, fewer if T is small."""
+    """`num` times, evenly spread from 0 to T; fewer if T is small."""
     return sorted({i * T // (num - 1) for i in range(num)})
 
 
 def _picture_table(rows, row_names, times, title):
-    """A figure of images, rows[i][j] being (1, H, W, 1), with the row's name at the left and the time on top."""
+    """A figure of images rows[i][j] (1, H, W, 1), with the name of each row at the left and the times on top."""
     images = np.concatenate([to_numpy(image) for row in rows for image in row])
     _, h, w, _ = images.shape
     n, k = len(row_names), len(times)
@@ -187,9 +187,9 @@ if __name__ == "__main__":
     parser = cli.parser(__doc__, main)
     cli.add_backend(parser)
     parser.add_argument("--out", help="folder for the pictures")
-    parser.add_argument("--data", choices=NAMES, help="auto: MNIST, or glyphs where MNIST is not to be had")
+    parser.add_argument("--data", choices=NAMES, help="auto: MNIST, or drawn digits if MNIST cannot be loaded")
     parser.add_argument("--data-dir", help="folder that holds the MNIST files")
-    parser.add_argument("--digit", type=int, choices=range(10), metavar="0-9", help="the class to be shown")
+    parser.add_argument("--digit", type=int, choices=range(10), metavar="0-9", help="the class to show")
     parser.add_argument("--seed", type=cli.non_negative_int, help="seed of the noise")
     parser.add_argument("--chains", type=cli.positive_int, help="Markov chains for the statistics")
     cli.run(main, parser)

@@ -1,18 +1,23 @@
-"""What does guidance give, and what does it take?  Scale against the digit asked for, and against diversity.
+"""What does guidance improve, and what does it cost?  Right digits and diversity at several guidance scales.
 
     python demos/guidance.py runs/mnist/checkpoint.npz --classifier runs/classifier/checkpoint.npz \\
         --noisy-classifier runs/noisy_classifier/checkpoint.npz
 
-The demo prints a table, and writes it to --out with a picture.  For each method and scale, from the same noise:
+The demo prints a table, and writes the table and a picture to --out.  Every method and scale draws digits from the same
+noise.  The columns are:
 
-    asked     share of the digits that the classifier reads as the one asked for
-    spread    how different digits of one class are: the root mean square distance of their features (the classifier's,
-              before its last layer) from their class's mean, relative to that of real test digits
-    contrast  the pixels' standard deviation in an image, relative to that of real test digits
+    asked     share of the digits that the classifier reads as their label
+    spread    how different the digits of one class are: the root mean square distance of their features (the inputs of
+              the classifier's last layer) from the mean of the class, relative to that of real test digits
+    contrast  the standard deviation of the pixels of an image, relative to that of real test digits
 
-free is guidance by the network itself, with and without a label.  interval is free at middle noise levels only
-(Kynkaanniemi et al. 2024), and rescaled is free with the contrast of Lin et al. 2023, both at the largest scale.
-classifier guides the network without a label by a noisy classifier (train_classifier.py --noisy), at other scales.
+The methods are:
+
+    free        classifier-free guidance: the network predicts with and without the label
+    interval    the same at middle noise levels only (Kynkaanniemi et al. 2024), at the largest scale
+    rescaled    the same with the contrast of Lin et al. 2023, at the largest scale
+    classifier  the network predicts without a label, and a noisy classifier (train_classifier.py --noisy) guides it,
+                at scales of its own
 """
 
 import csv
@@ -36,7 +41,7 @@ from tinydiff.data import load
 from tinydiff.diffusion import classifier_free, classifier_guided, rescaled, unconditional, within
 
 METHODS = ("free", "interval", "rescaled", "classifier")
-SIGMA = 0.28, 2.9  # the interval's noise to signal ratios, sqrt(1/alpha_bar - 1): middle noise levels
+SIGMA = 0.28, 2.9  # bounds of the interval: ratios of noise to signal, sqrt(1/alpha_bar - 1)
 PHI = 0.7  # Lin et al. 2023, section 3.4
 
 
@@ -58,7 +63,7 @@ def main(
     out="runs/guidance",
     workers=None,
 ):
-    """Returns the table's rows: (method, scale, right, num, spread, contrast)."""
+    """Write table and picture.  Returns the rows of the table: (method, scale, right, num, spread, contrast)."""
     ranks = cli.start(backend, precision, plain=plain)
     workers, out = workers or ranks.default_workers(), Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -70,7 +75,7 @@ def main(
         if pool.model.num_classes is None:
             raise TinydiffError(f"{checkpoint}: guidance needs a network with classes")
         sigma = (1 / schedule.alpha_bar - 1) ** 0.5
-        low, high = (int((sigma <= bound).sum()) - 1 for bound in SIGMA)  # the last times at or below them
+        low, high = (int((sigma <= bound).sum()) - 1 for bound in SIGMA)  # the last time with sigma <= bound
         largest = [max(scales)]
         plan = {"free": (classifier_free, scales), "interval": (partial(in_interval, low, high), largest)}
         plan["rescaled"] = partial(with_contrast, schedule), largest
@@ -113,7 +118,7 @@ def main(
     return rows
 
 
-# Guides: (model, labels, scale) -> eps_fn, as a Recipe carries them.
+# Guides: (model, labels, scale) -> eps_fn, in the form that a Recipe takes.
 
 
 def in_interval(low, high, model, labels, scale):
@@ -129,12 +134,12 @@ def by_classifier(schedule, leader, model, labels, scale):
 
 
 def contrast(images):
-    """Mean over the images (N, H, W, C) of the standard deviation of an image's pixels."""
+    """The standard deviation of the pixels of an image, mean over the images (N, H, W, C)."""
     return float(images.reshape(len(images), -1).std(1).mean())
 
 
 def draw(rows, pictures):
-    """A figure.  Left: the three figures against the scale.  Right: one digit of each class for each row."""
+    """A figure.  Left: the three columns of the table against the scale.  Right: a digit of each class for each row."""
     figure = Figure(figsize=(10.6, max(4.8, 0.5 * len(rows) + 0.5)), dpi=100, layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.25))
     panels = left.subplots(3, 1, sharex=True)
@@ -183,14 +188,14 @@ if __name__ == "__main__":
     parser = cli.parser(__doc__, main)
     parser.add_argument("checkpoint", help="checkpoint.npz of train_mnist.py")
     cli.add_backend(parser)
-    parser.add_argument("--classifier", help="checkpoint.npz of train_classifier.py, the judge")
-    parser.add_argument("--noisy-classifier", help="checkpoint.npz of train_classifier.py --noisy, to guide by")
+    parser.add_argument("--classifier", help="checkpoint.npz of train_classifier.py, to read the digits")
+    parser.add_argument("--noisy-classifier", help="checkpoint.npz of train_classifier.py --noisy, to guide with")
     parser.add_argument("--num", type=cli.positive_int, help="images a row")
-    parser.add_argument("--scales", type=numbers, help="of classifier-free guidance, such as 0,1,2")
-    parser.add_argument("--classifier-scales", type=numbers, help="of classifier guidance")
+    parser.add_argument("--scales", type=numbers, help="scales of classifier-free guidance, such as 0,1,2")
+    parser.add_argument("--classifier-scales", type=numbers, help="scales of classifier guidance")
     parser.add_argument("--methods", type=names, help=f"some of {','.join(METHODS)}")
     parser.add_argument("--steps", type=cli.positive_int, help="reverse steps, at most the schedule's T")
-    parser.add_argument("--seed", type=cli.non_negative_int, help="of the noise")
+    parser.add_argument("--seed", type=cli.non_negative_int, help="seed of the noise")
     parser.add_argument("--data-dir", help="folder with the four .gz files of MNIST or Fashion-MNIST")
     parser.add_argument("--out", metavar="DIR", help="folder for the results")
     parser.add_argument("--workers", type=cli.positive_int, help="processes to share the work (default: all cores)")

@@ -1,17 +1,17 @@
-"""Latent diffusion: an autoencoder makes small maps of pictures, a diffusion model draws these.  What does it save?
+"""Latent diffusion: an autoencoder makes small maps of pictures, a diffusion model draws such maps.  Is it cheaper?
 
     python demos/latent.py --pixel runs/mnist/checkpoint.npz         about 12 minutes of training, then the comparison
     python demos/latent.py --from runs/latent/checkpoint.npz         draw and judge again, without training
 
 First a variational autoencoder is trained, 28x28x1 <-> 7x7x4.  Its decoder has the standard deviation SIGMA, which is
-small, so decoded pictures are close to the originals.  Then the same U-Net, process and samplers work on its latent
-means, scaled to mean 0 and variance 1 channel by channel (Rombach et al. 2022).  The U-Net learns to predict v, on the
-cosine schedule.  The demo writes to --out: checkpoint.npz, the table latent.md and the picture latent.png.  Both also
-show pixel space if --pixel is given.  The classifier judges.
+small, so decoded pictures are close to the originals.  Then the code of the U-Net, the process and the samplers works
+unchanged on the latent means, scaled to mean 0 and variance 1 channel by channel (Rombach et al. 2022).  The U-Net
+learns to predict v, on the cosine schedule.  The demo writes to --out: checkpoint.npz, the table latent.md and the
+picture latent.png.  If --pixel is given, table and picture also show pixel space.  A classifier reads the drawn digits.
 
 In the table, GFLOP are 2 M K N of every matrix product of a forward pass, with convolutions counted as direct ones.
-Memory is the largest sum of all NumPy arrays at one moment.  Seconds are measured in both spaces in turn: if other work
-slows the machine, it slows both.
+Memory is the largest sum of all arrays at one moment.  Seconds are measured in both spaces in turn, so that other work
+on the machine slows both.
 """
 
 import time
@@ -47,17 +47,18 @@ from tinydiff.train import LoopConfig, TrainConfig, draw_batch, noise_prediction
 SIGMA = 0.1  # of p(x | z) = N(x_hat, SIGMA^2); pictures lie in [-1, 1]
 # One level, because 7 is odd.  Attention is in the middle only: after every block it would take 44% more time.
 UNET = {"base_channels": 64, "channel_mults": [1], "num_res_blocks": 2}
-# In x_0_hat an error of eps_hat is divided by sqrt(alpha_bar_t), and here no clipping limits it; an error of v is not.
-# Share of 200 samples read as asked after 500 steps: eps 63%, v 95.5%; with the cosine schedule eps 24.5%, v 98.5%.
+# x_0_hat contains the error of eps_hat divided by sqrt(alpha_bar_t), and here no clipping limits x_0_hat.  An error of
+# v is not divided.  After 500 training steps the share of 200 samples that is read as asked is: eps 63%, v 95.5%; with
+# the cosine schedule eps 24.5%, v 98.5%.
 SCHEDULE, TARGET = Schedule.cosine, "v"
 SLICE = 250  # pictures that a worker encodes or decodes at a time
-AT_ONCE = 50  # latents that a worker draws at a time: they are small, and the calls take most of the time
-ROUNDS = 5  # of training steps in both spaces in turn
-FEW = 64  # pictures whose operations and memory are counted together
+AT_ONCE = 50  # latents that a worker draws at a time.  Latents are small, so larger slices are faster
+ROUNDS = 5  # training steps that are timed in each space, in turn
+FEW = 64  # pictures in the batch whose operations and memory are counted
 
 
 def DDPM(schedule):
-    """ddpm_step as a Recipe takes it.  Nothing is clipped, because latents are not limited to [-1, 1]."""
+    """ddpm_step in the form that a Recipe takes.  Nothing is clipped, because latents are not limited to [-1, 1]."""
     return partial(ddpm_step, schedule)
 
 
@@ -84,7 +85,7 @@ def main(
     out="runs/latent",
     workers=None,
 ):
-    """autoencoder, unet: arguments of the networks that replace the defaults.  Returns the table's rows."""
+    """autoencoder, unet: arguments of the networks, in place of the defaults.  Returns the rows of the table."""
     ranks = cli.start(backend, precision, plain=plain)
     workers, out = workers or ranks.default_workers(), Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -132,7 +133,7 @@ def main(
         )
         one_each = [np.flatnonzero(digits == k)[0] for k in range(len(test.classes))]
         picture(out / "latent.png", x_0[one_each], z[one_each], decoded[one_each], images, test.name)
-        for name, value in training_seconds(spaces, datasets, batch_size).items():  # last, because it changes weights
+        for name, value in training_seconds(spaces, datasets, batch_size).items():  # last: it changes weights
             table[f"seconds a training step of {batch_size}", name] = f"{value:.3f}"
     write_table(out / "latent.md", table.rows())
     print(f"table and picture: {out}/latent.md, latent.png")
@@ -173,7 +174,7 @@ def decode_slice(model, z):
 
 @dataclass(frozen=True, eq=False)
 class Latents:
-    """A data set of scaled latents z (N, H, W, C) and labels (N,), as train.draw_batch reads one."""
+    """A data set of scaled latents z (N, H, W, C) and labels (N,), with the methods that train.draw_batch needs."""
 
     z: np.ndarray
     labels: np.ndarray
@@ -238,7 +239,7 @@ def build_autoencoder(config, seed):
 
 
 def draw_pictures(dataset, channels, config, step):
-    """Pictures of 0-based `step` and the noise of their latents."""
+    """The pictures of 0-based `step`, and the noise for their latents."""
     n = config.batch_size
     x, _ = dataset.batch(epoch_indices(len(dataset), n, config.seed, step))
     shape = (n, x.shape[1] // 4, x.shape[2] // 4, channels)
@@ -258,7 +259,7 @@ def load_pixel(path, workers):
 
 
 def load_latent(path, workers):
-    """The U-Net's Space, the Coder, and the settings of a checkpoint that train_both wrote."""
+    """(Space, Coder, settings) of a checkpoint that train_both wrote."""
     path = Path(path)
     pool, arrays, meta = load_network(path, "latent", "ema/", unet_of, workers)
     coder, _, _ = load_network(path, "latent", "autoencoder/", autoencoder_of, workers)
@@ -270,7 +271,7 @@ def load_latent(path, workers):
 
 def target_of(meta):
     """What the U-Net of a checkpoint predicts."""
-    return TARGETS[meta["train"].get("target", "eps")]  # old files name no target
+    return TARGETS[meta["train"].get("target", "eps")]  # old checkpoints contain no target
 
 
 def unet_of(_, meta):
@@ -295,11 +296,11 @@ class Space:
 
 
 def draw_in_turn(spaces, labels, steps, scale, seed):
-    """Pictures of these labels from each space, (N, H, W, 1), and the seconds that they took, decoding included."""
+    """Pictures of these labels from each space, (N, H, W, 1), and the seconds to draw and decode them."""
     images, seconds = {name: [] for name in spaces}, dict.fromkeys(spaces, 0.0)
     with tqdm(total=len(labels) * len(spaces), unit="img", desc="drawing", dynamic_ncols=True) as bar:
         workers = max(space.pool.num_workers for space in spaces.values())
-        rounds = max(1, len(labels) // (AT_ONCE * workers))  # in each of which every worker has a slice
+        rounds = max(1, len(labels) // (AT_ONCE * workers))  # every worker has a slice in each round
         for i, part in enumerate(np.array_split(labels, rounds)):
             for name, space in spaces.items():
                 recipe, start = replace(space.recipe, num_steps=steps, scale=scale), time.perf_counter()
@@ -377,7 +378,7 @@ PRODUCTS = {
 
 
 def operations(work):
-    """2 M K N of every matrix product in work(), a forward pass, with convolutions as direct ones."""
+    """The sum of 2 M K N over the matrix products of the forward pass work(), with convolutions as direct ones."""
     count = 0
 
     def counted(name, products):
@@ -390,13 +391,13 @@ def operations(work):
         return call
 
     table = {name: counted(name, products) for name, products in PRODUCTS.items()}
-    with mock.patch.dict(FAST, table, clear=True):  # the plain functions, which call no other op
+    with mock.patch.dict(FAST, table, clear=True):  # the plain functions: they call no other op
         work()
     return count
 
 
 def peak_mb(work):
-    """The largest sum of all arrays during work(), without the arrays from before, in MB."""
+    """The largest sum of all arrays that exist at one moment of work(), without earlier arrays, in MB."""
     tracemalloc.start()
     work()
     peak = tracemalloc.get_traced_memory()[1]
@@ -405,7 +406,7 @@ def peak_mb(work):
 
 
 def picture(path, x_0, z, decoded, images, name):
-    """A digit of each class, its latent channels, the decoded digit; and the first samples of each space."""
+    """Save a picture: a digit of each class, its latent channels, the decoded digit, and samples of each space."""
     size = x_0.shape[1] // z.shape[1]
     channels = [z[..., c : c + 1].repeat(size, 1).repeat(size, 2) / 3 for c in range(z.shape[3])]  # 3 std is white
     rows = [("real", x_0), *((f"latent channel {c + 1}", a) for c, a in enumerate(channels)), ("decoded", decoded)]
@@ -424,16 +425,16 @@ if __name__ == "__main__":
         "--from", dest="source", metavar="CHECKPOINT", help="a checkpoint.npz of this demo: no training"
     )
     parser.add_argument("--pixel", metavar="CHECKPOINT", help="checkpoint.npz of train_mnist.py, to compare with")
-    parser.add_argument("--classifier", metavar="CHECKPOINT", help="checkpoint.npz of train_classifier.py, the judge")
+    parser.add_argument("--classifier", metavar="CHECKPOINT", help="checkpoint.npz of train_classifier.py")
     parser.add_argument("--data", choices=NAMES, help="auto: MNIST, or drawn digits if MNIST cannot be loaded")
     parser.add_argument("--data-dir", help="folder with the four .gz files of MNIST or Fashion-MNIST")
-    parser.add_argument("--autoencoder-minutes", type=cli.positive_float, help="of the autoencoder's training")
-    parser.add_argument("--minutes", type=cli.positive_float, help="of the U-Net's training")
+    parser.add_argument("--autoencoder-minutes", type=cli.positive_float, help="training time of the autoencoder")
+    parser.add_argument("--minutes", type=cli.positive_float, help="training time of the U-Net")
     parser.add_argument("--batch-size", type=cli.positive_int, help="images a step")
     parser.add_argument("--num", type=cli.positive_int, help="samples of each space, a multiple of the classes")
     parser.add_argument("--steps", type=cli.positive_int, help="reverse steps, at most the schedule's T")
-    parser.add_argument("--scale", type=cli.non_negative_float, help="of guidance: 1 follows the label")
-    parser.add_argument("--seed", type=cli.non_negative_int, help="of weights, data and noise")
+    parser.add_argument("--scale", type=cli.non_negative_float, help="guidance: 0 ignores the label, 1 follows it")
+    parser.add_argument("--seed", type=cli.non_negative_int, help="seed of weights, data and noise")
     parser.add_argument("--out", metavar="DIR", help="folder for the results")
     parser.add_argument("--workers", type=cli.positive_int, help="processes to share the work (default: all cores)")
     cli.run(main, parser)

@@ -1,17 +1,17 @@
-"""One shot against gradual: a VAE and a GAN, trained for some minutes each, beside a diffusion model; judged alike.
+"""One shot against gradual: a VAE and a GAN, trained for some minutes each, and a diffusion model are compared.
 
     python demos/one_shot_vs_gradual.py runs/mnist/checkpoint.npz --classifier runs/classifier/checkpoint.npz
 
 All three models get the label.  The demo trains the VAE and the GAN for --minutes each.  train_mnist.py has trained the
-diffusion model; the table shows for how many steps.
+diffusion model; the table contains its number of training steps.
 
-    VAE    decodes z ~ N(0, 1): one evaluation.  Its loss is its bound, with the decoder N(x_hat, SIGMA^2) (Kingma &
-           Welling 2014).  Shown and judged is x_hat, without that noise.  Its z is one vector.  A map of places, as in
-           latent.py, will not do: each place would be drawn without regard to the others.
+    VAE    decodes z ~ N(0, 1): one evaluation.  The loss is the variational bound, with the decoder N(x_hat, SIGMA^2)
+           (Kingma & Welling 2014).  The picture is x_hat, without the decoder's noise.  z is one vector.  A map of
+           vectors, as in latent.py, would fail here: each place would be drawn independently of the others.
     GAN    makes a picture from z ~ N(0, 1): one evaluation.  A discriminator learns to tell real pictures from made
-           ones.  The generator learns to make the discriminator answer "real".  Both learn at every step (Goodfellow et
-           al. 2014).
-    DDPM   takes --steps steps of two evaluations each, from noise to picture, with guidance.
+           ones.  The generator learns to make pictures that the discriminator takes for real.  Both are trained in
+           every step (Goodfellow et al. 2014).
+    DDPM   takes --steps steps from noise to picture, with guidance: two evaluations a step.
 
 The demo writes to --out: the table one_shot_vs_gradual.md, and the pictures one_shot_vs_gradual.png and loss.png.
 """
@@ -45,21 +45,22 @@ from tinydiff.more.layers import NormSilu, NormSiluConv, UpConv
 from tinydiff.nn import Embedding, Linear, Module
 from tinydiff.train import LoopConfig, TrainConfig
 
-# The standard deviation of the VAE's p(x | z); pictures lie in [-1, 1].  A smaller one makes the VAE's copies sharper,
-# but then its codes fill less of N(0, 1), from which it draws.  500 samples after 4,500 steps: at 0.6 94% are read as
-# asked, Frechet distance 0.37, spread 125%; at 1.0 100%, 0.52, 67%.  At 0.3 after 9,500 steps: 62%, 2.3, 213%.
+# The standard deviation of the VAE's p(x | z); pictures lie in [-1, 1].  With a smaller SIGMA the decoded copies are
+# sharper, but the codes fill less of N(0, 1), from which new codes are drawn.  500 samples after 4,500 steps: at 0.6
+# 94% are read as asked, Frechet distance 0.37, spread 125%; at 1.0 100%, 0.52, 67%.  At 0.3 after 9,500 steps: 62%,
+# 2.3, 213%.
 SIGMA = 0.75
 CODE = 32  # numbers of the VAE's z
-LEVELS = 5  # of the VAE: a frame makes a picture 32x32, and five halvings leave one place
+LEVELS = 5  # of the VAE: a picture is padded to 32x32, and five halvings leave one place
 Z = 64  # numbers in the GAN's z
-SMOOTH = 0.9  # the discriminator's target for real pictures: a discriminator that is sure teaches nothing
-SLICE = 50  # pictures that a worker makes at a time in one shot
+SMOOTH = 0.9  # the discriminator's target for real pictures: with target 1 it would become sure and teach nothing
+SLICE = 50  # one-shot pictures that a worker makes at a time
 GROUPS = 8  # of each group norm
 
 
 @dataclass(frozen=True)
 class OneShot:
-    """A model that makes a picture in one evaluation: its loss, its training settings, and make(model, (z, labels))."""
+    """A model that makes a picture in one evaluation, its loss and training settings, and make(model, (z, labels))."""
 
     build: Callable[[], Module]
     losses_of: Callable
@@ -87,14 +88,14 @@ def main(
     out="runs/one_shot_vs_gradual",
     workers=None,
 ):
-    """channels: of VAE and GAN at half of the picture's size.  Returns the table's rows."""
+    """channels: of VAE and GAN at half the size of the picture.  Returns the rows of the table."""
     ranks = cli.start(backend, precision, plain=plain)
     workers, out = workers or ranks.default_workers(), Path(out)
     out.mkdir(parents=True, exist_ok=True)
     ddpm, schedule, meta = load_trained(Path(source), workers)
     with ddpm, load_classifier(Path(classifier), workers)[0] as judge_pool:
         if ddpm.model.num_classes is None:
-            raise TinydiffError(f"{source}: to compare with, it must be a network with classes")
+            raise TinydiffError(f"{source}: the comparison needs a network with classes")
         dataset, test = (load(meta["data"]["name"], split, data_dir, seed) for split in ("train", "test"))
         judge, classes, size = Judge(judge_pool, test, num), len(test.classes), test.images.shape[1]
         labels = np.arange(num) % classes
@@ -142,13 +143,13 @@ def one_shot_models(size, channels, num_classes, seed):
     vae, gan = partial(build_vae, config, seed), partial(build_gan, size, channels, num_classes, seed)
     return {
         "VAE": OneShot(vae, vae_losses, partial(decode, size), (1, 1, CODE), LoopConfig.peak_lr, LoopConfig.betas),
-        # Adam averages few gradients: the direction of one player changes as the other moves.
+        # Adam averages only a few gradients, because the direction of one player changes as the other moves.
         "GAN": OneShot(gan, gan_losses, make, (Z,), 1e-3, (0.5, 0.999)),
     }
 
 
 def train_one_shot(name, model, pool, dataset, minutes, batch_size, seed):
-    """Train the pool's network for the minutes; returns the loss of each step."""
+    """Train the pool's network for so many minutes.  Returns the loss of each step."""
     draw = partial(examples, dataset, model.z_shape)
     config = LoopConfig(1, batch_size, model.peak_lr, betas=model.betas, seed=seed)
     num_steps = steps_that_fit(pool, model.losses_of, draw, config, minutes)
@@ -174,7 +175,7 @@ def make_all(model, pool, labels, seed):
 
 
 def draw_all(recipe, pool, labels, seed):
-    """A picture for each label by diffusion, as the recipe's frames (keep, N, H, W, 1), and the seconds for one."""
+    """Frames (keep, N, H, W, 1) of a picture for each label, drawn by diffusion, and the seconds for one picture."""
     parts, start = [], time.perf_counter()
     with tqdm(total=len(labels), unit="img", desc="DDPM", dynamic_ncols=True) as bar:
         for part in generate(pool, recipe, labels.tolist(), seed):
@@ -191,13 +192,13 @@ def build_vae(config, seed):
 
 
 def vae_losses(model, batch):
-    """The bound of each example (N,); the batch's z is the noise eps of the code."""
+    """The bound of each example (N,).  The z of the batch is the noise eps of the code."""
     x = np.pad(batch["x"], ((0, 0), frame(batch["x"].shape[1]), frame(batch["x"].shape[2]), (0, 0)), constant_values=-1)
     return negative_elbo(x, *model(x, batch["z"], batch["labels"]), SIGMA)
 
 
 def frame(size):
-    """The widths of background before and after, so that the side can be halved LEVELS times."""
+    """The widths of background to add before and after, so that the side can be halved LEVELS times."""
     missing = -size % 2**LEVELS
     return missing // 2, missing - missing // 2
 
@@ -243,7 +244,7 @@ class Generator(Module):
 
 
 class Gan(Module):
-    """Both players.  The discriminator is a classifier's network; its logit of the label is how real x looks to it."""
+    """Both players.  The discriminator is a Classifier network; its logit of the label measures how real x looks."""
 
     def __init__(self, size, channels, num_classes, rng):
         self.generator = Generator(size, channels, num_classes, rng)
@@ -251,7 +252,7 @@ class Gan(Module):
         self.discriminator = Classifier(1, widths, num_classes, GROUPS, rng=rng)
 
     def realness(self, x, labels):
-        """log p(real)/p(made) of pictures x with these labels, as the discriminator sees it, (N,)."""
+        """log(p(real)/p(made)) that the discriminator predicts for pictures x with these labels, (N,)."""
         logits = self.discriminator(x)
         one_hot = asarray(labels)[:, None] == xp.arange(logits.shape[1])
         return ops.total(logits * one_hot.astype(logits.dtype), axis=1)
@@ -262,8 +263,8 @@ def build_gan(size, channels, num_classes, seed):
 
 
 def gan_losses(model, batch):
-    """The sum of the players' losses (N,).  Each loss moves one player only.  The discriminator gets a made picture as
-    an array, through which no gradient goes, and its parameters are frozen in the generator's loss.
+    """The sum of the players' losses (N,).  Each loss trains one player only.  The discriminator gets a made picture
+    as an array, so no gradient reaches the generator.  In the generator's loss the discriminator is frozen.
 
         generator:      -log p(real | made)                        Goodfellow et al. 2014, section 3
         discriminator:  -log p(real | real) - log p(made | made)   eq. 1, with the target SMOOTH for real pictures
@@ -283,7 +284,7 @@ def discriminator_losses(model, made, batch):
 
 
 def softplus(x):
-    """log(1 + exp(x)) = -log p of a logit -x, without overflow."""
+    """log(1 + exp(x)) without overflow: -log p of an event with the logit -x."""
     return relu(x) + ops.log(ops.exp(-(relu(x) + relu(-x))) + 1)
 
 
@@ -314,7 +315,7 @@ def loss_figure(curves):
     """A figure of each model's loss over its steps, with a running mean.  The three losses cannot be compared."""
     meanings = {
         "VAE": f"bound, nats, sigma = {SIGMA}",
-        "GAN": "both players' losses; dotted: no one can tell",
+        "GAN": "both players' losses; dotted: pure guessing",
         "DDPM": "squared error of the noise",
     }
     figure = Figure(figsize=(11, 3.4), dpi=100, layout="constrained")
@@ -338,14 +339,14 @@ if __name__ == "__main__":
     parser = cli.parser(__doc__, main)
     parser.add_argument("source", metavar="CHECKPOINT", help="checkpoint.npz of train_mnist.py, with classes")
     cli.add_backend(parser)
-    parser.add_argument("--classifier", metavar="CHECKPOINT", help="checkpoint.npz of train_classifier.py, the judge")
+    parser.add_argument("--classifier", metavar="CHECKPOINT", help="checkpoint.npz of train_classifier.py")
     parser.add_argument("--data-dir", help="folder with the four .gz files of MNIST or Fashion-MNIST")
-    parser.add_argument("--minutes", type=cli.positive_float, help="of training, for VAE and GAN each")
+    parser.add_argument("--minutes", type=cli.positive_float, help="training time of the VAE, and of the GAN")
     parser.add_argument("--batch-size", type=cli.positive_int, help="images a step")
     parser.add_argument("--num", type=cli.positive_int, help="samples of each model, a multiple of the classes")
     parser.add_argument("--steps", type=cli.positive_int, help="reverse steps of the DDPM, at most the schedule's T")
-    parser.add_argument("--scale", type=cli.non_negative_float, help="of its guidance: 1 follows the label")
-    parser.add_argument("--seed", type=cli.non_negative_int, help="of weights, data and noise")
+    parser.add_argument("--scale", type=cli.non_negative_float, help="guidance of the DDPM: 1 follows the label")
+    parser.add_argument("--seed", type=cli.non_negative_int, help="seed of weights, data and noise")
     parser.add_argument("--out", metavar="DIR", help="folder for the results")
     parser.add_argument("--workers", type=cli.positive_int, help="processes to share the work (default: all cores)")
     cli.run(main, parser)

@@ -1,18 +1,18 @@
-"""What does each classic mistake cost?  Each is made on purpose, and measured beside the correct method.
+"""What does each classic mistake cost?  Each mistake is made on purpose and measured beside the correct method.
 
     python demos/pitfalls.py runs/mnist/checkpoint.npz runs/classifier/checkpoint.npz
 
-Mistakes in sampling are made with the checkpoint's network.  Each mistake in training needs a training: a small network
-learns for --train-steps steps.  A correct training of the same length is the row to compare with.  The figures:
+Mistakes in sampling are made with the checkpoint's network.  For mistakes in training, small networks are trained for
+--train-steps steps each; the row to compare with is a correct training of the same length.  The columns are:
 
-    read as asked   share of the digits that the classifier reads as the digit asked for; chance alone gives 10%
+    read as asked   share of the digits that the classifier reads as their label; chance alone gives 10%
     border          mean grey level, 0 to 255, of the outermost pixels, which are black in real digits
-    moved           RMS difference from the right picture, in grey levels; only within sampling, where all rows have one
-                    network and one noise
+    moved           RMS difference from the correct picture, in grey levels; only for mistakes in sampling, because
+                    there all rows have the same network and the same noise
 
-Guidance is off (scale 1), because it would hide a part of the damage.  The demo takes about 7 minutes on 2 idle cores.
-It writes pitfalls.png and pitfalls.md to --out, with a sentence on each mistake.  The result: most mistakes in training
-ruin the digits.  Most mistakes in sampling leave only some grey: the eye misses them, and a test has to find them.
+Guidance is off (scale 1), because guidance would hide a part of the damage.  The demo takes about 7 minutes on 2 idle
+cores.  It writes pitfalls.png and pitfalls.md to --out, with a sentence on each mistake.  The result: most mistakes in
+training ruin the digits.  Most mistakes in sampling leave only some grey, which the eye misses and only a test finds.
 """
 
 import io
@@ -52,7 +52,7 @@ from tinydiff.optim import EMA
 from tinydiff.train import TrainConfig
 
 # ------------------------------------------------------------------------------------------------ mistakes in sampling
-# Each is draw(schedule, step, eps_fn, pairs, x_T, rng) -> x_0.  step is ddpm_step, with x_0_hat in the data's range.
+# Each function is draw(schedule, step, eps_fn, pairs, x_T, rng) -> x_0.  step: ddpm_step, with x_0_hat clipped.
 
 
 def right(schedule, step, eps_fn, pairs, x_T, rng):
@@ -74,17 +74,17 @@ def larger_variance(schedule, step, eps_fn, pairs, x_T, rng):
 
 
 def network_told(other, schedule, step, eps_fn, pairs, x_T, rng):
-    """The network gets the t of other(pairs) in place of the true one."""
-    told = {t: wrong for (t, _), (wrong, _) in zip(pairs, other(pairs))}
-    return right(schedule, step, lambda x_t, t: eps_fn(x_t, told[t]), pairs, x_T, rng)
+    """The network gets the t of other(pairs) in place of the true t."""
+    wrong_t = {t: wrong for (t, _), (wrong, _) in zip(pairs, other(pairs))}
+    return right(schedule, step, lambda x_t, t: eps_fn(x_t, wrong_t[t]), pairs, x_T, rng)
 
 
 def coefficients_of(other, schedule, step, eps_fn, pairs, x_T, rng):
-    """Each step takes the coefficients of other(pairs) in place of the true ones."""
+    """Each step takes the coefficients of other(pairs) in place of its true coefficients."""
     used = dict(zip(pairs, other(pairs)))
 
     def wrong_step(schedule, x_t, eps_hat, t, s, noise):
-        if noise is None:  # the true step is the last, the wrong one is not
+        if noise is None:  # the true step is the last, but the wrong step needs noise
             noise = standard_normal(rng, x_t.shape, x_t.dtype)
         return step(schedule, x_t, eps_hat, *used[t, s], noise)
 
@@ -108,7 +108,7 @@ def step_ahead(pairs):
 
 @dataclass(frozen=True)
 class Case:
-    """A row of the picture: the mistake, and one sentence on why it is wrong."""
+    """A row of the picture: the mistake, and one sentence that explains the result."""
 
     name: str
     why: str
@@ -119,52 +119,52 @@ SAMPLING = (
     Case("as it should be", "Ancestral steps with variance beta_tilde, and no noise in the last."),
     Case(
         "x_0_hat of x_T, in one step",
-        "What the network misses of eps is divided by sqrt(alpha_bar_T) = 0.0064; and without a miss all digits of a "
-        "class would be one grey blur, their mean.",
+        "The error of eps_hat is divided by sqrt(alpha_bar_T) = 0.0064; even without an error all digits of a class "
+        "would be the same grey blur, their mean.",
         in_one_step,
     ),
     Case(
         "noise added at the last step",
-        "That step arrives at the data, and what is added there stays: with 50 steps ten grey levels, with 1,000 only "
-        "one, which nobody sees.",
+        "The last step ends at the data, so its noise stays in the picture: with 50 steps ten grey levels, with 1,000 "
+        "only one, which nobody sees.",
         noise_at_the_end,
     ),
     Case(
         "variance beta, not beta_tilde",
-        "No mistake but the other choice of Ho et al.: the two meet in 1,000 steps, and in 50 the larger one leaves "
-        "specks of grey.",
+        "Not a mistake, but the other choice of Ho et al.: with 1,000 steps the two hardly differ, but with 50 steps "
+        "the larger variance leaves specks of grey.",
         larger_variance,
     ),
     Case(
         "network told t - 1",
-        "Off by one of 1,000 is less than a network can tell: harmless, so only a test finds it.",
+        "The network hardly notices one step of 1,000: the mistake is harmless, so only a test finds it.",
         partial(network_told, one_less),
     ),
     Case(
         "network told t, a step ahead",
-        "It looks for less noise than there is: one step of 50 is 20 of 1,000, which changes strokes but not digits.",
+        "The network expects too little noise: one step of 50 is 20 of 1,000, which changes strokes but not digits.",
         partial(network_told, step_ahead),
     ),
     Case(
         "network told t, a step behind",
-        "It looks for more noise than there is and takes some of the digit for it; the black turns grey, and still the "
-        "digits read.",
+        "The network expects too much noise and removes a part of the digit as noise; black turns grey, but the digits "
+        "are still readable.",
         partial(network_told, step_behind),
     ),
     Case(
         "coefficients of t - 1",
-        "Harmless too, and less than telling the network: a third of a grey level.",
+        "Also harmless, and smaller than with a wrong t for the network: a third of a grey level.",
         partial(coefficients_of, one_less),
     ),
     Case(
         "coefficients a step ahead",
-        "Each step takes out too little noise, but the network is told the true t and the next step sees what was "
-        "left; that of the last ones stays.",
+        "Each step removes too little noise.  The network gets the true t, so the next step removes the rest; only the "
+        "rest after the last steps stays.",
         partial(coefficients_of, step_ahead),
     ),
     Case(
         "coefficients a step behind",
-        "The walk ends one step early: the noise that belongs to its last t but one stays in the picture.",
+        "The chain ends one step early: the noise of the last time before 0 stays in the picture.",
         partial(coefficients_of, step_behind),
     ),
 )
@@ -183,7 +183,7 @@ def unscaled_schedule():
 
 @dataclass(frozen=True)
 class Run(Case):
-    """A row that needs a training: its schedule, and the range of the pixels that the network sees."""
+    """A row that needs a training: the schedule, and the range of the pixels that the network gets."""
 
     schedule: Callable = Schedule.linear
     low: float = -1.0
@@ -191,39 +191,39 @@ class Run(Case):
     warm_up: bool = True  # of the moving average
 
 
-FEW = 50  # steps of a chain whose betas should have been scaled
+FEW = 50  # steps of the chain with unscaled betas
 COLD_DECAY = 0.9999  # Ho et al. 2020, appendix B, where training takes 800,000 steps
 
 TRAINING = (
     Run("as it should be", "Linear schedule, T = 1,000; pixels in -1..1; the average of the weights warms up."),
     Run(
         "average without warm-up",
-        "With decay 0.9999 the random start still makes up 96% of it after 400 steps; the weights themselves are fine.",
+        "With decay 0.9999 the average is still 96% random start after 400 steps; the weights themselves are fine.",
         warm_up=False,
     ),
     Run(
         "beta = 1e-3: alpha_bar_T = 0.37",
-        "x_T holds 0.61 x_0, and sampling starts from N(0, I), which the network has never seen.",
+        "x_T contains 0.61 x_0, but sampling starts from N(0, I), which the network has never seen.",
         schedule=partial(flat_schedule, 1e-3),
     ),
     Run(
         "beta = 0.1: alpha_bar_T = 2e-46",
-        "After 50 of 1,000 steps all is noise: 19 of 20 examples teach nothing, and 50 steps of 20 jump over the rest.",
+        "After 50 of 1,000 steps all is noise: 19 of 20 examples teach nothing, and 50 steps of 20 skip the rest.",
         schedule=partial(flat_schedule, 0.1),
     ),
     Run(
         "T = 50, same betas: alpha_bar_T = 0.60",
-        "x_T holds 0.78 x_0: with fewer steps each must add more noise, beta times 1000/T.",
+        "x_T contains 0.78 x_0: with fewer steps each step must add more noise, beta times 1000/T.",
         schedule=unscaled_schedule,
     ),
     Run(
         "pixels in 0..1",
-        "Half the signal beside the same noise, and no mean of 0: it only shifts the schedule, and does no harm here.",
+        "Half the signal with the same noise, and a mean other than 0: this only shifts the schedule, harmless here.",
         low=0.0,
     ),
     Run(
         "pixels in 0..255",
-        "Noise of std 1 cannot hide them: x_T holds up to 1.6 of x_0, and the network is fed numbers in the hundreds.",
+        "Noise of std 1 cannot hide such pixels: x_T contains up to 1.6 of x_0, and the network gets inputs above 100.",
         low=0.0,
         high=255.0,
     ),
@@ -267,7 +267,7 @@ def main(
     out="runs/pitfalls",
     workers=None,
 ):
-    """Write the picture and the table; returns the rows [(group, case, images (num, H, W, C), figures)]."""
+    """Write the picture and the table.  Returns the rows [(group, case, images (num, H, W, C), figures)]."""
     ranks = cli.start(backend, precision, plain=plain)
     out, workers = Path(out), workers or ranks.default_workers()
     out.mkdir(parents=True, exist_ok=True)
@@ -302,20 +302,20 @@ def main(
 
 
 def jobs_of(labels, seed):
-    """Slices of the labels with the names of their random streams, as generate() makes them on a CPU."""
+    """Slices of the labels with the names of their random streams, the same as in generate() on a CPU."""
     return [(labels[i : i + SLICE].tolist(), (seed, i // SLICE)) for i in range(0, len(labels), SLICE)]
 
 
 def train_and_draw(dataset, channels, train_steps, seed, ranks, workers, *how):
-    """Yield (run, images) for each run of TRAINING; how: the arguments of `draw` after the schedule."""
+    """Yield (run, images) for each run of TRAINING.  how: the arguments of `draw` after the schedule."""
     config = TrainConfig(num_steps=train_steps, minutes=None, warmup=min(100, train_steps // 4), seed=seed)
     build = partial(build_unet, {"base_channels": channels, "num_classes": len(dataset.classes)}, seed)
-    kinds = dict.fromkeys((run.schedule, run.low, run.high) for run in TRAINING)  # one training each
+    kinds = dict.fromkeys((run.schedule, run.low, run.high) for run in TRAINING)  # one training for each kind
     with tqdm(total=train_steps * len(kinds), desc="training", unit="step") as bar:
         for kind in kinds:
             make_schedule, low, high = kind
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ScheduleWarning)  # it is right
+                warnings.simplefilter("ignore", ScheduleWarning)  # the warning is right, the mistake is wanted
                 schedule = make_schedule()
             with ranks.workers(build, workers) as pool:
                 ranged = Ranged(**vars(dataset), low=low, high=high)
@@ -347,7 +347,7 @@ def draw_slice(how, schedule, low, high, steps, shape, model, job):
 
 
 def measure(reader, images, labels, right_images=None):
-    """The cells of a row by column: "read as asked" only with a reader, "moved" only with right_images."""
+    """{column: cell} of a row: "read as asked" only if there is a reader, "moved" only with right_images."""
     figures = {}
     if reader is not None:
         read_right = np.concatenate(list(read(reader, images))).argmax(1) == labels
@@ -375,12 +375,12 @@ def report(rows, out):
     with atomic_write(out / "pitfalls.png") as file:
         canvas = io.BytesIO()
         picture(rows).savefig(canvas, format="png")
-        Image.open(canvas).convert("L").quantize(16).save(file, "png")  # noise in 256 greys is a large file
+        Image.open(canvas).convert("L").quantize(16).save(file, "png")  # with 256 greys noise makes a large file
     print(f"results: {out}/pitfalls.png, pitfalls.md")
 
 
 def picture(rows):
-    """A figure: the cases of each group, each with ten digits and its figures."""
+    """A figure with a row for each case: its name, ten digits and the cells of the table."""
     groups = [list(cases) for _, cases in itertools.groupby(rows, lambda row: row[0])]
     figure = Figure(figsize=(8, 0.323 * (len(rows) + 2 * len(groups))), dpi=100)
     figure.subplots_adjust(0.375, 0.01, 0.795, 0.932, hspace=0.2)
@@ -407,12 +407,12 @@ if __name__ == "__main__":
     parser.add_argument("checkpoint", help="checkpoint.npz of train_mnist.py")
     parser.add_argument("classifier", help="checkpoint.npz of train_classifier.py")
     cli.add_backend(parser)
-    parser.add_argument("--num", type=cli.positive_int, help="images for each row, ten of which are shown")
+    parser.add_argument("--num", type=cli.positive_int, help="images for each row; ten of them are shown")
     parser.add_argument("--steps", type=cli.positive_int, help="reverse steps, at most 50")
     parser.add_argument("--train-steps", type=cli.positive_int, help="steps of each training")
-    parser.add_argument("--channels", type=cli.positive_int, help="of the small networks")
+    parser.add_argument("--channels", type=cli.positive_int, help="channels of the small networks")
     parser.add_argument("--data-dir", help="folder with the MNIST files")
-    parser.add_argument("--seed", type=cli.non_negative_int, help="of weights, batches and noise")
+    parser.add_argument("--seed", type=cli.non_negative_int, help="seed of weights, batches and noise")
     parser.add_argument("--out", help="folder for the picture and the table")
     parser.add_argument("--workers", type=cli.positive_int, help="processes to share the work (default: all cores)")
     cli.run(main, parser)

@@ -3,19 +3,19 @@
     python demos/points_2d.py                          some 25 s a set; pictures in runs/points_2d/
     python demos/points_2d.py --data spiral --target v
 
-    points_2d_SET.png   where particles go, samples on held-out data, and the learned field at six times
-    points_2d.gif       the particles on their way
-    results.csv         the two-sample test of samples against held-out data
+    points_2d_SET.png   paths of particles, samples beside held-out data, and the learned field at six times
+    points_2d.gif       the moving particles
+    results.csv         the two-sample test that compares samples with held-out data
 
-In two dimensions everything can be seen.  The network is 25 lines below, its batch and its loss are 15.  The process,
-the samplers, the training loop and the optimizer are those of the digits.  They work on arrays of any shape.
+In two dimensions everything can be seen.  The network below has 25 lines; its batch and its loss have 15.  The process,
+the samplers, the training loop and the optimizer are those of the digits, because they work on arrays of any shape.
 
 Points are drawn twice.  The particles of the pictures follow DDIM, which draws no noise.  The field -v_hat(x_t, t)
-carries each particle: it is the velocity of the probability flow (Song et al. 2021, Score-Based Generative Modeling,
-eq. 13) by the angle phi, alpha_bar_t = cos(phi)^2.  The samples take all T steps of DDPM, whose fresh noise reduces the
-errors of earlier steps.  Do the samples have the distribution of the data?  The energy distance of two distributions is
-0 only if the two are equal.  Random relabelling of the points measures how large the distance of two sets becomes by
-chance alone (Szekely & Rizzo 2013).
+carries each particle.  This field is the velocity of the probability flow (Song et al. 2021, Score-Based Generative
+Modeling, eq. 13) with respect to the angle phi, where alpha_bar_t = cos(phi)^2.  The samples take all T steps of DDPM;
+the fresh noise of each step reduces the errors of earlier steps.  Do the samples have the distribution of the data?
+The energy distance of two distributions is 0 only if the two are equal.  Random relabelling of the points measures how
+large the distance of two sets becomes by chance alone (Szekely & Rizzo 2013).
 """
 
 import io
@@ -75,7 +75,7 @@ def main(
     workers=None,
     out="runs/points_2d",
 ):
-    """Train on each set, draw num points, test them against num held-out ones.  Returns the rows of results.csv."""
+    """Train on each set, draw num points, compare them with num held-out points.  Returns the rows of results.csv."""
     ranks = cli.start(backend, precision, plain=plain)
     if flow_steps > T:
         raise TinydiffError(f"--flow-steps {flow_steps}: the schedule has T = {T} steps, no more")
@@ -98,7 +98,7 @@ def main(
             seconds = time.monotonic() - began
             jobs = [(min(SLICE, num - i), (seed, i // SLICE)) for i in range(0, num, SLICE)]
             pairs = {"ddim": timestep_pairs(T, flow_steps), "ddpm": timestep_pairs(T, T)}
-            paths = {  # (K, num, 2): where each particle is at T, ..., 0
+            paths = {  # (K, num, 2): the place of each particle at T, ..., 0
                 sampler: np.concatenate(
                     list(pool.map(partial(draw, STEPS[sampler], schedule, way, pairs[sampler]), jobs)), 1
                 )
@@ -140,7 +140,7 @@ def main(
 
 
 def moons(rng, n):
-    """Two half circles of radius sqrt(2), each the other turned by 180 degrees about the origin; noise of std 0.1.
+    """Two half circles of radius sqrt(2), with noise of std 0.1.  Each is the other, turned by 180 degrees about 0.
 
     x = +-sqrt(2) (cos a - 1/2, sin a - 1/4) + 0.1 z,  a uniform on 0..pi
     """
@@ -149,7 +149,7 @@ def moons(rng, n):
 
 
 def spiral(rng, n):
-    """One arm of 2 1/4 turns out to radius 2, about as dense everywhere; noise of std 0.05.
+    """One arm of 2 1/4 turns out to radius 2, with about the same density everywhere and noise of std 0.05.
 
     x = 2 r (cos a, sin a) + 0.05 z,  a = 4.5 pi r,  r^2 uniform on 0..1
     """
@@ -174,7 +174,7 @@ def _noisy(rng, x, y, std):
 
 
 class PointNet(Module):
-    """prediction = model(x_t, t), (N, 2) -> (N, 2): residual blocks on features of the point; each adds the time.
+    """prediction = model(x_t, t), (N, 2) -> (N, 2): residual blocks on features of the point; each block adds t.
 
         h = W [x_t, sin(1.5 x_t), cos(1.5 x_t), sin(3 x_t), ...]
         h <- h + B_i silu(A_i silu(h + code(t)))          for each block
@@ -206,7 +206,7 @@ class PointNet(Module):
 def draw_batch(points, schedule, target, config, step):
     """The examples of 0-based `step`, on the host: x_t and target (B, 2) float32, and t (B,).
 
-    Every batch is of fresh points.  So the network cannot memorize points, and points drawn later are held-out data.
+    Every batch contains new points.  So the network cannot memorize points, and points drawn later are held-out data.
     """
     n, rng = config.batch_size, default_rng("batch", config.seed, step)
     x_0 = points(rng, n)
@@ -233,7 +233,7 @@ def eps_fn_of(model, schedule, target):
 
 
 def draw(step, schedule, target, pairs, model, job):
-    """The paths of some particles from noise to data, (len(pairs) + 1, n, 2) on the host; job: n, and its stream."""
+    """The paths of n particles from noise to data, (len(pairs) + 1, n, 2) on the host.  job: n, name of the stream."""
     n, name = job
     rng = default_rng("sample", *name)
     x_T = standard_normal(rng, (n, 2))
@@ -243,7 +243,7 @@ def draw(step, schedule, target, pairs, model, job):
 
 
 def flow_velocity(schedule, eps_fn, x_t, t):
-    """-v_hat(x_t, t), (N, 2) on the host: the way that the probability flow moves a point as its noise fades."""
+    """-v_hat(x_t, t), (N, 2) on the host: how the probability flow moves a point as its noise fades."""
     x_t = asarray(x_t)
     with no_grad():
         eps_hat = eps_fn(x_t, t)
@@ -256,21 +256,22 @@ def flow_velocity(schedule, eps_fn, x_t, t):
 def energy_distance(x, y):
     """2 E|X - Y| - E|X - X'| - E|Y - Y'| over the points of two sets, x (n, d), y (m, d) (Szekely & Rizzo 2013, eq. 6).
 
-    At least 0, and 0 where the two are the same points; of two samples of one distribution it falls as 1/n + 1/m.
+    The distance is at least 0, and it is 0 if both sets have the same points.  For two samples of one distribution it
+    falls as 1/n + 1/m.
     """
     return float(_energy(_distances(x, y), _signs(x, y)[None])[0])
 
 
 def energy_test(x, y, rng, permutations=PERMUTATIONS):
-    """The energy distance, and its p-value: how often points relabelled at random lie as far apart, or farther.
+    """The energy distance, and its p-value: the share of random relabellings with a distance at least as large.
 
-    p = (1 + #{relabelled >= observed}) / (1 + permutations), uniform on its multiples of 1/(1 + permutations) where x
-    and y have one distribution.
+    p = (1 + #{relabelled >= observed}) / (1 + permutations), uniform on the multiples of 1/(1 + permutations) if x
+    and y have the same distribution.
     """
     signs = _signs(x, y)
     relabelled = np.stack([signs, *(rng.permutation(signs) for _ in range(permutations))])
     distances = _energy(_distances(x, y), relabelled)
-    return float(distances[0]), float(np.mean(distances >= distances[0] - 1e-12))  # rounding is not a difference
+    return float(distances[0]), float(np.mean(distances >= distances[0] - 1e-12))  # 1e-12: equal up to rounding
 
 
 def _distances(x, y):
@@ -291,7 +292,7 @@ def _energy(distances, signs):
 
 
 def portrait(schedule, field, flow, samples, real, title, verdict):
-    """A figure: trajectories, samples on held-out data, and the field at six times."""
+    """A figure: trajectories, samples beside held-out data, and the field at six times."""
     figure = Figure(figsize=(8, 9.6), dpi=100, layout="constrained", facecolor="white")
     panels = figure.subplot_mosaic([["way"] * 3 + ["end"] * 3] * 3 + [[i // 2 for i in range(6)]] * 2 +
                                    [[3 + i // 2 for i in range(6)]] * 2)  # fmt: skip
@@ -325,9 +326,9 @@ def portrait(schedule, field, flow, samples, real, title, verdict):
 
 
 def save_flow(path, flows, side=240, num=700, frames=48):
-    """Write a looping .gif of num particles of each set, side by side.  The colour shows where a particle starts.
+    """Write a looping .gif of num particles of each set, side by side.  The colour shows the start of a particle.
 
-    flows: {name: flow}, of one schedule and one number of steps.
+    flows: {name: flow}, all with the same schedule and number of steps.
     """
     colours = 24
     palette = [255, 255, 255, 60, 60, 60, *np.rint(255 * colormaps["hsv"](np.arange(colours) / colours))[:, :3].ravel()]
@@ -355,7 +356,7 @@ def save_flow(path, flows, side=240, num=700, frames=48):
 
 
 def _save(figure, path):
-    """A .png of 128 colours: thousands of dots take a quarter of the room."""
+    """Save as a .png of 128 colours: thousands of dots then need a quarter of the space."""
     file = io.BytesIO()
     figure.savefig(file, format="png")
     with atomic_write(path) as small:
@@ -372,7 +373,7 @@ def _colours(x):
 
 
 def _evenly_in_angle(schedule, flow, num):
-    """Indices of num moments of the flow, evenly spread over the angle phi, alpha_bar_t = cos(phi)^2, ends left out."""
+    """Indices of num moments of the flow, evenly spread over phi, alpha_bar_t = cos(phi)^2, without the ends."""
     angles = np.array([np.arccos(schedule.alpha_bar[t] ** 0.5) for t, _ in flow])
     return [int(abs(angles - phi).argmin()) for phi in np.linspace(1.45, 0.1, num)]
 
@@ -384,9 +385,9 @@ if __name__ == "__main__":
     parser.add_argument("--target", choices=TARGETS, help="what the network is trained to predict")
     parser.add_argument("--steps", type=cli.positive_int, help="how many batches to train on")
     parser.add_argument("--batch-size", type=cli.positive_int, help="points a step")
-    parser.add_argument("--flow-steps", type=cli.positive_int, help=f"of DDIM, at most {T}")
-    parser.add_argument("--num", type=cli.positive_int, help="points to draw, and to hold out, 2 or more")
-    parser.add_argument("--seed", type=cli.non_negative_int, help="of everything random")
+    parser.add_argument("--flow-steps", type=cli.positive_int, help=f"steps of DDIM, at most {T}")
+    parser.add_argument("--num", type=cli.positive_int, help="number of points to draw and to hold out, 2 or more")
+    parser.add_argument("--seed", type=cli.non_negative_int, help="seed of all random numbers")
     parser.add_argument("--workers", type=cli.positive_int, help="processes that share the work (default: 2)")
     parser.add_argument("--out", metavar="DIR", help="folder for the results")
     cli.run(main, parser)

@@ -1,12 +1,13 @@
-"""One start, many ends: from one and the same x_T, DDIM with eta = 0 draws one digit, with eta = 1 always another.
+"""One start, many ends: from the same x_T, DDIM with eta = 0 draws one picture, with eta = 1 a new one each time.
 
     python demos/same_start.py runs/mnist/checkpoint.npz
     python demos/same_start.py runs/mnist/checkpoint.npz --label 3
 
-eta is the share of the DDPM's noise that a step adds (Song et al. 2021, eq. 16).  With eta = 0 x_T decides everything:
-it is a code of the picture.  The noise of eta = 1 makes the end independent of the start.  The picture, same_start.png
-in --out, has a row for each eta and a column for each seed of that noise.  The demo prints how much the columns differ:
-the standard deviation of a pixel over the seeds, as a share of the range from black to white, mean over the pixels.
+eta is the share of the DDPM's noise that a step adds (Song et al. 2021, eq. 16).  With eta = 0 x_T determines the whole
+picture, so x_T is a code of the picture.  With eta = 1 the noise of the steps makes the result almost independent of
+x_T.  The demo writes same_start.png to --out, with a row for each eta and a column for each draw of that noise.  The
+demo also prints how much the columns differ: the standard deviation of a pixel over the columns, as a share of the
+range from black to white, mean over the pixels.
 """
 
 from functools import partial
@@ -38,7 +39,7 @@ def main(
     out="runs/same_start",
     workers=None,
 ):
-    """Returns {eta: mean pixel standard deviation over the seeds, of the range}."""
+    """Returns {eta: standard deviation of a pixel over the columns, mean over the pixels, as a share of the range}."""
     ranks = cli.start(backend, precision, plain=plain)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -47,22 +48,22 @@ def main(
         if steps > schedule.T:
             raise TinydiffError(f"--steps {steps}: the schedule has T = {schedule.T}, no more")
         if label is not None and not 0 <= label < (pool.model.num_classes or 0):
-            raise TinydiffError(f"--label {label}: this network knows {pool.model.num_classes or 0} labels, from 0 on")
+            raise TinydiffError(f"--label {label}: this network has {pool.model.num_classes or 0} labels, from 0 on")
         shape = (num, *meta["data"]["image_shape"])
         rows = list(pool.map(partial(ends, schedule, shape, label, steps, scale, seed), ETAS))
     spreads = {eta: float(row.std(0).mean()) / 2 for eta, row in zip(ETAS, rows)}
     for eta, value in spreads.items():
         print(f"eta = {eta:<4g} pixels differ by {value:.2%} of the range")
     names = [f"eta = {eta:g}: {value:.1%}" for eta, value in spreads.items()]
-    told = "no label" if label is None else f"label {label}, guidance {scale:g}"
-    title = f"{meta['data']['name']}: one x_T, {steps} steps, {told}"
+    condition = "no label" if label is None else f"label {label}, guidance {scale:g}"
+    title = f"{meta['data']['name']}: one x_T, {steps} steps, {condition}"
     plots.save_grid(out / "same_start.png", np.concatenate(rows), columns=num, title=title, row_labels=names)
     print(f"picture: {out}/same_start.png")
     return spreads
 
 
 def ends(schedule, shape, label, steps, scale, seed, model, eta):
-    """N pictures from one x_T, each with different noise on the way: (N, H, W, C) in [-1, 1]."""
+    """N pictures from one x_T, each with its own noise in the steps: (N, H, W, C) in [-1, 1]."""
     x_T = xp.repeat(standard_normal(default_rng("start", seed), (1, *shape[1:])), shape[0], 0)
     eps_fn = unconditional(model) if label is None else classifier_free(model, label, scale)
     step, pairs = partial(ddim_step, schedule, eta=eta, clip=True), timestep_pairs(schedule.T, steps)
@@ -75,11 +76,11 @@ if __name__ == "__main__":
     parser = cli.parser(__doc__, main)
     parser.add_argument("checkpoint", help="checkpoint.npz of train_mnist.py")
     cli.add_backend(parser)
-    parser.add_argument("--label", type=cli.non_negative_int, help="the digit to draw (default: none is asked for)")
-    parser.add_argument("--num", type=cli.positive_int, help="seeds of the noise")
+    parser.add_argument("--label", type=cli.non_negative_int, help="the digit to draw (default: no label)")
+    parser.add_argument("--num", type=cli.positive_int, help="pictures for each eta")
     parser.add_argument("--steps", type=cli.positive_int, help="reverse steps, at most the schedule's T")
-    parser.add_argument("--scale", type=cli.non_negative_float, help="of guidance, where there is a label")
-    parser.add_argument("--seed", type=cli.non_negative_int, help="of the start, and of the noise")
+    parser.add_argument("--scale", type=cli.non_negative_float, help="guidance scale, used if a label is given")
+    parser.add_argument("--seed", type=cli.non_negative_int, help="seed of the start and of the noise")
     parser.add_argument("--out", metavar="DIR", help="folder for the picture")
     parser.add_argument("--workers", type=cli.positive_int, help="processes to share the work (default: all cores)")
     cli.run(main, parser)

@@ -5,7 +5,7 @@
     python demos/sample.py runs/mnist/checkpoint.npz --sampler 2m --times logsnr --steps 10
     mpiexec -n 4 python demos/sample.py runs/mnist/checkpoint.npz --num 1000 --parallel mpi
 
-The --num images take the labels in turn, and the picture is sorted by label.  --save-npz also writes the arrays:
+The --num images get the labels in turn, and the picture is sorted by label.  --save-npz also writes the arrays:
 images (N, 28, 28, 1) float32 in [-1, 1] and labels (N,).
 """
 
@@ -45,7 +45,7 @@ def main(
     parallel="local",
 ):
     ranks = cli.start(backend, precision, parallel, plain)
-    for path in filter(None, (out, save_npz)):  # a folder that cannot be made is an error before the work, not after it
+    for path in filter(None, (out, save_npz)):  # if a folder cannot be made, the error comes before the work
         ranks.broadcast(partial(Path(path).parent.mkdir, parents=True, exist_ok=True))
     workers = workers or ranks.default_workers()
     pool, schedule, meta = load_trained(Path(checkpoint), workers, ranks)
@@ -82,7 +82,7 @@ if __name__ == "__main__":
         "--times", choices=TIMES, help="spacing of the steps' times: even in t, in sqrt(t) or in log SNR"
     )
     parser.add_argument("--steps", type=cli.positive_int, help="reverse steps, at most the schedule's T")
-    parser.add_argument("--seed", type=cli.non_negative_int, help="of the noise")
+    parser.add_argument("--seed", type=cli.non_negative_int, help="seed of the noise")
     parser.add_argument("--out", help="the picture, a .png")
     parser.add_argument("--save-npz", help="also write the arrays to this .npz")
     cli.add_parallel(parser)

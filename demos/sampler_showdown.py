@@ -2,13 +2,13 @@
 
     python demos/sampler_showdown.py runs/mnist/checkpoint.npz --classifier runs/classifier/checkpoint.npz
 
-Each row of the table is a sampler at a number of steps.  The classifier gives two figures of its digits: the share read
-as the digit asked for, and the Frechet distance of their features from those of the test set.  The floor beside it is
-the distance of as many real digits from the same rest of the test set.  Guidance is off (scale 1), because it would
-hide differences between samplers.  The noise is the same for all.
+Each row of the table is a sampler with a number of steps.  The classifier measures the digits of a row in two ways: the
+share that is read as the label, and the Frechet distance of their features from those of test digits.  The floor is
+the same distance for as many other real digits.  Guidance is off (scale 1) in most rows, because guidance would hide
+differences between samplers.  All rows start from the same noise.
 
-The digits of each row are kept in OUT/digits and not drawn again, so a run that was stopped can continue.
-The default 1,000 digits take 2.0 million evaluations of the network: 50 minutes at 660 a second.
+The digits of each row are saved in OUT/digits and never drawn again, so a run that was stopped can continue.
+The default of 1,000 digits takes 2.0 million evaluations of the network: 50 minutes at 660 a second.
 """
 
 import time
@@ -33,11 +33,11 @@ from tinydiff.diffusion import Schedule, ddpm_step, log_snr_pairs
 
 
 def DDPM_BETA(schedule):
-    """ddpm_step with the larger variance, as a Recipe takes it."""
+    """ddpm_step with the larger variance, in the form that a Recipe takes."""
     return partial(ddpm_step, schedule, variance=Schedule.beta_t_given_s, clip=True)
 
 
-# name -> the step of a Recipe, and the times that it visits
+# name -> (the step of a Recipe, the times that the steps visit)
 SAMPLERS = {
     "DDPM, beta_tilde": (DDPM, uniform),
     "DDPM, beta": (DDPM_BETA, uniform),
@@ -65,7 +65,7 @@ def main(
     seed=0,
     workers=None,
 ):
-    """Draw and judge, write the table after each row and the picture at the end; returns the rows."""
+    """Draw and judge.  Write the table after each row, and the picture at the end.  Returns the rows."""
     ranks = cli.start(backend, precision, plain=plain)
     out = Path(out)
     (out / "digits").mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ def main(
         test = load(meta["data"]["name"], "test", data_dir, meta["train"]["seed"])
         real = np.concatenate(list(features(judge, real_digits(test, num))))
         wanted = [(name, n, 1.0) for n in steps for name in SAMPLERS] + [(*row, Recipe.scale) for row in GUIDED]
-        wanted = sorted([*wanted, ("DDPM, beta_tilde", longest, 1.0)], key=evaluations)  # the short ones first
+        wanted = sorted([*wanted, ("DDPM, beta_tilde", longest, 1.0)], key=evaluations)  # the cheapest rows first
         labels = [i % 10 for i in range(num)]
         rows, shown = [], {}
         try:
@@ -97,7 +97,7 @@ def main(
                     save_table(out / "sampler_showdown.csv", rows)
                     tqdm.write(line(rows[-1]))
                     bar.update(num * evaluations((name, n, scale)))
-        finally:  # also after a stop: the picture shows the rows so far
+        finally:  # also after Ctrl-C: the picture then shows the rows so far
             if rows:
                 title = f"{meta['data']['name']}, {meta['step']:,} steps of training, {num:,} digits each, no guidance"
                 with atomic_write(out / "sampler_showdown.png") as file:
@@ -107,13 +107,13 @@ def main(
 
 
 def evaluations(row):
-    """The number of evaluations of the network for each digit of a row: two a step with guidance, else one."""
+    """The number of network evaluations for each digit of a row: two a step with guidance, else one."""
     _, n, scale = row
     return n * (1 if scale == 1 else 2)
 
 
 def real_digits(test, num):
-    """Images of the test set in two parts, each with equally many of every digit: num, then at least num others."""
+    """Test images in two parts: num images, then at least num others.  Each part has equally many of every digit."""
     by_label = [np.flatnonzero(test.labels == k) for k in range(10)]
     per_digit = num // 10
     if num % 10 or min(map(len, by_label)) < 2 * per_digit:
@@ -125,7 +125,10 @@ def real_digits(test, num):
 
 
 def draw(path, settings, pool, recipe, labels, seed):
-    """8-bit digits, as float32 in [-1, 1], and the seconds to draw them: read from path, or drawn and saved there."""
+    """Digits, rounded to 8 bits, as float32 in [-1, 1], and the seconds to draw them.
+
+    If path exists, both are read from it; else the digits are drawn and both are saved there.
+    """
     settings = settings | {"seed": seed}
     if path.exists():
         with np.load(path) as file:
@@ -160,7 +163,7 @@ def line(row):
 
 
 def picture(rows, shown, steps, title):
-    """A figure: share misread and Frechet distance against the number of steps, and the first digits of each row.
+    """A figure: misread share and Frechet distance against the number of steps, and the first digits of each row.
 
     Rows with guidance are open circles in the same panels.
     """
@@ -170,10 +173,10 @@ def picture(rows, shown, steps, title):
     for k, name in enumerate(SAMPLERS):
         for guided in (False, True):
             points = [row for row in rows if row["sampler"] == name and (row["scale"] != 1) == guided]
-            n = [row["steps"] * 1.03 ** (k - 2) for row in points]  # side by side: no interval hides another
+            n = [row["steps"] * 1.03 ** (k - 2) for row in points]  # side by side, so that no interval hides another
             wrong = [100 * (1 - row["right"] / row["num"]) for row in points]
             ends = [(w - 100 * (1 - row["high"]), 100 * (1 - row["low"]) - w) for w, row in zip(wrong, points)]
-            bars = np.array(ends).reshape(-1, 2).T.clip(0)  # rounding of a share of 0 or 1
+            bars = np.array(ends).reshape(-1, 2).T.clip(0)  # rounding may make 0 negative
             style = {"color": f"C{k}", "marker": "o", "ms": 4, "lw": 1.6, "label": name}
             if guided:
                 style |= {"mfc": "white", "ms": 6, "ls": "", "label": None}
@@ -215,9 +218,9 @@ if __name__ == "__main__":
     cli.add_backend(parser)
     parser.add_argument("--classifier", help="checkpoint.npz of train_classifier.py")
     parser.add_argument("--num", type=cli.positive_int, help="digits for each row, a multiple of 10")
-    parser.add_argument("--steps", type=cli.positive_int, nargs="+", help="numbers of steps for every sampler")
-    parser.add_argument("--longest", type=cli.positive_int, help="steps of the last row, DDPM's with beta_tilde")
-    parser.add_argument("--seed", type=cli.non_negative_int, help="of the noise")
+    parser.add_argument("--steps", type=cli.positive_int, nargs="+", help="numbers of steps of every sampler")
+    parser.add_argument("--longest", type=cli.positive_int, help="steps of the longest row, DDPM with beta_tilde")
+    parser.add_argument("--seed", type=cli.non_negative_int, help="seed of the noise")
     parser.add_argument("--data-dir", help="folder with the four .gz files of MNIST or Fashion-MNIST")
     parser.add_argument("--out", help="folder for the table, the picture and the digits")
     parser.add_argument("--workers", type=cli.positive_int, help="processes to share the work (default: all cores)")

@@ -1,14 +1,14 @@
 """Train a class-conditional DDPM on handwritten digits and draw samples from it: the main job.
 
-    python demos/train_mnist.py                      about 2,000 steps, fewer where 8 minutes do not suffice
+    python demos/train_mnist.py                      2,000 steps, or as many as fit into 8 minutes
     python demos/train_mnist.py --minutes 60         a long run
     python demos/train_mnist.py --resume             continue a run that was stopped or killed
     python demos/train_mnist.py --target v --min-snr 5
-    python demos/train_mnist.py --plain              with the functions of the book as they stand, on one core
+    python demos/train_mnist.py --plain              with the plain functions of the book, in one process
     mpiexec -n 4 python demos/train_mnist.py --parallel mpi
 
-The run writes to --out: checkpoint.npz, metrics.csv, grids of samples in progress/ (from the same noise each time),
-and at the end samples.png, denoising.png, denoising.gif and loss.png.  Ctrl-C and SIGTERM save and end the run.
+The run writes to --out: checkpoint.npz, metrics.csv and grids of samples in progress/ (always from the same noise).  At
+the end it writes samples.png, denoising.png, denoising.gif and loss.png.  Ctrl-C and SIGTERM save and end the run.
 """
 
 from dataclasses import asdict, replace
@@ -26,7 +26,7 @@ from tinydiff.diffusion import Schedule
 from tinydiff.diffusion.targets import TARGETS
 from tinydiff.train import TrainConfig, Training
 
-PICTURE_SEED = 1  # every grid has the same noise, so that grids can be compared
+PICTURE_SEED = 1  # every grid starts from the same noise, so that grids can be compared
 
 
 def main(
@@ -53,7 +53,7 @@ def main(
     sample_steps=Recipe.num_steps,
     scale=Recipe.scale,
 ):
-    """An option that is None takes the default of TrainConfig, or with resume the checkpoint's value."""
+    """An option that is None has the default of TrainConfig, or, with resume, the value in the checkpoint."""
     ranks = cli.start(backend, precision, parallel, plain)
     workers = workers or (ranks.size if parallel == "mpi" else None)
     out = Path(out)
@@ -109,7 +109,7 @@ def _save(state: Training, dataset: Dataset, schedule: Schedule, num_workers: in
 
 
 def _progress(state: Training, workers: Any, dataset: Dataset, recipe: Recipe, out: Path, every: int) -> None:
-    """A grid of samples from the averaged weights, after every so many steps."""
+    """Write a grid of samples from the averaged weights, once in `every` steps."""
     if state.step % every:
         return
     with workers.weights(state.ema.average):
@@ -122,7 +122,7 @@ def _progress(state: Training, workers: Any, dataset: Dataset, recipe: Recipe, o
 
 
 def _final_pictures(state: Training, workers: Any, dataset: Dataset, recipe: Recipe, out: Path) -> None:
-    """samples.png, denoising.png and denoising.gif from the averaged weights, and loss.png."""
+    """Write samples.png, denoising.png and denoising.gif from the averaged weights, and loss.png."""
     recipe, rank = replace(recipe, keep=recipe.num_steps), workers.ranks.rank
     labels = _labels(dataset, 10)
     frames = []
@@ -139,17 +139,17 @@ def _final_pictures(state: Training, workers: Any, dataset: Dataset, recipe: Rec
     title = f"{dataset.name}, {state.step:,} steps, guidance {recipe.scale:g}"
     _save_by_class(out / "samples.png", film[-1], dataset, title)
     times = frame_times(recipe)
-    columns = [round((len(film) - 1) * (1 - (1 - i / 11) ** 1.5)) for i in range(12)]  # closer together towards the end
+    columns = [round((len(film) - 1) * (1 - (1 - i / 11) ** 1.5)) for i in range(12)]  # more of them towards the end
     one_each = film[:, :: len(labels) // len(dataset.classes)]
     plots.save_filmstrip(out / "denoising.png", one_each[columns], [times[i] for i in columns], f"denoising: {title}")
-    plots.save_gif(out / "denoising.gif", film[::-2, ::2][::-1], columns=10)  # half of the frames and of the digits
+    plots.save_gif(out / "denoising.gif", film[::-2, ::2][::-1], columns=10)  # half of the frames, half of the digits
     title = f"{dataset.name}, loss per pixel of the target {state.config.target}"
     run.save_loss(state, out / "loss.png", title)
     print(f"done: {out}/samples.png, denoising.png, denoising.gif, loss.png, metrics.csv, checkpoint.npz")
 
 
 def _save_by_class(path: Path, images: np.ndarray, dataset: Dataset, title: str) -> None:
-    """A grid with one row for each class."""
+    """Write a grid with one row for each class."""
     plots.save_grid(path, images, columns=len(images) // len(dataset.classes), title=title, row_labels=dataset.classes)
 
 
@@ -163,7 +163,7 @@ if __name__ == "__main__":
     parser = cli.parser(__doc__, main)
     cli.add_backend(parser)
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=cli.positive_int, help="training steps, however long they take")
+    length.add_argument("--steps", type=cli.positive_int, help="number of training steps, without a time limit")
     length.add_argument(
         "--minutes", type=cli.positive_float, help="as many steps as fit into these minutes of training"
     )

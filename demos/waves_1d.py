@@ -1,15 +1,15 @@
-"""Sound: waveforms of three timbres, learned and drawn on demand by a network of 1 x 5 convolutions.
+"""Sound: a network of 1 x 5 convolutions learns the waveforms of three timbres and draws new ones.
 
     python demos/waves_1d.py                      two minutes; results in runs/waves_1d/
 
     waves_1d.png   real and drawn waveforms of each timbre, and their mean spectra
-    waves_1d.wav   a few drawn notes of each timbre, to be listened to
-    results.csv    how far the drawn spectra of one timbre lie from the real ones of another, in dB
+    waves_1d.wav   a few drawn notes of each timbre, to listen to
+    results.csv    the distance in dB between drawn spectra of each timbre and real spectra of each timbre
 
 A wave is an image of height 1: (N, 1, L, 1).  The process, the sampler, the training loop, convolution, norm, attention
-and the optimizer are those of the digits.  A U-Net in one dimension needs two new things, 60 lines below: a convolution
-that pads with zeros on the left and right only, and a change of resolution that is a reshape: it puts the channels of
-neighbours side by side.
+and the optimizer are those of the digits.  A U-Net in one dimension needs two new things, 60 lines in this file.  The
+first is a convolution that pads with zeros only on the left and on the right.  The second is a reshape that changes the
+resolution: it puts the channels of neighbours side by side.
 """
 
 import io
@@ -36,14 +36,14 @@ from tinydiff.nn import Attention, Conv2d, Embedding, Linear, Module
 from tinydiff.nn.unet import time_code
 from tinydiff.train import LoopConfig, Training
 
-RATE, LENGTH = 8000, 1024  # samples a second, and of a wave: 0.128 s
+RATE, LENGTH = 8000, 1024  # samples a second; samples of a wave: 0.128 s
 LOWEST, HIGHEST = 100, 200  # Hz: pitches
-BAND = 2000  # Hz: no harmonic lies above
+BAND = 2000  # Hz: the highest frequency of a harmonic
 TIMBRES = ("flute", "clarinet", "string")
 T = 1000
-PATCH, CHANNELS, CODE = 8, 32, 64  # of the network: samples a place, channels at full resolution, width of the code
-FLOOR = -50  # dB below a wave's loudest frequency: what is softer counts as this
-MULTIPLES = np.arange(0.5, 16, 0.025)  # of the pitch, where spectra are compared
+PATCH, CHANNELS, CODE = 8, 32, 64  # samples in a patch, channels at full resolution, width of the code
+FLOOR = -50  # dB relative to a wave's loudest frequency; softer frequencies are set to FLOOR
+MULTIPLES = np.arange(0.5, 16, 0.025)  # multiples of the pitch at which spectra are compared
 SLICE = 16  # waves that a worker draws at a time
 
 
@@ -60,7 +60,7 @@ def main(
     workers=None,
     out="runs/waves_1d",
 ):
-    """Train, draw num waves of each timbre, compare their spectra.  Returns the table of distances as rows."""
+    """Train, draw num waves of each timbre and compare their spectra.  Returns the rows of the table of distances."""
     ranks = cli.start(backend, precision, plain=plain)
     if sampling_steps > T:
         raise TinydiffError(f"--sampling-steps {sampling_steps}: the schedule has T = {T} steps, no more")
@@ -96,7 +96,7 @@ def main(
     title = f"three timbres: {steps:,} training steps, {sampling_steps} DDPM steps"
     picture = io.BytesIO()
     portrait(real, drawn, rows, title).savefig(picture, format="png")
-    with atomic_write(out / "waves_1d.png") as file:  # in 32 colours: a quarter of the room
+    with atomic_write(out / "waves_1d.png") as file:  # 32 colours need a quarter of the space
         Image.open(picture).convert("RGB").quantize(32, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
     save_wav(out / "waves_1d.wav", [note for row in drawn for note in row[:4]])
     return rows
@@ -142,13 +142,13 @@ def pad(x, *, side):
 class Conv1d(Conv2d):
     """A 1 x kernel_size convolution of maps (N, 1, W, in_channels) that keeps W.
 
-    conv2d pads both axes alike.  Here only the width is to be padded, so `pad` does that.
+    conv2d pads both axes equally.  Here only the width needs padding, so `pad` pads the width first.
     """
 
     def __init__(self, in_channels, out_channels, kernel_size=5, *, rng, zero=False):
         super().__init__(in_channels, out_channels, kernel_size, padding=0, rng=rng, zero=zero)
         self.side = side = kernel_size // 2
-        middle = self.w.data[side : side + 1] * kernel_size**0.5  # one row, with the variance for the fan of one row
+        middle = self.w.data[side : side + 1] * kernel_size**0.5  # one row, scaled for its smaller fan-in
         self.w = Tensor(middle.copy(), requires_grad=True)
 
     def forward(self, x):
@@ -212,7 +212,7 @@ class WaveNet(Module):
 
 
 def fold(x, factor):
-    """(N, 1, W, C) -> (N, 1, W / factor, factor C): places become channels, or channels places where factor < 1."""
+    """(N, 1, W, C) -> (N, 1, W / factor, factor C): places become channels; if factor < 1, channels become places."""
     n, _, w, c = x.shape
     return ops.reshape(x, shape=(n, 1, int(w / factor), int(c * factor)))
 
@@ -235,7 +235,7 @@ def training_of(pool, schedule, num_steps, batch_size, seed):
 
 
 def draw(schedule, pairs, model, job):
-    """Waves (n, LENGTH) on the host; job: their n labels, and the name of their random stream."""
+    """Waves (n, LENGTH) on the host.  job: their n labels, and the name of their random stream."""
     labels, name = job
     rng = default_rng("sample", *name)
     x_T = standard_normal(rng, (len(labels), 1, LENGTH, 1))
@@ -251,16 +251,16 @@ def _slices(num):
     return [min(SLICE, num - i) for i in range(0, num, SLICE)]
 
 
-# What is measured, heard and seen.
+# The spectra, the sound and the picture.
 
 
 def spectrum(x):
-    """Power in dB at MULTIPLES of each wave's own pitch, below its loudest frequency, at least FLOOR: (N, M).
+    """Power in dB at MULTIPLES of each wave's pitch, relative to its loudest frequency, at least FLOOR: (N, M).
 
-    The pitch is where the spectrum is highest near LOWEST..HIGHEST.  With random pitches laid on one another harmonics
-    fall on harmonics, and what is between them is noise.  x: (N, LENGTH), taken under a Hann window.
+    The pitch is the frequency near LOWEST..HIGHEST with the most power.  Measured in multiples of the pitch, the
+    harmonics of all waves coincide, and between them lies little but noise.  x: (N, LENGTH); a Hann window is applied.
     """
-    size = 8 * LENGTH  # zeros behind the wave: the spectrum between the frequencies of its length
+    size = 8 * LENGTH  # zeros after the wave make the spectrum finer
     power = np.abs(np.fft.rfft(x * np.hanning(LENGTH), size)) ** 2
     decibel = 10 * np.log10((power / power.max(1, keepdims=True)).clip(10 ** (FLOOR / 10)))
     hertz = np.fft.rfftfreq(size, 1 / RATE)
@@ -275,7 +275,7 @@ def spectral_distance(x, y):
 
 
 def save_wav(path, notes, pause=0.05):
-    """Write notes (each (L,)) and pauses as 16-bit mono at RATE; faded in and out over 4 ms against clicks."""
+    """Write notes (each (L,)) and pauses as 16-bit mono at RATE.  Fading in and out over 4 ms prevents clicks."""
     ramp = np.minimum(np.arange(LENGTH) + 1, 32) / 32
     silence = np.zeros(round(pause * RATE))
     sound = np.concatenate([part for note in notes for part in (note * ramp * ramp[::-1], silence)])
@@ -288,7 +288,7 @@ def save_wav(path, notes, pause=0.05):
 
 
 def portrait(real, drawn, rows, title):
-    """A figure: a row a timbre, with real waves, drawn waves and the mean spectra of both."""
+    """A figure with a row for each timbre: real waves, drawn waves and the mean spectra of both."""
     figure = Figure(figsize=(10, 7), dpi=100, layout="constrained", facecolor="white")
     grid = figure.subplots(3, 3, width_ratios=[1, 1, 1.1])
     ms = np.arange(LENGTH) / RATE * 1000
@@ -315,11 +315,11 @@ def portrait(real, drawn, rows, title):
 if __name__ == "__main__":
     parser = cli.parser(__doc__, main)
     cli.add_backend(parser)
-    parser.add_argument("--steps", type=cli.positive_int, help="how many batches to train on")
+    parser.add_argument("--steps", type=cli.positive_int, help="number of training steps")
     parser.add_argument("--batch-size", type=cli.positive_int, help="waves a step")
-    parser.add_argument("--sampling-steps", type=cli.positive_int, help=f"of DDPM, at most {T}")
+    parser.add_argument("--sampling-steps", type=cli.positive_int, help=f"steps of DDPM, at most {T}")
     parser.add_argument("--num", type=cli.positive_int, help="waves to draw of each timbre")
-    parser.add_argument("--seed", type=cli.non_negative_int, help="of everything random")
+    parser.add_argument("--seed", type=cli.non_negative_int, help="seed of all random numbers")
     parser.add_argument("--workers", type=cli.positive_int, help="processes that share the work (default: all cores)")
     parser.add_argument("--out", metavar="DIR", help="folder for the results")
     cli.run(main, parser)

@@ -1,13 +1,13 @@
-"""Write one HTML page in which to see, play with and predict what diffusion does, from real runs of a checkpoint.
+"""Write one HTML page that shows real runs of a checkpoint, where a reader can watch diffusion, play and predict.
 
     python demos/explorer/explorer.py runs/mnist/checkpoint.npz         some 2 minutes on 2 cores; runs/explorer.html
     python demos/explorer/explorer.py runs/mnist/checkpoint.npz --classifier runs/classifier/checkpoint.npz
     python demos/explorer/explorer.py runs/mnist/checkpoint.npz --train-steps 400
 
-The page opens from the disk, loads nothing and needs no network.  The functions of the package draw and measure
-everything that it shows (explorer_runs.py), and the page only shows it.  page.html and the files beside it are put into
-one file.  With --classifier the mistakes have one more figure, the share of the digits that reads as asked.
---train-steps adds the mistakes in training, 5 minutes at 400.  Read next: explorer_runs.py.
+The page opens from the disk, loads no other file and needs no internet.  The functions of the package draw and measure
+everything on the page (explorer_runs.py); the page only shows the results.  page.html and the files beside it become
+one file.  With --classifier each mistake also has the share of digits that is read as the label.  --train-steps adds
+the mistakes in training, which take 5 minutes with 400 steps.  Read next: explorer_runs.py.
 """
 
 import json
@@ -26,7 +26,7 @@ from tinydiff.backend import TinydiffError
 from tinydiff.data import load
 
 PAGE = Path(__file__).parent
-LOOK_AMONG = 500  # test images, two of each class among them
+LOOK_AMONG = 500  # test images; at least two of each class are among them
 
 
 def main(
@@ -47,7 +47,7 @@ def main(
     out="runs/explorer.html",
     workers=None,
 ):
-    """Record the runs and write the page; returns the page's data."""
+    """Record the runs and write the page.  Returns the data of the page."""
     ranks = cli.start(backend, precision, plain=plain)
     out, workers = Path(out), workers or ranks.default_workers()
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -83,19 +83,19 @@ def main(
 
 
 def check(model, schedule, meta, labels, steps):
-    """TinydiffError unless the page can show this network, these labels and these numbers of steps."""
+    """Raise TinydiffError if the page cannot show this network, these labels or these numbers of steps."""
     if model.num_classes is None:
         raise TinydiffError("the explorer shows what a label does: it needs a network with classes, and this has none")
     if meta["data"]["image_shape"][-1] != 1:
         raise TinydiffError(f"the explorer shows grey images, and these have shape {meta['data']['image_shape']}")
     if max(labels) >= model.num_classes:
-        raise TinydiffError(f"--labels {max(labels)}: this network knows 0 to {model.num_classes - 1}")
+        raise TinydiffError(f"--labels {max(labels)}: this network has labels 0 to {model.num_classes - 1}")
     if max(steps) > schedule.T:
         raise TinydiffError(f"--steps {max(steps)}: the schedule has T = {schedule.T}, no more")
 
 
 def nth_of_each(all_labels, labels, n):
-    """Where the n-th image of each label is, n from 0."""
+    """The index of the n-th image of each label, with n from 0."""
     return np.array([np.flatnonzero(all_labels == label)[n] for label in labels])
 
 
@@ -104,7 +104,7 @@ def page(data):
     text = (PAGE / "page.html").read_text("utf-8")
     text = re.sub(r'<link rel="stylesheet" href="(\w+\.css)">', lambda m: f"<style>\n{part(m[1])}</style>", text)
     text = re.sub(r'<script src="(\w+\.js)"></script>', lambda m: f"<script>\n{part(m[1])}</script>", text)
-    # In a script element only "<" can end it or open a comment; in JSON it may be written as \u003c.
+    # Only "<" can end a script element or open a comment in it.  JSON may contain \u003c in place of "<".
     written = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     return text.replace('id="data"></script>', f'id="data">{written}</script>')
 
@@ -129,13 +129,13 @@ if __name__ == "__main__":
     cli.add_backend(parser)
     parser.add_argument("--labels", type=choices.labels, help="digits to show, such as 0-9 or 3,7")
     parser.add_argument("--steps", type=step_counts, help="numbers of reverse steps to choose from, such as 5,50")
-    parser.add_argument("--moments", type=cli.positive_int, help="of each time line, 3 or more")
+    parser.add_argument("--moments", type=cli.positive_int, help="moments of each time line, 3 or more")
     parser.add_argument("--point-steps", type=cli.positive_int, help="training steps for each set of points")
     parser.add_argument("--num", type=cli.positive_int, help="digits on which each mistake is measured, 10 or more")
     parser.add_argument("--classifier", help="checkpoint.npz of train_classifier.py, to read those digits")
     parser.add_argument("--train-steps", type=cli.non_negative_int, help="of each mistake in training, 0 for none")
     parser.add_argument("--data-dir", help="folder with the data set's files")
-    parser.add_argument("--seed", type=cli.non_negative_int, help="of all noise")
-    parser.add_argument("--out", help="the page")
+    parser.add_argument("--seed", type=cli.non_negative_int, help="seed of all noise")
+    parser.add_argument("--out", help="the file of the page")
     parser.add_argument("--workers", type=cli.positive_int, help="processes to share the work (default: all cores)")
     cli.run(main, parser)

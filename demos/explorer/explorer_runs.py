@@ -1,13 +1,14 @@
 """The runs that explorer.py shows, recorded as sheets of small pictures and tables of numbers.
 
-    forward     a chain of 1,000 small steps beside one jump with the same noise, under each schedule
+    forward     a chain of 1,000 small steps beside one jump with the same noise, for each schedule
     reverse     x_t, eps_hat and x_0_hat at each step, for every sampler, number of steps and guidance scale
-    riddles     digits under less and less noise, and the network's x_0_hat of each
-    points      particles in the plane: the forward chain, the flow back, and the field that it follows
-    mistakes    those of pitfalls.py, each beside the right pictures
+    riddles     digits with less and less noise, and the network's x_0_hat of each
+    points      particles in the plane: the forward chain, the flow back, and the field that the flow follows
+    mistakes    the mistakes of pitfalls.py, each beside the correct pictures
 
-Each function returns what JSON can hold.  A sheet has a row for each kind of picture and a column for each moment.  It
-has 16 greys: noise does not compress, so at 4 bits a pixel a picture takes up to 400 bytes.  Read next: main.js.
+Each function returns values that JSON can store.  A sheet has a row for each kind of picture and a column for each
+moment.  A sheet has 16 greys.  Noise does not compress, so with 4 bits a pixel a picture takes up to 400 bytes.
+Read next: main.js.
 """
 
 import base64
@@ -42,7 +43,7 @@ from tinydiff.diffusion import (
 from tinydiff.diffusion.targets import V
 from tinydiff.train import train
 
-# Python looks for modules beside the script only.  The demos that the page shows are programs too, one folder up.
+# Python finds modules beside the script only.  The demos that the page shows are programs in the folder above.
 sys.path.append(str(Path(__file__).parents[1]))
 import pitfalls
 import points_2d
@@ -50,29 +51,29 @@ from forward_process import SCHEDULES
 from pitfalls import SAMPLING
 
 SAMPLERS = {"ddpm": DDPM, "ddim": DDIM, "2m": DPM_SOLVER_2M}
-SCALES = (0, 1, 3)  # of guidance: it ignores the label, follows it, exaggerates it
+SCALES = (0, 1, 3)  # guidance scales: ignore the label, follow it, exaggerate it
 EPS_RANGE = 3  # grey is 0, white is +3
 GREYS = 16
 VIEW = points_2d.VIEW
-SHOWN = 5  # pictures of each mistake: large, because an error is often a few grey levels
-CHANNELS = 16  # of the small networks that learn with a mistake
+SHOWN = 5  # pictures of each mistake, few and large, because many errors are only a few grey levels
+CHANNELS = 16  # of the small networks for the mistakes in training
 GRID = 17  # arrows along a side of the field
 
 
 def sheet(rows):
-    """Images (rows, moments, H, W, 1) in [-1, 1] as one .png in base64, a moment a column."""
+    """Images (rows, moments, H, W, 1) in [-1, 1] as one .png in base64, with a column for each moment."""
     rows = np.asarray(rows)
     pixels = tile(rows.reshape(-1, *rows.shape[2:]), rows.shape[1], gap=0)[..., 0]
     step = 255 // (GREYS - 1)
     picture = Image.fromarray(np.rint(pixels / step).astype(np.uint8))
-    picture.putpalette([i * step for i in range(GREYS) for _ in "rgb"])  # 16 colours make 4 bits a pixel
+    picture.putpalette([i * step for i in range(GREYS) for _ in "rgb"])  # 16 colours need 4 bits a pixel
     file = io.BytesIO()
     picture.save(file, "PNG", optimize=True)
     return base64.b64encode(file.getvalue()).decode()
 
 
 def packed(numbers):
-    """Numbers as little-endian int16, 1/4096 a unit, in base64; numbers outside -8..8 are clipped."""
+    """Numbers as little-endian int16 in units of 1/4096, in base64.  Numbers outside -8..8 are clipped."""
     units = np.rint(np.clip(np.asarray(numbers) * 4096, -32768, 32767))
     return base64.b64encode(units.astype("<i2").tobytes()).decode()
 
@@ -80,7 +81,7 @@ def packed(numbers):
 def forward(x_0, moments, seed):
     """Pictures x_0 (N, H, W, 1) on their way to noise under each schedule, all with the same noise.
 
-    The jump to t uses the noise that the chain has drawn up to t.  `gap` is the largest difference of the two.
+    The jump to t uses the noise that the chain has drawn up to t.  `gap` is the largest difference of chain and jump.
     """
     schedules = {}
     for name, make in tqdm(SCHEDULES.items(), desc="forward"):
@@ -99,9 +100,9 @@ def forward(x_0, moments, seed):
 
 
 def noised(schedule, x_0, shown, seed):
-    """The chain x_t at the times shown, and the closed form with the chain's own noise.
+    """The chain x_t at the times `shown`, and the closed form with the chain's own noise.
 
-    A second chain that starts from 0 collects the noise: at t it is sqrt(1 - alpha_bar_t) eps.
+    A second chain that starts from 0 collects the noise.  At time t its value is sqrt(1 - alpha_bar_t) eps.
     """
     rng, n = default_rng("forward", seed), len(x_0)
     chains = xp.concatenate([x_0, 0 * x_0[:1]])  # the pictures share their noise, so it is collected once
@@ -117,7 +118,7 @@ def noised(schedule, x_0, shown, seed):
 
 
 def reverse(pool, schedule, shape, labels, steps, moments, seed):
-    """Every label drawn by each sampler in each number of steps at each scale, all from the same x_T."""
+    """Every label, drawn by each sampler with each number of steps and each scale, always from the same x_T."""
     jobs = [(sampler, num_steps, scale) for sampler in SAMPLERS for num_steps in steps for scale in SCALES]
     record = partial(trajectory, schedule, shape, labels, moments, seed)
     runs = {}
@@ -129,9 +130,9 @@ def reverse(pool, schedule, shape, labels, steps, moments, seed):
 
 
 def trajectory(schedule, shape, labels, moments, seed, model, job):
-    """The times of some moments of a run, the last 0, and (x_t, eps_hat, x_0_hat) there: (3, moments, N, H, W, 1).
+    """The times of some moments of a run, down to 0, and (x_t, eps_hat, x_0_hat) at these: (3, moments, N, H, W, 1).
 
-    job: sampler, number of steps, scale; at scale 0 labels do not matter and N is 1.  At t = 0 eps_hat is 0.
+    job: sampler, number of steps, scale.  With scale 0 labels have no effect, so N is 1.  At t = 0 eps_hat is set to 0.
     """
     sampler, num_steps, scale = job
     labels = labels if scale else labels[:1]
@@ -155,7 +156,7 @@ def trajectory(schedule, shape, labels, moments, seed, model, job):
 
 
 def riddles(pool, schedule, x_0, labels, moments, seed):
-    """Each picture under less and less of one noise, and the network's x_0_hat of it without a label."""
+    """Each picture with less and less of the same noise, and the network's x_0_hat of it, predicted without a label."""
     times = evenly_in_signal(schedule, moments)[::-1]
     eps = standard_normal(default_rng("riddles", seed), x_0.shape)
     x_t = [q_sample(schedule, asarray(x_0), t, eps) for t in times]
@@ -175,10 +176,10 @@ def guess(schedule, model, job):
 
 
 def points(steps, num, moments, seed, workers):
-    """For each set of points_2d.py the paths of num particles, to noise and back, and the field of a small network.
+    """For each set of points_2d.py: the paths of num particles, to noise and back, and the field of a small network.
 
-    The network is trained for some steps.  It predicts v, which is the field itself.  Computed from eps_hat in nearly
-    pure noise, the field would be a small difference divided by sqrt(alpha_bar_T) = 0.0064.
+    The network is trained for `steps` steps.  It predicts v, and the field is -v.  In nearly pure noise a field from
+    eps_hat would be a small difference divided by sqrt(alpha_bar_T) = 0.0064.
     """
     schedule = Schedule.linear(points_2d.T)
     times = evenly_in_angle(schedule, moments)  # from 0 to T
@@ -207,21 +208,21 @@ def points(steps, num, moments, seed, workers):
 
 
 def flow(model, schedule, times, num, seed):
-    """The paths of num particles from T to 0, and the field at each of these times, T first."""
+    """The paths of num particles from T to 0, and the field at each of these times, from T down."""
     pairs = [(t, s) for s, t in pairwise(times)][::-1]
     paths = points_2d.draw(ddim_step, schedule, V, pairs, model, (num, (seed,)))
     axis = np.linspace(-VIEW, VIEW, GRID + 2)[1:-1]
     grid = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2).astype(np.float32)
     eps_fn = points_2d.eps_fn_of(model, schedule, V)
-    # At t = 0 there is no noise to predict: the field ends at the time before.
+    # At t = 0 there is no noise to predict, so the field of the time before is shown again.
     return paths, [points_2d.flow_velocity(schedule, eps_fn, grid, max(t, times[1])) for t in times[::-1]]
 
 
 def mistakes(pool, reader, schedule, meta, most_steps, num, train_steps, data_dir, seed):
-    """The mistakes of pitfalls.py, with some digits of each beside the right ones.
+    """The mistakes of pitfalls.py, with some digits of each beside the correct digits.
 
-    most_steps: reverse steps, if the shortest schedule of pitfalls.py has as many.  train_steps: of each mistake in
-    training; 0 leaves those mistakes out.
+    most_steps: the number of reverse steps, limited to the shortest schedule of pitfalls.py.  train_steps: the steps of
+    each mistake in training, or 0 to leave these mistakes out.
     """
     steps = min(most_steps, pitfalls.FEW)
     labels = np.arange(num) % pool.model.num_classes
@@ -247,22 +248,22 @@ def mistakes(pool, reader, schedule, meta, most_steps, num, train_steps, data_di
 
 
 def evenly(last, num):
-    """num whole numbers from 0 to last, evenly spread; all of them if there are fewer."""
+    """`num` whole numbers, evenly spread from 0 to last, or all of 0..last if there are fewer."""
     return sorted({i * last // (num - 1) for i in range(num)})
 
 
 def evenly_in_angle(schedule, num):
-    """Times from 0 to T, evenly spread over the angle phi, alpha_bar_t = cos(phi)^2: there the flow moves evenly."""
+    """Times from 0 to T, evenly spread over phi, alpha_bar_t = cos(phi)^2: in phi the flow moves evenly."""
     angles = np.arccos(schedule.alpha_bar**0.5)
     return sorted({int(abs(angles - phi).argmin()) for phi in np.linspace(0, angles[-1], num)})
 
 
 def evenly_in_signal(schedule, num):
-    """At most num times from 1 to T, evenly spread over sqrt(alpha_bar): to the eye each has a little less of x_0."""
+    """At most num times from 1 to T, evenly spread over sqrt(alpha_bar): each shows a little less of x_0."""
     signal = schedule.alpha_bar[1:] ** 0.5
     return sorted({1 + int(abs(signal - share).argmin()) for share in np.linspace(signal[0], signal[-1], num)})
 
 
 def rounded(values):
-    """Numbers of 4 digits for JSON; infinity, which JSON lacks, becomes null."""
+    """Numbers with 4 digits for JSON.  Infinity becomes null, because JSON has no infinity."""
     return [float(f"{value:.4g}") if np.isfinite(value) else None for value in np.asarray(values, np.float64)]

@@ -1,34 +1,35 @@
-"""How fast are a training step, sampling and each op, and how much memory do they take?  Ours, and PyTorch's beside it.
+"""How fast are a training step, sampling and each op, and how much memory do they take?  tinydiff beside PyTorch.
 
     python demos/measure/benchmark.py                    about 2 minutes on 2 cores
-    python demos/measure/benchmark.py --plain            the functions of the book as they stand, too
+    python demos/measure/benchmark.py --plain            also with the plain functions of the book
     python demos/measure/benchmark.py --backend cupy     on a GPU, batch 128 and 512
 
-The reference U-Net: ours, and PyTorch's where torch is installed.  Each contestant is a process of its own
-(contestant.py).  Every round goes over all contestants, so that a busy machine slows all of them alike; the first two
-rounds do not count.  Figures are medians.  A ratio is to the fastest of PyTorch's ways, above 1 where we are faster; a
-ratio of memory is ours / PyTorch's, below 1 where we need less.  With --plain one more contestant computes with the
-functions of the book: one process, on several cores with as many BLAS threads; its figures enter no ratio to PyTorch's.
+The network is the reference U-Net, in tinydiff and, if torch is installed, in PyTorch.  Each contestant is a process of
+its own (contestant.py).  Every round goes over all contestants, so that a busy machine slows all of them equally.  The
+first two rounds do not count.  The printed numbers are medians.  A ratio of speed is the time of the fastest PyTorch
+contestant / our time: above 1 if we are faster.  A ratio of memory is our memory / PyTorch's: below 1 if we need less.
+With --plain one more contestant computes with the plain functions of the book, in one process.  On several cores it has
+as many BLAS threads.  No ratio to PyTorch uses this contestant.
 
 On the CPU (on_cpu.py): batch 64, float32, PyTorch eager in both memory layouts.  A check comes first: both networks
-have as many parameters and, with copied weights, the same output and gradients.
+must have the same number of parameters and, with copied weights, the same output and gradients.
 
     train step   forward, backward, clipping, Adam, average of the weights: on all workers (PyTorch: as many threads),
                  and on one core (one process with one BLAS thread; one thread)
-    forward      without gradient, what sampling does again and again
-    the ops      forward + backward on one core, at the images that one worker sees (batch size / workers): the shapes
-                 that the network's layers have, each distinct one once; (xN) is how often it occurs.  The convolutions
-                 are all the 3x3 ones, those of stride 2 and of one channel too; a row below has the geometric mean of
-                 their ratios.  The first one computes no gradient of its input, because no layer stands before it.
+    forward      a forward pass without gradient, which sampling repeats
+    the ops      forward + backward on one core, with the images of one worker (batch size / workers).  Each shape that
+                 occurs in the network is measured once, and (xN) is how often it occurs.  The convolutions are all 3x3
+                 ones, also those with stride 2 and those with one channel.  One row has the geometric mean of their
+                 ratios.  The first convolution computes no gradient of its input, because no layer precedes it.
     optimizer    clipping, Adam, average over all parameters, on one core
-    peak memory  the most that our processes have held, added up, against PyTorch's one process; read after the
-                 training steps, before anything else runs (Linux only)
+    peak memory  the sum of the peak memory of our processes, beside that of PyTorch's one process.  It is read after
+                 the training steps, before anything else runs (Linux only)
 
-On a GPU (on_gpu.py): training step, forward and the device's memory.  PyTorch takes part eager and compiled, each in
-both memory layouts.  TF32 is on for both sides, or off with --precision float32.
+On a GPU (on_gpu.py): training step, forward and the device's memory.  PyTorch runs eager and compiled, each in both
+memory layouts.  TF32 is on for both sides, or off with --precision float32.
 
---json writes the ratios, the medians (seconds, MB), the machine and the settings.  A ratio without a peer, or without a
-figure, is null.  Read next: contestant.py.
+--json writes the ratios, the medians (seconds, MB), the machine and the settings.  A ratio is null if there is no
+PyTorch, or if a number is unknown.  Read next: contestant.py.
 """
 
 from pathlib import Path
@@ -54,16 +55,16 @@ def main(
     workers=None,
     json_path=None,
 ):
-    """Print one table; returns what --json writes.
+    """Print one table, and return the report that --json writes.
 
-    device: PyTorch's, where it is not the backend's: with "cpu" and numpy the GPU's table is rehearsed.
+    device: None, or PyTorch's device if it differs from the backend's.  "cpu" with NumPy rehearses the GPU's table.
     """
     on_a_gpu = backend == "cupy" or device is not None
     if on_a_gpu and workers is not None:
         raise TinydiffError(f"--workers {workers}: a GPU has one process; leave it out")
     if not on_a_gpu and batch_sizes is not None and len(batch_sizes) > 1:
         raise TinydiffError(f"--batch-size {' '.join(map(str, batch_sizes))}: one at a time on the CPU")
-    if json_path is not None and not Path(json_path).parent.is_dir():  # minutes before the file is opened
+    if json_path is not None and not Path(json_path).parent.is_dir():  # an error now, not after minutes
         raise TinydiffError(f"--json {json_path}: there is no such folder")
     ranks = cli.start(backend, precision)
     settings = {"backend": backend, "channels": channels, "rounds": rounds, "plain": plain}
@@ -90,9 +91,9 @@ if __name__ == "__main__":
         help="images a step (default: 64; on a GPU 128 and 512)",
     )
     parser.add_argument("--channels", type=cli.positive_int, help="channels of the first level")
-    parser.add_argument("--rounds", type=cli.positive_int, help="how often each is timed")
+    parser.add_argument("--rounds", type=cli.positive_int, help="number of rounds that count")
     parser.add_argument(
         "--workers", type=cli.positive_int, help="our processes, PyTorch's threads (default: all cores)"
     )
-    parser.add_argument("--json", dest="json_path", metavar="FILE", help="write the figures there too")
+    parser.add_argument("--json", dest="json_path", metavar="FILE", help="also write the numbers to this file")
     cli.run(main, parser)

@@ -1,10 +1,11 @@
-"""A contestant: a process of its own that is told over a pipe what to run, and takes the time itself.
+"""A contestant: a process of its own that gets jobs over a pipe, runs them and measures their time.
 
-What a contestant runs is an object that it makes.  A job is the name of a method of this object and the arguments.  The
-method returns the stages of one piece of work, such as forward and backward: functions that are called in turn, each
-with what the one before returned (the first with None).  close() ends it.
+The process first makes one object.  A job is the name of a method of this object, and the arguments.  The method
+returns the stages of one piece of work, such as forward and backward.  Stages are functions that are called in turn.
+The first gets None, and each further stage gets the result of the stage before.  At the end close() of the object is
+called.
 
-`take_turns` goes over several contestants round by round, so that a busy machine slows all of them alike.
+`take_turns` goes over several contestants round by round, so that a busy machine slows all of them equally.
 Read next: figures.py.
 """
 
@@ -23,28 +24,28 @@ from tinydiff.backend import TinydiffError
 from tinydiff.fast.workers import ONE_THREAD, environment
 
 WARM_UP = 2  # rounds that do not count
-SAMPLE_SECONDS = 0.03  # a short job is repeated until it takes this long
+SAMPLE_SECONDS = 0.03  # a shorter job is repeated to take about this long
 TRAIN, FORWARD = ("train",), ("forward",)  # jobs of a training step and of sampling
 
 
 class Contestant:
-    """A process of its own, and the pipe to it.  What the process raises is raised here.
+    """A process of its own, and the pipe to it.  An exception in the process is raised again here.
 
-    The first answer comes without a question, when the process is ready.
+    The process sends a first answer, without a question, when it is ready.
     """
 
     def __init__(self, name, cores, make):
         self.name, self.cores = name, cores
         context = multiprocessing.get_context("spawn")
         self.pipe, other_end = context.Pipe()
-        self.process = context.Process(target=_serve, args=(other_end, make))  # no daemon: it may start workers
+        self.process = context.Process(target=_serve, args=(other_end, make))  # no daemon, because it may start workers
         with environment(ONE_THREAD if cores == 1 else {}):
             self.process.start()
         other_end.close()
 
     def ask(self, *question):
-        """seconds(job, repeats) or peak_mb()."""
-        with contextlib.suppress(OSError):  # the process is dead: the answer says so
+        """The answer to a question: ("seconds", job, repeats) or ("peak_mb",)."""
+        with contextlib.suppress(OSError):  # the process is dead: `answer` raises the error
             self.pipe.send(question)
         return self.answer()
 
@@ -67,7 +68,7 @@ class Contestant:
 
 
 def take_turns(contestants, jobs, rounds, bar):
-    """{(cores, job): {contestant's name: for each round, the seconds of each stage}}, warm-up rounds left out."""
+    """{(cores, job): {contestant's name: for each round, the seconds of each stage}}, without warm-up rounds."""
     seconds, repeats = defaultdict(lambda: defaultdict(list)), dict.fromkeys(jobs, 1)
     for i, job in itertools.product(range(-WARM_UP, rounds), jobs):
         took = []
@@ -83,7 +84,7 @@ def take_turns(contestants, jobs, rounds, bar):
 
 
 def mean_seconds(stages, repeats):
-    """Mean seconds of each stage over `repeats` times of all of them."""
+    """The mean seconds of each stage, if all stages run `repeats` times."""
     seconds = [0.0] * len(stages)
     for _ in range(repeats):
         value = None
@@ -95,9 +96,9 @@ def mean_seconds(stages, repeats):
 
 
 def peak_mb():
-    """The most memory that this process and its children have held, each at its own time; None where it is not known.
+    """The sum of the peak memory of this process and of its children, in MB; None if it is not known.
 
-    Linux writes it into /proc.
+    Linux writes the peaks into /proc.
     """
     status = [Path(f"/proc/{pid}/status") for pid in (os.getpid(), *(p.pid for p in multiprocessing.active_children()))]
     if not status[0].exists():
@@ -106,8 +107,8 @@ def peak_mb():
 
 
 def _serve(pipe, make):
-    """A contestant's life: answer until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group, but the parent decides
+    """The program of the process: answer until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes, but only the parent reacts
     with contextlib.suppress(EOFError, OSError):  # the parent has closed the pipe
         try:
             contestant = make()
@@ -115,7 +116,7 @@ def _serve(pipe, make):
             pipe.send(_portable(error))
             return
         stages = cache(lambda job: getattr(contestant, job[0])(*job[1:]))
-        memory = getattr(contestant, "peak_mb", peak_mb)  # it may hold memory of another device
+        memory = getattr(contestant, "peak_mb", peak_mb)  # OnDevice measures the memory of a GPU
         functions = {"seconds": lambda job, repeats: mean_seconds(stages(job), repeats), "peak_mb": memory}
         with contextlib.closing(contestant):
             pipe.send("ready")
@@ -129,5 +130,5 @@ def _serve(pipe, make):
 
 
 def _portable(error):
-    """An error that can travel through a pipe: a user's mistake as it is, any other error with its traceback."""
+    """An error that a pipe can send: a TinydiffError unchanged, any other error as text with its traceback."""
     return error if isinstance(error, TinydiffError) else RuntimeError(traceback.format_exc())

@@ -1,4 +1,4 @@
-"""What is made of the seconds that contestants took: medians, ratios, and a file.  Read next: on_cpu.py."""
+"""Medians and ratios of the measured seconds, and the file with them.  Read next: on_cpu.py."""
 
 import json
 import statistics
@@ -14,28 +14,28 @@ def medians(samples):
 
 
 def ahead(by_name):
-    """The least of PyTorch's figures / ours; None without PyTorch."""
+    """The smallest of PyTorch's numbers / our number; None without PyTorch."""
     theirs = [figure for name, figure in by_name.items() if name not in (OURS, PLAIN)]
     return min(theirs) / by_name[OURS] if theirs else None
 
 
 def memory_ratio(peak_mb):
-    """Ours / the least of PyTorch's; None without PyTorch, or where a figure is not known."""
+    """Our memory / the smallest of PyTorch's; None without PyTorch, or if a number is not known."""
     less = None if None in peak_mb.values() else ahead(peak_mb)
     return less and 1 / less
 
 
 def plain_ratio(by_name):
-    """The figure of the plain functions / that of the fast ones; None where the plain ones did not take part."""
+    """The number of the plain functions / that of the fast ones; None if the plain ones were not measured."""
     return by_name[PLAIN] / by_name[OURS] if PLAIN in by_name else None
 
 
 def number(x):
-    """Two digits, or a dash for None."""
+    """A number as text with two decimals, or a dash for None."""
     return "-" if x is None else f"{x:.2f}"
 
 
 def write_json(path, report):
-    """The whole report, or nothing: an old file stays as it was."""
+    """Write the whole report.  If writing fails, an old file is unchanged."""
     with atomic_write(path) as file:
         file.write(json.dumps(report, indent=1, allow_nan=False).encode())

@@ -1,4 +1,4 @@
-"""What the figures of a benchmark depend on: the processor or the GPU, versions, and the environment's variables."""
+"""The conditions of a benchmark: the processor or the GPU, versions, and environment variables."""
 
 import contextlib
 import ctypes
@@ -18,7 +18,7 @@ from tinydiff.fast.workers import available_cores
 
 
 def describe_cpu(torch):
-    """Processor, cores and versions; torch: whether PyTorch takes part."""
+    """Processor, cores and versions.  torch: whether PyTorch is measured."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
@@ -46,7 +46,7 @@ def blas_core():
             for path in folder.glob("*openblas*")
         }
     for path, prefix, suffix in itertools.product(sorted(paths), ("scipy_", ""), ("64_", "")):
-        with contextlib.suppress(OSError, AttributeError):  # it cannot be loaded, or its function has another name
+        with contextlib.suppress(OSError, AttributeError):  # no such library, or no such function
             corename = getattr(ctypes.CDLL(path), f"{prefix}openblas_get_corename{suffix}")
             corename.restype = ctypes.c_char_p
             return corename().decode()
@@ -65,6 +65,6 @@ def describe_gpu():
 
 
 def speed_variables():
-    """Variables of the environment that are set and change the speed: such figures are not a user's."""
+    """Environment variables that are set and change the speed, so that a benchmark is not what a user would get."""
     names = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
     return {name: value for name, value in os.environ.items() if name in names or name.startswith("MALLOC_")}

@@ -1,6 +1,6 @@
-"""The benchmark's table on the CPU: a training step, sampling, and each op at the shapes that the network has.
+"""The benchmark's table on the CPU: a training step, sampling, and each op with the shapes that occur in the network.
 
-See benchmark.py for what is measured.  Read next: on_gpu.py.
+The docstring of benchmark.py explains what is measured.  Read next: on_gpu.py.
 """
 
 import contextlib
@@ -22,8 +22,8 @@ from tinydiff.backend import use_backend
 from tinydiff.nn.unet import Downsample, Upsample
 
 LAYOUTS = ("contiguous_format", "channels_last")  # PyTorch's
-OPTIMIZER = ("optimizer",)  # a further job
-MOST_DIFFERENCE = 1e-4  # of equal networks in float32: the convolutions round differently
+OPTIMIZER = ("optimizer",)  # another job, beside TRAIN and FORWARD
+MOST_DIFFERENCE = 1e-4  # between equal networks in float32, because convolutions round differently
 
 
 def compare(*, workers, rounds, plain, **settings):
@@ -36,7 +36,7 @@ def compare(*, workers, rounds, plain, **settings):
         print(f"warning: {name}={value} is set, which changes the speed; these are not a user's figures")
     if not peers:
         print("PyTorch is not installed: ours alone")
-    for layout in peers:  # in a process of its own: neither network's memory counts for a contestant
+    for layout in peers:  # in another process, so that this memory does not count for a contestant
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
             print(executor.submit(check_same_network, settings["channels"], layout).result())
 
@@ -55,7 +55,7 @@ def compare(*, workers, rounds, plain, **settings):
 
 
 def check_same_network(channels, layout):
-    """A line about how far PyTorch's network and ours are apart; RuntimeError if that is more than rounding."""
+    """A line with the largest difference of PyTorch's network and ours.  RuntimeError if it is more than rounding."""
     from torch_peer import largest_difference
 
     use_backend("numpy")
@@ -71,7 +71,7 @@ def check_same_network(channels, layout):
 def layer_jobs(channels, images):
     """{job: how often it occurs} in the reference U-Net: its 3x3 convolutions, norms with SiLU, and attention.
 
-    The jobs follow from the parameters and the resolution where they work, not from the ops that the network calls.
+    The jobs are found from the shapes of the parameters and from the resolutions, not from calls of ops.
     """
     model, size, jobs = build_unet({"base_channels": channels}, 0), SIDE, []
     heads, num_groups = model.config["num_heads"], model.config["num_groups"]
@@ -98,10 +98,10 @@ def compete(names, settings, workers, layers, rounds):
     with contextlib.ExitStack() as stack:
         everyone = [
             stack.enter_context(Contestant(name, cores, partial(contestant, name, cores=cores, **settings)))
-            for cores in dict.fromkeys((workers, 1))  # the same with one worker
+            for cores in dict.fromkeys((workers, 1))  # once if workers is 1
             for name in names
         ]
-        for one in everyone:  # all have started by now
+        for one in everyone:  # all processes are starting in parallel
             one.answer()
         on_one_core = [one for one in everyone if one.cores == 1]
         calls = (rounds + WARM_UP) * (2 * len(everyone) + (len(layers) + 1) * len(on_one_core))
@@ -114,7 +114,7 @@ def compete(names, settings, workers, layers, rounds):
 
 
 def contestant(name, *, backend, precision=None, **settings):
-    """Ours, the plain one, or PyTorch's of this memory layout."""
+    """The object of a contestant: ours, the plain one, or PyTorch's with this memory layout."""
     if name in (OURS, PLAIN):
         return Ours(backend=backend, precision=precision, plain=name == PLAIN, **settings)
     from torch_peer import Peer
@@ -123,7 +123,7 @@ def contestant(name, *, backend, precision=None, **settings):
 
 
 def ratios(seconds, memory, workers):
-    """The report's ratios; seconds: {(cores, job): {name: [seconds, ...]}}, memory: {name: MB or None}."""
+    """The ratios of the report.  seconds: {(cores, job): {name: [seconds, ...]}}, memory: {name: MB or None}."""
     total = {key: {name: figures[0] for name, figures in by.items()} for key, by in seconds.items()}
     convs = [ahead(by) for (_, job), by in total.items() if job[0] == "conv"]
     return {
@@ -139,7 +139,7 @@ def ratios(seconds, memory, workers):
 
 
 def entry(cores, job, count, by):
-    """A job's medians as the report has them; by: {name: [seconds of the whole, *of each stage]}."""
+    """The medians of a job in the form of the report.  by: {name: [seconds of the whole, *of each stage]}."""
     return {
         "what": _label(cores, job, count),
         "job": job,
@@ -150,7 +150,7 @@ def entry(cores, job, count, by):
 
 
 def print_table(report):
-    """One row for each figure: ours, PyTorch's layouts, and how far we are ahead."""
+    """Print one row for each measurement: ours, PyTorch's layouts, and the ratio."""
     names = list(report["peak_mb"])
 
     def row(what, cells, last):

@@ -1,8 +1,9 @@
-"""The benchmark's table on a GPU: a training step and a sampling forward, ours and PyTorch's, in turn on one device.
+"""The benchmark's table on a GPU: a training step and a forward pass, ours and PyTorch's, in turn on one device.
 
-Here are no cores to count and no single ops.  PyTorch has more ways: eager and torch.compile, each in both memory
-layouts.  Memory is the device's: what each side's pool has taken from it at most.  Each contestant waits for the device
-at both ends of what it times.  Where PyTorch or its CUDA is missing ours runs alone.
+Single ops and numbers of cores are not measured here.  PyTorch runs in four ways: eager and torch.compile, each in both
+memory layouts.  Memory is the largest amount of device memory that the memory pool of a contestant has taken.  Each
+contestant waits for the device before and after the timed work.  Without PyTorch, or without its CUDA, only tinydiff
+runs.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ WAYS = {  # PyTorch's: name -> (memory layout, whether torch.compile)
 
 
 def compare(*, batch_sizes, plain, rounds, backend, precision, channels, device):
-    """Print a table for each batch size and return the report; device: PyTorch's."""
+    """Print a table for each batch size, and return the report.  device: of PyTorch."""
     machine = describe_gpu()
     print(*(f"{name} {value}" for name, value in machine.items()), sep=", ")
     ways = tuple(WAYS) if torch_works(device) else ()
@@ -41,7 +42,7 @@ def compare(*, batch_sizes, plain, rounds, backend, precision, channels, device)
 
 
 def compete(names, settings, rounds):
-    """Time both jobs at one batch size: what the report has of it."""
+    """Time both jobs at one batch size.  Returns the part of the report for this batch size."""
     with contextlib.ExitStack() as stack:
         everyone = [stack.enter_context(Contestant(name, 1, partial(contestant, name, **settings))) for name in names]
         for one in everyone:
@@ -55,7 +56,7 @@ def compete(names, settings, rounds):
 
 
 def contestant(name, *, device, **settings):
-    """Ours, the plain one, or one of PyTorch's ways."""
+    """The object of a contestant: ours, the plain one, or one of PyTorch's ways."""
     if name in (OURS, PLAIN):
         return OnDevice(**settings, plain=name == PLAIN, cores=1)
     from torch_peer import OnDevice as Peer
@@ -66,7 +67,7 @@ def contestant(name, *, device, **settings):
 
 
 def print_table(batch_size, batch):
-    """A row for each contestant, then our ratios."""
+    """Print a row for each contestant, then the ratios."""
     print(f"\nbatch {batch_size:<22}{'train step':>14}{'forward':>14}{'memory':>14}")
     for name, mb in batch["peak_mb"].items():
         cells = [f"{batch_size / by[name]:.0f} img/s" for by in batch["seconds"].values()]
@@ -78,7 +79,7 @@ def print_table(batch_size, batch):
 
 
 def torch_works(device):
-    """Whether PyTorch is installed and finds its device."""
+    """Whether PyTorch is installed and finds the device."""
     if importlib.util.find_spec("torch") is None:
         return False
     from torch_peer import works

@@ -1,8 +1,8 @@
 """Our side of a benchmark, as a contestant runs it (contestant.py): the work of the reference U-Net, job by job.
 
-`Ours` computes on the CPU, with the fast functions or, with plain=True, with those of the book as they stand.
-`OnDevice` does the same on a GPU.  A stage has ended when its work is done, on a GPU too: one number of the result is
-fetched.  Read next: torch_peer.py, the other side.
+`Ours` computes on the CPU, with the fast functions or, with plain=True, with the plain functions of the book.
+`OnDevice` does the same on a GPU.  A stage ends when its work is done: each stage fetches one number of its
+result, for which a GPU must finish the work.  Read next: torch_peer.py, the other side.
 """
 
 import itertools
@@ -24,7 +24,7 @@ SIDE = 28  # of an image, pixels
 
 
 class Ours:
-    """The jobs on so many cores, each with a worker.  The plain functions have one process, whatever the cores."""
+    """The jobs, with one worker for each core.  With the plain functions one process does all the work."""
 
     def __init__(self, *, backend, batch_size, channels, cores, precision=None, plain=False, size=SIDE):
         use_backend(backend, precision, plain=plain)
@@ -71,7 +71,7 @@ class Ours:
         for p in workers.model.parameters():
             p.grad = self._array(*p.shape)
         descend = _descent(workers.parameters)
-        return [lambda _: descend(0.999 ** next(calls))]  # a little lower each time, so that each one clips
+        return [lambda _: descend(0.999 ** next(calls))]  # a lower limit each time, so that every call clips
 
     def close(self):
         self.workers.close()
@@ -98,7 +98,7 @@ class Ours:
 
 
 class OnDevice(Ours):
-    """The same with the batch on the device, one process, and the device's memory."""
+    """The jobs in one process with the batch on the device, and the memory of the device."""
 
     def forward(self):
         def forward(_):
@@ -117,7 +117,7 @@ def _forward(model, part):
 
 
 def _inner(array):
-    """A Tensor with these values that drops its gradient, as a map within a network does: a leaf would copy it."""
+    """A Tensor with these values that drops its gradient, like a map in a network.  A leaf would copy the gradient."""
 
     @op
     def inner(leaf):
@@ -140,5 +140,5 @@ def _descent(parameters):
 
 
 def _wait(array):
-    """Until the device has done what it was asked for: one number of the array is fetched."""
+    """Wait until the device has computed the array, by fetching one number of it."""
     to_numpy(array.reshape(-1)[:1])

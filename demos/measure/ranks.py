@@ -1,21 +1,23 @@
-"""How fast is a training step on worker processes or MPI ranks, and how would it be on many?
+"""How fast is a training step on worker processes or MPI ranks, and how fast would it be on many ranks?
 
-    python demos/measure/ranks.py --workers 1                                 one core, and what that predicts
+    python demos/measure/ranks.py --workers 1                                 one core, and a prediction from it
     python demos/measure/ranks.py --workers 2
     mpiexec -n 2 python demos/measure/ranks.py --parallel mpi
     mpiexec -n 2 --mca btl tcp,self python demos/measure/ranks.py --parallel mpi          over TCP
 
-Each command measures the step of the reference U-Net at one batch of 64 images, split over the workers, so their images
-a second can be compared.  MPI's ranks also time the Allreduce alone: of one number, which is the latency of its two
-messages, and of the gradient.  One worker alone goes on to the model (weak scaling, every rank with B images):
+Each command measures the training step of the reference U-Net with a batch of 64 images, split over the workers, so
+that the commands can be compared in images a second.  MPI ranks also time the Allreduce alone, for one number (the
+latency of two messages) and for the gradient.  With one worker the program also evaluates a model of many ranks (weak
+scaling, B images on every rank):
 
     T(n) = B c + D d + n B e + u + 2 (n - 1)/n S/bandwidth + 2 (n - 1) latency     efficiency = T(1)/T(n)
 
-c: computing an image.  d: drawing an image; a rank draws D of them, its own and those that share a block of the batch
-with them (app/blocks.py), at most B and two blocks.  e: the time t and the room that an image of any rank takes in the
-arrays of the batch.  u: the update.  Then comes the ring Allreduce of S bytes, S/n in each of 2 (n - 1) messages: no
-algorithm takes less than its first term.  Nothing overlaps: each part waits for the one before.  A network `scale`
-times larger has scale times c, u and S.  The link is each rank's own.
+c: seconds to compute an image.  d: seconds to draw an image.  A rank draws D images: its own, and those in the same
+blocks of the batch (app/blocks.py), at most B and two blocks.  e: seconds for an image of any rank, whose time t is
+drawn and whose place in the arrays of the batch is filled.  u: seconds of the update.  The last two terms are the ring
+Allreduce of S bytes, in 2 (n - 1) messages of S/n bytes.  No algorithm takes less time than the first of these terms.
+Nothing overlaps: each part starts when the part before has ended.  A network `scale` times larger has scale times c, u
+and S.  Each rank has a link of its own.
 """
 
 import math
@@ -38,14 +40,14 @@ from tinydiff.data import Dataset
 from tinydiff.diffusion import Schedule
 from tinydiff.train import TrainConfig, draw_batch, noise_prediction_losses, train
 
-BATCH, GOOD = 64, 0.9  # images of a rank; an efficiency to ask for
+BATCH, GOOD = 64, 0.9  # images of a rank; the efficiency that is wanted
 OTHERS = 16  # blocks of other ranks, in the measurement of e
-LATENCY = 30e-6  # seconds a message, of TCP between two machines
+LATENCY = 30e-6  # seconds a message, with TCP between two machines
 RANKS, SCALES, GIGABITS, SPEEDS = (2, 16, 128, 1024), (1, 50), (10, 100), (1, 100)
 
 
 def main(*, parallel="local", workers=None, rounds=15, out="runs/ranks"):
-    """Print what was measured; one worker alone also writes ranks.png to `out`."""
+    """Measure and print.  With one worker, also write ranks.md and ranks.png to `out`."""
     ranks = cli.start("numpy", None, parallel)
     workers = workers or ranks.default_workers()
     images = default_rng(0).integers(0, 256, (5000, 28, 28), dtype=np.uint8)
@@ -72,7 +74,7 @@ def main(*, parallel="local", workers=None, rounds=15, out="runs/ranks"):
 
 
 def measure_step(pool, dataset, rounds):
-    """Seconds of a step, and what it consists of: the costs c, d and u, and how many numbers a gradient has."""
+    """The seconds of a step, and a dictionary of its costs c, d and u and of how many numbers the gradient has."""
     state = diffusion_training(pool, Schedule.linear(), TrainConfig(batch_size=BATCH, minutes=None), dataset)
     batch, steps = state.draw(state.config, 0), train(state)
     step = seconds(partial(next, steps), rounds)
@@ -83,7 +85,7 @@ def measure_step(pool, dataset, rounds):
 
 
 def measure_others(dataset, rounds):
-    """The cost e, from a batch of one block and one with OTHERS more, where a rank draws its rows of the first."""
+    """The cost e, from a batch of one block and a batch with OTHERS more blocks.  The rank's rows are in the first."""
 
     def draw_from(source):
         return partial(draw_batch, source, Schedule.linear(), 10)
@@ -95,7 +97,7 @@ def measure_others(dataset, rounds):
 
 
 def seconds(call, rounds):
-    """The median time of a call, after two that do not count."""
+    """The median time of a call, after two calls that do not count."""
     times = []
     for _ in range(rounds + 2):
         began = time.perf_counter()
@@ -105,24 +107,24 @@ def seconds(call, rounds):
 
 
 def allreduce(n, size, gigabits):
-    """Seconds of the ring over n ranks, for `size` bytes."""
+    """Seconds of a ring Allreduce of `size` bytes over n ranks."""
     return 2 * (n - 1) / n * size * 8e-9 / gigabits + 2 * (n - 1) * LATENCY
 
 
 def drawing(costs, n, batch):
-    """Seconds that one of n ranks with `batch` images each draws for, where blocks divide the whole batch."""
+    """Seconds that one of n ranks with `batch` images each needs to draw, if blocks divide the whole batch."""
     return min(n * batch, batch + 2 * BLOCK) * costs["d"] + n * batch * costs["e"]
 
 
 def efficiency(costs, n, *, scale=1, gigabits=10, speed=1, batch=BATCH):
-    """T(1)/T(n), of ranks that compute `speed` times as fast as the measured one, and draw as fast."""
+    """T(1)/T(n) for ranks that compute `speed` times as fast as the measured rank, but draw at the same speed."""
     work = (batch * costs["c"] + costs["u"]) * scale / speed
     sent = allreduce(n, 4 * scale * costs["numbers"], gigabits)
     return (work + drawing(costs, 1, batch)) / (work + drawing(costs, n, batch) + sent)
 
 
 def batch_for(costs, n, **kwargs):
-    """The smallest B, images of a rank, that is GOOD on n ranks; None where drawing takes too long with any."""
+    """The smallest B, images of a rank, with efficiency GOOD on n ranks; None if drawing is too slow with every B."""
     low, high = 0, 1
     while efficiency(costs, n, batch=high, **kwargs) < GOOD:
         low, high = high, 2 * high
@@ -135,7 +137,7 @@ def batch_for(costs, n, **kwargs):
 
 
 def table(costs):
-    """For each network, link and number of ranks: the efficiency, and the smallest whole batch that is GOOD."""
+    """For each network, link and number of ranks: the efficiency, and the smallest whole batch with GOOD efficiency."""
     rows = []
     for speed in SPEEDS:
         for scale in SCALES:
@@ -151,7 +153,7 @@ def table(costs):
 
 
 def picture(costs):
-    """A figure of efficiency against ranks, a panel for each speed of a rank."""
+    """A figure of the efficiency against the number of ranks, with a panel for each speed of a rank."""
     figure = Figure(figsize=(9, 3.8), dpi=110, layout="constrained", facecolor="white")
     n = 2 ** np.arange(0, 11)
     for axes, speed in zip(figure.subplots(1, 2, sharey=True), SPEEDS):
@@ -178,6 +180,6 @@ def picture(costs):
 if __name__ == "__main__":
     parser = cli.parser(__doc__, main)
     cli.add_parallel(parser)
-    parser.add_argument("--rounds", type=cli.positive_int, help="how often each is timed")
+    parser.add_argument("--rounds", type=cli.positive_int, help="how often each part is timed")
     parser.add_argument("--out", help="folder for table and picture")
     cli.run(main, parser)

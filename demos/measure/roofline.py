@@ -1,9 +1,9 @@
-"""What one core can do, and how much of it a training step needs: the upper part of scaling.py's table.
+"""The speed of one core, and the time that a training step needs at this speed: the upper part of scaling.py's table.
 
 `measure_rates` times products, copies and tanh.  `measure_step` counts the step's operations and bytes call by call,
-and takes the time of each call.  `step_lines` puts the two together.  Both measure in this process, which must have one
-BLAS thread.  The least time of a product is that of its operations or of its bytes, whichever is longer (the roofline
-of Williams et al. 2009).
+and takes the time of each call.  `step_lines` combines the two.  Both measure in this process, which must have one BLAS
+thread.  The least time of a product is the longer of two times, that of its operations and that of its bytes (the
+roofline of Williams et al. 2009).
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from tinydiff.backend import FAST, default_rng, xp
 from tinydiff.fast import winograd
 from tinydiff.train import noise_prediction_losses
 
-PRODUCT = (36, 84, 64), (36, 64, 64)  # the commonest in the reference step
+PRODUCT = (36, 84, 64), (36, 64, 64)  # the most frequent shapes in the reference step
 MEMORY, CACHE = 1 << 27, 1 << 18  # bytes of an array that is copied
 RATES = {
     "product": f"GFLOP/s, matrix products {PRODUCT[0]} @ {PRODUCT[1]}",
@@ -30,7 +30,7 @@ RATES = {
     "cache": "GB/s, copy in cache",
     "tanh": "ns a number, tanh",
 }
-THIN = 6  # a product with a side up to this is a transform of Winograd's or a sum over pixels
+THIN = 6  # a product with a side of at most 6 is a Winograd transform or a sum over pixels
 
 
 class Step(Ours):
@@ -40,18 +40,18 @@ class Step(Ours):
         return [self.gradients, self.update]
 
     def kept_bytes(self):
-        """What is left of a forward pass's arrays when it has ended, for its backward pass."""
+        """The bytes of the arrays that exist after a forward pass, for the backward pass."""
         tracemalloc.start()
         losses = noise_prediction_losses(self.workers.model, self.batch)
         kept = tracemalloc.get_traced_memory()[0]
-        del losses  # not before
+        del losses  # only now: losses keeps the arrays
         tracemalloc.stop()
         return kept
 
 
 @dataclass
 class Work:
-    """What calls of one kind did.  operations: 2 a multiply-add, 1 a tanh.  bytes: read + written."""
+    """The work of all calls of one kind.  operations: 2 for a multiply-add, 1 for a tanh.  bytes: read + written."""
 
     operations: int = 0
     bytes: int = 0
@@ -60,10 +60,10 @@ class Work:
 
 @contextlib.contextmanager
 def counting():
-    """Within the block xp.matmul, xp.dot, xp.tanh and attention's products are counted and timed.
+    """Within the block xp.matmul, xp.dot, xp.tanh and the products of attention are counted and timed.
 
-    Yields {"product", "thin" or "tanh": Work}.  thin: a product with a side of at most THIN, which is limited by its
-    bytes, not by its operations.
+    Yields {"product", "thin" or "tanh": Work}.  thin: products with a side of at most THIN.  Their bytes limit their
+    speed, not their operations.
     """
     work = {kind: Work() for kind in ("product", "thin", "tanh")}
 
@@ -93,7 +93,7 @@ def counting():
 
 
 class _Operand(np.ndarray):
-    """An array whose products by the operator `@` are made by xp.matmul, which counts them."""
+    """An array whose operator `@` calls xp.matmul, so that the product is counted."""
 
     def __array_ufunc__(self, ufunc, method, *inputs, **options):
         function = xp.matmul if ufunc is np.matmul else getattr(ufunc, method)
@@ -102,13 +102,13 @@ class _Operand(np.ndarray):
 
 
 def _attention(*arrays, **static):
-    """ops.attention, the one function of a step that writes its products with `@`."""
+    """ops.attention with counted products.  It is the only function of a step that uses `@` for its products."""
     y, vjp = ops.attention.__wrapped__(*(a.view(_Operand) for a in arrays), **static)
     return np.asarray(y), lambda g: [np.asarray(dx) for dx in vjp(g)]
 
 
 def measure_rates(rounds):
-    """What one core reaches: GFLOP/s of products, GB/s of copies, ns a number of tanh."""
+    """The rates of one core: GFLOP/s of products, GB/s of copies, ns a number of tanh."""
     rng = default_rng(0)
     x, w = (rng.standard_normal(shape, dtype="float32") for shape in PRODUCT)
     z = np.matmul(x, w)
@@ -130,13 +130,13 @@ def measure_rates(rounds):
 
 
 def median_seconds(f, rounds):
-    """Median over rounds of the seconds that f takes."""
+    """The median over rounds of the seconds that f takes."""
     repeats = max(1, round(SAMPLE_SECONDS / min(mean_seconds([f], 1)[0] for _ in range(WARM_UP))))
     return statistics.median(mean_seconds([f], repeats)[0] for _ in range(rounds))
 
 
 def measure_step(config, rounds):
-    """A step in this process: its Work by kind (seconds: medians), its bytes, the seconds of its stages."""
+    """A dictionary about a step in this process: Work by kind (seconds: medians), bytes, seconds of the stages."""
     with contextlib.closing(Step(backend="numpy", **config)) as step:
         mean_seconds(step.train(), WARM_UP)
         with mock.patch.object(winograd, "pays", return_value=False), counting() as direct:
@@ -161,7 +161,7 @@ def measure_step(config, rounds):
 
 
 def step_lines(step, rates):
-    """One row for each kind of work: operations and bytes of the batch and an image, the least time, the measured."""
+    """One row for each kind of work: operations and bytes of the batch and of an image, least time, measured time."""
     n, (product, thin, tanh) = step["images"], step["work"].values()
 
     def roofline(done):

@@ -1,24 +1,25 @@
-"""What can this machine do, how much of it does a training step need, and how does the step's time grow?
+"""How fast is this machine, what does a training step need at this speed, and how does the time of a step grow?
 
     python demos/measure/scaling.py        about 2 minutes on 2 cores; the picture is runs/scaling/scaling.png
 
 NumPy only, float32.  One table is printed:
 
-    the machine  what one core reaches, in a process with one BLAS thread: matrix products of a shape that Winograd's
-                 convolution often has, a copy (bytes read + bytes written) of arrays that fit into no cache and of
-                 arrays of 256 KB, and tanh
-    a step       of training the reference U-Net on one core: forward, backward, clipping, Adam, average of the weights.
-                 Operations are 2 M K N of each matrix product, counted as the step calls it; those of the direct
-                 convolution are of the same step without Winograd's way.  Bytes are what each product reads and
-                 writes, the maps that the forward pass keeps for the backward pass, and the optimizer's arrays.
-                 "least" is their time at the rates above: of a product the longer of its operations and of its bytes
-                 in cache; maps and optimizer's arrays go through memory twice; of the step their sum.  "took" is
-                 measured, call by call; "all else" is what is left of the step, which is measured whole.
+    the machine  the rates of one core, in a process with one BLAS thread: matrix products of a shape that is frequent
+                 in Winograd's convolution, copies (bytes read + bytes written) of arrays that fit into no cache and
+                 of arrays of 256 KB, and tanh
+    a step       a training step of the reference U-Net on one core: forward, backward, clipping, Adam, average of the
+                 weights.  Operations are 2 M K N of each matrix product, counted in the calls of the step.  The row of
+                 the direct convolution counts the same step without Winograd's algorithm.  Bytes are those that each
+                 product reads and writes, the maps that are kept for the backward pass, and the optimizer's arrays.
+                 "least" is the time at the rates above.  For a product it is the longer of two times: that of its
+                 operations and that of its bytes in cache.  Maps and the optimizer's arrays pass through memory
+                 twice.  For the step it is the sum.  "took" is measured call by call.  The whole step is measured too,
+                 and "all else" is the rest of it.
     growth       milliseconds a step against batch, channels and resolution on one core, and against workers.  p is the
                  power of the best fit, time ~ x^p.
 
-Figures are medians over rounds; a round goes over all configurations of a sweep, so that a busy machine slows all of
-them alike.  The machine's rates and the count of a step are roofline.py's.
+The numbers are medians over rounds.  A round goes over all configurations of a sweep, so that a busy machine slows all
+of them equally.  roofline.py measures the rates of the machine and counts the work of a step.
 """
 
 import contextlib
@@ -46,13 +47,13 @@ REFERENCE = {"batch_size": 64, "channels": 32, "size": SIDE, "cores": 1}
 
 @dataclass(frozen=True)
 class Sweep:
-    """One setting of the reference step varied; power: that of the guide, time ~ value^power, None for a speed-up."""
+    """One varied setting of the reference step.  power: of the guide line, time ~ value^power; None for a speed-up."""
 
     name: str
     values: tuple[int, ...]
     label: str
     power: int | None
-    others: dict[str, int] = field(default_factory=dict)  # settings unlike the reference's
+    others: dict[str, int] = field(default_factory=dict)  # further settings that differ from REFERENCE
 
     def config(self, value):
         return REFERENCE | self.others | {self.name: value}
@@ -65,12 +66,12 @@ class Sweep:
 SWEEPS = (
     Sweep("batch_size", (4, 8, 16, 32, 64, 128), "images in a batch", 1),
     Sweep("channels", (16, 32, 48, 64), "channels of the first level", 2),
-    Sweep("size", (8, 12, 20, 28, 40, 56), "side of an image, pixels", 2, {"batch_size": 16}),  # 64 would need GBs
+    Sweep("size", (8, 12, 20, 28, 40, 56), "side of an image, pixels", 2, {"batch_size": 16}),  # 64 images need GBs
 )
 
 
 def main(*, out="runs/scaling", rounds=7):
-    """Write scaling.png to `out` and print the table."""
+    """Print the table, and write scaling.png to `out`."""
     cli.start("numpy", None)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -99,7 +100,7 @@ def grow(sweep, rounds, bar):
     seconds = {value: [] for value in sweep.values}
     with contextlib.ExitStack() as stack:
         contestants = {value: stack.enter_context(sweep.contestant(value)) for value in sweep.values}
-        for contestant in contestants.values():  # all have started by now
+        for contestant in contestants.values():  # all processes are starting in parallel
             contestant.answer()
         for _ in range(WARM_UP + rounds):
             for value, contestant in contestants.items():
@@ -109,7 +110,7 @@ def grow(sweep, rounds, bar):
 
 
 def growth_lines(growth):
-    """One row for each sweep: its milliseconds, and the power or the speed-up that they amount to."""
+    """One row for each sweep: milliseconds, and the power or the speed-up."""
     lines = ["ms a step"]
     for sweep, by in growth:
         times = ", ".join(f"{value}: {1e3 * s:.1f}" for value, s in by.items())
@@ -119,18 +120,18 @@ def growth_lines(growth):
 
 
 def power_of(by):
-    """The p of the best fit seconds ~ value^p to {value: seconds}, by least squares of the logarithms."""
+    """The p of the best fit seconds ~ value^p to {value: seconds}, by least squares on the logarithms."""
     return np.polyfit(np.log(list(by)), np.log(list(by.values())), 1)[0]
 
 
 def speed_up(by):
-    """How often the first time of {workers: seconds} is as long as each."""
+    """The first time in {workers: seconds}, divided by each time."""
     seconds = np.array(list(by.values()))
     return seconds[0] / seconds
 
 
 def draw(growth):
-    """A figure of a panel for each (Sweep, {value: seconds}): milliseconds, or for workers the speed-up."""
+    """A figure with a panel for each (Sweep, {value: seconds}): milliseconds, or, for workers, the speed-up."""
     figure = Figure(figsize=(9, 6.6), dpi=128, layout="constrained", facecolor="white")
     for axes, (sweep, by) in zip(figure.subplots(2, 2).flat, growth):
         x, ms = np.array(list(by)), 1e3 * np.array(list(by.values()))
@@ -172,5 +173,5 @@ def _dress(axes, sweep):
 if __name__ == "__main__":
     parser = cli.parser(__doc__, main)
     parser.add_argument("--out", help="folder for the picture")
-    parser.add_argument("--rounds", type=cli.positive_int, help="how often each is timed")
+    parser.add_argument("--rounds", type=cli.positive_int, help="how often each step is timed")
     cli.run(main, parser)

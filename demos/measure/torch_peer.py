@@ -1,10 +1,12 @@
-"""PyTorch's side of a benchmark, and an outside witness for the tests: the reference U-Net in PyTorch.
+"""PyTorch's side of a benchmark: the reference U-Net in PyTorch.  The tests compare tinydiff with it.
 
-The parts of `Reference` have our names, so that weights can be copied by name (`in_torch`).  Torch keeps channels
-first: filters (KH, KW, C, O) become (O, C, KH, KW), and a linear layer's (in, out) becomes (out, in).
+The layers of `Reference` have the same names as ours, so that weights can be copied by name (`in_torch`).  In PyTorch
+channels come first: filters (KH, KW, C, O) become (O, C, KH, KW), and the weights (in, out) of a linear layer become
+(out, in).
 
-`Peer` has the jobs of `Ours` (ours.py), `OnDevice` those of ours on a GPU.  `largest_difference` shows first that both
-sides have one network.  This is the only file that imports PyTorch, and it is imported only where PyTorch is installed.
+`Peer` has the jobs of `Ours` (ours.py), and `OnDevice` has those of ours.OnDevice.  `largest_difference` checks that
+both sides have the same network.  Only this file of the demos imports PyTorch.  It is imported only if PyTorch is
+installed.
 """
 
 import itertools
@@ -19,7 +21,7 @@ from tinydiff.backend import asarray, default_rng, to_numpy
 
 
 class Block(nn.Module):
-    """Residual block, followed by attention where asked for."""
+    """A residual block, followed by self-attention if attention=True."""
 
     def __init__(self, c_in, c_out, attention=False):
         super().__init__()
@@ -37,7 +39,7 @@ class Block(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """x + attention over the pixels, 4 heads."""
+    """x + attention over the pixels, with 4 heads."""
 
     def __init__(self, c):
         super().__init__()
@@ -51,7 +53,7 @@ class SelfAttention(nn.Module):
 
 
 class Up(nn.Module):
-    """Each pixel four times, then a convolution."""
+    """Each pixel becomes 2 x 2 pixels; a convolution follows."""
 
     def __init__(self, c):
         super().__init__()
@@ -62,7 +64,7 @@ class Up(nn.Module):
 
 
 class Reference(nn.Module):
-    """The reference configuration, spelled out: levels of c, 2c and 2c channels; forward(x, t)."""
+    """The reference configuration, written out: forward(x, t), with levels of c, 2c and 2c channels."""
 
     def __init__(self, c=32):
         super().__init__()
@@ -71,14 +73,14 @@ class Reference(nn.Module):
         self.conv_in = nn.Conv2d(1, c, 3, padding=1)
         down = [Block(c, c), _down(c), Block(c, 2 * c), _down(2 * c), Block(2 * c, 2 * c)]
         up = [
-            Block(4 * c, 2 * c),  # beside the last block's map
+            Block(4 * c, 2 * c),  # with the last block's map
             Block(4 * c, 2 * c),
             Up(2 * c),
             Block(4 * c, 2 * c),
             Block(3 * c, 2 * c),
             Up(2 * c),
             Block(3 * c, c),
-            Block(2 * c, c),  # beside conv_in's map
+            Block(2 * c, c),  # with conv_in's map
         ]
         self.down, self.up = nn.ModuleList(down), nn.ModuleList(up)
         self.middle = nn.ModuleList([Block(2 * c, 2 * c, attention=True), Block(2 * c, 2 * c)])
@@ -101,24 +103,24 @@ class Reference(nn.Module):
 
 
 def in_torch(name, a, shapes):
-    """Our parameter (name, host array) as torch's; shapes: torch's, by torch's names."""
-    path, _, own = name.rpartition(".")
-    name = f"{path}.{ {'w': 'weight', 'b': 'bias', 'gamma': 'weight', 'beta': 'bias'}[own] }"
+    """(name, host array) of our parameter in PyTorch's form.  shapes: {PyTorch's name: PyTorch's shape}."""
+    path, _, parameter = name.rpartition(".")
+    name = f"{path}.{ {'w': 'weight', 'b': 'bias', 'gamma': 'weight', 'beta': 'bias'}[parameter] }"
     if a.ndim == 4:
         a = a.transpose(3, 2, 0, 1)
     elif a.ndim == 2:
         a = a.T
-    return name, a.reshape(shapes[name])  # a linear layer on maps is a 1x1 convolution there
+    return name, a.reshape(shapes[name])  # in PyTorch a linear layer on maps is a 1x1 convolution
 
 
 def largest_difference(model, layout):
-    """How far our network and the reference are apart with the same weights: (name, difference) of the worst.
+    """The largest difference of our network and the reference with the same weights: (name of the array, difference).
 
-    The output and every gradient are compared, each by its largest difference over its largest value.  A gradient's
-    largest value counts as no less than a hundredth of that of all gradients: the gradient of a bias that the next norm
-    takes away again consists of rounding errors.
-    model: our U-Net, whose weights are drawn anew: none is 0, because a 0 would hide what stands before it.
-    layout: name of torch's memory format.  Raises RuntimeError where the two do not have as many parameters.
+    The output and every gradient are compared.  A difference is the largest difference of two arrays, divided by the
+    largest value of the array.  For a gradient the divisor is at least a hundredth of the largest value of all
+    gradients, because some gradients consist of rounding errors: those of biases that the next norm removes.
+    model: our U-Net.  Its weights are drawn anew without zeros, because a zero would hide the layers before it.
+    layout: the name of a memory format of PyTorch.  Raises RuntimeError if the numbers of parameters differ.
     """
     rng, layout = default_rng(0), getattr(torch, layout)
     for p in model.parameters():
@@ -150,7 +152,7 @@ def works(device):
 
 
 class Peer:
-    """PyTorch eager, float32, in one memory layout: the methods are those of `Ours`."""
+    """PyTorch eager, float32, in one memory layout.  The methods are those of `Ours`."""
 
     def __init__(self, *, channels, batch_size, cores, layout):
         torch.set_num_threads(cores)
@@ -208,7 +210,7 @@ class Peer:
 
 
 class OnDevice(Peer):
-    """The same on a GPU, or for a rehearsal on "cpu".  The last stage of a job waits for the device."""
+    """The jobs on a GPU, or on "cpu" for a rehearsal.  The last stage of a job waits for the device."""
 
     def __init__(self, *, device, compiled, tf32, **settings):
         torch.set_default_device(device)

@@ -1,16 +1,17 @@
-"""Captions of digits: what can be measured on a picture, and many sentences for it.
+"""Captions of digits: attributes that are measured on a picture, and many sentences that name them.
 
     thickness = 2 area / perimeter      a stroke of length L and width w has area L w and perimeter 2 L
     slant     = -mu_11 / mu_02          x moves by -slant for each pixel down: positive where the top leans right
     size      = sqrt((mu_20 + mu_02) / area)      the radius of gyration
 
-The ink lies in 0..1.  mu_pq are its central moments, and the perimeter is its total variation.  A third of the training
-pictures is called thin and a third thick; a third is called small and a third large.  A slant gets a name if it is
-clear.  A grammar turns a dictionary of attributes into a sentence, and `parse` reads the attributes back.  A dictionary
-may hold all of {"digit": "seven", "thickness": "thick", "slant": "left", "size": "small"}, or less.
+The ink of a pixel lies in 0..1.  mu_pq are the central moments of the ink, and the perimeter is its total variation.
+The thinnest third of the training pictures is called thin, and the thickest third thick.  The smallest third is called
+small, and the largest third large.  Only a clear slant gets a name.  A grammar turns a dictionary of attributes into a
+sentence, and `parse` finds the attributes of a sentence.  A dictionary contains some or all of
+{"digit": "seven", "thickness": "thick", "slant": "left", "size": "small"}.
 
-HELD_OUT was chosen before any training.  A picture that has all three attributes of one of its rows is never trained
-on.  So the model can be asked for a combination that no caption has named.  Read next: train_prompts.py.
+HELD_OUT was chosen before any training.  No picture with all three attributes of a row of HELD_OUT is used in training.
+So a prompt can name a combination that no caption has named.  Read next: train_prompts.py.
 """
 
 import difflib
@@ -27,7 +28,7 @@ from tinydiff.more.text import PADDING, Prompted, TextUNet
 from tinydiff.train import draw_batch
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-HELD_OUT = (  # digit, thickness, slant: one a digit, half of them thick, half of them leaning left
+HELD_OUT = (  # digit, thickness, slant: a row for each digit; half of the rows are thick, half of them lean left
     ("zero", "thin", "right"),
     ("one", "thick", "left"),
     ("two", "thin", "right"),
@@ -39,7 +40,7 @@ HELD_OUT = (  # digit, thickness, slant: one a digit, half of them thick, half o
     ("eight", "thin", "left"),
     ("nine", "thin", "right"),
 )
-NAMES = {"thickness": ("thin", "thick"), "slant": ("left", "right"), "size": ("small", "large")}  # low, high
+NAMES = {"thickness": ("thin", "thick"), "slant": ("left", "right"), "size": ("small", "large")}  # (low, high)
 SYNONYMS = {
     "thin": ("thin", "fine", "light"),
     "thick": ("thick", "bold", "heavy"),
@@ -50,7 +51,7 @@ SYNONYMS = {
     "right": ("right",),
 }
 KEEP = {"digit": 0.9, "thickness": 0.75, "slant": 0.75, "size": 0.4}  # how often a caption names an attribute
-SLICE = 5000  # pictures measured at a time
+SLICE = 5000  # pictures that are measured at a time
 
 
 # ------------------------------------------------------------------------------------------------- what is measured
@@ -70,7 +71,7 @@ def _measure(images):
     area = ink.sum((1, 2))
     p = np.pad(ink, ((0, 0), (1, 1), (1, 1)))
     diagonals = p[:, 1:, 1:] - p[:, :-1, :-1], p[:, 1:, :-1] - p[:, :-1, 1:]
-    perimeter = np.hypot(*diagonals).sum((1, 2)) / 2**0.5  # of the gradient's length on each 2x2 pixels
+    perimeter = np.hypot(*diagonals).sum((1, 2)) / 2**0.5  # sum of the gradient's length over each 2x2 pixels
     y, x = np.indices(ink.shape[1:])
     dy, dx = (z - ((ink * z).sum((1, 2)) / _or_1(area))[:, None, None] for z in (y, x))
     mu_11, mu_20, mu_02 = ((ink * z).sum((1, 2)) for z in (dx * dy, dx * dx, dy * dy))
@@ -86,11 +87,12 @@ def _or_1(a):
 
 
 def thresholds(measured):
-    """{attribute: [low, median, high]} of a training set's measures.
+    """{attribute: [low, median, high]} of the measured values of a training set.
 
     A value below low gets the attribute's low name, and a value above high gets the high name.
-    Thickness and size: thirds.  Slant: the fifth that leans left most, and the three tenths that lean right most,
-    because digits lean right more often.  The two bounds of the slant are at most -0.05 and at least 0.05.
+    For thickness and size, low and high cut off a third of the set each.  For the slant they cut off the fifth that
+    leans most to the left and the three tenths that lean most to the right, because more digits lean right.  The low
+    bound of the slant is at most -0.05, and the high bound is at least 0.05.
     """
     shares = {"thickness": (1 / 3, 0.5, 2 / 3), "slant": (0.2, 0.5, 0.7), "size": (1 / 3, 0.5, 2 / 3)}
     bounds = {a: np.quantile(measured[a], share).tolist() for a, share in shares.items()}
@@ -99,9 +101,9 @@ def thresholds(measured):
 
 
 def name(measured, bounds):
-    """{attribute: names (N,)}; "" for a value that is neither low nor high, and for a slant that is not clear.
+    """{attribute: names (N,)}.  The name is "" for a value that is neither low nor high.
 
-    A picture is upright if its slant is less than half of the slant that is called left.
+    A picture is called "upright" if its slant is, in size, less than half of the bound for "left".
     """
     names = {}
     for a, (low_name, high_name) in NAMES.items():
@@ -125,7 +127,7 @@ def caption(attributes, rng):
 
     [article] [adjectives] [noun] [digit] [in thick strokes] [leaning left]
 
-    An attribute stands before or after the noun.
+    Each attribute stands before or after the noun.
     """
 
     def one_of(*ways):
@@ -155,7 +157,7 @@ def caption(attributes, rng):
 
 
 def parse(prompt):
-    """The attributes that a prompt names, {} for none; if it names two values of one attribute, the last counts.
+    """The attributes that a prompt names, {} for none.  If a prompt names two values of an attribute, the last counts.
 
     Raises TinydiffError for a word that occurs in no caption.
     """
@@ -163,7 +165,7 @@ def parse(prompt):
 
 
 def draw_attributes(attributes, rng):
-    """The attributes that a caption names: each is kept with its probability in KEEP, and one without a name never."""
+    """The attributes that a caption names.  Each is kept with its probability in KEEP, but never without a name."""
     return {a: value for a, value in attributes.items() if value and rng.random() < KEEP[a]}
 
 
@@ -179,8 +181,8 @@ MAX_TOKENS = 16
 def tokenize(prompt, vocabulary=VOCABULARY):
     """MAX_TOKENS integers: the start, the prompt's words, padding.
 
-    Raises TinydiffError for a word that is not in the vocabulary, and names the words most like it.  Raises it for too
-    many words too.
+    Raises TinydiffError for a word that is not in the vocabulary; the message contains the most similar words.  Raises
+    TinydiffError also for too many words.
     """
     words = _known(prompt, vocabulary)
     if len(words) >= MAX_TOKENS:
@@ -190,7 +192,7 @@ def tokenize(prompt, vocabulary=VOCABULARY):
 
 
 def _known(prompt, vocabulary):
-    """The prompt's words, in small letters."""
+    """The words of the prompt in lower case.  Raises TinydiffError for an unknown word."""
     words, known = prompt.lower().split(), vocabulary[2:]
     for word in words:
         if word not in known:
@@ -206,8 +208,9 @@ def _known(prompt, vocabulary):
 class Captioned:
     """The pictures of a data set that are not held out, with captions: the training set of train_prompts.py.
 
-    dataset: these pictures; the label of each is its number.  names: {attribute: (N,)} of each picture.
-    thresholds: taken from all pictures.  left_out: how many pictures are held out.  schedule: of the batches.
+    dataset: these pictures; the label of picture i is i.  names: {attribute: (N,)} of these pictures.
+    thresholds: from all pictures, also the held-out ones.  left_out: the number of held-out pictures.
+    schedule: the noise schedule of the batches.
     """
 
     def __init__(self, dataset, schedule):
@@ -222,9 +225,9 @@ class Captioned:
         self.schedule = schedule
 
     def draw(self, config, step):
-        """The batch of train.draw_batch with new captions as labels: their tokens (B, MAX_TOKENS).
+        """The batch of train.draw_batch, with the tokens (B, MAX_TOKENS) of new captions as labels.
 
-        Where draw_batch drops the label, the caption is empty.
+        If draw_batch drops a label, the caption is empty.
         """
         dropped = len(self.dataset)
         batch = draw_batch(self.dataset, self.schedule, dropped, config, step)
@@ -238,15 +241,15 @@ class Captioned:
 
 
 def build(config, seed):
-    """The network of a configuration (TextUNet.config), its parameters drawn from seed: picklable, for Workers."""
-    unet = {name: value for name, value in config["unet"].items() if name != "text_features"}  # the encoder decides it
+    """The network of a configuration (TextUNet.config), parameters drawn from seed.  Workers can pickle it."""
+    unet = {name: value for name, value in config["unet"].items() if name != "text_features"}  # set by the encoder
     return TextUNet(config["encoder"], current(unet), rng=default_rng(seed))
 
 
 def load_trained(path, num_workers):
-    """Workers with the averaged weights of a checkpoint of train_prompts.py, its schedule, and its settings.
+    """(workers, schedule, settings) of a checkpoint of train_prompts.py.  The workers have the averaged weights.
 
-    Raises CheckpointError if the file is no such checkpoint.
+    Raises CheckpointError if the file is not such a checkpoint.
     """
     workers, arrays, meta = load_network(path, "prompts", "ema/", _builder, num_workers)
     return workers, Schedule(arrays["schedule/beta"]), meta
@@ -259,7 +262,7 @@ def _builder(_, meta):
 def by_prompt(prompts, negative, model, labels, scale):
     """The guide of a Recipe for prompts: guidance leads image i from the negative prompt to prompt labels[i].
 
-    prompts, negative: token rows.
+    prompts: rows of tokens.  negative: one row of tokens.
     """
     prompted = Prompted(model, [prompts[i] for i in labels], negative)  # only the prompts of this slice are encoded
     return classifier_free(prompted, range(len(labels)), scale)

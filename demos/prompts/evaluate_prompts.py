@@ -1,16 +1,17 @@
-"""Does a checkpoint of train_prompts.py draw what the words describe?  Measured on its images, with intervals.
+"""Does a model of train_prompts.py draw what the prompts describe?  Its images are measured, with 95% intervals.
 
     python demos/prompts/evaluate_prompts.py runs/prompts/checkpoint.npz
 
---num prompts name a digit, thin or thick, and left or right, in any words of the grammar.  They name each combination
-equally often, but no held-out one; --num-held-out more prompts name the held-out ones only.  The classifier (of
-train_classifier.py) reads the digit of each image.  The rest is measured as on the training set (captions.py):
+Each of --num prompts names a digit, thin or thick, and left or right, in any words of the grammar.  These prompts name
+every combination equally often, except the held-out ones.  --num-held-out more prompts name only held-out combinations.
+A classifier (train_classifier.py) reads the digit of each image.  Thickness and slant are measured as on the training
+set (captions.py):
 
-    thick, thin         thicker, thinner than the median of the training set
-    left, right         a slant below 0, above 0
-    all three           digit, thickness and slant
+    thick, thin         the image is thicker, thinner than the median of the training set
+    left, right         the slant is below 0, above 0
+    all three           digit, thickness and slant are all right
 
---out gets the table prompts.md, and held_out.png with a row of images for each held-out combination.
+The demo writes to --out: the table prompts.md, and held_out.png with a row of images for each held-out combination.
 """
 
 from dataclasses import replace
@@ -47,7 +48,7 @@ def main(
     out="runs/prompts",
     workers=None,
 ):
-    """Returns the table as a dictionary: {attribute: 'k of n, ...'}."""
+    """Write the table and the picture.  Returns the table as a dictionary: {attribute: 'k of n, ...'}."""
     ranks = cli.start(backend, precision, plain=plain)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -93,10 +94,10 @@ def draw(pool, recipe, prompts, seed):
 
 
 def judged(prompts, answer, measured, thresholds):
-    """{attribute: which of the images whose prompt names it have it}, without the attributes that no prompt names.
+    """{attribute: which images have it, of those whose prompt names it}, without attributes that no prompt names.
 
-    prompts: one for each image; it names digit, thickness and slant.  answer: the digit read (N,).
-    measured, thresholds: of captions.py.
+    prompts: one for each image; each names digit, thickness and slant.  answer: the digits that were read, (N,).
+    measured, thresholds: from `measure` and `thresholds` of captions.py.
     """
     wanted = [parse(prompt) for prompt in prompts]
     thick, right = np.array([(a["thickness"] == "thick", a["slant"] == "right") for a in wanted]).T
@@ -115,7 +116,7 @@ def judged(prompts, answer, measured, thresholds):
 
 
 def save_rows(path, images, rows):
-    """A picture of the first SHOWN images of each combination.  Image i is of combination i modulo their number."""
+    """A picture of the first SHOWN images of each combination.  Image i has combination i modulo len(rows)."""
     columns = min(SHOWN, len(images) // len(rows)) or 1
     chosen = [images[k :: len(rows)][:columns] for k in range(min(len(rows), len(images)))]
     names = [" ".join(row) for row in rows][: len(chosen)]
@@ -127,11 +128,11 @@ if __name__ == "__main__":
     parser.add_argument("checkpoint", help="checkpoint.npz of train_prompts.py")
     cli.add_backend(parser)
     parser.add_argument("--classifier", help="checkpoint.npz of train_classifier.py")
-    parser.add_argument("--num", type=cli.positive_int, help="prompts")
+    parser.add_argument("--num", type=cli.positive_int, help="number of prompts")
     parser.add_argument("--num-held-out", type=cli.positive_int, help="prompts that name a held-out combination")
     parser.add_argument("--scale", type=cli.non_negative_float, help="guidance: 0 ignores the prompt, 1 follows it")
     parser.add_argument("--steps", type=cli.positive_int, help="reverse steps, at most the schedule's T")
-    parser.add_argument("--seed", type=cli.non_negative_int, help="of words and noise")
+    parser.add_argument("--seed", type=cli.non_negative_int, help="seed of words and noise")
     parser.add_argument("--out", help="folder for prompts.md and held_out.png")
     parser.add_argument("--workers", type=cli.positive_int, help="processes to share the work (default: all cores)")
     cli.run(main, parser)

@@ -4,10 +4,11 @@
     python demos/prompts/prompt.py runs/prompts/checkpoint.npz "two" --negative "thick" --scale 3
     python demos/prompts/prompt.py runs/prompts/checkpoint.npz "a thin seven" --steering steering.png --swap "thick two"
 
-Guidance leads from the negative prompt, which is empty by default, to the prompt and --scale times as far.  --steering
-also draws how the words steer the steps from one x_T.  The picture shows x_0_hat on the way.  It shows which pixels
-attend to each word: the weights of cross-attention at half the resolution, averaged over heads and layers.  And it
-shows the same noise with --swap in the prompt's place, from half-way on and from the start.
+Guidance leads from the negative prompt, which is empty by default, in the direction of the prompt, --scale times as
+far.  --steering writes a second picture, which shows how the words steer the steps from one x_T.  Its first block shows
+x_t and x_0_hat at several times.  Its second block shows which pixels attend to each word: the weights of
+cross-attention at half the resolution, averaged over heads and layers.  Its third block has the same noise, with --swap
+in place of the prompt from half-way on or from the start.
 Read next: evaluate_prompts.py.
 """
 
@@ -30,7 +31,7 @@ from tinydiff.diffusion import sample, within
 from tinydiff.more.layers import CrossAttention
 from tinydiff.more.text import Prompted
 
-MOMENTS = 10  # times t in the steering figure
+MOMENTS = 10  # the number of times t in the steering figure
 
 
 def main(
@@ -50,9 +51,9 @@ def main(
     swap="a thick two",
     workers=None,
 ):
-    """Returns the images (num, H, W, 1) in [-1, 1]."""
+    """Write the pictures.  Returns the images (num, H, W, 1) in [-1, 1]."""
     ranks = cli.start(backend, precision, plain=plain)
-    for path in filter(None, (out, steering)):  # a folder that cannot be made is an error before the work, not after it
+    for path in filter(None, (out, steering)):  # if a folder cannot be made, the error comes before the work
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     pool, schedule, meta = load_trained(Path(checkpoint), workers or ranks.default_workers())
     with pool:
@@ -79,7 +80,7 @@ def main(
 
 
 def steer(model, recipe, tokens, seed):
-    """The contents of the figure: from generate's first x_T, at MOMENTS times t, evenly spread over the steps.
+    """The contents of the figure, from the first x_T of `generate`, at MOMENTS times t that are spread over the steps.
 
     Returns {"t": times, "x_t", "x_0_hat", "swapped", "other": (K, H, W, 1) each, "maps": (K, words, h, w)}.
     """
@@ -100,7 +101,7 @@ def steer(model, recipe, tokens, seed):
 
 
 def walk(recipe, eps_fn, seed):
-    """Yield (t, x_t, x_0_hat at x_t) of each step, from generate's first x_T of this seed, with its noise."""
+    """Yield (t, x_t, x_0_hat at x_t) of each step, with the first x_T and the noise of `generate` for this seed."""
     rng = default_rng("slice", seed, 0)
     x_t = standard_normal(rng, (1, *recipe.image_shape))
     pairs = recipe.pairs(recipe.schedule, recipe.num_steps)
@@ -112,7 +113,7 @@ def walk(recipe, eps_fn, seed):
 
 
 def maps(prompted, x_t, t):
-    """How much each pixel attends to each word of prompt 0: (words, h, w), half the resolution; the words sum to 1."""
+    """How much each pixel attends to each word of prompt 0: (words, h, w), at half the resolution, sum 1 over words."""
     with recorded(prompted.unet) as weights, no_grad():
         prompted(x_t, t, 0)
     pixels = x_t.shape[1] * x_t.shape[2] // 4
@@ -122,13 +123,13 @@ def maps(prompted, x_t, t):
 
 @contextlib.contextmanager
 def recorded(unet):
-    """Within the block each cross-attention adds its weights (N, heads, L, M) to the list."""
+    """Within the block each cross-attention appends its weights (N, heads, L, M) to the yielded list."""
     recorded_weights = []
 
     def attend(q, k, v, *, mask):
         n, heads, m, _ = k.shape
         unit = xp.broadcast_to(xp.eye(m, dtype=k.dtype), (n, heads, m, m))
-        weights = ops.attention(q, k, unit, mask=mask)  # a weighted mean of unit vectors is the weights
+        weights = ops.attention(q, k, unit, mask=mask)  # the weighted mean of unit vectors equals the weights
         recorded_weights.append(to_numpy(weights))
         return weights @ v
 
@@ -151,10 +152,10 @@ def cross_attentions(module):
 
 
 def save_steering(path, parts, words, prompt, swap):
-    """Three blocks with time to the right: the image, the maps of the words, the swapped prompt.  parts: of `steer`."""
+    """Save three blocks, with time to the right: image, maps of the words, swapped prompt.  parts: from `steer`."""
     scale = 2 / parts["maps"].max()
     attended = [m[..., None] * scale - 1 for m in parts["maps"].swapaxes(0, 1)[: len(words)]]  # the rest is padding
-    attended = [m.repeat(2, 1).repeat(2, 2) for m in attended]  # as large as the image
+    attended = [m.repeat(2, 1).repeat(2, 2) for m in attended]  # to the size of the image
     blocks = [
         (f"{prompt!r}", ["x_t", "x_0_hat"], [parts["x_t"] / 2, parts["x_0_hat"]], "gray"),
         ("where each word is looked at", words, attended, "magma"),
@@ -179,15 +180,15 @@ def save_steering(path, parts, words, prompt, swap):
 if __name__ == "__main__":
     parser = cli.parser(__doc__, main)
     parser.add_argument("checkpoint", help="checkpoint.npz of train_prompts.py")
-    parser.add_argument("prompt", help="a sentence of captions.py's words")
+    parser.add_argument("prompt", help="a sentence in the words of captions.py")
     cli.add_backend(parser)
     parser.add_argument("--num", type=cli.positive_int, help="images to draw")
     parser.add_argument("--scale", type=cli.non_negative_float, help="guidance: 0 ignores the prompt, 1 follows it")
     parser.add_argument("--negative", help="a prompt that guidance leads away from")
     parser.add_argument("--steps", type=cli.positive_int, help="reverse steps, at most the schedule's T")
-    parser.add_argument("--seed", type=cli.non_negative_int, help="of the noise")
+    parser.add_argument("--seed", type=cli.non_negative_int, help="seed of the noise")
     parser.add_argument("--out", help="the picture, a .png")
-    parser.add_argument("--steering", metavar="FILE", help="also draw how the words steer each step: a .png")
-    parser.add_argument("--swap", help="the other prompt of that figure")
+    parser.add_argument("--steering", metavar="FILE", help="also write a .png that shows how words steer the steps")
+    parser.add_argument("--swap", help="the other prompt in the picture of --steering")
     parser.add_argument("--workers", type=cli.positive_int, help="processes to share the work (default: all cores)")
     cli.run(main, parser)

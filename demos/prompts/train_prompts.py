@@ -1,12 +1,12 @@
-"""Train a diffusion model that draws what a sentence says: "a thick seven leaning right", "thin 3", "two".
+"""Train a diffusion model that draws what a sentence describes: "a thick seven leaning right", "thin 3", "two".
 
     python demos/prompts/train_prompts.py                    as many steps as fit into 18 minutes
     python demos/prompts/train_prompts.py --resume           continue a run that was stopped or killed
     python demos/prompts/prompt.py runs/prompts/checkpoint.npz "a thin seven leaning right"
 
-A caption names attributes that were measured on the picture.  Each time a picture is shown it gets a new caption
-(captions.py).  One caption in ten is empty, for guidance.  Everything goes to --out: checkpoint.npz, metrics.csv, and
-at the end samples.png and loss.png.  Ctrl-C and SIGTERM save and end.  Read next: prompt.py.
+A caption names attributes that were measured on the picture.  A picture gets a new caption each time that it is in a
+batch (captions.py).  One caption in ten is empty, for guidance.  The run writes to --out: checkpoint.npz, metrics.csv,
+and at the end samples.png and loss.png.  Ctrl-C and SIGTERM save and end the run.  Read next: prompt.py.
 """
 
 from dataclasses import asdict, replace
@@ -48,7 +48,7 @@ def main(
     save_every=100,
     sample_steps=Recipe.num_steps,
 ):
-    """Options that are None take their default, or with resume the checkpoint's value."""
+    """An option that is None has its default, or, with resume, the value in the checkpoint."""
     ranks = cli.start(backend, precision, plain=plain)
     out = Path(out)
     path = out / "checkpoint.npz"
@@ -92,14 +92,14 @@ def main(
 
 
 def save(state, captioned, num_workers, out, more):
-    """Write the checkpoint, of kind "prompts", with the settings that prompt.py needs, and metrics.csv."""
+    """Write metrics.csv, and a checkpoint of kind "prompts" with the settings that prompt.py needs."""
     more = more | {"kind": "prompts", "vocabulary": VOCABULARY, "held_out": HELD_OUT}
     training.save(state, out / "checkpoint.npz", captioned.dataset, captioned.schedule, num_workers, **more)
     run.save_metrics(state, out / "metrics.csv")
 
 
 def final_pictures(state, pool, dataset, recipe, out):
-    """samples.png, a row for each sentence of SHOWN and a column for each digit, and loss.png."""
+    """Write loss.png, and samples.png with a row for each sentence of SHOWN and a column for each digit."""
     prompts = [tokenize(sentence.format(digit)) for sentence in SHOWN for digit in DIGITS]
     recipe = replace(recipe, guide=partial(by_prompt, prompts, tokenize("")))
     parts = []
@@ -115,7 +115,7 @@ def final_pictures(state, pool, dataset, recipe, out):
 
 
 def load_data(name, data_dir, seed, num):
-    """A training set of digits: the captions name nothing else."""
+    """A training set of digits.  Raises TinydiffError for other images, because captions name digits only."""
     if name == "fashion":
         raise TinydiffError("--data fashion: the captions are of digits")
     return run.load_data(name, data_dir, seed, num)
@@ -125,7 +125,7 @@ if __name__ == "__main__":
     parser = cli.parser(__doc__, main)
     cli.add_backend(parser)
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=cli.positive_int, help="training steps, however long they take")
+    length.add_argument("--steps", type=cli.positive_int, help="number of training steps, without a time limit")
     length.add_argument(
         "--minutes", type=cli.positive_float, help=f"as many steps as fit into these minutes (default: {MINUTES:g})"
     )

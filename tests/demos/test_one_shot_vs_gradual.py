@@ -163,7 +163,7 @@ def test_the_smallest_run_fills_table_and_pictures(demo, tmp_path, capsys):
 def test_a_network_without_classes_is_refused(demo, tmp_path):
     """What is asked for is a digit."""
     files = save_untrained(tmp_path, None)
-    with pytest.raises(TinydiffError, match="must be a network with classes"):
+    with pytest.raises(TinydiffError, match="needs a network with classes"):
         demo.main(
             files / "checkpoint.npz",
             classifier=files / "classifier.npz",

@@ -1,4 +1,4 @@
-"""One process that does all the work with the plain functions of the book: what --plain runs on.
+"""One process that does all the work, with the plain functions of the book.  --plain uses it.
 
 Alone and OneProcess have the methods of Ranks and Workers (fast/workers.py), but they need no file of fast/.
 Read next: signals.py.
@@ -15,7 +15,7 @@ from tinydiff.train import gradients_of
 
 
 def one_process() -> Any:
-    """The ranks of a program that runs as one process.  If faster functions are installed: fast.workers.ALONE."""
+    """The ranks of a program that runs as one process: fast.workers.ALONE if faster functions are installed."""
     if not FAST:
         return Alone()
     from tinydiff.fast.workers import ALONE
@@ -41,7 +41,7 @@ class Alone:
         return a
 
     def rescue(self, save: Callable[[], Any]) -> None:
-        """Do nothing: a local run has time to finish its step and save then."""
+        """Do nothing: a local run has time to finish its step and to save afterwards."""
 
     def workers(self, build: Callable[[], Module], num_workers: int) -> "OneProcess":
         if num_workers != 1:
@@ -64,7 +64,7 @@ class OneProcess:
 
     @contextmanager
     def weights(self, average: Sequence[Any]) -> Iterator[None]:
-        """Within the block the network computes with other parameters, such as an EMA.average."""
+        """Within the block the network computes with the arrays `average`, such as an EMA.average."""
         before = [p.data for p in self.parameters]
         try:
             for p, a in zip(self.parameters, average):

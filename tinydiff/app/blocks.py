@@ -1,9 +1,9 @@
-"""Large batches in blocks: a batch of n examples consists of m smaller batches, so that a part of it can be drawn.
+"""Large batches in blocks: a batch of n examples consists of m smaller batches, so that a rank can draw a part only.
 
     batch of step k = batches of size n/m at steps k m, k m + 1, ..., k m + m - 1,    n/m at most BLOCK
 
-One of many ranks needs its own rows only.  To draw the whole batch would take a rank longer than to compute its part.
-A block is the same, whichever rank draws it.  Read next: training.py.
+Each of many ranks needs only its own rows.  Drawing the whole batch would take a rank longer than computing its part.
+Every rank that draws a block gets the same block.  Read next: training.py.
 """
 
 from collections.abc import Callable
@@ -16,14 +16,14 @@ from tinydiff.data import Dataset
 from tinydiff.train import Batch
 
 BLOCK = 512  # examples
-SMALLEST = 64  # a batch that can only be cut into smaller blocks stays whole
+SMALLEST = 64  # a batch is not cut into blocks of fewer examples
 
 
 def in_blocks(draw_from: Callable[[Any], Callable[[Any, int], Batch]], dataset: Dataset, part: Callable) -> Callable:
-    """draw(config, step) of a batch in blocks.  The blocks that contain rows of part(n) are complete.
+    """A function draw(config, step) of a batch in blocks.  The blocks that contain rows of part(n) are complete.
 
     draw_from(dataset) -> draw(config, step).  part(n) -> the slice of the n rows that the caller needs.
-    In all other blocks only t is right; the other arrays are 0 there.
+    In all other blocks only t is right, and the other arrays are 0.
     """
 
     def draw(config: Any, step: int) -> Batch:
@@ -42,7 +42,7 @@ def in_blocks(draw_from: Callable[[Any], Callable[[Any, int], Batch]], dataset: 
 
 
 class _Blank:
-    """As many images as a data set has, each of one pixel.  draw_batch draws t first, so t is right for them too."""
+    """A data set of `num` images of one pixel.  draw_batch draws t first, so t is the same as for the real data set."""
 
     def __init__(self, num: int):
         self._num = num
@@ -55,6 +55,6 @@ class _Blank:
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    """The parts end to end.  A part of a smaller shape than the largest is replaced by zeros."""
+    """The parts end to end.  A part whose examples are smaller than the largest ones is replaced by zeros."""
     shape = max((a.shape[1:] for a in parts), key=np.prod)
     return np.concatenate([a if a.shape[1:] == shape else np.zeros((len(a), *shape), a.dtype) for a in parts])

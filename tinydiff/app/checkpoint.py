@@ -1,8 +1,8 @@
-"""Checkpoints: named arrays and their settings in one .npz file, which is either whole or absent.
+"""Checkpoints: named arrays and their settings in one .npz file, which is either complete or absent.
 
 A save writes to a temporary file in the same folder, waits until the bytes are on the disk, and only then puts the
-temporary file in the place of the old one.  The last good checkpoint survives at any moment, also after kill -9 or on a
-full disk.  A load checks a SHA-256 digest of the whole file before it parses anything, and it never unpickles: a file
+temporary file in the place of the old one.  So a good checkpoint exists at any moment, also after kill -9 or on a full
+disk.  A load checks a SHA-256 digest of the whole file before it parses anything, and it never unpickles: a file
 from a stranger can be refused, but it cannot run code.  Equal content gives equal bytes, so `cmp` compares two runs.
 
 Pictures and tables are written through `atomic_write` too.  training.py decides what a checkpoint contains.
@@ -30,15 +30,15 @@ VERSION = 1
 
 _MARK = f"{FORMAT}.npy"  # the name of the first member, which stands at byte 30 of the zip file
 _DIGEST_SIZE = 64  # SHA-256 in hexadecimal
-_KINDS = "biufcSU"  # bool, integers, floats, complex, bytes, text: what a .npy file holds without pickle
+_KINDS = "biufcSU"  # bool, integers, floats, complex, bytes, text: a .npy file stores these without pickle
 
 
 class CheckpointError(TinydiffError):
-    """A file cannot be written, or is not a checkpoint that can be used.  The message names the file and the reason."""
+    """A file cannot be written, or is not a usable checkpoint.  The message names the file and the reason."""
 
 
 def save(path: str | os.PathLike, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
-    """Write a checkpoint in place of `path`, whole or not at all.
+    """Write a checkpoint to `path`, completely or not at all.  It replaces an older file.
 
     The file is an uncompressed zip file, which np.load reads too:
 
@@ -46,8 +46,8 @@ def save(path: str | os.PathLike, arrays: dict[str, np.ndarray], meta: dict[str,
         "NAME.npy"                  one for each array, in the order given, in C order
         the zip comment             64 hex digits that end the file: SHA-256 of all bytes before them
 
-    arrays: host arrays of numbers or text, else ValueError.  meta: values that JSON can hold, else ValueError; a tuple
-    is loaded as a list.  Raises CheckpointError if the file cannot be written; an older file is then unchanged.
+    arrays: host arrays of numbers or text, else ValueError.  meta: values that JSON can store, else ValueError.  A
+    tuple is loaded as a list.  Raises CheckpointError if the file cannot be written; an older file is then unchanged.
     """
     body = _pack(arrays, meta)
     with atomic_write(path) as file:
@@ -73,15 +73,15 @@ def load(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]
         return _unpack(data)
     except CheckpointError as error:
         raise CheckpointError(f"{path} {error}") from None
-    except Exception as error:  # for bytes that they do not expect, zipfile, json and NumPy raise a dozen kinds
+    except Exception as error:  # zipfile, json and NumPy raise a dozen kinds of errors for wrong bytes
         raise CheckpointError(f"{path} is not a checkpoint that this version can read ({error!r})") from None
 
 
 def check_same(saved: dict[str, Any], wanted: dict[str, Any], keys: Collection[str]) -> None:
     """Check that the settings `saved` in a checkpoint equal the `wanted` ones under each of `keys`.
 
-    Values are compared as JSON holds them (a tuple equals a list).  A key that is absent counts as None.
-    Raises CheckpointError with each key that differs and both values.
+    Values are compared as JSON stores them (a tuple equals a list).  A key that is absent counts as None.
+    Raises CheckpointError that lists each different key with both values.
     """
     old, new = (json.loads(json.dumps({key: settings.get(key) for key in keys})) for settings in (saved, wanted))
     differing = [f"{k} is {old[k]!r} in the checkpoint, {new[k]!r} is wanted" for k in keys if old[k] != new[k]]
@@ -101,12 +101,12 @@ def set_aside(path: str | os.PathLike) -> None:
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """Open a temporary file beside `path` for writing bytes.  It takes the place of `path` if the block ends well.
+    """Open a temporary file beside `path` for writing bytes.  If the block ends without an error, it replaces `path`.
 
     If the block or the disk fails, `path` stays as it was and the temporary file is removed.  The next write of the
     same path removes a temporary file that a killed process left.  Raises CheckpointError for an OSError.
     """
-    target = Path(os.path.realpath(path))  # the file that a link names, so that the link stays a link
+    target = Path(os.path.realpath(path))  # follow a link to its file, so that the link stays a link
     temporary = target.with_name(f".{target.name}.{os.urandom(4).hex()}.tmp")
     try:
         # A live writer of the same path loses its temporary file and fails cleanly: two writers never mix their bytes.
@@ -139,7 +139,7 @@ def _pack(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> memoryview:
         raise ValueError(f"meta must hold what JSON can hold: {error}") from None
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        archive.comment = bytes(_DIGEST_SIZE)  # room for the digest: the end record contains the comment's length
+        archive.comment = bytes(_DIGEST_SIZE)  # space for the digest: the end record contains the length of the comment
         _add(archive, FORMAT, np.frombuffer(header.encode(), np.uint8))
         for name, array in arrays.items():
             if not name or name == FORMAT or not name.isprintable() or "\\" in name:
@@ -182,7 +182,7 @@ def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
 
 
 def _what_is_wrong(data: bytes) -> str:
-    """The most likely reason why the digest of a file does not fit."""
+    """The most likely reason why the content of a file does not fit its digest."""
     if not data.startswith(b"PK"):
         return "is not a tinydiff checkpoint: not an .npz file" if data else "is empty"
     if not _MARK.encode().startswith(data[30 : 30 + len(_MARK)]):

@@ -1,4 +1,4 @@
-"""What a user may choose when images are drawn: labels, samplers, times.  Read next: trained.py."""
+"""The choices of a user who draws images: labels, samplers and times.  Read next: trained.py."""
 
 import argparse
 import re
@@ -21,15 +21,15 @@ def labels(text: str) -> tuple[int, ...]:
 
 
 def DDIM(schedule: Schedule, eta: float = 0.0) -> Callable:
-    """ddim_step, as a Recipe takes it.  Another eta: partial(DDIM, eta=1.0)."""
+    """ddim_step in the form that a Recipe takes.  For another eta use partial(DDIM, eta=1.0)."""
     return partial(ddim_step, schedule, eta=eta, clip=True)
 
 
 def DPM_SOLVER_2M(schedule: Schedule) -> Callable:
-    """A fresh dpm_solver_2m, as a Recipe takes it."""
+    """A new dpm_solver_2m in the form that a Recipe takes."""
     return dpm_solver_2m(schedule, clip=True)
 
 
 def quadratic(schedule: Schedule, num_steps: int) -> Pairs:
-    """quadratic_pairs, as a Recipe takes it."""
+    """quadratic_pairs in the form that a Recipe takes."""
     return quadratic_pairs(schedule.T, num_steps)

@@ -1,11 +1,11 @@
 """Training a classifier of digits, and its checkpoint.
 
-In training each image is displaced at random, by up to MAX_SHIFT pixels each way: a digit is the same digit in another
-place.  A noisy classifier is trained on x_t at all times t instead, without displacement.  Its gradient leads the
-sampler (classifier guidance), so its p(y | x_t) must be that of the data themselves.
+In training each image is displaced at random, by up to MAX_SHIFT pixels in each direction, because a digit in another
+place is still the same digit.  A noisy classifier is trained on x_t at all times t, without displacement.  The gradient
+of a noisy classifier leads the sampler (classifier guidance), so p(y | x_t) must be that of the data themselves.
 
-As in train.py, all random numbers of step k come from a stream that the seed and k name.  A run takes minutes, so it is
-not saved on the way and cannot be resumed.  This is the last file of app/.
+As in train.py, the seed and k determine all random numbers of step k.  A run takes a few minutes, so it is saved only
+at its end and cannot be resumed.  This is the last file of app/.
 """
 
 from collections.abc import Callable, Iterator
@@ -80,8 +80,8 @@ def train_classifier(
 
 
 def build_classifier(config: dict[str, Any], seed: int) -> Classifier:
-    """The classifier of a configuration (Classifier.config), its parameters drawn from seed.  Workers can be sent this
-    function."""
+    """The classifier of a configuration (Classifier.config), with parameters drawn from seed.  The function
+    can be sent to workers."""
     return Classifier(**config, rng=default_rng(seed))
 
 
@@ -94,10 +94,10 @@ def save_classifier(
     errors: int,
     schedule: Schedule | None = None,
 ) -> None:
-    """Write a checkpoint of the weights and of their origin, whole or not at all.
+    """Write a checkpoint of the weights and of how they were trained, complete or not at all.
 
     errors: the number of images of `test` that the classifier misreads.  schedule: given for a noisy classifier only;
-    the checkpoint is then of another kind, so that no program reads clean images with it.
+    the checkpoint then has another kind, so that no program reads clean images with this classifier.
     """
     arrays = {f"weights/{name}": a for name, a in workers.model.state_dict().items()}
     if schedule is not None:
@@ -118,7 +118,7 @@ def save_classifier(
 def load_classifier(path: Path, num_workers: int) -> tuple[Any, dict[str, Any]]:
     """Workers that hold a saved classifier, and the settings of its checkpoint.
 
-    Raises CheckpointError if the file is not a whole checkpoint of a classifier.
+    Raises CheckpointError if the file is not a complete checkpoint of a classifier.
     """
     workers, _, meta = load_network(path, "classifier", "weights/", _builder, num_workers)
     return workers, meta
@@ -127,8 +127,8 @@ def load_classifier(path: Path, num_workers: int) -> tuple[Any, dict[str, Any]]:
 def load_noisy_classifier(path: Path, schedule: Schedule, num_classes: int) -> Module:
     """A saved noisy classifier that can lead a model of this schedule and this number of classes.
 
-    Raises CheckpointError if the file is not a whole checkpoint of a noisy classifier, and TinydiffError if it was
-    trained with another schedule or for other classes.
+    Raises CheckpointError if the file is not a complete checkpoint of a noisy classifier.  Raises TinydiffError if the
+    classifier was trained with another schedule or for other classes.
     """
     workers, arrays, _ = load_network(path, "noisy classifier", "weights/", _builder, 1)
     if workers.model.num_classes != num_classes or not np.array_equal(arrays["schedule/beta"], schedule.beta):

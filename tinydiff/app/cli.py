@@ -1,4 +1,4 @@
-"""What every program shares: a parser that takes its defaults from main, checked option types, and a clean end.
+"""What all programs share: a parser that takes its defaults from main, option types with checks, and a clean end.
 
     def main(*, backend="numpy", precision=None, plain=False, steps=20_000):
         cli.start(backend, precision, plain=plain)
@@ -10,8 +10,8 @@
         parser.add_argument("--steps", type=cli.positive_int, help="how many batches to train on")
         cli.run(main, parser)
 
-A default is written once, as a keyword default of main.  Importers, tests and the command line all use it, and --help
-shows it.  Read next: alone.py.
+A default is written once, as a keyword default of main.  Importers, tests and the command line all use this default,
+and --help shows it.  Read next: alone.py.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from tinydiff.backend import TinydiffError, use_backend
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows the default of each option, except None and False: those mean that the option is off."""
+    """Shows the default of each option, except None and False, which mean that the option is off."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         off = action.default is None or action.default is False
@@ -40,7 +40,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
 def parser(description: str | None, main: Callable[..., Any]) -> argparse.ArgumentParser:
     """An argument parser.  Each option has the default of main's keyword argument of the same name.
 
-    description: text that --help shows with its lines unchanged, such as the docstring of the program.
+    description: the text that --help shows, line by line as it is written, such as the docstring of the program.
     """
     new = argparse.ArgumentParser(description=description, formatter_class=_Help, allow_abbrev=False)
     parameters = inspect.signature(main).parameters.values()
@@ -53,7 +53,7 @@ def add_backend(to: argparse.ArgumentParser) -> None:
     precision = "of a GPU's matrix products: tf32 (its default) rounds each factor to 10 bits and is faster"
     to.add_argument("--backend", choices=["numpy", "cupy"], help="arrays on the CPU, or on an NVIDIA GPU")
     to.add_argument("--precision", choices=["float32", "tf32"], help=precision)
-    to.add_argument("--plain", action="store_true", help="compute with the functions of the book as they stand: slower")
+    to.add_argument("--plain", action="store_true", help="compute with the plain functions of the book: slower")
 
 
 def add_parallel(to: Any) -> None:
@@ -63,15 +63,15 @@ def add_parallel(to: Any) -> None:
 
 
 def start(backend: str, precision: str | None, parallel: str = "local", plain: bool = False) -> Any:
-    """Choose the backend, print which GPU computes, and return the processes that share the work: see alone.Alone.
+    """Choose the backend, print the name of the GPU if one is used, and return the ranks (see alone.Alone).
 
-    main calls this function first.  Raises TinydiffError for a choice that cannot work here.
+    main calls this function first.  Raises TinydiffError for a choice that cannot work on this machine.
     """
     ranks = None
     if parallel == "mpi" and plain:
         raise TinydiffError("--plain --parallel mpi: with --plain one process does all the work")
     if parallel == "mpi":
-        from tinydiff.fast import mpi  # loaded only if it is used
+        from tinydiff.fast import mpi  # imported only for --parallel mpi
 
         ranks = mpi.world()
     use_backend(backend, precision, ranks.local_rank if ranks else 0, plain=plain)
@@ -86,16 +86,16 @@ def run(main: Callable[..., Any], using: argparse.ArgumentParser) -> None:
     """Call main(**options) and end the program as a user expects.
 
     Exit code 2 and a message without a traceback: for a TinydiffError, for too little memory, and for a file that
-    cannot be opened or made.  Exit code 130: after Ctrl-C.  Exit code 141 and no message: if the reader of the output
-    has closed it (`| head`).  Any other exception is a bug and keeps its traceback.
+    cannot be opened or created.  Exit code 130: after Ctrl-C.  Exit code 141 and no message: if the reader of the
+    output has closed it (`| head`).  Any other exception is a bug and keeps its traceback.
     """
     options = vars(using.parse_args())
     if options.get("precision") == "tf32" and options["backend"] == "numpy":
         using.error("--precision tf32 needs --backend cupy: NumPy multiplies in float32")
     try:
         main(**options)
-        sys.stdout.flush()  # raises here, not after the end, if the reader has closed the output
-    except (TinydiffError, MemoryError) as error:  # both backends describe in one line what did not fit into memory
+        sys.stdout.flush()  # if the reader has closed the output, the error comes here, not at exit
+    except (TinydiffError, MemoryError) as error:  # on both backends one line describes the array that was too large
         width, message = shutil.get_terminal_size().columns, f"error: {str(error) or 'out of memory'}"
         fill = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False).fill  # paths stay whole
         using.exit(2, "".join(fill(line) + "\n" for line in message.splitlines()))
@@ -138,9 +138,9 @@ def _number(text: str, kind: type, what: str, fits: Callable[[Any], bool]) -> An
 
 
 def _end_if_nobody_reads() -> None:
-    """Exit with code 141 (128 + SIGPIPE) if the broken pipe is standard output; a worker's broken pipe is a bug."""
+    """Exit with code 141 (128 + SIGPIPE) if the broken pipe is standard output.  A worker's broken pipe is a bug."""
     try:
-        print(flush=True)  # a flush alone would not raise again: the text that could not be written is dropped by now
+        print(flush=True)  # a flush alone would not raise again: the unwritten text is already dropped
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python prints an error at exit
         sys.exit(141)

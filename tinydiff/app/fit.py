@@ -1,4 +1,4 @@
-"""A short run on any loss: no file is written, and nothing is resumed.
+"""A short training run on any loss.  It writes no file and cannot be resumed.
 
     for loss in fit(workers, losses_of, draw, config):
         ...
@@ -16,7 +16,7 @@ from tinydiff.train import LoopConfig, Losses, Training
 
 
 def fit(workers: Any, losses_of: Losses, draw: Draw, config: LoopConfig) -> Iterator[float]:
-    """Train the workers' network on any loss, and yield the mean loss of each step's batch.
+    """Train the workers' network on any loss, and yield the mean loss over the batch of each step.
 
     losses_of, draw: as for Training.  Raises TrainingError as `steps` does.
     """
@@ -26,7 +26,7 @@ def fit(workers: Any, losses_of: Losses, draw: Draw, config: LoopConfig) -> Iter
 
 
 def steps_that_fit(workers: Any, losses_of: Losses, draw: Draw, config: LoopConfig, minutes: float) -> int:
-    """The number of steps of `fit` that take these minutes, at least 1.
+    """The number of steps that `fit` can take in so many minutes, at least 1.
 
     Ten gradients are computed.  The first three are slower than the rest, so only the last seven are timed.
     """

@@ -1,11 +1,11 @@
-"""Drawing images with a trained network: the samplers of diffusion/, in slices, on all workers.
+"""Drawing images with a trained network: all workers run the samplers of diffusion/ on slices of a few images.
 
     recipe = Recipe(schedule, (28, 28, 1), num_steps=50, scale=2.0)
     for frames in generate(workers, recipe, labels, seed):
         ...                                                     # frames[-1]: the images of this slice of the labels
 
-A large request is cut into slices of a few images.  Each slice has a random stream of its own, which seed and slice
-number name.  So the number of workers changes neither the images nor the memory that one slice needs.
+A large request is cut into slices.  Each slice has a random stream of its own, which depends only on the seed and on
+the number of the slice.  So the number of workers changes neither the images nor the memory that one slice needs.
 Read next: choices.py.
 """
 
@@ -25,16 +25,16 @@ from tinydiff.diffusion.targets import EPS, Target, as_eps_fn
 from tinydiff.diffusion.times import Pairs, timestep_pairs
 from tinydiff.nn import UNet
 
-SLICE, GPU_SLICE = 20, 500  # images; guidance doubles the batch that the network sees.  A GPU has room for many.
+SLICE, GPU_SLICE = 20, 500  # images.  Guidance doubles the network's batch.  A GPU has room for large slices.
 
 
 def DDPM(schedule: Schedule) -> Callable:
-    """ddpm_step, as a Recipe takes it.  It clips, because images lie in [-1, 1]."""
+    """ddpm_step in the form that a Recipe takes.  x_0_hat is clipped, because images lie in [-1, 1]."""
     return partial(ddpm_step, schedule, clip=True)
 
 
 def uniform(schedule: Schedule, num_steps: int) -> Pairs:
-    """timestep_pairs, as a Recipe takes it."""
+    """timestep_pairs in the form that a Recipe takes."""
     return timestep_pairs(schedule.T, num_steps)
 
 
@@ -45,17 +45,18 @@ def by_label(model: Any, labels: Sequence[int], scale: float) -> EpsFn:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How images are drawn, whatever their labels and noise.  Worker processes receive it, so it must be picklable.
+    """How images are drawn, except for their labels and noise.  Workers receive a Recipe, so it must be picklable.
 
-    step(schedule): a step as sample() takes it, such as DDPM; others in choices.py.  Each slice makes its own step.
+    step(schedule) -> a step for sample(), such as DDPM; more are in choices.py.  Each slice makes a step of its own.
     num_steps: the number of reverse steps, at most T, else TinydiffError.
-    pairs(schedule, num_steps): the times that the steps visit, such as uniform; others in choices.py.
-    scale: of guidance; 0 = unconditional, 1 = conditional.  guide(model, labels, scale) -> eps_fn.
+    pairs(schedule, num_steps) -> the times that the steps visit, such as uniform; more are in choices.py.
+    scale: the guidance scale; 0 = unconditional, 1 = conditional.  guide(model, labels, scale) -> eps_fn.
     keep: the number of frames to return.  They are spread evenly over the steps; the last frame is the final image.
     at_once: the number of images in a slice; None: SLICE on the CPU, GPU_SLICE on a GPU.  Small images are faster in
     large slices.
-    target: what the workers' network predicts; the models of load_trained predict the noise, EPS.  Another prediction
-    is guided first and then converted.  The conversion is affine, so classifier-free guidance may come first.
+    target: what the workers' network predicts; the models of load_trained predict the noise, EPS.  For another target
+    the prediction is guided first and then converted to eps_hat.  For classifier-free guidance the order makes no
+    difference, because the conversion is affine.
     """
 
     schedule: Schedule
@@ -76,10 +77,10 @@ class Recipe:
 
 
 def generate(workers: Any, recipe: Recipe, labels: Sequence[int], seed: int) -> Iterator[np.ndarray]:
-    """Draw one image for each label, with the weights that the workers hold now.
+    """Draw one image for each label, with the current weights of the workers.
 
-    labels: each in 0..num_classes, where num_classes means "no label".  For a network without classes only their number
-    matters.
+    labels: each in 0..num_classes, where num_classes means "no label".  For a network without classes only the number
+    of the labels matters.
     Yields the slices in order.  A slice of n labels is an array (keep, n, H, W, C), float32: n images in each of `keep`
     frames.  Values lie near [-1, 1].
     """
@@ -95,7 +96,7 @@ def frame_times(recipe: Recipe) -> list[int]:
 
 
 def build_unet(config: dict[str, Any], seed: int) -> UNet:
-    """The U-Net of a configuration (UNet.config), its parameters drawn from seed.  Workers can be sent this function.
+    """The U-Net of a configuration (UNet.config), parameters drawn from seed.  The function can be sent to workers.
 
     Raises CheckpointError as `current` does.
     """
@@ -103,11 +104,11 @@ def build_unet(config: dict[str, Any], seed: int) -> UNet:
 
 
 def current(config: dict[str, Any]) -> dict[str, Any]:
-    """A saved configuration of a UNet, without the options that only earlier versions had.
+    """A saved configuration of a UNet without the options that this version no longer has.
 
-    Raises CheckpointError if the network used such an option.
+    Raises CheckpointError if the saved network used one of those options.
     """
-    gone = {"dropout": 0.0, "text_features": None}  # and their values when unused
+    gone = {"dropout": 0.0, "text_features": None}  # the removed options, each with the value that means "unused"
     for name, unused in gone.items():
         if config.get(name, unused) != unused:
             raise CheckpointError(f"{name}={config[name]!r}: this version has no such network")
@@ -115,7 +116,7 @@ def current(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _kept(recipe: Recipe) -> list[int]:
-    """The indices of the steps whose results are the frames; the last step is always one of them."""
+    """The indices of the steps whose results are kept as frames, always with the last step."""
     keep = min(recipe.keep, recipe.num_steps)
     return [(i + 1) * recipe.num_steps // keep - 1 for i in range(keep)]
 

@@ -1,18 +1,18 @@
-"""How far a set of samples is from real data: the Frechet distance of their features, and how much of it they cover.
+"""How far samples are from real data: the Frechet distance of their features, and how much of the data they cover.
 
     d^2 = |mu_1 - mu_2|^2 + tr(S_1 + S_2 - 2 (S_1^{1/2} S_2 S_1^{1/2})^{1/2})       Dowson & Landau 1982
 
 is the squared distance between two Gaussians in the sense of optimal transport.  Here the Gaussians are fitted to the
-features of two sets of images: to the inputs of a classifier's last layer.  The distance is small if both sets contain
-the same things, equally often and equally varied.  With the Inception network as classifier it is called FID (Heusel et
-al. 2017).  Our classifier reads digits, so our distances can be compared with each other only.
+features of two sets of images.  Features are the inputs of a classifier's last layer.  The distance is small if both
+sets contain the same things, equally often and equally varied.  With the Inception network as classifier the distance
+is called FID (Heusel et al. 2017).  Our classifier reads digits, so our distances can be compared with each other only.
 
 Two small sets have a larger distance than two large ones.  For N and M rows of one N(mu, S), eigenvalues l_i of S,
 
     E d^2 = (1/N + 1/M) (tr S + sum_ij (1 + [i = j])/2 l_i l_j/(l_i + l_j)),   to first order in 1/N and 1/M
 
 For D equal eigenvalues, N = M = 1000 and D = 128 this is 6.6% of tr S.  So a distance must be compared with the floor:
-the distance of real data from real data, in sets of the same sizes.  Read next: reading.py.
+the distance of real data from other real data, in sets of the same sizes.  Read next: reading.py.
 """
 
 import math
@@ -27,8 +27,9 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
         S = F^T F,   F = (rows - mu)/sqrt(N - 1),
         tr (S_a^{1/2} S_b S_a^{1/2})^{1/2} = sum of singular values of F_a F_b^T
 
-    The formula needs no root of a covariance.  With fewer rows than features S has eigenvalues 0, and the root of a
-    rounding error of 1e-16 would be 1e-8.  Computed in float64; the error is about 1e-15 (tr S_a + tr S_b).
+    The formula needs no square root of a covariance.  With fewer rows than features S has eigenvalues 0, and the square
+    root would turn a rounding error of 1e-16 into 1e-8.  All is computed in float64, with an error of about
+    1e-15 (tr S_a + tr S_b).
     """
     (mean_a, F_a), (mean_b, F_b) = _fit("a", a), _fit("b", b)
     if len(mean_a) != len(mean_b):
@@ -50,11 +51,12 @@ def frechet_with_floor(samples: np.ndarray, real: np.ndarray) -> tuple[float, fl
 
 
 def coverage(samples: np.ndarray, real: np.ndarray, k: int = 5) -> float:
-    """The share of real rows that have a sample at most as far away as their k-th nearest neighbour among the real rows
-    (Naeem et al. 2020).
+    """The share of real rows that have a sample nearby (Naeem et al. 2020).
+
+    Nearby: at most as far away as the k-th nearest neighbour of the real row among the other real rows.
 
     samples: (M, D), real: (N, D) with N > k, else ValueError.  If samples and real rows have the same distribution, the
-    mean of the share is 1 - C(N-1, k)/C(N+M-1, k) for every distribution: 97% for N = M and k = 5.
+    mean of the share is 1 - C(N-1, k)/C(N+M-1, k), whatever the distribution: 97% for N = M and k = 5.
     """
     samples, real = np.asarray(samples, np.float64), np.asarray(real, np.float64)
     if len(real) <= k:
@@ -64,10 +66,10 @@ def coverage(samples: np.ndarray, real: np.ndarray, k: int = 5) -> float:
 
 
 def spread(features: np.ndarray, labels: np.ndarray) -> float:
-    """How varied a class is: the root of the unbiased mean squared distance of its features from their mean.
+    """How varied a class is: the root of the unbiased mean squared distance of the class's features from their mean.
 
-    features: (N, D), labels: (N,).  The mean square is averaged over the classes with two rows or more; nan if there is
-    no such class.
+    features: (N, D), labels: (N,).  The mean square is averaged over the classes with two rows or more.  Without
+    such a class the result is nan.
     """
     variances = [features[labels == k].var(0, ddof=1).sum() for k in set(labels.tolist()) if (labels == k).sum() > 1]
     return float(np.mean(variances)) ** 0.5 if variances else float("nan")
@@ -78,7 +80,7 @@ def wilson_interval(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
 
         (p + z^2/2n  -+  z sqrt(p (1 - p)/n + z^2/4n^2)) / (1 + z^2/n),   p = right/n
 
-    Unlike p -+ z sqrt(p (1 - p)/n) the interval stays within 0..1, and its width is not 0 if all or none are right.
+    Unlike p -+ z sqrt(p (1 - p)/n), this interval stays within 0..1.  If all or none are right, its width is not 0.
     """
     p = right / n
     middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))

@@ -1,8 +1,9 @@
-"""Pictures: a grid of samples, the way from noise to digit (film strip and animation), and the loss curves.
+"""Pictures: a grid of samples, the steps from noise to a digit (film strip and animation), and the loss curves.
 
-Each function takes arrays and a path, and writes a whole file or none (checkpoint.atomic_write).  Images are channels
-last in [-1, 1], like the data and the samples: -1 is black, 1 is white.  One image pixel becomes a square of
-`scale` x `scale` screen pixels, without blur.  The loss curves are drawn without pyplot: no window, no global state.
+Each function takes arrays and a path, and writes a complete file or none (checkpoint.atomic_write).  Images have their
+channels last and lie in [-1, 1], like the data and the samples: -1 is black, 1 is white.  One image pixel becomes a
+square of `scale` x `scale` screen pixels, without blur.  The loss curves are drawn without pyplot: no window, no
+global state.
 
 `import tinydiff` must not load this file, because matplotlib takes longer to import than all the rest.
 Read next: generate.py.
@@ -25,16 +26,16 @@ from tinydiff.backend import to_numpy
 
 _MARGIN = 12  # pixels around a picture
 _INK = "#333333"
-_GREYS = 16  # of an animation: noise hardly compresses, and 16 levels halve the file
-_HOLD_MS = 2000  # how long an animation rests on its last frame
+_GREYS = 16  # of an animation: noise hardly compresses, so only 16 grey levels halve the file
+_HOLD_MS = 2000  # how long an animation shows its last frame
 
 
 def tile(images: Any, columns: int, gap: int = 1, scale: int = 1) -> np.ndarray:
-    """Put images in rows of `columns`, `gap` white pixels apart: uint8, -1 -> 0 and 1 -> 255, rounded, clipped.
+    """Put images in rows of `columns`, `gap` white pixels apart.  Values are clipped and rounded: -1 -> 0, 1 -> 255.
 
-    images: (N, H, W, C), N >= 1, C = 1 or 3.  Returns (rows (H + gap) - gap, columns (W + gap) - gap, C), both sides
-    `scale` times as long; the places after the last image are white.  Raises ValueError for another shape, a NaN or an
-    infinity.
+    images: (N, H, W, C), N >= 1, C = 1 or 3.  Returns uint8 (rows (H + gap) - gap, columns (W + gap) - gap, C), with
+    both sides `scale` times as long.  The places after the last image are white.  Raises ValueError for another shape,
+    a NaN or an infinity.
     """
     images = to_numpy(images)
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or images.size == 0:
@@ -75,12 +76,12 @@ def save_filmstrip(path: Path, frames: Any, t_values: Sequence[int], title: str 
     k, n, *shape = frames.shape
     if len(t_values) != k:
         raise ValueError(f"t_values must name each of the {k} frames, got {len(t_values)}")
-    images = frames.swapaxes(0, 1).reshape(n * k, *shape)  # image by image, the frames of an image side by side
+    images = frames.swapaxes(0, 1).reshape(n * k, *shape)  # image after image, each with its frames side by side
     _save_picture(path, tile(images, k, scale=scale), title, column_labels=[f"t = {t}" for t in t_values])
 
 
 def save_gif(path: Path, frames: Any, columns: int, ms: int = 60, scale: int = 2) -> None:
-    """Write a looping .gif of the grid, `ms` milliseconds a frame; the last frame is shown for two seconds.
+    """Write a looping .gif of the grid, with `ms` milliseconds a frame and two seconds for the last frame.
 
     frames: (K, N, H, W, 1); frame k shows all N images.  The .gif has 16 greys.
     """
@@ -102,7 +103,7 @@ def save_gif(path: Path, frames: Any, columns: int, ms: int = 60, scale: int = 2
 def save_loss(
     path: Path, steps: Any, loss: Any, bucket_loss: Any, bucket_names: Sequence[str], title: str = ""
 ) -> None:
-    """Write a .png of the training loss (left) and of the loss in each range of t (right) against the step, log scale.
+    """Write a .png of two panels over the steps, on a log scale: the loss (left), the loss in each range of t (right).
 
     steps, loss: (S,), S >= 1, else ValueError.  bucket_loss: (S, B), NaN where a batch had no such t, else ValueError.
     bucket_names: B labels, in the order of t.
@@ -113,11 +114,11 @@ def save_loss(
         raise ValueError(f"steps and loss must both have shape (S,) with S >= 1, got {steps.shape} and {loss.shape}")
     if bucket_loss.shape != (len(steps), len(bucket_names)):
         raise ValueError(f"bucket_loss must be {(len(steps), len(bucket_names))}, got {bucket_loss.shape}")
-    # A logarithmic axis shows positive numbers only: anything else becomes NaN, a gap in the curve.
+    # A logarithmic axis shows positive numbers only.  All other numbers become NaN, a gap in the curve.
     loss, bucket_loss = (np.where(np.isfinite(a) & (a > 0), a, np.nan) for a in (loss, bucket_loss))
     figure = Figure(figsize=(10.5, 4), dpi=128, layout="constrained", facecolor="white")
     left, right = figure.subplots(1, 2, sharex=True)
-    marker = "." if len(steps) < 30 else ""  # a curve of one point shows too
+    marker = "." if len(steps) < 30 else ""  # with dots even a curve of one point is visible
     left.plot(steps, loss, marker=marker, color="C0", alpha=0.3, lw=0.7, label="as measured")
     left.plot(steps, _running_mean(loss), color="C0", lw=1.8, label="running mean")
     colours = colormaps["viridis"](np.linspace(0, 0.9, len(bucket_names)))

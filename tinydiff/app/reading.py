@@ -2,8 +2,8 @@
 
     share read as the label asked for = mean over images of [argmax_k p(k | image) = label]
 
-This share tells whether generated digits are the digits they should be.  It is low for a network that ignores its
-label, and for a network that draws no digits.  Images are read in slices, on all workers.  Read next: fit.py.
+This share measures whether generated digits match their labels.  The share is low for a network that ignores its label,
+and for a network that does not draw digits.  All workers read slices of the images.  Read next: fit.py.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -43,12 +43,12 @@ def look(workers: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def class_probs(model: Module) -> Callable[[Any, int], np.ndarray]:
-    """class_probs(x_t, t) = p(k | x_t) of a noisy classifier: (N, num_classes) on the host.  It records no graph."""
+    """class_probs(x_t, t) = p(k | x_t) of a noisy classifier: (N, num_classes) on the host.  No graph is recorded."""
     return lambda x_t, t: _read_slice(model, (x_t, t))
 
 
 def class_score(model: Module, labels: Any) -> Callable[[Any, int], Any]:
-    """score_fn(x_t, t) = grad_{x_t} log p(labels | x_t), by a backward pass; diffusion.classifier_guided takes it.
+    """score_fn(x_t, t) = grad_{x_t} log p(labels | x_t), by a backward pass, for diffusion.classifier_guided.
 
     model: a noisy classifier; its parameters get no gradient.  labels: one integer or (N,).  Works inside no_grad().
     """
@@ -57,18 +57,19 @@ def class_score(model: Module, labels: Any) -> Callable[[Any, int], Any]:
         x = Tensor(x_t, requires_grad=True)
         with enable_grad(), model.frozen():
             losses = cross_entropy(model(x, t), labels)
-        losses.backward(xp.full(losses.shape, -1, losses.dtype))  # row n of x enters the loss of row n only
+        losses.backward(xp.full(losses.shape, -1, losses.dtype))  # only the loss of row n depends on row n of x
         return x.grad
 
     return score_fn
 
 
 class Judge:
-    """Measures samples with a classifier, beside real digits: the share read as their label, distance and variety.
+    """Measures samples with a classifier: the share read as their label, distance from real digits, and variety.
 
-    num: the number of samples to be judged.  The test digits are cut to equally many of each class.  `real` is the
-    judgement of num of them; `others` are the features of the rest, with which samples and `real` are compared.
-    Raises TinydiffError if num is no multiple of the number of classes, or if the test set is too small.
+    num: the number of samples to be judged.  The judge keeps equally many test digits of each class, in random order.
+    `real` is the judgement of the first num of these digits.  `others` are the features of the remaining ones; samples
+    and `real` are compared with `others`.
+    Raises TinydiffError if num is not a multiple of the number of classes, or if the test set is too small.
     """
 
     def __init__(self, workers: Any, test: Dataset, num: int):
@@ -88,8 +89,8 @@ class Judge:
         """{"right", "frechet", "coverage", "spread"} of num images (N, H, W, C) and their labels (N,).
 
         right: the number of images that are read as their label.  frechet: the distance of the images' features from
-        `others`.  coverage: the share of `others`, of its first num rows, near the images' features.  spread: of the
-        features within a class.  See metrics.py.
+        `others`.  coverage: the share of the first num rows of `others` that have an image nearby.  spread: how varied
+        the features within a class are.  See metrics.py.
         """
         answers, image_features = look(self.workers, images)
         return {
@@ -103,10 +104,10 @@ class Judge:
 def misread_rows(
     images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str], columns: int = 8
 ) -> tuple[np.ndarray, list[str]]:
-    """A row of pictures for each class with misread images, and a caption of each row that lists the wrong answers.
+    """A row of pictures for each class that has misread images, and a caption for each row with the wrong answers.
 
     images (N, H, W, C), labels (N,), probabilities (N, K).  Returns pictures (rows columns, H, W, C) and rows captions.
-    In a row the image with the most confident wrong answer comes first; free places are white.
+    In each row the image with the most confident wrong answer comes first.  Empty places are white.
     """
     answer, confidence = probabilities.argmax(1), probabilities.max(1)
     rows, captions = [], []

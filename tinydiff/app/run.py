@@ -1,7 +1,7 @@
-"""A long training run, as a program has it: its options, its bar, its files, and how it is saved, stopped and resumed.
+"""A long training run of a program: options, progress bar and files, and how the run is saved, stopped and resumed.
 
-All programs that train a diffusion model share this file.  A program passes in what only that program has: what it
-trains, what its checkpoint contains, what it draws on the way.
+All programs that train a diffusion model share this file.  Each program passes in its own parts: the network, what a
+checkpoint contains, and the pictures to draw during the run.
 
     ranks = cli.start(backend, precision, parallel, plain)
     saved = load_if_there(path, "diffusion") if resume else None
@@ -27,16 +27,16 @@ from tinydiff.backend import FAST, TinydiffError, precision
 from tinydiff.data import Dataset, load
 from tinydiff.train import METRICS, NUM_BUCKETS, TrainConfig, Training
 
-UNLIMITED = 10**9  # the number of steps of a run that a clock ends
-NUM_GROUPS = 8  # of a UNet
+UNLIMITED = 10**9  # the number of steps of a run until the clock has set it
+NUM_GROUPS = 8  # groups of each group norm of a UNet
 
 
 def add_options(parser: ArgumentParser) -> None:
-    """Add the options that all these programs have."""
+    """Add the options that all programs with a long training run have."""
     new = TrainConfig()
     parser.add_argument("--batch-size", type=cli.positive_int, help=f"images a step (default: {new.batch_size})")
     parser.add_argument("--channels", type=cli.positive_int, help="channels of the first level (default: 32)")
-    parser.add_argument("--num-images", type=cli.positive_int, help="take the first so many images only")
+    parser.add_argument("--num-images", type=cli.positive_int, help="train on this many images only, the first ones")
     parser.add_argument("--out", help="folder for everything that the run writes")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out, with its settings")
     parser.add_argument("--seed", type=cli.non_negative_int, help=f"of weights, data and noise (default: {new.seed})")
@@ -45,7 +45,7 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def wanted(num_steps: int | None, minutes: float | None, **options: Any) -> dict[str, Any]:
-    """The settings of a TrainConfig that the user has given.  A number of steps switches the clock off."""
+    """The settings of a TrainConfig that the user has given.  If the number of steps is given, the clock is off."""
     settings = given(num_steps=num_steps, minutes=minutes, **options)
     return settings if num_steps is None else settings | {"minutes": None}
 
@@ -56,7 +56,7 @@ def given(**options: Any) -> dict[str, Any]:
 
 
 def load_data(name: str, data_dir: str | None, seed: int, num: int | None) -> Dataset:
-    """The training set, or its first `num` images.  Raises TinydiffError if it has fewer images."""
+    """The training set, or its first `num` images.  Raises TinydiffError if the training set has fewer images."""
     try:
         return load(name, data_dir=data_dir, seed=seed, num=num)
     except ValueError as error:
@@ -64,13 +64,13 @@ def load_data(name: str, data_dir: str | None, seed: int, num: int | None) -> Da
 
 
 def check_channels(base_channels: int) -> None:
-    """Raise TinydiffError for a width that a group norm cannot divide into its groups."""
+    """Raise TinydiffError if a group norm cannot divide so many channels into its groups."""
     if base_channels % NUM_GROUPS:
         raise TinydiffError(f"--channels {base_channels}: must be a multiple of {NUM_GROUPS}, the groups of a norm")
 
 
 def load_if_there(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-    """The checkpoint at `path`, or None if the run was stopped before its first save.
+    """The checkpoint at `path`, or None if there is no file because the run was stopped before its first save.
 
     Raises CheckpointError if the checkpoint is of another kind.
     """
@@ -83,10 +83,10 @@ def load_if_there(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[st
 
 
 def resumed_workers(meta: dict[str, Any], workers: int | None, backend: str) -> int:
-    """The number of workers of a resumed run: the number that the user gives, or else the number of the run before.
+    """The number of workers of a resumed run: `workers` if the user has given it, or else that of the earlier run.
 
-    Without a number from the user it is 1 on a GPU, and 1 with --plain.  Prints a note for each thing that makes sums
-    or products round differently from before.
+    If the user gives no number, a GPU and --plain have 1 worker.  The function prints a note for each change that makes
+    sums or products round differently.
     """
     workers = workers or (meta["num_workers"] if FAST and backend == "numpy" else 1)
     if meta["num_workers"] != workers:
@@ -100,10 +100,10 @@ def resumed_workers(meta: dict[str, Any], workers: int | None, backend: str) -> 
 def run(
     state: Training, ranks: Any, save: Callable[[], Any], save_every: int, on_the_way: Callable[[], Any] = lambda: None
 ) -> bool:
-    """Train to the end, saving on the way.  Returns False if a signal stopped the run before its end.
+    """Train to the end, and save during the run.  Returns False if a signal stopped the run before its end.
 
-    ranks: the processes that share the work.  save(): writes the files that --resume needs; called at the start, every
-    `save_every` steps and at the end.  on_the_way(): called after each step but the last.
+    ranks: the processes that share the work.  save(): writes the files that --resume needs.  It is called at the start,
+    every `save_every` steps and at the end.  on_the_way(): is called after each step except the last.
     """
     ranks.broadcast(save)
     config: Any = state.config  # a TrainConfig
@@ -143,11 +143,11 @@ def save_loss(state: Training, path: Path, title: str) -> None:
 
 
 def total(state: Training) -> int | None:
-    """The images of the whole run; None until the clock has decided on the number of steps."""
+    """The number of images of the whole run, or None until the clock has set the number of steps."""
     return None if state.num_steps == UNLIMITED else state.num_steps * state.config.batch_size
 
 
 def recent_loss(state: Training) -> str:
-    """The mean of the last 50 losses that the host knows.  Losses that are still on a GPU are not waited for."""
+    """A text with the mean of the last 50 losses on the host.  The function does not wait for a GPU's losses."""
     rows = state.rows[-50:]
     return f", loss {sum(row[0] for row in rows) / len(rows):.4f}" if rows else ""

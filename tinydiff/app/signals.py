@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request that a loop answers when its step is done.
+"""Ctrl-C and SIGTERM become a request to stop, which a loop checks after each step.
 
     with stop_signals() as stop:
         for state in train(state):
@@ -18,7 +18,7 @@ from typing import Any
 
 @dataclass
 class Stop:
-    """Whether a signal has asked the program to stop, and the signal's name: "SIGINT" or "SIGTERM", before that ""."""
+    """requested: whether a signal has arrived.  signal: its name, "SIGINT" or "SIGTERM"; before that ""."""
 
     requested: bool = False
     signal: str = ""
@@ -29,8 +29,8 @@ def stop_signals(at_once: Callable[[], Any] = lambda: None) -> Iterator[Stop]:
     """Turn the first Ctrl-C (SIGINT) or SIGTERM into `stop.requested`, so that a loop can end its step and save.
 
     A second signal has its usual effect: Ctrl-C raises KeyboardInterrupt.  The end of the block restores the handlers.
-    A signal that the program was started to ignore (nohup) stays ignored.  Outside the main thread no signal is caught.
-    at_once(): called by the signal handler, in the middle of whatever the program is doing.
+    If a signal is already ignored (nohup), it stays ignored.  Outside the main thread no signal is caught.
+    at_once(): the signal handler calls this function, possibly in the middle of a step.
     """
     stop, usual_handlers = Stop(), contextlib.ExitStack()
 

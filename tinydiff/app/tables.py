@@ -12,9 +12,9 @@ from tinydiff.app.checkpoint import atomic_write
 
 
 def progress(losses: Iterator[float], num_steps: int, batch_size: int, name: str = "") -> Iterator[float]:
-    """Yield the losses of training.fit, and show a bar: images, images a second, time left, running mean of the loss.
+    """Yield the losses of fit.fit, and show a bar: images, images a second, time left, running mean of the loss.
 
-    num_steps, batch_size: of the whole run.  name: the label of the bar.
+    num_steps: of the whole run.  batch_size: images a step.  name: the label of the bar.
     """
     with tqdm(total=num_steps * batch_size, unit="img", desc=name or None, dynamic_ncols=True) as bar:
         mean = 0.0
@@ -28,7 +28,7 @@ def progress(losses: Iterator[float], num_steps: int, batch_size: int, name: str
 def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
     """Print rows as a table and write them to a file: Markdown if the path ends in .md, else .csv.
 
-    rows: at least one; all rows have the same keys, which are the headings of the columns.
+    rows: at least one.  All rows have the same keys; the keys are the headings of the columns.
     """
     widths = {key: max(len(key), *(len(str(row[key])) for row in rows)) for key in rows[0]}
     for row in [{key: key for key in rows[0]}, *rows]:

@@ -1,4 +1,4 @@
-"""A trained network as its checkpoint holds it, on workers: what every program that draws or reads begins with.
+"""Load a trained network from its checkpoint onto workers.  Every program that draws or reads images does this first.
 
 Read next: tables.py.
 """
@@ -24,10 +24,10 @@ Meta = dict[str, Any]
 
 
 def load_trained(path: Path, num_workers: int, ranks: Any = None) -> tuple[Any, Schedule, Meta]:
-    """Workers that hold the averaged weights (EMA) of a checkpoint, the checkpoint's schedule, and its settings.
+    """(workers, schedule, settings) of a checkpoint.  The workers have the network with the averaged weights (EMA).
 
-    The workers' model gives eps_hat, whatever the network was trained to predict.
-    Raises CheckpointError if the file is not a whole checkpoint of a diffusion model.
+    The workers' model returns eps_hat for every target that the network was trained to predict.
+    Raises CheckpointError if the file is not a complete checkpoint of a diffusion model.
     """
     workers, arrays, meta = load_network(path, "diffusion", "ema/", _eps_builder, num_workers, ranks)
     return workers, Schedule(arrays["schedule/beta"]), meta
@@ -41,11 +41,11 @@ def load_network(
     num_workers: int,
     ranks: Any = None,
 ) -> tuple[Any, Arrays, Meta]:
-    """Workers that hold the network of a checkpoint, and all arrays and settings of the file.
+    """(workers, arrays, settings) of a checkpoint.  The workers have its network; all arrays and settings are returned.
 
-    kind: of the checkpoint.  prefix: of the names of the weights, such as "ema/".
-    make(arrays, settings) -> build; build() makes the network, and can be pickled, so that each worker can call it.
-    Raises CheckpointError if the file is not a whole checkpoint of this kind.
+    kind: that the checkpoint must have.  prefix: the start of the names of the weights, such as "ema/".
+    make(arrays, settings) -> build.  build() makes the network.  It can be pickled, so that each worker can call it.
+    Raises CheckpointError if the file is not a complete checkpoint of this kind.
     """
     ranks = ranks or one_process()
     arrays, meta = ranks.broadcast(partial(checkpoint.load, path))
@@ -64,7 +64,7 @@ def load_network(
 class AsEps(Module):
     """eps_hat = model(x_t, t, labels): the prediction of a network, converted by diffusion/targets.py.
 
-    The parameters are those of the network, under the names of the network.  No gradient goes through the conversion.
+    The parameters and their names are those of the network.  No gradient passes through the conversion.
     """
 
     def __init__(self, network: UNet, target: Target, schedule: Schedule):
@@ -79,12 +79,12 @@ class AsEps(Module):
 
 
 def as_eps(network: Any, target: Target, schedule: Schedule) -> Any:
-    """A model that gives eps_hat, made from a network that predicts `target`; the network itself if that is EPS."""
+    """A model that returns eps_hat, from a network that predicts `target`; for EPS the network itself."""
     return network if target == EPS else AsEps(network, target, schedule)
 
 
 def _eps_builder(arrays: Arrays, meta: Meta) -> Callable[[], Module]:
-    target = TARGETS[meta["train"].get("target", "eps")]  # old files name no target
+    target = TARGETS[meta["train"].get("target", "eps")]  # old checkpoints contain no target
     return partial(_build_eps_model, meta["model"], target, Schedule(arrays["schedule/beta"]))
 
 

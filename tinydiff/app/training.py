@@ -1,4 +1,4 @@
-"""Things that attach to the training loop from outside: workers, a clock, an answer to too little memory, checkpoints.
+"""Additions to the training loop of train.py: workers, a clock, a batch size that fits into memory, and checkpoints.
 
     state = diffusion_training(workers, schedule, config, dataset)      # a Training of workers or ranks
     for state in steps(state, ranks, config.minutes):                   # train(state), under a clock
@@ -33,9 +33,9 @@ Draw = Callable[[Any, int], Batch]
 def diffusion_training(
     workers: Any, schedule: Schedule, config: TrainConfig, dataset: Dataset, draw: Draw | None = None
 ) -> Training:
-    """The state of a new run of noise prediction.
+    """The state of a new training run of a diffusion model.
 
-    draw(config, step) -> batch: None, or a function that replaces draw_batch.
+    draw: None, or a function draw(config, step) -> batch that replaces draw_batch.
     """
     if draw is None:
 
@@ -51,11 +51,11 @@ def diffusion_training(
 
 
 def steps(state: Training, ranks: Any, minutes: float | None = None) -> Iterator[Training]:
-    """train(state), under a clock.  Raises TrainingError as `train` does, and if there is too little memory.
+    """train(state), under a clock.  Raises TrainingError as `train` does, and also for too little memory.
 
     minutes: None, or the time that training may take.  At the end of the warm-up the speed so far predicts how many
-    steps fit into that time, and num_steps is lowered to this number.  The clock has no other influence.  After the
-    warm-up a checkpoint contains the lowered number, and a resumed run needs no clock.
+    steps fit into that time, and num_steps is lowered to this number.  The clock has no other effect.  Checkpoints
+    after the warm-up contain the lowered number, so a run that is resumed from them needs no clock.
     """
     config, first, began = state.config, state.step, time.monotonic()
 
@@ -65,24 +65,24 @@ def steps(state: Training, ranks: Any, minutes: float | None = None) -> Iterator
     try:
         for _ in train(state):
             if minutes is not None and state.step == max(1, config.warmup):
-                state.metrics()  # waits until a GPU has computed the steps
+                state.metrics()  # wait until a GPU has computed the steps
                 state.num_steps = min(state.num_steps, ranks.broadcast(partial(fitting, minutes)))  # one clock for all
             if state.step >= state.num_steps:
                 state.metrics()
             yield state
     except MemoryError as error:
-        if ranks.size > 1:  # the other ranks wait in this step and could not take part in the search
+        if ranks.size > 1:  # the other ranks still wait in this step and cannot take part in the search
             raise
         raise out_of_memory(error, config.batch_size, partial(_gradient, state)) from None
 
 
 def out_of_memory(error: MemoryError, batch_size: int, gradient: Callable[[int], Any]) -> TrainingError:
-    """The error to raise after a step with too little memory.  It names a batch size that fits.
+    """The error to raise after a step with too little memory.  Its message contains a batch size that fits.
 
     gradient(n): computes the gradient of n examples.  Bisection finds the largest size that fits, to within an eighth.
     """
     fits, fails, reason = 0, batch_size, str(error).rstrip(".") or "out of memory"
-    traceback.clear_frames(error.__traceback__)  # the frames hold the arrays of the failed step
+    traceback.clear_frames(error.__traceback__)  # the frames still hold the arrays of the failed step
     while fails - fits > 1 + fits // 8:
         n = (fits + fails) // 2
         try:
@@ -95,13 +95,13 @@ def out_of_memory(error: MemoryError, batch_size: int, gradient: Callable[[int],
 
 
 def whole(state: Training) -> bool:
-    """Whether all parts of the state belong to the same step, so that they can be saved: not so during an update."""
+    """Whether all parts of the state belong to the same step and can be saved.  During an update this is False."""
     noted = len(state.rows) + len(vars(state).get("late", ()))
     return state.adam.num_steps == state.ema.num_updates == state.step == noted
 
 
 def by_name(model: Module, arrays: list[Any]) -> dict[str, np.ndarray]:
-    """Host arrays by parameter name, cut out of arrays that hold a number for each parameter in the model's order."""
+    """{parameter name: host array}.  arrays: together one number for each number of the parameters, in their order."""
     flat, parts, start = np.concatenate([to_numpy(a).reshape(-1) for a in arrays]), {}, 0
     for name, p in model.named_parameters():
         parts[name] = flat[start : start + p.size].reshape(p.shape)
@@ -110,9 +110,9 @@ def by_name(model: Module, arrays: list[Any]) -> dict[str, np.ndarray]:
 
 
 def save(state: Training, path: Path, dataset: Dataset, schedule: Schedule, num_workers: int, **more: Any) -> None:
-    """Write a checkpoint that contains everything that `restore` and sampling need, whole or not at all.
+    """Write a checkpoint with everything that `restore` and sampling need, complete or not at all.
 
-    more: further settings; a setting of the same name, such as `kind`, is replaced.
+    more: further settings.  They replace settings of the same name, such as `kind`.
     Raises TrainingError as Training.metrics does, and CheckpointError if the file cannot be written.
     """
     arrays = {"schedule/beta": schedule.beta, "metrics": np.array(state.metrics()).reshape(-1, len(METRICS))}
@@ -134,7 +134,7 @@ def save(state: Training, path: Path, dataset: Dataset, schedule: Schedule, num_
 
 
 def restore(state: Training, path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
-    """Continue from a checkpoint that `save` has written.  Raises CheckpointError if it is of another network."""
+    """Continue from a checkpoint that `save` has written.  Raises CheckpointError if the network is another one."""
     shapes = {name: p.shape for name, p in state.model.named_parameters()}
     for kind in _buffers(state):
         for name, shape in shapes.items():
@@ -150,7 +150,7 @@ def restore(state: Training, path: Path, arrays: dict[str, np.ndarray], meta: di
     state.step, state.num_steps = meta["step"], meta["num_steps"]
     state.adam.num_steps = state.ema.num_updates = state.step
     state.rows[:] = [tuple(row) for row in arrays["metrics"].tolist()]
-    vars(state).pop("late", None)  # of steps on a GPU that have no row yet
+    vars(state).pop("late", None)  # records of steps on a GPU that have no row yet
 
 
 def saved_config(meta: dict[str, Any]) -> TrainConfig:
@@ -158,12 +158,12 @@ def saved_config(meta: dict[str, Any]) -> TrainConfig:
     settings = dict(meta["train"])
     if settings.pop("weight_decay", 0.0):  # an option of earlier versions
         raise CheckpointError("the checkpoint was trained with weight_decay, which this version does not have")
-    betas = tuple(settings.get("betas", TrainConfig.betas))  # JSON has made it a list
+    betas = tuple(settings.get("betas", TrainConfig.betas))  # JSON stores the tuple as a list
     return TrainConfig(**settings | {"betas": betas})
 
 
 def attached(workers: Any) -> dict[str, Any]:
-    """The arguments that attach workers to a Training: they compute the gradients and hold the parameters."""
+    """The arguments that attach workers to a Training.  The workers compute the gradients and hold the parameters."""
     return {"gradients": workers.gradients, "parameters": workers.parameters}
 
 

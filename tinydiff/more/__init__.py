@@ -1,1 +1,1 @@
-"""Other models, made of the book's layers: classifier, autoencoder, text.  Read next: layers.py."""
+"""Other models, built from the layers of the book: classifier, autoencoder, text.  Read next: layers.py."""

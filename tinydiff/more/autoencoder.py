@@ -6,9 +6,9 @@
     z = mean + exp(log_var/2) eps                                                                      section 2.4
     -log p(x) <= E[-log p(x | z)] + KL(N(mean, exp(log_var)) || N(0, 1))                               eq. 3
 
-With a decoder p(x | z) = N(x_hat, sigma^2) the first term is |x - x_hat|^2/(2 sigma^2) and a constant.  A small sigma
-makes x_hat faithful to x, but z is then far from N(0, 1): a diffusion model learns the distribution of z, on maps with
-1/16 of the pixels (Rombach et al. 2022).  A large sigma brings z so near to N(0, 1) that z can be drawn from it.
+With a decoder p(x | z) = N(x_hat, sigma^2) the first term is |x - x_hat|^2/(2 sigma^2) and a constant.  With a small
+sigma x_hat is close to x, but z is far from N(0, 1).  A diffusion model then learns the distribution of z, on maps with
+1/16 of the pixels (Rombach et al. 2022).  With a large sigma z is so close to N(0, 1) that z can be drawn from N(0, 1).
 Read next: text.py.
 """
 
@@ -26,12 +26,12 @@ class Autoencoder(Module):
     """x_hat, mean, log_var = model(x, eps, labels): encode x, draw its code z with the noise eps, and decode z.
 
     x: (N, H, W, in_channels) array or Tensor; H and W divisible by 2^levels, 4 by default, else ValueError.
-    eps: standard normal, of the shape of z.
+    eps: standard normal noise of the shape of z.
     channels: the channels of each level, each divisible by num_groups, else ValueError; the first level has half the
     resolution of x.
     num_classes: None, or the number of classes of a conditional autoencoder.  Its encoder and its decoder receive the
-    labels: an integer or (N,) host integers in 0..num_classes - 1.  Labels that are missing, or given to an autoencoder
-    without classes, are a ValueError.
+    labels: an integer or (N,) host integers in 0..num_classes - 1.  Missing labels, or labels for an autoencoder
+    without classes, raise ValueError.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Autoencoder(Module):
         return self.decode(reparameterised(mean, log_var, eps), labels), mean, log_var
 
     def encode(self, x: Any, labels: Any = None) -> tuple[Tensor, Tensor]:
-        """The mean and the log variance of q(z | x), each (N, H/4, W/4, latent_channels)."""
+        """The mean and the log variance of q(z | x), each (N, H/2^levels, W/2^levels, latent_channels)."""
         h = x if isinstance(x, Tensor) else Tensor(asarray(x))
         self._check("x", h, self.config["in_channels"], 2 ** len(self.down))
         label = self._label(0, labels, len(h))
@@ -80,7 +80,7 @@ class Autoencoder(Module):
         return mean, log_var
 
     def decode(self, z: Any, labels: Any = None) -> Tensor:
-        """x_hat, the mean of p(x | z): z (N, H/4, W/4, latent_channels) -> (N, H, W, in_channels)."""
+        """x_hat, the mean of p(x | z): z (N, H/2^levels, W/2^levels, latent_channels) -> (N, H, W, in_channels)."""
         h = z if isinstance(z, Tensor) else Tensor(asarray(z))
         self._check("z", h, self.latent_channels, 1)
         label = self._label(1, labels, len(h))
@@ -90,7 +90,7 @@ class Autoencoder(Module):
         return self.out(h)
 
     def _label(self, part: int, labels: Any, n: int) -> Tensor | None:
-        """The vector (N, 1, 1, C) of each label, which is added to the first map of the encoder (0) or decoder (1)."""
+        """The vectors (N, 1, 1, C) of the labels, to be added to the first map of the encoder (0) or decoder (1)."""
         if (labels is None) != (self.num_classes is None):
             raise ValueError(
                 f"labels must be given for an autoencoder with num_classes, and for no other, got {labels!r}"
@@ -114,18 +114,18 @@ def reparameterised(mean: Tensor, log_var: Tensor, eps: Any) -> Tensor:
 
 
 def negative_elbo(x: Any, x_hat: Tensor, mean: Tensor, log_var: Tensor, sigma: float) -> Tensor:
-    """The upper bound on -log p(x) of each example in nats, (N,), without its constant (Kingma & Welling 2014, eq. 3).
+    """An upper bound on -log p(x) of each example in nats, (N,), without a constant (Kingma & Welling 2014, eq. 3).
 
         |x - x_hat|^2/(2 sigma^2) + KL(N(mean, exp(log_var)) || N(0, 1))
 
-    p(x | z) = N(x_hat, sigma^2).  The constant is D log(2 pi sigma^2)/2 for images of D numbers.
+    p(x | z) = N(x_hat, sigma^2).  The omitted constant is D log(2 pi sigma^2)/2 for images of D numbers.
     """
     error = x_hat - asarray(x)
     return ops.total(error * error, axis=(1, 2, 3)) / (2 * sigma**2) + kl_to_standard_normal(mean, log_var)
 
 
 def kl_to_standard_normal(mean: Tensor, log_var: Tensor) -> Tensor:
-    """KL(N(mean, exp(log_var)) || N(0, 1)) of each example in nats, (N, ...) -> (N,) (Kingma & Welling 2014, B).
+    """KL(N(mean, exp(log_var)) || N(0, 1)) of each example in nats, (N, ...) -> (N,) (Kingma & Welling 2014, app. B).
 
     KL = sum of (mean^2 + exp(log_var) - 1 - log_var)/2
     """

@@ -6,8 +6,9 @@
     cross_entropy(logits, labels) = -log probability of the right class: training minimises it
 
 The classifier judges generated digits.  Its first layer halves the resolution, which makes the network fast.  At the
-last level each pixel depends on the whole image.  With time=True the network classifies noised images, for classifier
-guidance: logits = model(x_t, t).  A linear map of the code of t is then added to the first maps.
+last level the receptive field of a pixel is 43 x 43, larger than the image.  With time=True the network classifies
+noised images, for classifier guidance: logits = model(x_t, t).  A linear map of the code of t is then added to the
+output of the first convolution.
 Read next: autoencoder.py.
 """
 
@@ -28,8 +29,8 @@ class Classifier(Module):
     x: (N, H, W, in_channels) array or Tensor, else ValueError; H and W of any size.
     channels: the channels of each level, each divisible by num_groups, else ValueError.  The first level has half the
     resolution of x, and each further level half the resolution of the level before, rounded up.
-    time: True for a network that is called as model(x_t, t), with t an integer or (N,) host integers, t >= 0.  A call
-    without t is then a ValueError; so is a call with t if time is False.
+    time: True for a network that is called as model(x_t, t), with t an integer or (N,) host integers, t >= 0.  With
+    time=True a call without t raises ValueError; with time=False a call with t does.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Classifier(Module):
         return self.out(self.features(x, t))  # (N, C) -> (N, num_classes)
 
     def features(self, x: Any, t: Any = None) -> Tensor:
-        """The input of the last layer, the mean of each map over its pixels: (N, H, W, C) -> (N, channels[-1])."""
+        """The input of the last layer: the mean of each last map over its pixels, (N, H, W, C) -> (N, channels[-1])."""
         h = x if isinstance(x, Tensor) else Tensor(asarray(x))
         if h.ndim != 4 or h.shape[3] != self.in_channels:
             raise ValueError(f"x must have shape (N, H, W, {self.in_channels}), got {h.shape}")

@@ -1,4 +1,4 @@
-"""Layers of the other models: the book's layers in pairs, and attention to a text.  Read next: classifier.py."""
+"""Layers of the other models: combinations of the book's layers, and attention to a text.  Read next: classifier.py."""
 
 from collections.abc import Callable
 from typing import Any
@@ -39,14 +39,15 @@ class UpConv(Conv2d):
 
 
 class CrossAttention(Module):
-    """Each pixel of a map attends to the tokens of a text; the result is added to the map: x + out(attention(q, k, v)).
+    """Each pixel of a map attends to the tokens of a text: y = x + out(attention(q, k, v)).
 
         q = q(group norm of x),   k, v = kv(features)                                   Rombach et al. 2022, section 3.3
 
     x: (N, H, W, channels).  features: (N, M, text_features), one vector a token.  present: (N, M) booleans, at least
     one True in each row; a token that is not present has no influence.
     num_heads must divide channels, else ValueError.
-    attend: ops.attention.  To record the attention weights, replace it by a function of the same arguments.
+    attend: the function ops.attention.  To record the attention weights, put another function with the same arguments
+    in its place.
     """
 
     def __init__(self, channels: int, text_features: int, *, num_heads: int, num_groups: int, rng: Any):

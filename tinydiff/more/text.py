@@ -1,4 +1,4 @@
-"""A U-Net that draws what a text describes: the text encoder, the U-Net that attends to the text, prompts as classes.
+"""A model that draws what a text describes: a text encoder, a U-Net that attends to the text, and prompts as classes.
 
     tokens -> vector of the word + vector of the place -> [norm, self-attention, norm, MLP] x blocks -> norm -> features
 
@@ -9,7 +9,7 @@ on the loss of noise prediction.
     model(x_t, t, tokens) -> eps_hat                          TextUNet, in training
     Prompted(model, prompts, negative)(x_t, t, labels)        label i is prompt i, "no label" is the negative prompt
 
-For diffusion/ a list of prompts is a set of classes, and guidance leads away from the negative prompt.
+The functions of diffusion/ see a list of prompts as a set of classes.  Guidance leads away from the negative prompt.
 This is the last file of more/.
 """
 
@@ -26,11 +26,11 @@ from tinydiff.nn.unet import ResBlock, UNet
 
 Text = tuple[Tensor, Any]  # features (N, M, F), and present (N, M): see CrossAttention
 
-PADDING = 0  # the token that fills the end of a row: it is no word, and no other token attends to it
+PADDING = 0  # the token that fills the end of a row.  It is not a word, and no token attends to it
 
 
 class LayerNorm(GroupNorm):
-    """Bring the features of each token to mean 0 and variance 1: a group norm of one group, of a map of one pixel."""
+    """Bring the features of each token to mean 0 and variance 1: a group norm with one group, on a map of one pixel."""
 
     def __init__(self, features: int):
         super().__init__(1, features)
@@ -62,10 +62,10 @@ class TextBlock(Module):
 
 
 class TextEncoder(Module):
-    """encode(tokens) -> (features (N, L, F), present (N, L)), as ReadingUNet.forward takes a text.
+    """encode(tokens) -> (features (N, L, F), present (N, L)), the text that ReadingUNet.forward takes.
 
-    tokens: (N, L) host integers in 0..num_words - 1, with 1 <= L <= max_length.  A token is present unless it is
-    PADDING; each row has at least one token that is present.  Else ValueError.
+    tokens: (N, L) host integers in 0..num_words - 1, with 1 <= L <= max_length.  Each row must have at least
+    one token that is present, that is, not PADDING.  Else ValueError.
     num_heads must divide features, else ValueError.
     """
 
@@ -107,7 +107,7 @@ class TextEncoder(Module):
 
 
 class TextResBlock(ResBlock):
-    """A residual block; if text_features is given, it attends to a text at its end.
+    """A residual block.  If text_features is given, cross-attention to a text follows the block.
 
     condition: (code, features, present), see ResBlock and CrossAttention.
     """
@@ -126,8 +126,8 @@ class TextResBlock(ResBlock):
 class ReadingUNet(UNet):
     """eps_hat = model(x_t, t, text): a U-Net that attends to a text.
 
-    text: (features, present) as CrossAttention takes them, else ValueError.  The blocks that attend are those of every
-    level but the first, and the first block of the middle.
+    text: (features, present) as for CrossAttention.  If text is None, ValueError.  The blocks that attend to the text
+    are those of every level except the first, and the first block of the middle.
     """
 
     def __init__(self, text_features: int, *, rng: Any, **config: Any):
@@ -163,10 +163,10 @@ class TextUNet(Module):
 
 
 class Prompted:
-    """A trained TextUNet with some prompts, as a model with classes: label i is prompt i, and label num_classes is the
-    negative prompt.
+    """A trained TextUNet and some prompts, used as a model with classes.  Label i is prompt i, and label num_classes is
+    the negative prompt.
 
-    prompts, negative: rows of tokens, all of one length.  Each prompt is encoded once.
+    prompts, negative: rows of tokens, all of the same length.  Each prompt is encoded once.
     """
 
     def __init__(self, model: TextUNet, prompts: Sequence[Sequence[int]], negative: Sequence[int]):

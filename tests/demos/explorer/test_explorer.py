@@ -401,7 +401,7 @@ def test_a_network_that_the_page_cannot_show_is_refused(demo):
     for config, meta, labels, message in (
         ({}, grey, (0,), "with classes"),
         ({"num_classes": 10}, {"data": {"image_shape": [28, 28, 3]}}, (0,), "grey images"),
-        ({"num_classes": 5}, grey, (0, 5), "--labels 5: this network knows 0 to 4"),
+        ({"num_classes": 5}, grey, (0, 5), "--labels 5: this network has labels 0 to 4"),
     ):
         model = build_unet({"base_channels": 8, **config}, 0)
         with pytest.raises(TinydiffError, match=message):
