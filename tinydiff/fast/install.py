@@ -7,11 +7,13 @@ two.  Read next: cache.py.
 from collections.abc import Callable
 
 from tinydiff.backend import FAST, backend_name
-from tinydiff.fast import cache, conv, fused, gpu, kernels, linear, norm, optim, silu
+from tinydiff.fast import cache, conv, fused, gpu, linear, norm, optim, silu
 
 EVERYWHERE: dict[str, Callable] = {
     "sum_of": cache.sum_of,
     "silu": silu.silu,
+    "softmax_array": silu.softmax,
+    "softmax_gradient": silu.softmax_gradient,
     "linear": linear.linear,
     "conv2d": conv.conv2d,
     "upsample_nearest": conv.upsample_nearest,
@@ -27,8 +29,6 @@ EVERYWHERE: dict[str, Callable] = {
 }
 ON_A_GPU: dict[str, Callable] = {
     "concat": gpu.concat,
-    "softmax_array": kernels.softmax,
-    "softmax_gradient": kernels.softmax_backward,
     "clip_grad_norm": optim.clip_grad_norm,
     "Training.note": gpu.note,
     "Training.metrics": gpu.metrics,

@@ -1,4 +1,4 @@
-"""silu in fewer passes:    silu(x) = h (1 + tanh h),  h = x/2.    Read next: norm.py."""
+"""silu and softmax in fewer passes:    silu(x) = h (1 + tanh h),  h = x/2.    Read next: norm.py."""
 
 from tinydiff.backend import xp
 from tinydiff.fast import kernels
@@ -9,6 +9,25 @@ def silu(x):
     if kernels.available():
         return kernels.silu(x), lambda g: (kernels.silu_backward(x, g),)
     return silu_of_double(0.5 * x), lambda g: (g * (0.5 * silu_of_double_and_slope(0.5 * x)[1]),)
+
+
+def softmax(x):
+    """reduce.softmax_array, in one array."""
+    if kernels.available():
+        return kernels.softmax(x)
+    y = x - x.max(-1, keepdims=True)
+    xp.exp(y, out=y)
+    y /= y.sum(-1, keepdims=True)
+    return y
+
+
+def softmax_gradient(p, g):
+    """reduce.softmax_gradient, in one array."""
+    if kernels.available():
+        return kernels.softmax_backward(p, g)
+    dx = g - (g * p).sum(-1, keepdims=True)
+    dx *= p
+    return dx
 
 
 def silu_of_double(h, out=None):
