@@ -293,15 +293,16 @@ EXERCISES = (
         minutes=30,
         teaches="what backpropagation is: each node is visited once, after all nodes that use it, with the sum of "
         "their gradients",
-        task="Write _inputs_first, the order of the walk, and _push_back, the walk. A place in the graph is a leaf (a "
-        "Tensor) or a node. node.inputs are the places from which a node was computed, with None where no gradient is "
-        "wanted; a leaf has none. node.number is larger than the numbers of its inputs. In _push_back the last place "
-        "is the output, and g is its gradient. place.vjp(g) of a node returns one entry for each of place.inputs: an "
-        "array, or a function without arguments that returns one. Add what a leaf receives to its .grad, which is None "
-        "at first. A leaf's .grad must be an array of its own.",
+        task="Write _inputs_first, the order of the walk, _push_back, the walk, and _hand_on, one step of it. A place "
+        "in the graph is a leaf (a Tensor) or a node. node.inputs are the places from which a node was computed, with "
+        "None where no gradient is wanted; a leaf has none. node.number is larger than the numbers of its inputs. In "
+        "_push_back the last place is the output, and g is its gradient. Add the gradient of a leaf to its .grad, "
+        "which is None at first. In _hand_on node.vjp(g) returns one entry for each of node.inputs: an array, or a function "
+        "without arguments that returns one. A leaf's .grad must be an array of its own.",
         cuts=(
             Cut("autograd.py", "_inputs_first", "a list of all places below root, each after its inputs, no recursion"),
-            Cut("autograd.py", "_push_back", "walk the places, the output first, and hand each gradient on"),
+            Cut("autograd.py", "_push_back", "walk the places, the output first: a leaf keeps its gradient"),
+            Cut("autograd.py", "_hand_on", "add the gradient of each input to the sums so far, grads"),
         ),
         laws=_laws(
             "test_autograd.py",
@@ -319,11 +320,11 @@ EXERCISES = (
             "The order: collect every place that can be reached from root, each once (a dictionary by id), with a list "
             "of those whose inputs are still to be looked at. Then sort by number, with 0 for a leaf.",
             "The walk: keep a dictionary from id(place) to the sum of its gradients so far, at first "
-            "{id(places[-1]): g}. Take the places from the end, call vjp once for each node, and skip inputs that are "
-            "None.",
-            "dx = dx() if callable(dx) else dx, then grads[id(x)] = grads[id(x)] + dx if id(x) in grads else dx. Do "
-            "not write +=: it would change an array that belongs to somebody else. For a leaf: place.grad = xp.array(g "
-            "if place.grad is None else place.grad + g).",
+            "{id(places[-1]): g}. Take the places from the end. For a leaf: place.grad = xp.array(g if place.grad is "
+            "None else place.grad + g). For a node: _hand_on(place, g, grads).",
+            "One step: call vjp once, and skip inputs that are None. dx = dx() if callable(dx) else dx, then "
+            "grads[id(x)] = grads[id(x)] + dx if id(x) in grads else dx. Do not write +=: it would change an array "
+            "that another place uses.",
         ),
         read_next="tinydiff/autograd.py, op: it makes the nodes that you have just walked",
         question="60 doublings y + y make 2^60 paths. Why does the walk take 60 steps and not 2^60?",
