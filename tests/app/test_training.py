@@ -14,7 +14,7 @@ from tinydiff.app.checkpoint import CheckpointError
 from tinydiff.app.generate import Recipe, generate
 from tinydiff.app.trained import load_trained
 from tinydiff.app.training import by_name, restore, save, saved_config, steps, whole
-from tinydiff.backend import asarray, backend_name, to_numpy
+from tinydiff.backend import asarray, to_numpy
 from tinydiff.train import TrainConfig, draw_batch, train
 
 pytestmark = pytest.mark.training
@@ -140,7 +140,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
     assert a.read_bytes() == b.read_bytes()
 
 
-@pytest.mark.skipif(backend_name() != "numpy", reason="OneProcess on a GPU is with --plain, which is another run")
 @pytest.mark.parametrize("writer", [plain, fast])
 def test_a_checkpoint_does_not_depend_on_who_saved_or_restores_it(writer, tmp_path):
     """OneProcess, whose parameters are many arrays, and Workers, whose are one: the same file, the same arrays.
