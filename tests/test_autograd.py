@@ -447,7 +447,7 @@ def test_an_op_whose_result_has_another_dtype_is_caught(registry):
     def promotes(x):
         return x.astype("float64"), lambda g: (g,)
 
-    with pytest.raises(TypeError, match=r"promotes: float64 came out of \['float32'\]"):
+    with pytest.raises(TypeError, match=r"promotes: the result is float64, the inputs are \['float32'\]"):
         promotes(*leaves(0, (3,), dtype="float32"))
 
 

@@ -297,8 +297,8 @@ EXERCISES = (
         "in the graph is a leaf (a Tensor) or a node. node.inputs are the places from which a node was computed, with "
         "None where no gradient is wanted; a leaf has none. node.number is larger than the numbers of its inputs. In "
         "_push_back the last place is the output, and g is its gradient. Add the gradient of a leaf to its .grad, "
-        "which is None at first. In _hand_on node.vjp(g) returns one entry for each of node.inputs: an array, or a function "
-        "without arguments that returns one. A leaf's .grad must be an array of its own.",
+        "which is None at first. In _hand_on node.vjp(g) returns one entry for each of node.inputs: an array, or a "
+        "function without arguments that returns one. A leaf's .grad must be an array of its own.",
         cuts=(
             Cut("autograd.py", "_inputs_first", "a list of all places below root, each after its inputs, no recursion"),
             Cut("autograd.py", "_push_back", "walk the places, the output first: a leaf keeps its gradient"),
