@@ -98,6 +98,8 @@ class _Operand(np.ndarray):
     def __array_ufunc__(self, ufunc, method, *inputs, **options):
         function = xp.matmul if ufunc is np.matmul else getattr(ufunc, method)
         arrays = (np.asarray(a) if isinstance(a, _Operand) else a for a in inputs)
+        if "out" in options:
+            options["out"] = tuple(np.asarray(a) for a in options["out"])  # a view: the result goes to the same memory
         return function(*arrays, **options).view(_Operand)
 
 
