@@ -14,6 +14,7 @@ from tinydiff.backend import FAST, BackendError, backend_name, default_rng, prec
 
 settings.register_profile("dev", max_examples=15, deadline=None)
 settings.register_profile("ci", max_examples=25, deadline=None, derandomize=True)
+settings.register_profile("brief", max_examples=10, deadline=None, derandomize=True)  # for CI's second and third runs
 slow = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile("thorough", max_examples=300, deadline=None, suppress_health_check=slow)
 # For mutation.py and laws.py: that a wrong line fails is enough, and the smallest example of it costs seconds.
