@@ -21,4 +21,7 @@ EQUIVALENT: list[tuple[str, str, str, str]] = [
     ("ops/reduce.py", "(x.size or 1)", r"or 2", "of an empty array the gradient is empty"),
     ("optim.py", "max_norm < norm < math.inf", r"!= math.inf|<= norm", "inf is the largest; clipping to itself is 1"),
     ("autograd.py", "if g.shape == shape", r" is shape", "a short cut"),
+    ("autograd.py", "_numbers = count(1)", r"count\( ?\d", "only the order of the numbers counts"),
+    ("autograd.py", "return sorted(places.values()", r"place: -1 if", "a leaf comes before every node either way"),
+    ("autograd.py", "elif isinstance(x, Tensor) and not new", r" or not new", "a copy more than is needed"),
 ]
