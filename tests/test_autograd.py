@@ -37,6 +37,13 @@ def registry():
 # Sums over paths.
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_an_axis_that_was_stretched_to_any_size_is_summed(size):
+    """From size 1 to 1, 2, 3, 4: the sum over the axis, which stays with size 1."""
+    g = asarray(np.arange(3.0 * size).reshape(3, size))
+    np.testing.assert_array_equal(to_numpy(unbroadcast(g, (3, 1))), to_numpy(g).sum(1, keepdims=True))
+
+
 @given(st.data())
 def test_unbroadcast_is_the_adjoint_of_broadcasting(data):
     """<g, broadcast(x)> = <unbroadcast(g), x>, exactly on integers, for all shapes that broadcast, empty ones too."""

@@ -272,6 +272,17 @@ def test_a_gradient_of_many_parts_is_the_plain_sum(place, dtype, seed):
     np.testing.assert_array_equal(runs[1][2], g)
 
 
+def test_the_sum_of_gradients_is_looked_up(monkeypatch):
+    """The engine adds by the form of the table, and tells it which arrays are new: g of x + x is not, that of 2 x is."""
+    calls = []
+    monkeypatch.setitem(FAST, "sum_of", lambda total, dx, new: calls.append(new) or total + dx)
+    x = Tensor(asarray(np.ones(3)), requires_grad=True)
+    (x + x).backward(asarray(np.ones(3)))
+    (x * 2.0 + x * 3.0).backward(asarray(np.ones(3)))
+    assert calls == [False, True]
+    np.testing.assert_array_equal(to_numpy(x.grad), np.full(3, 7.0))
+
+
 def test_every_form_has_a_row():
     """A faster form without a law that holds it to the plain one fails here."""
     assert ROWS.keys() | ALSO == EVERYWHERE.keys() | ON_A_GPU.keys()
