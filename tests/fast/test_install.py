@@ -273,7 +273,7 @@ def test_a_gradient_of_many_parts_is_the_plain_sum(place, dtype, seed):
 
 
 def test_the_sum_of_gradients_is_looked_up(monkeypatch):
-    """The engine adds by the form of the table, and tells it which arrays are new: g of x + x is not, that of 2 x is."""
+    """The engine adds by the form of the table, which learns what is new: x + x hands on g, 2 x a new array."""
     calls = []
     monkeypatch.setitem(FAST, "sum_of", lambda total, dx, new: calls.append(new) or total + dx)
     x = Tensor(asarray(np.ones(3)), requires_grad=True)
