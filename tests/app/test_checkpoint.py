@@ -195,6 +195,19 @@ def test_pickled_objects_are_refused_and_never_run(path, tmp_path):
     assert loot.exists()  # the bomb was live
 
 
+def test_an_array_in_another_npy_version_is_refused_by_name(path):
+    """Only the .npy version that save writes is parsed: versions 2.0 and 3.0 have another header length."""
+    for version in ((1, 0), (2, 0), (3, 0)):
+        npy = io.BytesIO()
+        np.lib.format.write_array(npy, np.zeros(3), version=version)
+        path.write_bytes(_sealed({_MARK: _json_array('{"version": 1, "meta": {}}'), "w.npy": npy.getvalue()}))
+        if version == (1, 0):
+            assert load(path)[0]["w"].shape == (3,)
+        else:
+            with pytest.raises(CheckpointError, match=r"contains w.npy, which is not an array that tinydiff saves"):
+                load(path)
+
+
 def test_what_cannot_be_loaded_again_is_not_saved(path):
     """Objects, lists, reserved or unprintable names and settings beyond JSON are ValueErrors; no file appears."""
     for arrays in (
