@@ -10,7 +10,7 @@ Read next: run.py.
 
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -102,11 +102,8 @@ def whole(state: Training) -> bool:
 
 def by_name(model: Module, arrays: list[Any]) -> dict[str, np.ndarray]:
     """{parameter name: host array}.  arrays: together one number for each number of the parameters, in their order."""
-    flat, parts, start = np.concatenate([to_numpy(a).reshape(-1) for a in arrays]), {}, 0
-    for name, p in model.named_parameters():
-        parts[name] = flat[start : start + p.size].reshape(p.shape)
-        start += p.size
-    return parts
+    names, parameters = zip(*model.named_parameters())
+    return dict(zip(names, _cut([to_numpy(a) for a in arrays], parameters)))
 
 
 def save(state: Training, path: Path, dataset: Dataset, schedule: Schedule, num_workers: int, **more: Any) -> None:
@@ -143,10 +140,8 @@ def restore(state: Training, path: Path, arrays: dict[str, np.ndarray], meta: di
                 problem = "missing" if saved is None else f"of shape {saved.shape}"
                 raise CheckpointError(f"{path}: {kind}/{name} is {problem}, this network's has shape {shape}")
     for kind, buffers in _buffers(state).items():
-        flat, start = np.concatenate([arrays[f"{kind}/{name}"].reshape(-1) for name in shapes]), 0
-        for a in buffers:
-            a[...] = asarray(flat[start : start + a.size].reshape(a.shape), a.dtype)
-            start += a.size
+        for a, part in zip(buffers, _cut([arrays[f"{kind}/{name}"] for name in shapes], buffers)):
+            a[...] = asarray(part, a.dtype)
     state.step, state.num_steps = meta["step"], meta["num_steps"]
     state.adam.num_steps = state.ema.num_updates = state.step
     state.rows[:] = [tuple(row) for row in arrays["metrics"].tolist()]
@@ -170,6 +165,13 @@ def attached(workers: Any) -> dict[str, Any]:
 def _gradient(state: Training, n: int) -> None:
     """Compute the gradient of n examples of the next step."""
     state.gradients(state.losses_of, state.draw(replace(state.config, batch_size=n), state.step))
+
+
+def _cut(arrays: Sequence[np.ndarray], like: Sequence[Any]) -> list[np.ndarray]:
+    """All numbers of `arrays` in order, cut again into arrays with the shapes of `like`."""
+    ends = np.cumsum([a.size for a in like])[:-1]
+    flat = np.concatenate([a.reshape(-1) for a in arrays])
+    return [part.reshape(a.shape) for part, a in zip(np.split(flat, ends), like)]
 
 
 def _buffers(state: Training) -> dict[str, list[Any]]:
