@@ -140,6 +140,13 @@ def test_network_without_classes_gets_no_labels():
     assert "labels" not in draw(CONFIG, num_classes=None)
 
 
+def test_a_label_that_is_no_class_is_refused():
+    """A label of num_classes would be "no label", which the network would learn as a class of the data."""
+    num_classes = int(draw(replace(CONFIG, label_drop=0.0))["labels"].max())
+    with pytest.raises(ValueError, match=rf"labels must lie in 0\.\.{num_classes - 1}, got {num_classes}"):
+        draw(CONFIG, num_classes=num_classes)
+
+
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_batch_holds_its_target_and_its_weight(name):
     """Beside the same x_t, t and labels as for eps: the target of the same x_0 and eps, and min-SNR's weight of t."""
