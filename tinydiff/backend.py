@@ -51,6 +51,22 @@ xp: Any = _ArrayModule()
 _prepare: list[Callable[[], None]] = []
 
 
+class NoDefaults:
+    """Base class of Tensor.  What Python and NumPy do with any object is a TypeError: they would not look at the array.
+
+    By default a tensor of zero is true, x == 1 is False, and np.asarray(x) is an array of objects.
+    """
+
+    __slots__ = ()
+    __array_ufunc__ = None  # array + tensor goes to Tensor.__radd__, not element by element through NumPy
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError("a Tensor has no truth value, no == and no conversion to an array: use x.data, or to_numpy(x)")
+
+    __bool__ = __eq__ = __array__ = __array_function__ = _refuse
+    __hash__ = object.__hash__  # by identity
+
+
 def use_backend(name: str, precision: str | None = None, device: int = 0, plain: bool = False) -> None:
     """Make `xp` answer with "numpy" or "cupy".  Call it first: arrays made before belong to the other backend.
 
