@@ -34,7 +34,9 @@ ROOMS = {
     "more": Room(300, 150, 60),
     "app": Room(1050, 150, 60),
 }
-FURTHER = {f"diffusion/{name}.py" for name in ("times", "targets", "likelihood", "editing", "variance", "flow")}
+FURTHER = {
+    f"diffusion/{name}.py" for name in ("times", "solver", "targets", "likelihood", "editing", "variance", "flow")
+}
 NOT_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 
 

@@ -135,7 +135,9 @@ def _refuse_written(nodes: list[Any]) -> None:
     for node in nodes:
         inputs = (*node.inputs, *(constant() for constant in node.constants))
         if any(isinstance(x, Tensor) and x.written > node.number for x in inputs):
-            raise RuntimeError(f"backward: an input of {node.op} was updated after the forward pass: call backward first")
+            raise RuntimeError(
+                f"backward: an update has changed an input of {node.op}: call backward before the update"
+            )
 
 
 def _push_back(places: "list[_Node | Tensor]", g: Any) -> None:

@@ -166,6 +166,12 @@ def host_integers(name: str, value: Any, low: int, high: int, size: int | None =
     return a.astype(np.int64)
 
 
+def require(ok: bool, rule: str, value: Any) -> None:
+    """ValueError with the rule and the value, unless ok.  A comparison with NaN is False, so NaN is refused."""
+    if not ok:
+        raise ValueError(f"{rule}, got {value}")
+
+
 def _load_cupy(precision: str, device: int) -> Any:
     """Import CuPy, compile a kernel and multiply two matrices: whatever is missing shows now and not in mid-run.
 

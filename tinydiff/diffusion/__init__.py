@@ -4,6 +4,7 @@
     gaussian     the closed forms                      targets      what a network may predict
     samplers     the reverse steps                     likelihood   what the model spends on an image, in nats
     guidance     from a network to eps_fn              editing      existing images edited
+                                                       solver       a reverse step of second order
 
 The left column is the book; the right one holds further chapters.  Read next: schedule.py.
 """
@@ -21,8 +22,9 @@ from tinydiff.diffusion.gaussian import (
     x_0_from_v,
 )
 from tinydiff.diffusion.guidance import classifier_free, classifier_guided, rescaled, unconditional, within
-from tinydiff.diffusion.samplers import ddim_step, ddpm_step, dpm_solver_2m, sample
+from tinydiff.diffusion.samplers import ddim_step, ddpm_step, sample
 from tinydiff.diffusion.schedule import Schedule, ScheduleWarning
+from tinydiff.diffusion.solver import dpm_solver_2m
 from tinydiff.diffusion.times import log_snr_pairs, quadratic_pairs, timestep_pairs
 
 __all__ = [
