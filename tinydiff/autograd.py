@@ -15,13 +15,13 @@ Read next: ops/arithmetic.py.
 import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from itertools import count
 from operator import attrgetter
 from typing import Any
 from weakref import ref
 
-from tinydiff.backend import FAST, NoDefaults, fusable, xp
+from tinydiff.backend import FAST, NoDefaults, fusable, require, xp
 
 OPS: dict[str, Callable] = {}  # every op by name: the test suite fails for one that has no gradient test
 _numbers = count(1)  # of nodes and of writes, in the order in which they are made
@@ -69,8 +69,7 @@ class Tensor(NoDefaults):
         if g is None and self.size != 1:
             raise ValueError(f"backward: g may be left out for a single number only, not for shape {self.shape}")
         g = xp.ones_like(self.data) if g is None else g.data if isinstance(g, Tensor) else g
-        if not isinstance(g, xp.ndarray):
-            raise ValueError(f"backward: g must be an array, got {type(g).__name__}")
+        require(isinstance(g, xp.ndarray), "backward: g must be an array", type(g).__name__)
         _check("backward", "g", g, self.data)
         places, is_leaf = _inputs_first(self._node or self), self._node is None
         _refuse_written([place for place in places if isinstance(place, _Node)])
@@ -135,9 +134,7 @@ def _refuse_written(nodes: list[Any]) -> None:
     for node in nodes:
         inputs = (*node.inputs, *(constant() for constant in node.constants))
         if any(isinstance(x, Tensor) and x.written > node.number for x in inputs):
-            raise RuntimeError(
-                f"backward: an update has changed an input of {node.op}: call backward before the update"
-            )
+            raise RuntimeError(f"backward: an update has changed an input of {node.op}: call backward before it")
 
 
 def _push_back(places: "list[_Node | Tensor]", g: Any) -> None:
@@ -172,27 +169,21 @@ def sum_of(total: Any, dx: Any, new: bool) -> Any:
     return total + dx
 
 
-class _Mode(threading.local):
-    recording = True
-
-
-_mode = _Mode()
+_mode = threading.local()  # recording: False within no_grad
 
 
 @contextmanager
 def no_grad(recording: bool = False) -> Iterator[None]:
     """Within the block this thread records no graph: nothing is kept for a backward pass."""
-    before, _mode.recording = _mode.recording, recording
+    before, _mode.recording = getattr(_mode, "recording", True), recording
     try:
         yield
     finally:
         _mode.recording = before
 
 
-def enable_grad() -> AbstractContextManager[None]:
-    """Within the block this thread records the graph, also inside no_grad: guidance by a classifier needs a
-    gradient."""
-    return no_grad(recording=True)
+# Within the block this thread records the graph, also inside no_grad: guidance by a classifier needs a gradient.
+enable_grad = functools.partial(no_grad, recording=True)
 
 
 def op(f: Callable) -> Callable[..., Tensor]:
@@ -215,7 +206,7 @@ def op(f: Callable) -> Callable[..., Tensor]:
         if y.dtype not in dtypes:
             raise TypeError(f"{f.__name__}: the result is {y.dtype}, the inputs are {sorted(map(str, dtypes))}")
         out = Tensor(y)
-        if _mode.recording and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
+        if getattr(_mode, "recording", True) and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
             places = tuple((x._node or x) if isinstance(x, Tensor) and x.requires_grad else None for x in inputs)
             constants = [ref(x) for x in inputs if isinstance(x, Tensor) and not x.requires_grad]
             out.requires_grad, out._node = True, _Node(f.__name__, places, vjp, y, constants)

@@ -75,8 +75,7 @@ def use_backend(name: str, precision: str | None = None, device: int = 0, plain:
     plain: use the functions of the book as they are; else FAST is filled with faster ones.
     Raises BackendError if CuPy or a GPU is missing or does not work, ValueError for any other name or precision.
     """
-    if name not in ("numpy", "cupy"):
-        raise ValueError(f"backend must be 'numpy' or 'cupy', got {name!r}")
+    require(name in ("numpy", "cupy"), "backend must be 'numpy' or 'cupy'", repr(name))
     choices = ("float32",) if name == "numpy" else ("tf32", "float32")  # the default first
     precision = choices[0] if precision is None else precision
     if precision not in choices:
@@ -187,9 +186,7 @@ def _load_cupy(precision: str, device: int) -> Any:
         raise BackendError("backend 'cupy' finds no NVIDIA driver: install it, or use the numpy backend")
     extra = f"pip install 'tinydiff[cuda{min(driver, made) // 1000}x]'"
     if driver // 1000 < made // 1000:
-        remedy = (
-            f"pip uninstall cupy-cuda{made // 1000}x, then {extra}" if driver >= 12000 else "install a newer driver"
-        )
+        remedy = f"pip uninstall cupy-cuda{made // 1000}x, {extra}" if driver >= 12000 else "install a newer driver"
         versions = f"CuPy is made for CUDA {cuda_version(made)}, the driver for {cuda_version(driver)}"
         raise BackendError(f"backend 'cupy' does not work here: {versions}; {remedy}")
     try:

@@ -5,6 +5,7 @@
     samplers     the reverse steps                     likelihood   what the model spends on an image, in nats
     guidance     from a network to eps_fn              editing      existing images edited
                                                        solver       a reverse step of second order
+                                                       moderation   guidance with limits
 
 The left column is the book; the right one holds further chapters.  Read next: schedule.py.
 """
@@ -21,7 +22,8 @@ from tinydiff.diffusion.gaussian import (
     x_0_from_eps,
     x_0_from_v,
 )
-from tinydiff.diffusion.guidance import classifier_free, classifier_guided, rescaled, unconditional, within
+from tinydiff.diffusion.guidance import classifier_free, classifier_guided, unconditional
+from tinydiff.diffusion.moderation import rescaled, within
 from tinydiff.diffusion.samplers import ddim_step, ddpm_step, sample
 from tinydiff.diffusion.schedule import Schedule, ScheduleWarning
 from tinydiff.diffusion.solver import dpm_solver_2m

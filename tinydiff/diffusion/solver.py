@@ -2,7 +2,7 @@
 
     dpm_solver_2m    DDIM along a straight line through the last two x_0_hat              Lu et al. 2022, algorithm 2
 
-As the steps of samplers.py it leads from t to any earlier s, and `sample` takes it.  Read next: targets.py.
+As the steps of samplers.py it leads from t to any earlier s, and `sample` takes it.  Read next: moderation.py.
 """
 
 from collections.abc import Callable

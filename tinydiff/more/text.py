@@ -44,7 +44,7 @@ class TextBlock(Module):
     """x -> x + out(attention of norm1(x)), then x -> x + mlp2(silu(mlp1(norm2(x)))).  Both branches start at zero."""
 
     def __init__(self, features: int, *, num_heads: int, rng: Any):
-        if features % num_heads:
+        if num_heads < 1 or features % num_heads:
             raise ValueError(f"num_heads={num_heads} does not divide features={features}")
         self.num_heads = num_heads
         self.norm1 = LayerNorm(features)

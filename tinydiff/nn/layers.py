@@ -52,7 +52,7 @@ class GroupNorm(Module):
     """Group normalisation, a learned scale and shift for each channel; num_groups divides channels, else ValueError."""
 
     def __init__(self, num_groups: int, channels: int):
-        if channels % num_groups:
+        if num_groups < 1 or channels % num_groups:
             raise ValueError(f"num_groups={num_groups} does not divide channels={channels}")
         self.num_groups = num_groups
         self.gamma, self.beta = filled(channels, 1), filled(channels, 0)
@@ -79,7 +79,7 @@ class Attention(Module):
     """
 
     def __init__(self, channels: int, *, num_heads: int, num_groups: int, rng: Any):
-        if channels % num_heads:
+        if num_heads < 1 or channels % num_heads:
             raise ValueError(f"num_heads={num_heads} does not divide channels={channels}")
         self.num_heads = num_heads
         self.norm = GroupNorm(num_groups, channels)
