@@ -129,9 +129,8 @@ def rows(batch: Batch) -> int:
 
 def checked_losses(losses: Any, n: int) -> Tensor:
     """The losses that losses_of has returned for n examples; ValueError unless they are a Tensor of shape (n,)."""
-    if not isinstance(losses, Tensor) or losses.shape != (n,):
-        got = f"{type(losses).__name__} {getattr(losses, 'shape', '')}"
-        raise ValueError(f"losses_of must return a Tensor ({n},), the loss of each example, got {got}")
+    got = f"{type(losses).__name__} {getattr(losses, 'shape', '')}"
+    require(isinstance(losses, Tensor) and losses.shape == (n,), f"losses_of must return a Tensor of shape ({n},)", got)
     return losses
 
 
@@ -204,7 +203,8 @@ def metrics_row(state: Training, losses: np.ndarray, norm: float, rate: float, b
     """
     loss = float(losses.mean())
     if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise TrainingError(f"step {len(state.rows) + 1}: loss is {loss}, gradient norm {norm}")
+        bad = f"step {len(state.rows) + 1}: loss is {loss}, gradient norm {norm}"
+        raise TrainingError(f"{bad}; nothing is saved from here on, and the last checkpoint is finite")
     if state.T is None:
         return loss, norm, rate
     quarter = (batch["t"] - 1) * NUM_BUCKETS // state.T

@@ -133,11 +133,11 @@ def run(
 
 @contextmanager
 def _naming_the_last(saved: list[int]) -> Iterator[None]:
-    """Add the step of the last save to a TrainingError: `save` refuses numbers that are not finite."""
+    """Add the step of the last save to a TrainingError."""
     try:
         yield
     except TrainingError as error:
-        raise TrainingError(f"{error}; the last checkpoint, of step {saved[-1]}, holds finite numbers only") from None
+        raise TrainingError(f"{error}; last saved at step {saved[-1]}") from None
 
 
 def save_metrics(state: Training, path: Path) -> None:

@@ -139,7 +139,7 @@ def check_finite(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """TrainingError, before anything is written, if one of the arrays of a network is not finite."""
     for name, a in arrays.items():
         if not np.isfinite(a).all():
-            raise TrainingError(f"{name} holds a number that is not finite: {path} is not written")
+            raise TrainingError(f"{name} is not finite: {path} is not written, so the last checkpoint is finite")
 
 
 def restore(state: Training, path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:

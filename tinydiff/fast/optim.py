@@ -15,7 +15,7 @@ from operator import attrgetter, is_
 from typing import Any
 
 from tinydiff import optim
-from tinydiff.autograd import Tensor
+from tinydiff.autograd import Tensor, mark_written
 from tinydiff.backend import require, xp
 from tinydiff.fast import kernels
 
@@ -72,6 +72,13 @@ class Flat:
         if not all(map(is_, map(attrgetter("data"), self.parameters), self._thetas)):
             raise RuntimeError("a parameter of a Flat has another array now: write p.data[...] = a, not p.data = a")
         return self._data
+
+    @data.setter
+    def data(self, a: Any) -> None:
+        """After flat.data += a: note that the parameters were written to.  a must be the array itself."""
+        if a is not self._data:
+            raise ValueError("write flat.data[...] = a, not flat.data = a: the parameters would keep another array")
+        mark_written(self.parameters)
 
     def _write(self, number: int) -> None:
         for p in self.parameters:
