@@ -59,7 +59,7 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         for name, least in {"num_steps": 0, "batch_size": 1, "warmup": 0, "seed": 0}.items():
-            host_integers(name, getattr(self, name), least, 2**62)
+            host_integers(name, [getattr(self, name)], least, 2**62, 1)
         learning_rate(0, 1, peak=self.peak_lr, warmup=self.warmup)  # as the next three it checks its own settings
         Adam([], betas=self.betas), EMA([], self.ema_decay), clip_grad_norm([], self.clip_norm)
 

@@ -23,10 +23,8 @@ from tinydiff.diffusion.gaussian import (
     x_0_from_v,
 )
 from tinydiff.diffusion.guidance import classifier_free, classifier_guided, unconditional
-from tinydiff.diffusion.moderation import rescaled, within
 from tinydiff.diffusion.samplers import ddim_step, ddpm_step, sample
 from tinydiff.diffusion.schedule import Schedule, ScheduleWarning
-from tinydiff.diffusion.solver import dpm_solver_2m
 from tinydiff.diffusion.times import log_snr_pairs, quadratic_pairs, timestep_pairs
 
 __all__ = [
@@ -38,12 +36,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name of editing, likelihood or targets when it is first asked for."""
+    """Import a name of another chapter when it is first asked for."""
     import tinydiff.diffusion.editing as editing
     import tinydiff.diffusion.likelihood as likelihood
+    import tinydiff.diffusion.moderation as moderation
+    import tinydiff.diffusion.solver as solver
     import tinydiff.diffusion.targets as targets
 
-    for chapter in (editing, likelihood, targets):
+    for chapter in (editing, likelihood, moderation, solver, targets):
         if getattr(getattr(chapter, name, None), "__module__", "") == chapter.__name__:
             return getattr(chapter, name)
     raise AttributeError(f"tinydiff.diffusion has no {name}")

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from tinydiff.backend import asarray, host_integers, require, standard_normal, to_numpy, xp
-from tinydiff.diffusion.gaussian import check_alike, q_sample, q_x_t_given_x_s, x_0_from_eps
+from tinydiff.diffusion.gaussian import check_alike, check_float, q_sample, q_x_t_given_x_s, x_0_from_eps
 from tinydiff.diffusion.samplers import sample
 from tinydiff.diffusion.schedule import Schedule
 from tinydiff.diffusion.times import joined
@@ -127,6 +127,7 @@ def sdedit(schedule: Schedule, step: Step, eps_fn: EpsFn, pairs: Pairs, x_0: Any
     t_start: 0 gives x_0 back; at T only sqrt(alpha_bar_T) of x_0 is left.  The first state is (t_start, x_t, x_0); the
     others are those of sample() on pairs_below(pairs, t_start).
     """
+    check_float("x_0", x_0)
     x_t = q_sample(schedule, x_0, t_start, standard_normal(rng, x_0.shape, x_0.dtype))
     yield t_start, x_t, x_0
     yield from sample(step, eps_fn, pairs_below(pairs, t_start), x_t, rng)
@@ -137,7 +138,7 @@ def pairs_below(pairs: Pairs, t_start: int) -> list[tuple[int, int]]:
 
     ValueError for a chain that begins below t_start.
     """
-    below = [(min(t, t_start), s) for t, s in pairs if s < t_start]
+    below = [(min(t, t_start), s) for t, s in joined(pairs) if s < t_start]
     require(all(t == t_start for t, _ in below[:1]), "t_start must lie within the chain of pairs", t_start)
     return below
 

@@ -106,7 +106,7 @@ def predicted_x_0(schedule: Schedule, x_t: Any, eps_hat: Any, t: Any, clip: bool
 def _add_noise(schedule: Schedule, mean: Any, var: Any, s: Any, noise: Any) -> Any:
     """mean + sqrt(var) noise; where s = 0 the mean alone, because x_0 is the data and has no noise."""
     var = var * (host_integers("s", s, 0, schedule.T) > 0)
-    require((var >= 0).all(), f"the variance of a step to s = {s} must be 0 or more", var)
+    require(((var >= 0) & (var < xp.inf)).all(), "the variance must be finite and not negative", var)
     if not var.any():
         return mean
     if noise is None:

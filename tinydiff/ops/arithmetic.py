@@ -4,7 +4,7 @@ Read next: pointwise.py.
 """
 
 from tinydiff.autograd import op, pointwise, unbroadcast
-from tinydiff.backend import xp
+from tinydiff.backend import require, xp
 
 
 @pointwise
@@ -35,8 +35,7 @@ def neg(x):
 @op
 def matmul(x, y):
     """Matrix products of stacks: x (..., M, K) @ y (..., K, N) -> (..., M, N), leading axes broadcast."""
-    if x.ndim < 2 or y.ndim < 2:
-        raise ValueError(f"matmul: x and y need two axes or more, got shapes {x.shape} and {y.shape}")
+    require(min(x.ndim, y.ndim) >= 2, "matmul: x and y need two axes or more", f"shapes {x.shape} and {y.shape}")
 
     def vjp(g):
         return unbroadcast(g @ y.swapaxes(-1, -2), x.shape), unbroadcast(x.swapaxes(-1, -2) @ g, y.shape)

@@ -45,11 +45,11 @@ def attention(q, k, v, *, mask=None):
     """
     if q.shape[:-2] != k.shape[:-2] or k.shape[:-1] != v.shape[:-1] or q.shape[-1] != k.shape[-1] or 0 in k.shape[-2:]:
         raise ValueError(f"attention: q {q.shape}, k {k.shape} and v {v.shape} do not fit")
-    if mask is not None and asarray(mask).dtype != bool:
-        raise ValueError(f"attention: mask must be boolean, True where a query may look, got {asarray(mask).dtype}")
     scale = 1 / math.sqrt(q.shape[-1])
     scores = (q * scale) @ k.swapaxes(-1, -2)
     p = softmax_array(scores if mask is None else xp.where(asarray(mask), scores, -xp.inf))
+    if mask is not None and (asarray(mask).dtype != bool or p.shape != scores.shape):
+        raise ValueError(f"attention: mask must be boolean and broadcast to {scores.shape}, got {mask!r}")
 
     def vjp(g):
         ds = softmax_gradient(p, g @ v.swapaxes(-1, -2)) * scale

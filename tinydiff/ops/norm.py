@@ -45,7 +45,7 @@ def check_group_norm(x, gamma, beta, num_groups, eps=1e-5):
     c = x.shape[-1]
     if x.ndim < 2 or 0 in x.shape[1:]:
         raise ValueError(f"group_norm: x must be (N, ..., C) with pixels and channels, got {x.shape}")
-    if num_groups < 1 or c % num_groups or not eps >= 0:
+    if not num_groups >= 1 or num_groups % 1 or c % num_groups or not 0 <= eps < math.inf:
         raise ValueError(f"group_norm: num_groups={num_groups} does not divide {c} channels, or eps={eps} is negative")
     if gamma.shape != (c,) or beta.shape != (c,):
         raise ValueError(f"group_norm: gamma {gamma.shape} and beta {beta.shape} must be ({c},)")
