@@ -229,6 +229,7 @@ def train_both(path, dataset, coder_config, coder_minutes, unet_config, config, 
             "noise": "host",
             "data": {"name": dataset.name, "source": dataset.source, "num": len(dataset)},
         }
+    training.check_finite(path, arrays)
     checkpoint.save(path, arrays, meta)
     seconds["U-Net"] = time.monotonic() - began - seconds["autoencoder"]
     print(", ".join(f"{name}: {value:.0f} s" for name, value in seconds.items()) + f"; saved as {path}")

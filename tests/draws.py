@@ -1,6 +1,7 @@
 """Seeded random arrays and leaves, shared by the chapters on the engine and its ops."""
 
 import numpy as np
+from hypothesis import assume
 from hypothesis import strategies as st
 
 from tinydiff.autograd import Tensor
@@ -28,3 +29,11 @@ def leaves(seed, *shapes, dtype="float64"):
 def same(a, b):
     """a and b agree to the last bit."""
     np.testing.assert_array_equal(to_numpy(a), to_numpy(b))
+
+
+def draw_pair(data, schedule, lowest_s=0):
+    """Any s < t of the schedule, with enough signal left at t that x_0_hat keeps 8 digits."""
+    assume(lowest_s < schedule.T and schedule.alpha_bar[lowest_s + 1] > 1e-12)
+    last = int((schedule.alpha_bar > 1e-12).sum()) - 1
+    t = data.draw(st.integers(lowest_s + 1, last), label="t")
+    return t, data.draw(st.integers(lowest_s, t - 1), label="s")

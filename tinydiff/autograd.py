@@ -15,39 +15,40 @@ Read next: ops/arithmetic.py.
 
 import functools
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import count
+from operator import attrgetter
 from typing import Any
+from weakref import ref
 
-from tinydiff.backend import FAST, fusable, xp
+from tinydiff.backend import FAST, NoDefaults, fusable, require, xp
 
 OPS: dict[str, Callable] = {}  # every op by name: the test suite fails for one that has no gradient test
-_numbers = count(1)  # of nodes, in the order in which they are made
+_numbers = count(1)  # of nodes and of writes, in the order in which they are made
 
 
-class Tensor:
+class Tensor(NoDefaults):
     """An array, and the place in the graph at which it was computed.
 
     data: array of the current backend.  grad: None, or an array of data's shape and dtype: the gradient so far.
     requires_grad: True for a leaf whose gradient is wanted (float data only, else TypeError).
+    is_parameter: True for a Tensor that was made with requires_grad=True.  A parameter that is frozen stays one.
+    written: when the package last wrote to data in place, in the numbers of nodes; see `mark_written`.
     """
 
-    __slots__ = ("__weakref__", "_node", "data", "grad", "requires_grad")
-    __array_ufunc__ = None  # array + tensor goes to Tensor.__radd__, not element by element through NumPy
+    __slots__ = ("__weakref__", "_node", "data", "grad", "is_parameter", "requires_grad", "written")
 
     def __init__(self, data: Any, requires_grad: bool = False):
         self.data = data if isinstance(data, xp.ndarray) else xp.asarray(data)
         if requires_grad and self.data.dtype.kind != "f":
             raise TypeError(f"only a float tensor can require a gradient, got dtype {self.data.dtype}")
-        self.requires_grad = requires_grad
+        self.requires_grad = self.is_parameter = requires_grad
         self.grad: Any = None
+        self.written = 0
         self._node: _Node | None = None  # None for a leaf, which is its own place in the graph
 
-    shape = property(lambda self: self.data.shape)
-    ndim = property(lambda self: self.data.ndim)
-    size = property(lambda self: self.data.size)
-    dtype = property(lambda self: self.data.dtype)
+    shape, ndim, size, dtype = (property(attrgetter(f"data.{name}")) for name in ("shape", "ndim", "size", "dtype"))
 
     def __len__(self) -> int:
         return len(self.data)
@@ -61,60 +62,53 @@ class Tensor:
 
         g: an array of self's shape and dtype; a single number may leave it out, then g = 1.
         Afterwards self has no graph; other tensors keep theirs.
-        Raises ValueError for a missing g or one of another shape, RuntimeError if no leaf requires a gradient.
+        Raises ValueError for a missing g or one of another shape, RuntimeError if no leaf requires a gradient, or if a
+        tensor of the graph was written to after its node was made: the values that its gradient needs are gone.
         """
         if not self.requires_grad:
             raise RuntimeError("backward: no input of this tensor requires a gradient, or backward was called before")
         if g is None and self.size != 1:
             raise ValueError(f"backward: g may be left out for a single number only, not for shape {self.shape}")
         g = xp.ones_like(self.data) if g is None else g.data if isinstance(g, Tensor) else g
-        if not isinstance(g, xp.ndarray):
-            raise ValueError(f"backward: g must be an array, got {type(g).__name__}")
+        require(isinstance(g, xp.ndarray), "backward: g must be an array", type(g).__name__)
         _check("backward", "g", g, self.data)
         places, is_leaf = _inputs_first(self._node or self), self._node is None
+        _refuse_written([place for place in places if isinstance(place, _Node)])
         self._node, self.requires_grad = None, is_leaf
         _push_back(places, xp.array(g) if is_leaf else g)  # a leaf must not share memory with g
 
     # These ops are defined in ops/arithmetic.py, which imports this file; so they are looked up by name.
 
-    def __add__(self, y: Any) -> "Tensor":
-        return OPS["add"](self, y)
-
-    def __sub__(self, y: Any) -> "Tensor":
-        return OPS["sub"](self, y)
-
     def __rsub__(self, x: Any) -> "Tensor":
         return OPS["sub"](x, self)
-
-    def __mul__(self, y: Any) -> "Tensor":
-        return OPS["mul"](self, y)
-
-    def __truediv__(self, y: Any) -> "Tensor":
-        return OPS["div"](self, y)
-
-    def __matmul__(self, y: Any) -> "Tensor":
-        return OPS["matmul"](self, y)
-
-    def __neg__(self) -> "Tensor":
-        return OPS["neg"](self)
 
     def __getitem__(self, index: Any) -> "Tensor":
         return OPS["getitem"](self, index=index)
 
+    __add__, __sub__, __mul__, __truediv__, __matmul__, __neg__ = (
+        lambda *inputs, name=name: OPS[name](*inputs) for name in ("add", "sub", "mul", "div", "matmul", "neg")
+    )
     __radd__, __rmul__ = __add__, __mul__
+
+    def __iter__(self) -> Iterator["Tensor"]:
+        return (self[i] for i in range(len(self)))
 
 
 class _Node:
     """One application of an op: its vjp, and the place of each input in the graph (None where no gradient goes).
 
-    number: larger than the numbers of its inputs, which are older.
+    number: larger than the numbers of its inputs, which are older.  constants: weak references to the input tensors
+    where no gradient goes.
     """
 
-    __slots__ = ("__weakref__", "dtype", "inputs", "number", "op", "shape", "vjp")
+    __slots__ = ("__weakref__", "constants", "dtype", "inputs", "number", "op", "shape", "vjp")
 
-    def __init__(self, op: str, inputs: "tuple[_Node | Tensor | None, ...]", vjp: Callable, y: Any):
-        self.op, self.inputs, self.vjp, self.number = op, inputs, vjp, next(_numbers)
+    def __init__(self, op: str, inputs: "tuple[_Node | Tensor | None, ...]", vjp: Callable, y: Any, constants: list):
+        self.op, self.inputs, self.vjp, self.number, self.constants = op, inputs, vjp, next(_numbers), constants
         self.shape, self.dtype = y.shape, y.dtype
+
+    def __reduce__(self) -> Any:
+        raise TypeError(f"a Tensor with a graph, here of {self.op}, cannot be copied or pickled: copy its array")
 
 
 def _inputs_first(root: "_Node | Tensor") -> "list[_Node | Tensor]":
@@ -127,6 +121,21 @@ def _inputs_first(root: "_Node | Tensor") -> "list[_Node | Tensor]":
                 places[id(x)] = x
                 unvisited.append(x)
     return sorted(places.values(), key=lambda place: 0 if isinstance(place, Tensor) else place.number)
+
+
+def mark_written(tensors: Sequence[Any]) -> None:
+    """Note that the arrays of these tensors were written to in place: `backward` refuses nodes that are older."""
+    number = next(_numbers)
+    for x in tensors:
+        x.written = number
+
+
+def _refuse_written(nodes: list[Any]) -> None:
+    """RuntimeError if an input of a node was written to after the node was made."""
+    for node in nodes:
+        inputs = (*node.inputs, *(constant() for constant in node.constants))
+        if any(isinstance(x, Tensor) and x.written > node.number for x in inputs):
+            raise RuntimeError(f"backward: an update has changed an input of {node.op}: call backward before it")
 
 
 def _push_back(places: "list[_Node | Tensor]", g: Any) -> None:
@@ -161,31 +170,21 @@ def sum_of(total: Any, dx: Any, new: bool) -> Any:
     return total + dx
 
 
-class _Mode(threading.local):
-    recording = True
-
-
-_mode = _Mode()
-
-
-def no_grad() -> AbstractContextManager[None]:
-    """Within the block this thread records no graph: nothing is kept for a backward pass."""
-    return _recording(False)
-
-
-def enable_grad() -> AbstractContextManager[None]:
-    """Within the block this thread records the graph, also inside no_grad: guidance by a classifier needs a
-    gradient."""
-    return _recording(True)
+_mode = threading.local()  # recording: False within no_grad
 
 
 @contextmanager
-def _recording(on: bool) -> Iterator[None]:
-    before, _mode.recording = _mode.recording, on
+def no_grad(recording: bool = False) -> Iterator[None]:
+    """Within the block this thread records no graph: nothing is kept for a backward pass."""
+    before, _mode.recording = getattr(_mode, "recording", True), recording
     try:
         yield
     finally:
         _mode.recording = before
+
+
+# Within the block this thread records the graph, also inside no_grad: guidance by a classifier needs a gradient.
+enable_grad = functools.partial(no_grad, recording=True)
 
 
 def op(f: Callable) -> Callable[..., Tensor]:
@@ -209,10 +208,10 @@ def op(f: Callable) -> Callable[..., Tensor]:
         if y.dtype not in dtypes:
             raise TypeError(f"{f.__name__}: the result is {y.dtype}, the inputs are {sorted(map(str, dtypes))}")
         out = Tensor(y)
-        if _mode.recording:
+        if getattr(_mode, "recording", True) and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
             places = tuple((x._node or x) if isinstance(x, Tensor) and x.requires_grad else None for x in inputs)
-            if any(place is not None for place in places):
-                out.requires_grad, out._node = True, _Node(f.__name__, places, vjp, y)
+            constants = [ref(x) for x in inputs if isinstance(x, Tensor) and not x.requires_grad]
+            out.requires_grad, out._node = True, _Node(f.__name__, places, vjp, y, constants)
         return out
 
     OPS[f.__name__] = apply

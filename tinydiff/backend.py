@@ -53,6 +53,22 @@ xp: Any = _ArrayModule()
 _prepare: list[Callable[[], None]] = []
 
 
+class NoDefaults:
+    """Base class of Tensor.  What Python and NumPy do with any object is a TypeError: they would not look at the array.
+
+    By default a tensor of zero is true, x == 1 is False, and np.asarray(x) is an array of objects.
+    """
+
+    __slots__ = ()
+    __array_ufunc__ = None  # array + tensor goes to Tensor.__radd__, not element by element through NumPy
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError("a Tensor has no truth value, no == and no conversion to an array: use x.data, or to_numpy(x)")
+
+    __bool__ = __eq__ = __array__ = __array_function__ = _refuse
+    __hash__ = object.__hash__  # by identity
+
+
 def use_backend(name: str, precision: str | None = None, device: int = 0, plain: bool = False) -> None:
     """Make `xp` answer with "numpy" or "cupy".  Call it first: arrays made before belong to the other backend.
 
@@ -61,8 +77,7 @@ def use_backend(name: str, precision: str | None = None, device: int = 0, plain:
     plain: use the functions of the book as they are; else FAST is filled with faster ones.
     Raises BackendError if CuPy or a GPU is missing or does not work, ValueError for any other name or precision.
     """
-    if name not in ("numpy", "cupy"):
-        raise ValueError(f"backend must be 'numpy' or 'cupy', got {name!r}")
+    require(name in ("numpy", "cupy"), "backend must be 'numpy' or 'cupy'", repr(name))
     choices = ("float32",) if name == "numpy" else ("tf32", "float32")  # the default first
     precision = choices[0] if precision is None else precision
     if precision not in choices:
@@ -153,6 +168,12 @@ def host_integers(name: str, value: Any, low: int, high: int, size: int | None =
     return a.astype(np.int64)
 
 
+def require(ok: bool, rule: str, value: Any) -> None:
+    """ValueError with the rule and the value, unless ok.  A comparison with NaN is False, so NaN is refused."""
+    if not ok:
+        raise ValueError(f"{rule}, got {value}")
+
+
 def _load_cupy(precision: str, device: int) -> Any:
     """Import CuPy, compile a kernel and multiply two matrices: whatever is missing shows now and not in mid-run.
 
@@ -168,9 +189,7 @@ def _load_cupy(precision: str, device: int) -> Any:
         raise BackendError("backend 'cupy' finds no NVIDIA driver: install it, or use the numpy backend")
     extra = f"pip install 'tinydiff[cuda{min(driver, made) // 1000}x]'"
     if driver // 1000 < made // 1000:
-        remedy = (
-            f"pip uninstall cupy-cuda{made // 1000}x, then {extra}" if driver >= 12000 else "install a newer driver"
-        )
+        remedy = f"pip uninstall cupy-cuda{made // 1000}x, {extra}" if driver >= 12000 else "install a newer driver"
         versions = f"CuPy is made for CUDA {cuda_version(made)}, the driver for {cuda_version(driver)}"
         raise BackendError(f"backend 'cupy' does not work here: {versions}; {remedy}")
     try:

@@ -9,7 +9,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from tinydiff.backend import fusable, xp
+from tinydiff.autograd import mark_written
+from tinydiff.backend import fusable, require, xp
 
 
 class Adam:
@@ -19,12 +20,15 @@ class Adam:
         v <- beta2 v + (1 - beta2) g^2                  v_hat = v / (1 - beta2^k)
         theta <- theta - lr m_hat / (sqrt(v_hat) + eps)
 
-    k counts the steps from 1.  A parameter without a gradient is treated as if its gradient were 0.
+    k counts the steps from 1.  A parameter without a gradient is treated as if its gradient were 0.  A frozen
+    parameter, one whose requires_grad is False, stays as it is.  Settings outside their range raise ValueError.
     """
 
     def __init__(
         self, parameters: Sequence[Any], lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
     ):
+        require(0 <= lr < math.inf and 0 < eps < math.inf, "lr >= 0 and eps > 0 must be finite", f"{lr} and {eps}")
+        require(len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "betas must be two, 0 <= beta < 1", betas)
         self.parameters = list(parameters)
         self.lr, self.betas, self.eps, self.num_steps = lr, betas, eps, 0
         self.m, self.v = ([xp.zeros_like(p.data) for p in self.parameters] for _ in range(2))
@@ -34,10 +38,13 @@ class Adam:
 
     def step(self, lr: float | None = None) -> None:
         """Make one update from the present gradients, with the learning rate lr if it is given."""
-        self.num_steps += 1
         lr = self.lr if lr is None else lr
+        require(0 <= lr < math.inf, "lr must be finite and not negative", lr)
+        self.num_steps += 1
+        mark_written([p for p in self.parameters if p.requires_grad])
         for p, m, v in zip(self.parameters, self.m, self.v):
-            adam_update(p, m, v, lr=lr, betas=self.betas, eps=self.eps, k=self.num_steps)
+            if p.requires_grad:
+                adam_update(p, m, v, lr=lr, betas=self.betas, eps=self.eps, k=self.num_steps)
 
 
 @fusable
@@ -62,8 +69,7 @@ class EMA:
     """
 
     def __init__(self, parameters: Sequence[Any], decay: float = 0.999):
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must lie in 0 <= decay < 1, got {decay}")
+        require(0 <= decay < 1, "decay must lie in 0 <= decay < 1", decay)
         self.parameters, self.decay, self.num_updates = list(parameters), decay, 0
         self.average = [p.data.copy() for p in self.parameters]
 
@@ -90,8 +96,9 @@ def forget_gradients(parameters: Sequence[Any]) -> None:
 def clip_grad_norm(parameters: Sequence[Any], max_norm: float) -> Any:
     """Scale all gradients together so that their Euclidean norm is at most max_norm; return the norm before scaling.
 
-    If the norm is nan or infinite, nothing is scaled: the caller must stop.
+    If the norm is nan or infinite, nothing is scaled: the caller must stop.  ValueError unless max_norm > 0.
     """
+    require(max_norm > 0, "max_norm must be above 0", max_norm)
     grads = [p.grad for p in parameters if p.grad is not None]
     norm = math.sqrt(sum(float(xp.vdot(g, g)) for g in grads))
     if max_norm < norm < math.inf:
@@ -107,7 +114,9 @@ def learning_rate(step: int, num_steps: int, *, peak: float, warmup: int) -> flo
         peak (1 + cos(pi (step - warmup) / (num_steps - warmup))) / 2  after that (Loshchilov & Hutter 2017, eq. 5)
 
     The warm-up does not depend on num_steps, because a run under a clock may lower num_steps at its end.
+    ValueError for a negative warmup, and for a peak that is negative or not finite.
     """
+    require(0 <= peak < math.inf and warmup >= 0, "peak must be finite, peak and warmup not negative", (peak, warmup))
     if step < warmup:
         return peak * (step + 1) / warmup
     return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, num_steps - warmup))))

@@ -27,7 +27,7 @@ import numpy as np
 
 from tinydiff import ops
 from tinydiff.autograd import Tensor
-from tinydiff.backend import TinydiffError, asarray, default_rng, fusable, host_integers, to_numpy, xp
+from tinydiff.backend import TinydiffError, asarray, default_rng, fusable, host_integers, require, to_numpy, xp
 from tinydiff.data import Dataset, epoch_indices
 from tinydiff.diffusion import Schedule, q_sample
 from tinydiff.diffusion.targets import TARGETS, min_snr_weight
@@ -46,7 +46,10 @@ class TrainingError(TinydiffError):
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """The settings of any training run.  The network, the data and the loss are given apart."""
+    """The settings of any training run.  The network, the data and the loss are given apart.
+
+    A setting outside its range raises ValueError.
+    """
 
     num_steps: int
     batch_size: int = 128
@@ -56,6 +59,12 @@ class LoopConfig:
     clip_norm: float = 1.0  # the largest norm of a step's gradient
     ema_decay: float = 0.995  # of the average of the weights
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in {"num_steps": 0, "batch_size": 1, "warmup": 0, "seed": 0}.items():
+            host_integers(name, [getattr(self, name)], least, 2**62, 1)
+        learning_rate(0, 1, peak=self.peak_lr, warmup=self.warmup)  # as the next three it checks its own settings
+        Adam([], betas=self.betas), EMA([], self.ema_decay), clip_grad_norm([], self.clip_norm)
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,13 @@ class TrainConfig(LoopConfig):
     label_drop: float = 0.1  # the share of examples that lose their label
     target: str = "eps"
     min_snr: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.minutes is None or 0 <= self.minutes < math.inf, "minutes must be a number or None", self.minutes)
+        require(0 <= self.label_drop <= 1, "label_drop must lie in 0..1", self.label_drop)
+        require(self.target in TARGETS, f"target must be one of {', '.join(TARGETS)}", self.target)
+        require(self.min_snr is None or self.min_snr > 0, "min_snr must be above 0, or None", self.min_snr)
 
 
 def draw_batch(dataset: Dataset, schedule: Schedule, num_classes: int | None, config: TrainConfig, step: int) -> Batch:
@@ -108,10 +124,24 @@ def noise_prediction_losses(model: Any, batch: Batch) -> Tensor:
     return losses * asarray(batch["weight"]) if "weight" in batch else losses
 
 
+def rows(batch: Batch) -> int:
+    """The number of examples of a batch; ValueError unless each of its arrays has that many rows, at least one."""
+    sizes = {name: len(a) for name, a in batch.items()}
+    require(len(set(sizes.values())) == 1 and all(sizes.values()), "a batch must hold a row for each example", sizes)
+    return next(iter(sizes.values()))
+
+
+def checked_losses(losses: Any, n: int) -> Tensor:
+    """The losses that losses_of has returned for n examples; ValueError unless they are a Tensor of shape (n,)."""
+    got = f"{type(losses).__name__} {getattr(losses, 'shape', '')}"
+    require(isinstance(losses, Tensor) and losses.shape == (n,), f"losses_of must return a Tensor of shape ({n},)", got)
+    return losses
+
+
 def gradients_of(model: Module, losses_of: Losses, batch: Batch) -> Any:
     """Return the losses (N,) of the batch, and write the gradient of their mean to the .grad of each parameter."""
     forget_gradients(model.parameters())
-    losses = losses_of(model, batch)
+    losses = checked_losses(losses_of(model, batch), rows(batch))
     losses.backward(xp.full(losses.shape, 1 / len(losses), losses.dtype))
     return losses.data
 
@@ -120,7 +150,7 @@ class Training:
     """The state of a run: the network, Adam's moments, the average of the weights, the steps done, the metrics.
 
     draw(config, step) -> the batch of `step`.  T: the schedule's T, if the loss is to be recorded by quarter of 1..T.
-    gradients(losses_of, batch): None, or a replacement for gradients_of(model, ...).
+    gradients(losses_of, batch) -> losses (N,): None, or a replacement for gradients_of(model, ...).
     parameters: what Adam updates; by default the network's parameters, else one buffer that contains all of them.
     """
 
@@ -154,11 +184,13 @@ class Training:
 
 def train(state: Training) -> Iterator[Training]:
     """Run algorithm 1 up to state.num_steps, and yield the state after each step.  Raises TrainingError as `note`
-    does."""
-    config = state.config
+    does, and ValueError if a function of the state returns what it must not."""
+    config, sizes = state.config, (sum(p.data.size for p in state.parameters), state.model.num_parameters())
+    require(sizes[0] == sizes[1], "the numbers that Adam trains must be those of the network", sizes)
     while state.step < state.num_steps:
         batch = state.draw(config, state.step)
         losses = state.gradients(state.losses_of, batch)
+        require((got := getattr(losses, "shape", 0)) == (rows(batch),), "gradients must return the losses (N,)", got)
         norm = clip_grad_norm(state.parameters, config.clip_norm)
         rate = learning_rate(state.step, state.num_steps, peak=config.peak_lr, warmup=config.warmup)
         state.note(losses, norm, rate, batch)
@@ -175,10 +207,8 @@ def metrics_row(state: Training, losses: np.ndarray, norm: float, rate: float, b
     """
     loss = float(losses.mean())
     if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise TrainingError(
-            f"step {len(state.rows) + 1}: loss is {loss}, gradient norm {norm}; "
-            "nothing was saved since, the last checkpoint is good"
-        )
+        bad = f"step {len(state.rows) + 1}: loss is {loss}, gradient norm {norm}"
+        raise TrainingError(f"{bad}; nothing is saved from here on, and the last checkpoint is finite")
     if state.T is None:
         return loss, norm, rate
     quarter = (batch["t"] - 1) * NUM_BUCKETS // state.T

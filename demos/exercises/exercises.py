@@ -224,7 +224,7 @@ EXERCISES = (
             "var = eta**2 * schedule.beta_tilde(t, s), and eps_std = (schedule.one_minus_alpha_bar[s] - var).clip(0) "
             "** 0.5: without the clip, rounding may leave -1e-17 under the root.",
         ),
-        read_next="tinydiff/diffusion/samplers.py, dpm_solver_2m: DDIM with a better guess at x_0",
+        read_next="tinydiff/diffusion/solver.py, dpm_solver_2m: DDIM with a better guess at x_0",
         question="DDIM turns one x_T into one digit, every time, and DDPM does not. Which line makes the difference?",
     ),
     Exercise(

@@ -68,7 +68,7 @@ class OneProcess:
         before = [p.data for p in self.parameters]
         try:
             for p, a in zip(self.parameters, average):
-                p.data = a
+                p.data = a.copy()
             yield
         finally:
             for p, a in zip(self.parameters, before):

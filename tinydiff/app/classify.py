@@ -19,6 +19,7 @@ import numpy as np
 from tinydiff.app import checkpoint
 from tinydiff.app.fit import fit
 from tinydiff.app.trained import load_network
+from tinydiff.app.training import check_finite
 from tinydiff.autograd import Tensor
 from tinydiff.backend import TinydiffError, default_rng, precision
 from tinydiff.data import Dataset, epoch_indices
@@ -97,9 +98,11 @@ def save_classifier(
     """Write a checkpoint of the weights and of how they were trained, complete or not at all.
 
     errors: the number of images of `test` that the classifier misreads.  schedule: given for a noisy classifier only;
-    the checkpoint then has another kind, so that no program reads clean images with this classifier.
+    the checkpoint then has another kind, so that no program reads clean images with this classifier.  Raises
+    TrainingError if a weight is not finite.
     """
     arrays = {f"weights/{name}": a for name, a in workers.model.state_dict().items()}
+    check_finite(path, arrays)
     if schedule is not None:
         arrays["schedule/beta"] = schedule.beta
     data = {"name": dataset.name, "source": dataset.source, "classes": list(dataset.classes)}

@@ -18,7 +18,7 @@ import numpy as np
 
 from tinydiff.app.checkpoint import CheckpointError
 from tinydiff.autograd import no_grad
-from tinydiff.backend import TinydiffError, backend_name, default_rng, standard_normal, to_numpy
+from tinydiff.backend import TinydiffError, backend_name, default_rng, host_integers, standard_normal, to_numpy
 from tinydiff.diffusion import Schedule, classifier_free, ddpm_step, sample, unconditional
 from tinydiff.diffusion.guidance import EpsFn
 from tinydiff.diffusion.targets import EPS, Target, as_eps_fn
@@ -72,6 +72,8 @@ class Recipe:
     target: Target = EPS
 
     def __post_init__(self) -> None:
+        for name in ("num_steps", "keep", "at_once"):
+            host_integers(name, 1 if getattr(self, name) is None else getattr(self, name), 1, 1_000_000)
         if self.num_steps > self.schedule.T:
             raise TinydiffError(f"num_steps={self.num_steps}: the schedule has T = {self.schedule.T} steps, no more")
 

@@ -14,7 +14,7 @@ import numpy as np
 from tinydiff import ops
 from tinydiff.app.metrics import coverage, frechet_distance, spread
 from tinydiff.autograd import Tensor, enable_grad, no_grad
-from tinydiff.backend import TinydiffError, default_rng, to_numpy, xp
+from tinydiff.backend import TinydiffError, default_rng, require, to_numpy, xp
 from tinydiff.data import Dataset
 from tinydiff.more.classifier import cross_entropy
 from tinydiff.nn import Module
@@ -56,7 +56,7 @@ def class_score(model: Module, labels: Any) -> Callable[[Any, int], Any]:
     def score_fn(x_t: Any, t: int) -> Any:
         x = Tensor(x_t, requires_grad=True)
         with enable_grad(), model.frozen():
-            losses = cross_entropy(model(x, t), labels)
+            losses = cross_entropy(_logits(model(x, t), x_t), labels)
         losses.backward(xp.full(losses.shape, -1, losses.dtype))  # only the loss of row n depends on row n of x
         return x.grad
 
@@ -124,7 +124,15 @@ def misread_rows(
 
 def _read_slice(model: Module, job: tuple[Any, Any]) -> np.ndarray:
     with no_grad():
-        return to_numpy(ops.softmax(model(*job)))
+        return to_numpy(ops.softmax(_logits(model(*job), job[0])))
+
+
+def _logits(logits: Any, images: Any) -> Tensor:
+    """What a classifier returns for these images; ValueError unless it is a row of logits for each image."""
+    shape: tuple[int, ...] = getattr(logits, "shape", ())
+    fits = isinstance(logits, Tensor) and len(shape) == 2 and shape[0] == len(images)
+    require(fits, f"a classifier must return a Tensor ({len(images)}, num_classes)", f"{type(logits).__name__} {shape}")
+    return logits
 
 
 def _look_at_slices(workers: Any, images: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -13,7 +13,8 @@ Read next: plots.py.
 """
 
 from argparse import ArgumentParser
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from tinydiff.app.signals import stop_signals
 from tinydiff.app.training import steps, whole
 from tinydiff.backend import FAST, TinydiffError, precision
 from tinydiff.data import Dataset, load
-from tinydiff.train import METRICS, NUM_BUCKETS, TrainConfig, Training
+from tinydiff.train import METRICS, NUM_BUCKETS, TrainConfig, Training, TrainingError
 
 UNLIMITED = 10**9  # the number of steps of a run until the clock has set it
 NUM_GROUPS = 8  # groups of each group norm of a UNet
@@ -104,12 +105,14 @@ def run(
 
     ranks: the processes that share the work.  save(): writes the files that --resume needs.  It is called at the start,
     every `save_every` steps and at the end.  on_the_way(): is called after each step except the last.
+    Raises TrainingError as `steps` and `save` do, with the step of the last save.
     """
     ranks.broadcast(save)
+    saved = [state.step]
     config: Any = state.config  # a TrainConfig
     done = state.step * config.batch_size
     bar = tqdm(total=total(state), initial=done, unit="img", dynamic_ncols=True, disable=ranks.rank > 0)
-    with stop_signals(lambda: whole(state) and ranks.rescue(save)) as stop, bar:
+    with stop_signals(lambda: whole(state) and ranks.rescue(save)) as stop, bar, _naming_the_last(saved):
         for _ in steps(state, ranks, config.minutes):
             bar.total = total(state)
             bar.set_postfix_str(f"step {state.step}{recent_loss(state)}", refresh=False)
@@ -118,6 +121,7 @@ def run(
             stopped = ranks.allreduce_mean(np.array([stop.requested], np.float32))[0] > 0  # one rank's signal stops all
             if at_end or stopped or state.step % save_every == 0:
                 ranks.broadcast(save)
+                saved.append(state.step)
             if stopped and not at_end:
                 bar.close()
                 print(f"{stop.signal or 'stopped by another rank'}: saved at step {state.step}; continue with --resume")
@@ -125,6 +129,15 @@ def run(
             if not at_end:
                 on_the_way()
     return True
+
+
+@contextmanager
+def _naming_the_last(saved: list[int]) -> Iterator[None]:
+    """Add the step of the last save to a TrainingError."""
+    try:
+        yield
+    except TrainingError as error:
+        raise TrainingError(f"{error}; last saved at step {saved[-1]}") from None
 
 
 def save_metrics(state: Training, path: Path) -> None:

@@ -21,7 +21,8 @@ import numpy as np
 from tinydiff.app import checkpoint
 from tinydiff.app.blocks import in_blocks
 from tinydiff.app.checkpoint import CheckpointError
-from tinydiff.backend import FAST, asarray, backend_name, precision, to_numpy
+from tinydiff.autograd import mark_written
+from tinydiff.backend import FAST, asarray, backend_name, precision, require, to_numpy
 from tinydiff.data import Dataset
 from tinydiff.diffusion import Schedule
 from tinydiff.nn import Module
@@ -103,6 +104,8 @@ def whole(state: Training) -> bool:
 def by_name(model: Module, arrays: list[Any]) -> dict[str, np.ndarray]:
     """{parameter name: host array}.  arrays: together one number for each number of the parameters, in their order."""
     names, parameters = zip(*model.named_parameters())
+    sizes = sum(a.size for a in arrays), model.num_parameters()
+    require(sizes[0] == sizes[1], "the network must have as many numbers as when its Training was made", sizes)
     return dict(zip(names, _cut([to_numpy(a) for a in arrays], parameters)))
 
 
@@ -110,11 +113,13 @@ def save(state: Training, path: Path, dataset: Dataset, schedule: Schedule, num_
     """Write a checkpoint with everything that `restore` and sampling need, complete or not at all.
 
     more: further settings.  They replace settings of the same name, such as `kind`.
-    Raises TrainingError as Training.metrics does, and CheckpointError if the file cannot be written.
+    Raises TrainingError as Training.metrics does, and if a number is not finite, and CheckpointError if the file cannot
+    be written.
     """
     arrays = {"schedule/beta": schedule.beta, "metrics": np.array(state.metrics()).reshape(-1, len(METRICS))}
     for kind, buffers in _buffers(state).items():
         arrays |= {f"{kind}/{name}": a for name, a in by_name(state.model, buffers).items()}
+    check_finite(path, {name: a for name, a in arrays.items() if name != "metrics"})  # an empty quarter's loss is nan
     data = {"name": dataset.name, "source": dataset.source, "num": len(dataset)}
     meta = {
         "kind": "diffusion",
@@ -130,6 +135,13 @@ def save(state: Training, path: Path, dataset: Dataset, schedule: Schedule, num_
     checkpoint.save(path, arrays, meta | more)
 
 
+def check_finite(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """TrainingError, before anything is written, if one of the arrays of a network is not finite."""
+    for name, a in arrays.items():
+        if not np.isfinite(a).all():
+            raise TrainingError(f"{name} is not finite: {path} is not written, so the last checkpoint is finite")
+
+
 def restore(state: Training, path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
     """Continue from a checkpoint that `save` has written.  Raises CheckpointError if the network is another one."""
     shapes = {name: p.shape for name, p in state.model.named_parameters()}
@@ -139,6 +151,7 @@ def restore(state: Training, path: Path, arrays: dict[str, np.ndarray], meta: di
             if saved is None or saved.shape != shape:
                 problem = "missing" if saved is None else f"of shape {saved.shape}"
                 raise CheckpointError(f"{path}: {kind}/{name} is {problem}, this network's has shape {shape}")
+    mark_written(state.model.parameters())
     for kind, buffers in _buffers(state).items():
         for a, part in zip(buffers, _cut([arrays[f"{kind}/{name}"] for name in shapes], buffers)):
             a[...] = asarray(part, a.dtype)

@@ -4,6 +4,8 @@
     gaussian     the closed forms                      targets      what a network may predict
     samplers     the reverse steps                     likelihood   what the model spends on an image, in nats
     guidance     from a network to eps_fn              editing      existing images edited
+                                                       solver       a reverse step of second order
+                                                       moderation   guidance with limits
 
 The left column is the book; the right one holds further chapters.  Read next: schedule.py.
 """
@@ -20,8 +22,8 @@ from tinydiff.diffusion.gaussian import (
     x_0_from_eps,
     x_0_from_v,
 )
-from tinydiff.diffusion.guidance import classifier_free, classifier_guided, rescaled, unconditional, within
-from tinydiff.diffusion.samplers import ddim_step, ddpm_step, dpm_solver_2m, sample
+from tinydiff.diffusion.guidance import classifier_free, classifier_guided, unconditional
+from tinydiff.diffusion.samplers import ddim_step, ddpm_step, sample
 from tinydiff.diffusion.schedule import Schedule, ScheduleWarning
 from tinydiff.diffusion.times import log_snr_pairs, quadratic_pairs, timestep_pairs
 
@@ -34,12 +36,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name of editing, likelihood or targets when it is first asked for."""
+    """Import a name of another chapter when it is first asked for."""
     import tinydiff.diffusion.editing as editing
     import tinydiff.diffusion.likelihood as likelihood
+    import tinydiff.diffusion.moderation as moderation
+    import tinydiff.diffusion.solver as solver
     import tinydiff.diffusion.targets as targets
 
-    for chapter in (editing, likelihood, targets):
+    for chapter in (editing, likelihood, moderation, solver, targets):
         if getattr(getattr(chapter, name, None), "__module__", "") == chapter.__name__:
             return getattr(chapter, name)
     raise AttributeError(f"tinydiff.diffusion has no {name}")

@@ -15,10 +15,11 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from tinydiff.backend import asarray, host_integers, standard_normal, to_numpy, xp
-from tinydiff.diffusion.gaussian import check_alike, q_sample, q_x_t_given_x_s, x_0_from_eps
+from tinydiff.backend import asarray, host_integers, require, standard_normal, to_numpy, xp
+from tinydiff.diffusion.gaussian import check_alike, check_float, q_sample, q_x_t_given_x_s, x_0_from_eps
 from tinydiff.diffusion.samplers import sample
 from tinydiff.diffusion.schedule import Schedule
+from tinydiff.diffusion.times import joined
 
 EpsFn = Callable[[Any, int], Any]
 Step = Callable[..., tuple[Any, Any]]
@@ -50,14 +51,11 @@ def inpaint(
     nothing known this is sample(), bit for bit.
     """
     check_alike("x_0", x_0, "x_T", x_T)
-    known = asarray(known)
-    fits = known.ndim <= x_0.ndim and all(k in (1, n) for k, n in zip(known.shape[::-1], x_0.shape[::-1]))
-    if known.dtype != bool or not fits:
-        raise ValueError(f"known must be boolean and broadcast to {x_0.shape}, got {known.dtype} {known.shape}")
+    known = _mask(known, x_0)
     resample = int(host_integers("resample", resample, 1, 10_000))
     (own_rng,) = rng.spawn(1)
     x_t = x_T
-    for t, s in pairs:
+    for t, s in joined(pairs):
         for visit in range(resample if s > 0 else 1):
             if visit:  # back up to t
                 mean, var = q_x_t_given_x_s(schedule, x_t, s, t)
@@ -82,7 +80,7 @@ def with_drawn_labels(class_probs: EpsFn, by_label: Callable[[Any], EpsFn], rng:
     """
 
     def eps_fn(x_t: Any, t: int) -> Any:
-        up_to = class_probs(x_t, t).cumsum(1)
+        up_to = _probabilities(class_probs(x_t, t), len(x_t)).cumsum(1)
         labels = (up_to <= rng.random((len(x_t), 1)) * up_to[:, -1:]).sum(1)
         return by_label(labels)(x_t, t)
 
@@ -101,9 +99,12 @@ def known_probs(schedule: Schedule, model: Any, class_probs: EpsFn, x_0: Any, kn
 
     class_probs(x_t, t) -> p(y | x_t) as in with_drawn_labels.  x_0, known: as in inpaint.  Evaluations: num_classes.
     """
-    x_0, known = asarray(x_0), asarray(known)
+    x_0 = asarray(x_0)
+    known = _mask(known, x_0)
+    require(0 < pixel_var < math.inf, "pixel_var must be finite and above 0", pixel_var)
 
     def probs(x_t: Any, t: int) -> Any:
+        check_alike("x_0", x_0, "x_t", x_t)
         signal, noise = float(schedule.alpha_bar[t]), float(schedule.one_minus_alpha_bar[t])
         squares = []
         for label in range(model.num_classes):
@@ -111,7 +112,8 @@ def known_probs(schedule: Schedule, model: Any, class_probs: EpsFn, x_0: Any, kn
             error = xp.where(known, x_0_hat - x_0, 0)
             squares.append((error * error).sum(tuple(range(1, x_t.ndim))))
         v_t = pixel_var * noise / (signal * pixel_var + noise)
-        prior = xp.log(asarray(class_probs(x_t, t)).clip(1e-30))  # a 0 may be underflow
+        p = _probabilities(class_probs(x_t, t), len(x_t), model.num_classes)
+        prior = xp.log(asarray(p).clip(1e-30))  # a 0 may be underflow
         log_p = prior - xp.stack(squares, 1) / (2 * v_t)
         p = xp.exp(log_p - log_p.max(1, keepdims=True))
         return to_numpy(p / p.sum(1, keepdims=True))
@@ -125,14 +127,20 @@ def sdedit(schedule: Schedule, step: Step, eps_fn: EpsFn, pairs: Pairs, x_0: Any
     t_start: 0 gives x_0 back; at T only sqrt(alpha_bar_T) of x_0 is left.  The first state is (t_start, x_t, x_0); the
     others are those of sample() on pairs_below(pairs, t_start).
     """
+    check_float("x_0", x_0)
     x_t = q_sample(schedule, x_0, t_start, standard_normal(rng, x_0.shape, x_0.dtype))
     yield t_start, x_t, x_0
     yield from sample(step, eps_fn, pairs_below(pairs, t_start), x_t, rng)
 
 
 def pairs_below(pairs: Pairs, t_start: int) -> list[tuple[int, int]]:
-    """The part of a chain that lies below t_start, its first pair cut to begin there; none for t_start = 0."""
-    return [(min(t, t_start), s) for t, s in pairs if s < t_start]
+    """The part of a chain that lies below t_start, its first pair cut to begin there; none for t_start = 0.
+
+    ValueError for a chain that begins below t_start.
+    """
+    below = [(min(t, t_start), s) for t, s in joined(pairs) if s < t_start]
+    require(all(t == t_start for t, _ in below[:1]), "t_start must lie within the chain of pairs", t_start)
+    return below
 
 
 def ddim_invert(schedule: Schedule, eps_fn: EpsFn, pairs: Pairs, x_0: Any, iterations: int = 2) -> States:
@@ -149,7 +157,7 @@ def ddim_invert(schedule: Schedule, eps_fn: EpsFn, pairs: Pairs, x_0: Any, itera
     """
     iterations = int(host_integers("iterations", iterations, 1, 10_000))
     x_s = x_0
-    for t, s in reversed(list(pairs)):
+    for t, s in reversed(list(joined(pairs))):
         x_t = x_s
         for _ in range(iterations):
             eps_hat = eps_fn(x_t, t)
@@ -166,15 +174,35 @@ def slerp(x: Any, y: Any, u: float) -> Any:
 
     Noise of D pixels has a norm near sqrt(D), and so has every point of this arc.  Halfway along the straight line the
     norm would be 0.7 sqrt(D), which no x_T has.  x, y: (N, ...) of one dtype.  0 gives x and 1 gives y, bit for bit.
-    Parallel rows go along the line.  Opposite rows have no one arc between them: ValueError.
+    Parallel rows go along the line.  Opposite rows have no one arc between them: ValueError, as for u outside 0..1.
     """
     check_alike("y", y, "x", x)
+    require(0 <= u <= 1, "u must lie in 0..1", u)
     scaled_x, scaled_y = _norm(y) * x, _norm(x) * y
     theta = 2 * xp.arctan2(_norm(scaled_x - scaled_y), _norm(scaled_x + scaled_y))  # acos is blind to small angles
     arc = xp.sinc(theta / math.pi)  # sin(theta)/theta, and 1 at 0
     if (arc < 1e-4).any():
         raise ValueError("x and y must not be opposite: no one arc leads from a row of x to that of y")
     return sum(share * xp.sinc(share * theta / math.pi) / arc * z for share, z in ((1 - u, x), (u, y)))
+
+
+def _mask(known: Any, x_0: Any) -> Any:
+    """known as an array; ValueError unless it is boolean and broadcasts to x_0."""
+    known = asarray(known)
+    fits = known.ndim <= x_0.ndim and all(k in (1, n) for k, n in zip(known.shape[::-1], x_0.shape[::-1]))
+    if known.dtype != bool or not fits:
+        raise ValueError(f"known must be boolean and broadcast to {x_0.shape}, got {known.dtype} {known.shape}")
+    return known
+
+
+def _probabilities(p: Any, n: int, num_classes: int | None = None) -> Any:
+    """What class_probs has returned; ValueError unless it is a host array of n rows of probabilities."""
+    shape: tuple[int, ...] = getattr(p, "shape", ())
+    if len(shape) != 2 or shape[0] != n or num_classes not in (None, shape[1]):
+        raise ValueError(f"class_probs(x_t, t) must return ({n}, num_classes), got {shape or type(p).__name__}")
+    inside = (p >= 0).all() and bool((abs(p.sum(1) - 1) < 1e-3).all())  # NaN compares False
+    require(inside, "class_probs(x_t, t) must return probabilities, rows >= 0 of sum 1", f"{p.min()}..{p.max()}")
+    return p
 
 
 def _norm(x: Any) -> Any:

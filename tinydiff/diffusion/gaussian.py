@@ -153,13 +153,14 @@ def per_row(coef: Any, x: Any) -> Any:
 
 def check_float(name: str, x: Any) -> None:
     """ValueError unless x is a floating array: in the dtype of a uint8 image a coefficient below 1 would become 0."""
-    if x.dtype.kind != "f":
-        raise ValueError(f"{name} must be a floating array, got {x.dtype}")
+    if not hasattr(x, "astype") or x.dtype.kind != "f":  # a Tensor has no astype
+        raise ValueError(f"{name} must be a floating array, got {getattr(x, 'dtype', '')} {type(x).__name__}")
 
 
 def check_alike(name: str, y: Any, x_name: str, x: Any) -> None:
     """ValueError unless x is a floating array and y has the shape and dtype of x: nothing is broadcast silently."""
     check_float(x_name, x)
+    check_float(name, y)
     if y.shape != x.shape or y.dtype != x.dtype:
         raise ValueError(f"{name} must be {x.dtype} {x.shape} like {x_name}, got {y.dtype} {y.shape}")
 

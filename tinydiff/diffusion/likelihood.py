@@ -16,8 +16,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from tinydiff.backend import asarray, host_integers, standard_normal, to_numpy, xp
+from tinydiff.backend import asarray, host_integers, require, standard_normal, to_numpy, xp
 from tinydiff.diffusion.gaussian import (
+    check_alike,
     check_float,
     per_row,
     q_sample,
@@ -110,11 +111,15 @@ def bound_term(
     p_mean, _ = q_x_s_given_x_t_x_0(schedule, x_t, x_0_hat, t, s)
     to_data = schedule.check_times(t, s)[1] == 0
     if to_data.all():
-        return -_per_image(decoder(x_0, p_mean, per_row(schedule.beta_t_given_s(t, s), x_t)))
+        log_p = decoder(x_0, p_mean, per_row(schedule.beta_t_given_s(t, s), x_t))
+        check_alike("decoder(x_0, mean, var)", log_p, "x_0", x_0)
+        return -_per_image(log_p)
     if to_data.any():
         raise ValueError(f"s must be 0 for all rows or for none, got {s}")
     q_mean, q_var = q_x_s_given_x_t_x_0(schedule, x_t, x_0, t, s)
-    return _per_image(gaussian_kl(q_mean, q_var, p_mean, per_row(asarray(variance(schedule, t, s)), x_t)))
+    var = to_numpy(variance(schedule, t, s))
+    require(bool(((var > 0) & (var < xp.inf)).all()), "the variance must be finite and above 0", var)
+    return _per_image(gaussian_kl(q_mean, q_var, p_mean, per_row(asarray(var), x_t)))
 
 
 def variational_bound(
@@ -158,7 +163,12 @@ def sampled_bound(
 
 def _draw_term(schedule: Schedule, eps_fn: EpsFn, x_0: Any, t: Any, s: Any, rng: Any, term: Term) -> Any:
     x_t = q_sample(schedule, x_0, t, standard_normal(rng, x_0.shape, x_0.dtype))
-    return term(schedule, x_0, x_t, eps_fn(x_t, t), t, s)
+    eps_hat = eps_fn(x_t, t)
+    check_alike("eps_fn(x_t, t)", eps_hat, "x_t", x_t)
+    nats = term(schedule, x_0, x_t, eps_hat, t, s)
+    shape = getattr(nats, "shape", type(nats).__name__)
+    require(shape == (len(x_0),), f"term must return a number for each image, ({len(x_0)},)", shape)
+    return nats
 
 
 def _per_image(a: Any) -> Any:

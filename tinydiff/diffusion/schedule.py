@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from tinydiff.backend import host_integers
+from tinydiff.backend import host_integers, require
 
 # Ho et al. 2020, section 4: beta runs from 1e-4 to 0.02 in 1,000 steps.
 _T_REF, _BETA_FIRST, _BETA_LAST = 1000, 1e-4, 0.02
@@ -45,8 +45,7 @@ class Schedule:
 
     def __init__(self, beta: Any) -> None:
         table = np.array(beta, dtype=np.float64)
-        if table.ndim != 1 or not table.size:
-            raise ValueError(f"beta must hold beta_1..beta_T, shape (T,), got shape {table.shape}")
+        require(table.ndim == 1 and table.size > 0, "beta must hold beta_1..beta_T, shape (T,)", f"shape {table.shape}")
         if table[0] != 0 or table.size == 1:
             table = np.concatenate([[0.0], table])
         self.T = len(table) - 1

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinydiff.backend import host_integers
-from tinydiff.diffusion.gaussian import eps_from_v, eps_from_x_0, v_from_x_0_eps
+from tinydiff.diffusion.gaussian import check_alike, eps_from_v, eps_from_x_0, v_from_x_0_eps
 from tinydiff.diffusion.schedule import Schedule
 
 
@@ -53,7 +53,13 @@ TARGETS = {"eps": EPS, "x_0": X_0, "v": V}  # as a checkpoint names them
 
 def as_eps_fn(target: Target, schedule: Schedule, predict: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     """eps_fn(x_t, t) of a network of this target; predict(x_t, t) is the network's prediction, an array like x_t."""
-    return lambda x_t, t: target.to_eps(schedule, x_t, t, predict(x_t, t))
+
+    def eps_fn(x_t: Any, t: Any) -> Any:
+        prediction = predict(x_t, t)
+        check_alike("predict(x_t, t)", prediction, "x_t", x_t)
+        return target.to_eps(schedule, x_t, t, prediction)
+
+    return eps_fn
 
 
 def min_snr_weight(target: Target, schedule: Schedule, t: Any, gamma: float) -> Any:

@@ -5,9 +5,10 @@
     log_snr_pairs     evenly in log SNR      log_snr(t_i) evenly spaced    Lu et al. 2022, DPM-Solver
 
 With few steps their places matter.  The last two functions put more of them at small t, where log SNR falls fastest.
-Read next: targets.py.
+Read next: solver.py.
 """
 
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
 from tinydiff.backend import host_integers
@@ -55,6 +56,17 @@ def log_snr_pairs(schedule: Schedule, num_steps: int) -> Pairs:
         nearest = 1 + int(abs(log_snr - place).argmin())
         times.append(min(max(nearest, times[-1] + 1), T - n + i))
     return _pairs([*times, T])
+
+
+def joined(pairs: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Yield the pairs one by one; ValueError unless 0 <= s < t, and each pair begins where the one before ended."""
+    end = None
+    for t, s in pairs:
+        if not 0 <= s < t or end not in (None, t):
+            before = "" if end is None else f" after a step to {end}"
+            raise ValueError(f"pairs must be steps (t, s) down that join, 0 <= s < t, got ({t}, {s}){before}")
+        yield t, s
+        end = s
 
 
 def _check(T: int, num_steps: int) -> tuple[int, int]:

@@ -73,6 +73,9 @@ class Ahead:
         self._thread = ThreadPoolExecutor(1)  # the thread starts with its first job
         self._next: tuple[Any, Future | None] = None, None  # its (config, step), and the batch
 
+    def __reduce__(self) -> Any:
+        return Ahead, (self._draw,)
+
     def __call__(self, config: Any, step: int) -> Batch:
         foreseen, future = self._next
         if future is None or foreseen != (config, step):  # the first step, or not the one foreseen

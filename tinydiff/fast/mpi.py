@@ -36,7 +36,7 @@ from tinydiff.backend import TinydiffError, asarray, backend_name, precision, to
 from tinydiff.fast.device import synchronize
 from tinydiff.fast.workers import ONE_THREAD, Ranks, WorkerError, Workers, losses_and_gradient
 from tinydiff.nn import Module
-from tinydiff.train import Batch, Losses
+from tinydiff.train import Batch, Losses, rows
 
 CHECK_EVERY = 50  # steps
 
@@ -134,7 +134,7 @@ class RankWorkers(Workers):
     def gradients(self, losses_of: Losses, batch: Batch) -> Any:
         """Losses (N,) of the batch's examples; the gradient of their mean goes to flat.grad.  Both are the same on
         every rank."""
-        size, n, theta = self.ranks.size, len(next(iter(batch.values()))), self.flat.data
+        size, n, theta = self.ranks.size, rows(batch), self.flat.data
         if self._calls % CHECK_EVERY == 0:
             self._check_parameters()
         self._calls += 1

@@ -23,7 +23,7 @@ _ROW = 8000  # numbers in a row, at most: see _rows
 
 def group_norm(x, gamma, beta, *, num_groups, eps=1e-5):
     """The faster form of ops.group_norm."""
-    check_group_norm(x, gamma, beta, num_groups)
+    check_group_norm(x, gamma, beta, num_groups, eps)
     if kernels.available():
         return kernels.group_norm(x, gamma, beta, num_groups, eps, silu=False)
     norm = Passes(x, gamma, beta, num_groups, eps)
@@ -46,7 +46,7 @@ def group_norm_silu(x, gamma, beta, *, num_groups, eps=1e-5):
 
     The norm computes h = z/2, which saves SiLU a pass: silu(z) = h (1 + tanh h).
     """
-    check_group_norm(x, gamma, beta, num_groups)
+    check_group_norm(x, gamma, beta, num_groups, eps)
     if kernels.available():
         return kernels.group_norm(x, gamma, beta, num_groups, eps, silu=True)
     norm = Passes(x, gamma / 2, beta / 2, num_groups, eps)

@@ -11,11 +11,12 @@ Read next: workers.py.
 
 import math
 import weakref
+from operator import attrgetter, is_
 from typing import Any
 
 from tinydiff import optim
-from tinydiff.autograd import Tensor
-from tinydiff.backend import xp
+from tinydiff.autograd import Tensor, mark_written
+from tinydiff.backend import require, xp
 from tinydiff.fast import kernels
 
 _flat_of: "weakref.WeakValueDictionary[int, Flat]" = weakref.WeakValueDictionary()  # id of a parameter -> its Flat
@@ -27,8 +28,14 @@ class Flat:
 
     norm: on a GPU, the norm of the gradient that clip_grad_norm computed.  Adam and EMA update nothing while it is not
     finite.
+    A gradient may be another array; `grad` gathers it.  A parameter's data may not be: `data` raises RuntimeError for a
+    parameter whose data was replaced.  A copy of a Flat is a Flat of copies of its parameters.
     Raises ValueError if there are no parameters, if they have several dtypes, or if some belong to another Flat.
     """
+
+    requires_grad = True  # as a parameter of Adam; adam_update leaves frozen tensors alone
+    _data: Any
+    _grad: Any
 
     def __init__(self, parameters: list[Tensor]):
         if not parameters or len({p.dtype for p in parameters}) > 1:
@@ -39,22 +46,51 @@ class Flat:
         for p in self.parameters:
             _flat_of[id(p)] = self  # the Flat keeps p alive, so no other tensor can get the same id
         values = xp.concatenate([p.data.reshape(-1) for p in parameters])
+        gradients = [p.grad for p in parameters]
         self.move(values, xp.zeros_like(values))
+        for p, g in zip(self.parameters, gradients):
+            p.grad = p.grad if g is None else g
         self.norm = xp.zeros((), values.dtype)
 
-    def move(self, data: Any, grad: Any) -> None:
-        """Use these two 1-D arrays from now on, without a copy.  Raises ValueError if a length does not fit."""
-        views = list(zip(self.parameters, self.split(data), self.split(grad)))
-        self.data, self._grad = data, grad
-        self._views = [g for _, _, g in views]
-        for p, theta, g in views:
+    def __reduce__(self) -> Any:
+        return Flat, (self.parameters,), {"norm": self.norm}
+
+    def move(self, data: Any = None, grad: Any = None) -> None:
+        """Use these two 1-D arrays from now on, without a copy.  None: use a copy of the present one.
+
+        Raises ValueError if a length does not fit.
+        """
+        data, grad = self._data.copy() if data is None else data, self._grad.copy() if grad is None else grad
+        self._thetas, self._views = self.split(data), self.split(grad)
+        self._data, self._grad = data, grad
+        for p, theta, g in zip(self.parameters, self._thetas, self._views):
             p.data, p.grad = theta, g
+
+    @property
+    def data(self) -> Any:
+        """The parameters as one array.  Raises RuntimeError if a parameter's data is no longer a view of it."""
+        if not all(map(is_, map(attrgetter("data"), self.parameters), self._thetas)):
+            raise RuntimeError("a parameter of a Flat has another array now: write p.data[...] = a, not p.data = a")
+        return self._data
+
+    @data.setter
+    def data(self, a: Any) -> None:
+        """After flat.data += a: note that the parameters were written to.  a must be the array itself."""
+        if a is not self._data:
+            raise ValueError("write flat.data[...] = a, not flat.data = a: the parameters would keep another array")
+        mark_written(self.parameters)
+
+    def _write(self, number: int) -> None:
+        for p in self.parameters:
+            p.written = number if p.requires_grad else p.written
+
+    written = property(fset=_write, doc="Set by Adam: `written` of each parameter that is not frozen.")
 
     @property
     def grad(self) -> Any:
         """The gradients of all parameters as one array.  Gradients that are no longer views of it are gathered
         first."""
-        if any(p.grad is not view for p, view in zip(self.parameters, self._views)):
+        if not all(map(is_, map(attrgetter("grad"), self.parameters), self._views)):
             self.gather()
         return self._grad
 
@@ -67,6 +103,7 @@ class Flat:
 
     def gather(self) -> None:
         """Copy the gradients into the flat array and make them views of it again.  A missing gradient becomes 0."""
+        assert self.data is self._data  # which raises first for a parameter with another array, of another size maybe
         if kernels.available():
             kernels.gather([p.grad for p in self.parameters], [p.size for p in self.parameters], self._grad)
         else:
@@ -74,6 +111,13 @@ class Flat:
             xp.concatenate(gradients, out=self._grad)
         for p, view in zip(self.parameters, self._views):
             p.grad = view
+
+    def kept(self, *flats: Any) -> list[tuple[Any, Any]]:
+        """(view, copy) of each part of these flat arrays that belongs to a frozen parameter."""
+        if all(map(attrgetter("requires_grad"), self.parameters)):
+            return []
+        views = [view for flat in flats for view, p in zip(self.split(flat), self.parameters) if not p.requires_grad]
+        return [(view, view.copy()) for view in views]
 
     def split(self, flat: Any) -> list[Any]:
         """Cut a flat array into one piece for each parameter.  Each piece is a view with the shape of its parameter."""
@@ -91,27 +135,31 @@ def adam_update(p: Any, m: Any, v: Any, *, lr: float, betas: tuple[float, float]
     """The faster form of optim.adam_update.  The two bias corrections become part of the numbers rate and eps."""
     beta1, beta2 = betas
     root = math.sqrt(1 - beta2**k)
-    rate, eps, grad = lr * root / (1 - beta1**k), eps * root, p.grad
+    rate, eps, grad, theta = lr * root / (1 - beta1**k), eps * root, p.grad, p.data
     grad = xp.zeros_like(m) if grad is None else grad
+    kept = p.kept(theta, m, v) if isinstance(p, Flat) else []
     if kernels.available():
-        kernels.adam(p.data, xp.ascontiguousarray(grad), m, v, _norm_of(p), beta1, beta2, rate, eps)
-        return
-    for piece in _pieces(m):
-        g, m_piece, v_piece = grad[piece], m[piece], v[piece]
-        m_piece *= beta1
-        m_piece += (1 - beta1) * g
-        v_piece *= beta2
-        v_piece += (1 - beta2) * (g * g)
-        p.data[piece] -= rate * m_piece / (xp.sqrt(v_piece) + eps)
+        kernels.adam(theta, xp.ascontiguousarray(grad), m, v, _norm_of(p), beta1, beta2, rate, eps)
+    else:
+        for piece in _pieces(m):
+            g, m_piece, v_piece = grad[piece], m[piece], v[piece]
+            m_piece *= beta1
+            m_piece += (1 - beta1) * g
+            v_piece *= beta2
+            v_piece += (1 - beta2) * (g * g)
+            theta[piece] -= rate * m_piece / (xp.sqrt(v_piece) + eps)
+    for view, values in kept:
+        view[...] = values
 
 
 def ema_update(average: Any, p: Any, d: float) -> None:
     """The faster form of optim.ema_update."""
+    theta = p.data
     if kernels.available():
-        kernels.ema(average, p.data, _norm_of(p), 1 - d)
+        kernels.ema(average, theta, _norm_of(p), 1 - d)
         return
     for piece in _pieces(average):
-        average[piece] += (1 - d) * (p.data[piece] - average[piece])
+        average[piece] += (1 - d) * (theta[piece] - average[piece])
 
 
 def clip_grad_norm(parameters: Any, max_norm: float) -> Any:
@@ -122,6 +170,7 @@ def clip_grad_norm(parameters: Any, max_norm: float) -> Any:
     """
     if len(parameters) == 1 and isinstance(parameters[0], Flat):
         (flat,) = parameters
+        require(max_norm > 0, "max_norm must be above 0", max_norm)
         flat.norm = kernels.clip(flat.grad, max_norm)
         return flat.norm
     return optim.clip_grad_norm.__wrapped__(parameters, max_norm)  # type: ignore[attr-defined]

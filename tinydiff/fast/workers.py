@@ -29,10 +29,11 @@ from typing import Any
 
 import numpy as np
 
+from tinydiff.autograd import mark_written
 from tinydiff.backend import FAST, BackendError, TinydiffError, backend_name, use_backend, xp
 from tinydiff.fast.optim import Flat
 from tinydiff.nn import Module
-from tinydiff.train import Batch, Losses
+from tinydiff.train import Batch, Losses, checked_losses, rows
 
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OPENBLAS", "OMP", "MKL")} | {"VECLIB_MAXIMUM_THREADS": "1"}
 
@@ -104,6 +105,7 @@ class Workers:
         self._batch: _SharedArrays | None = None
         self.flat = Flat(self.model.parameters())
         self.parameters = [self.flat]  # as Adam and EMA take them
+        self._trained = [p.requires_grad for p in self.flat.parameters]  # what the replicas take from build()
         if num_workers == 1:
             _keep_heap()
             return
@@ -123,7 +125,7 @@ class Workers:
 
         losses_of(model, part of the batch) -> Tensor of that part's losses.  On a GPU the losses are a device array.
         """
-        n = len(next(iter(batch.values())))
+        n = rows(batch)
         if self.num_workers == 1:
             return losses_and_gradient(self.model, self.flat, losses_of, batch, slice(0, n), n)
         with self._conversation():
@@ -131,6 +133,8 @@ class Workers:
 
     def _shared_gradients(self, losses_of: Losses, batch: Batch, n: int) -> np.ndarray:
         assert self._shared is not None
+        if self._trained != [p.requires_grad for p in self.flat.parameters]:
+            raise RuntimeError("a parameter was frozen or unfrozen here only: freeze it in build(), for every worker")
         layout = {name: (a.shape, str(a.dtype)) for name, a in batch.items()}
         if self._batch is None or self._batch.layout != layout:
             if self._batch is not None:
@@ -204,10 +208,12 @@ class Workers:
         """Within the block every replica computes with the parameters `average`, the list EMA.average."""
         before = self.flat.data.copy()
         (self.flat.data[...],) = average
+        mark_written(self.flat.parameters)
         try:
             yield
         finally:
             self.flat.data[...] = before
+            mark_written(self.flat.parameters)
 
     def close(self) -> None:
         """End the worker processes.  If this process dies, the pipes close, and each worker ends by itself."""
@@ -223,12 +229,17 @@ class Workers:
         if self._batch is not None:
             self._batch.close()
         if self._shared is not None:
-            self.flat.move(self.flat.data.copy(), self.flat.grad.copy())  # copies, which outlive the shared memory
+            self.flat.move()  # to copies, which outlive the shared memory
             self._shared.close()
         self._batch = self._shared = None
 
     def __enter__(self) -> "Workers":
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self._processes:
+            raise TypeError("worker processes cannot be copied or pickled: copy the network, workers.model")
+        return vars(self)
 
     def __exit__(self, *_: Any) -> None:
         self.close()
@@ -369,7 +380,7 @@ def losses_and_gradient(model: Module, flat: Flat, losses_of: Losses, batch: Bat
         flat.grad[...] = 0
         return xp.empty(0, "float32")
     flat.grad = None
-    losses = losses_of(model, {name: a[part] for name, a in batch.items()})
+    losses = checked_losses(losses_of(model, {name: a[part] for name, a in batch.items()}), part.stop - part.start)
     losses.backward(xp.full(losses.shape, 1 / n, losses.dtype))
     flat.gather()
     return losses.data

@@ -12,11 +12,12 @@ sigma x_hat is close to x, but z is far from N(0, 1).  A diffusion model then le
 Read next: text.py.
 """
 
+import math
 from typing import Any
 
 from tinydiff import ops
 from tinydiff.autograd import Tensor
-from tinydiff.backend import asarray, host_integers
+from tinydiff.backend import asarray, host_integers, require
 from tinydiff.more.layers import NormSiluConv, UpConv
 from tinydiff.nn.layers import Conv2d, Embedding
 from tinydiff.nn.module import Module
@@ -120,6 +121,7 @@ def negative_elbo(x: Any, x_hat: Tensor, mean: Tensor, log_var: Tensor, sigma: f
 
     p(x | z) = N(x_hat, sigma^2).  The omitted constant is D log(2 pi sigma^2)/2 for images of D numbers.
     """
+    require(0 < sigma < math.inf, "sigma must be finite and above 0", sigma)
     error = x_hat - asarray(x)
     return ops.total(error * error, axis=(1, 2, 3)) / (2 * sigma**2) + kl_to_standard_normal(mean, log_var)
 

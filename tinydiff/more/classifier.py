@@ -88,6 +88,9 @@ def cross_entropy(logits: Tensor, labels: Any) -> Tensor:
 
     labels: an integer or (N,) host integers in 0..num_classes - 1, else ValueError.
     """
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        got = f"{type(logits).__name__} {getattr(logits, 'shape', '')}"
+        raise ValueError(f"logits must be a Tensor (N, num_classes), got {got}")
     n, num_classes = logits.shape
     labels = asarray(host_integers("labels", labels, 0, num_classes - 1, n))
     one_hot = (labels[:, None] == xp.arange(num_classes)).astype(logits.dtype)

@@ -51,7 +51,7 @@ class CrossAttention(Module):
     """
 
     def __init__(self, channels: int, text_features: int, *, num_heads: int, num_groups: int, rng: Any):
-        if channels % num_heads:
+        if not num_heads >= 1 or num_heads % 1 or channels % num_heads:
             raise ValueError(f"num_heads={num_heads} does not divide channels={channels}")
         self.num_heads = num_heads
         self.attend: Callable[..., Tensor] = ops.attention

@@ -44,7 +44,7 @@ class TextBlock(Module):
     """x -> x + out(attention of norm1(x)), then x -> x + mlp2(silu(mlp1(norm2(x)))).  Both branches start at zero."""
 
     def __init__(self, features: int, *, num_heads: int, rng: Any):
-        if features % num_heads:
+        if not num_heads >= 1 or num_heads % 1 or features % num_heads:
             raise ValueError(f"num_heads={num_heads} does not divide features={features}")
         self.num_heads = num_heads
         self.norm1 = LayerNorm(features)
@@ -86,6 +86,7 @@ class TextEncoder(Module):
             "num_blocks": num_blocks,
             "num_heads": num_heads,
         }
+        host_integers("num_blocks", num_blocks, 1, 1000)
         self.words = Embedding(num_words, features, rng=rng)
         self.places = Embedding(max_length, features, rng=rng)
         self.blocks = [TextBlock(features, num_heads=num_heads, rng=rng) for _ in range(num_blocks)]

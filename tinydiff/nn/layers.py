@@ -11,7 +11,7 @@ from typing import Any
 
 from tinydiff import ops
 from tinydiff.autograd import Tensor
-from tinydiff.backend import asarray, xp
+from tinydiff.backend import asarray, host_integers, xp
 from tinydiff.nn.module import Module
 
 
@@ -52,7 +52,7 @@ class GroupNorm(Module):
     """Group normalisation, a learned scale and shift for each channel; num_groups divides channels, else ValueError."""
 
     def __init__(self, num_groups: int, channels: int):
-        if channels % num_groups:
+        if not num_groups >= 1 or num_groups % 1 or channels % num_groups:
             raise ValueError(f"num_groups={num_groups} does not divide channels={channels}")
         self.num_groups = num_groups
         self.gamma, self.beta = filled(channels, 1), filled(channels, 0)
@@ -66,6 +66,7 @@ class Embedding(Module):
     range."""
 
     def __init__(self, num_embeddings: int, features: int, *, rng: Any):
+        host_integers("num_embeddings and features", (num_embeddings, features), 1, 1 << 30)
         self.w = Tensor(asarray(rng.standard_normal((num_embeddings, features), dtype="float32")), requires_grad=True)
 
     def forward(self, indices: Any) -> Tensor:
@@ -79,7 +80,7 @@ class Attention(Module):
     """
 
     def __init__(self, channels: int, *, num_heads: int, num_groups: int, rng: Any):
-        if channels % num_heads:
+        if not num_heads >= 1 or num_heads % 1 or channels % num_heads:
             raise ValueError(f"num_heads={num_heads} does not divide channels={channels}")
         self.num_heads = num_heads
         self.norm = GroupNorm(num_groups, channels)
@@ -106,6 +107,7 @@ def join_heads(y: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def weights(rng: Any, shape: tuple[int, ...], zero: bool) -> Tensor:
     """A parameter of shape (..., in, out), uniform on (-bound, bound), whose variance is bound^2 / 3; or zeros."""
+    host_integers("the sizes of a layer", shape, 1, 1 << 30)
     fan_in, fan_out = (math.prod(shape[:-2]) * size for size in shape[-2:])
     bound = math.sqrt(3 / ((fan_in + fan_out) / 2))
     values = xp.zeros(shape, "float32") if zero else asarray(rng.uniform(-bound, bound, shape).astype("float32"))

@@ -1,8 +1,9 @@
 """Module: a tree of layers that knows its parameters by name.
 
-A parameter is a Tensor that requires a gradient.  A child is a Module, or an item of a list that is one.  Module finds
-both among the object's attributes, in the order in which __init__ set them: first its own parameters, then those of its
-children.
+A parameter is a Tensor that was made with requires_grad=True.  If its requires_grad is set to False it is frozen:
+training leaves it alone, and it is saved and loaded as the others are.  A child is a Module, or an item of a list that
+is one.  Module finds both among the object's attributes, in the order in which __init__ set them: first its own
+parameters, then those of its children.
 Read next: layers.py.
 """
 
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tinydiff.autograd import Tensor
+from tinydiff.autograd import Tensor, mark_written
 from tinydiff.backend import asarray, to_numpy
 
 
@@ -39,7 +40,7 @@ class Module:
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
         """(dotted name, parameter) for every parameter of this module and its children."""
         for name, value in vars(self).items():
-            if isinstance(value, Tensor) and value.requires_grad:
+            if isinstance(value, Tensor) and value._node is None and (value.is_parameter or value.requires_grad):
                 yield prefix + name, value
         for name, child in self.children():
             yield from child.named_parameters(f"{prefix}{name}.")
@@ -50,14 +51,14 @@ class Module:
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Within the block the parameters are constants: gradients pass through the module but do not reach them."""
-        parameters = self.parameters()
+        before = [(p, p.requires_grad) for p in self.parameters()]
         try:
-            for p in parameters:
+            for p, _ in before:
                 p.requires_grad = False
             yield
         finally:
-            for p in parameters:
-                p.requires_grad = True
+            for p, trained in before:
+                p.requires_grad = trained
 
     def num_parameters(self) -> int:
         """How many numbers the parameters hold."""
@@ -79,5 +80,6 @@ class Module:
         for name, p in parameters.items():
             if p.shape != values[name].shape:
                 raise ValueError(f"parameter {name!r} has shape {values[name].shape}, this network's has {p.shape}")
+        mark_written(self.parameters())
         for name, p in parameters.items():
             p.data[...] = values[name]  # in place: data may be a view of a flat buffer

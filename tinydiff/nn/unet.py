@@ -26,7 +26,7 @@ from typing import Any
 
 from tinydiff import ops
 from tinydiff.autograd import Tensor
-from tinydiff.backend import asarray, fusable, host_integers
+from tinydiff.backend import asarray, fusable, host_integers, require
 from tinydiff.nn.layers import Attention, Conv2d, Embedding, GroupNorm, Linear
 from tinydiff.nn.module import Module
 
@@ -118,17 +118,16 @@ class UNet(Module):
         *,
         rng: Any,
     ):
-        levels = len(channel_mults)
-        if base_channels % 2 or not levels:
-            raise ValueError(
-                f"base_channels must be even and channel_mults not empty, got {base_channels}, {channel_mults}"
-            )
-        if not set(attention_levels) <= set(range(levels)):
-            raise ValueError(f"attention_levels must be some of the levels 0..{levels - 1}, got {attention_levels}")
+        levels, even = len(channel_mults), "base_channels must be even and channel_mults not empty"
+        require(base_channels % 2 == 0 and levels > 0, even, f"{base_channels}, {channel_mults}")
+        within = set(attention_levels) <= set(range(levels))
+        require(within, f"attention_levels must be some of the levels 0..{levels - 1}", attention_levels)
         sizes = {"num_res_blocks": num_res_blocks, "num_heads": num_heads, "num_groups": num_groups}
         lists = {"channel_mults": list(channel_mults), "attention_levels": list(attention_levels)}
         self.config = {"in_channels": in_channels, "base_channels": base_channels, **lists, **sizes}
         self.config["num_classes"] = self.num_classes = num_classes
+        for name, value in (self.config | {"attention_levels": 1}).items():
+            host_integers(name, 1 if value is None else value, 1, 1 << 20)
         self.time1 = Linear(base_channels, TIME_FEATURES, rng=rng)
         self.time2 = Linear(TIME_FEATURES, TIME_FEATURES, rng=rng)
         self.label = Embedding(num_classes + 1, TIME_FEATURES, rng=rng) if num_classes is not None else None

@@ -4,7 +4,7 @@ Read next: pointwise.py.
 """
 
 from tinydiff.autograd import op, pointwise, unbroadcast
-from tinydiff.backend import xp
+from tinydiff.backend import require, xp
 
 
 @pointwise
@@ -35,8 +35,7 @@ def neg(x):
 @op
 def matmul(x, y):
     """Matrix products of stacks: x (..., M, K) @ y (..., K, N) -> (..., M, N), leading axes broadcast."""
-    if x.ndim < 2 or y.ndim < 2:
-        raise ValueError(f"matmul: x and y need two axes or more, got shapes {x.shape} and {y.shape}")
+    require(min(x.ndim, y.ndim) >= 2, "matmul: x and y need two axes or more", f"shapes {x.shape} and {y.shape}")
 
     def vjp(g):
         return unbroadcast(g @ y.swapaxes(-1, -2), x.shape), unbroadcast(x.swapaxes(-1, -2) @ g, y.shape)
@@ -49,7 +48,7 @@ def getitem(x, *, index):
     """x[index] for integers, slices, None and Ellipsis: a view, so no element is picked twice; `take` picks by
     array."""
     for part in index if isinstance(index, tuple) else (index,):
-        if not (part is None or part is Ellipsis or isinstance(part, int | slice)):
+        if not (part is None or part is Ellipsis or isinstance(part, int | slice)) or isinstance(part, bool):
             raise TypeError(f"getitem: index may hold integers, slices, None and ..., got {type(part).__name__}")
 
     shape, y = x.shape, x[index]

@@ -26,7 +26,7 @@ def group_norm(x, gamma, beta, *, num_groups, eps=1e-5):
     Mean and variance are taken over each image's pixels and over the channels of a group, all in x's dtype.
     Raises ValueError unless num_groups divides C and there is a pixel.
     """
-    check_group_norm(x, gamma, beta, num_groups)
+    check_group_norm(x, gamma, beta, num_groups, eps)
     shape = x.shape
     groups = x.reshape(len(x), math.prod(shape[1:-1]), num_groups, shape[-1] // num_groups)  # (N, P, G, C/G)
     centred = groups - groups.mean((1, 3), keepdims=True)
@@ -43,12 +43,12 @@ def group_norm(x, gamma, beta, *, num_groups, eps=1e-5):
     return gamma * x_hat.reshape(shape) + beta, vjp
 
 
-def check_group_norm(x, gamma, beta, num_groups):
-    """ValueError unless x, gamma, beta and num_groups fit together."""
+def check_group_norm(x, gamma, beta, num_groups, eps=1e-5):
+    """ValueError unless x, gamma, beta and num_groups fit together, and eps is not negative."""
     c = x.shape[-1]
     if x.ndim < 2 or 0 in x.shape[1:]:
         raise ValueError(f"group_norm: x must be (N, ..., C) with pixels and channels, got {x.shape}")
-    if num_groups < 1 or c % num_groups:
-        raise ValueError(f"group_norm: num_groups={num_groups} does not divide {c} channels")
+    if not num_groups >= 1 or num_groups % 1 or c % num_groups or not 0 <= eps < math.inf:
+        raise ValueError(f"group_norm: num_groups={num_groups} does not divide {c} channels, or eps={eps} is negative")
     if gamma.shape != (c,) or beta.shape != (c,):
         raise ValueError(f"group_norm: gamma {gamma.shape} and beta {beta.shape} must be ({c},)")

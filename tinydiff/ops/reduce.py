@@ -33,8 +33,11 @@ def softmax(x):
 def logsumexp(x):
     """log(sum(exp(x))) over the last axis; its gradient is the softmax."""
     largest = x.max(-1, keepdims=True)
-    y = largest + xp.log(xp.exp(x - largest).sum(-1, keepdims=True))
-    return y[..., 0], lambda g: (g[..., None] * softmax_array(x),)  # not exp(x - y): y is already rounded
+    empty = largest == -xp.inf  # log(0) = -inf, with gradient 0
+    summed = xp.exp(x - xp.where(xp.isfinite(largest), largest, 0)).sum(-1, keepdims=True)
+    y = largest + xp.log(summed + empty)
+    # The gradient is not g exp(x - y): y is already rounded.
+    return y[..., 0], lambda g: (g[..., None] * ~empty * softmax_array(xp.where(empty, 0, x)),)
 
 
 @fusable

@@ -7,7 +7,7 @@ import math
 from itertools import accumulate
 
 from tinydiff.autograd import Tensor, op
-from tinydiff.backend import asarray, host_integers, xp
+from tinydiff.backend import asarray, host_integers, require, xp
 
 
 @op
@@ -19,8 +19,7 @@ def reshape(x, *, shape):
 @op
 def transpose(x, *, axes):
     """Permute the axes: axis i of the result is axis axes[i] of x.  Each axis must occur once, else ValueError."""
-    if sorted(axes) != list(range(x.ndim)):
-        raise ValueError(f"transpose: axes must name each of {x.ndim} axes once, got {axes}")
+    require(sorted(axes) == list(range(x.ndim)), f"transpose: axes must name each of {x.ndim} axes once", axes)
     back = sorted(range(x.ndim), key=axes.__getitem__)  # the inverse permutation
     return x.transpose(axes), lambda g: (g.transpose(back),)
 
