@@ -29,7 +29,7 @@ BOOK, CHAPTERS = "the book", "further chapters"
 ROOMS = {
     BOOK: Room(1200, 150, 40),
     CHAPTERS: Room(500, 150, 40),
-    "data": Room(300, 150, 40),
+    "data": Room(400, 150, 40),
     "fast": Room(1300, 350, 60),
     "more": Room(300, 150, 60),
     "app": Room(1050, 150, 60),
