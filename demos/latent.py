@@ -97,13 +97,16 @@ def main(
         raise TinydiffError(f"{option}: with --from nothing is trained; leave one of the two out")
     out = own_folder(out, *(["checkpoint.npz"] if source is None else []), "latent.md", "latent.png")
     workers = workers or ranks.default_workers()
-    if steps > SCHEDULE().T:
-        raise TinydiffError(f"--steps {steps}: the schedule has T = {SCHEDULE().T}, no more")
+    T = SCHEDULE().T
     for path, kind in ((classifier, "classifier"), (pixel, "diffusion"), (source, "latent")):
         if path is not None:  # it is used after the training, and opened before it
-            load_kind(Path(path), kind)
+            arrays, _ = load_kind(Path(path), kind)
+            if "schedule/beta" in arrays:
+                T = min(T, Schedule(arrays["schedule/beta"]).T)
         if source is None and path and os.path.realpath(path) == os.path.realpath(out / "checkpoint.npz"):
             raise TinydiffError(f"--out {out}: {path} is read, and would be replaced there; choose another --out")
+    if steps > T:
+        raise TinydiffError(f"--steps {steps}: the schedule has T = {T}, no more")
     if source is None:
         source = out / "checkpoint.npz"
         dataset = load(data, "train", data_dir, seed, num_images)

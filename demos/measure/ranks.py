@@ -55,7 +55,7 @@ def main(*, parallel="local", workers=None, rounds=15, out=None):
     if out is not None and not writes:
         raise TinydiffError(f"--out {out}: files are written with one worker only; leave it out, or add --workers 1")
     if writes:
-        out = own_folder(out or OUT, "ranks.md", "ranks.png")
+        out = own_folder(OUT if out is None else out, "ranks.md", "ranks.png")
     images = default_rng(0).integers(0, 256, (5000, 28, 28), dtype=np.uint8)
     dataset = Dataset("noise", images, np.zeros(5000, np.uint8), "random pixels", tuple("0123456789"))
     with ranks.workers(partial(build_unet, {"num_classes": 10}, 0), workers) as pool:
