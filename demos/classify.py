@@ -83,6 +83,8 @@ def load_samples(path, image_shape, num_classes):
         raise DataError(f"{path}: images must be float of shape ({wanted}), N >= 1, got {images.dtype} {images.shape}")
     if not np.isfinite(images).all() or np.abs(images).max() > 1:
         raise DataError(f"{path}: images must lie in -1..1, got {images.min()} to {images.max()}")
+    if images.min() >= 0 and images.max() > 0:
+        raise DataError(f"{path}: images lie in {images.min()}..{images.max()}, but black is -1: scale them by 2 x - 1")
     if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
         raise DataError(f"{path}: labels must be {len(images)} integers, got {labels.dtype} {labels.shape}")
     if labels.min() < 0 or labels.max() >= num_classes:

@@ -29,6 +29,7 @@ from exercises import EXERCISES
 
 from tinydiff.app import cli
 from tinydiff.app.checkpoint import atomic_write
+from tinydiff.app.outputs import own_folder
 from tinydiff.backend import TinydiffError
 from tinydiff.fast.mpi import source_digest
 
@@ -79,6 +80,7 @@ def start(exercise, folder, fresh=False):
             f"{copy} contains your work on {exercise.name}. Continue with {command(f'check {exercise.name}', folder)}, "
             f"or throw your work away with {command(f'start {exercise.name} --fresh', folder)}"
         )
+    own_folder(copy, "progress.json", option="--dir")
     make_copy(exercise, copy)
     keep(exercise, folder, hints=0, solved=False, source=source_digest())
     places = [f"{copy / 'tinydiff' / file}:{line}" for file, line in turns(exercise, copy)]

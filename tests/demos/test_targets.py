@@ -139,6 +139,15 @@ def test_a_file_that_cannot_be_written_stops_a_program_at_once(load_demo, tmp_pa
     assert not any(path.exists() for path in good.values())
 
 
+@pytest.mark.parametrize(
+    ("name", "option", "number"),
+    [("points_2d", "num", 10**6), ("waves_1d", "num", 10**9), ("forward_process", "chains", 10**12)],
+)
+def test_what_no_memory_holds_is_refused_at_once(load_demo, name, option, number):
+    """The two-sample test of a million points, say, needs 96 TB: that is said before minutes of training."""
+    refused(load_demo, name, f"--{option} {number}: that needs about ", **{option: number})
+
+
 def test_pictures_go_to_runs_unless_a_name_is_given(load_demo):
     """No program writes to the current folder by default."""
     for name in FOLDERS | FILES:
