@@ -88,6 +88,17 @@ def test_a_process_may_own_a_folder_again(tmp_path):
     assert outputs._owned == {}
 
 
+def test_a_folder_that_stays_empty_does_not_stay(tmp_path):
+    """A run that ends before it writes leaves nothing new; a folder that was there, or has a file, stays."""
+    (tmp_path / "old").mkdir()
+    for name in ("old", "old/inner", "new", "used", "used/inner"):
+        own_folder(tmp_path / name, "a.png")
+    (tmp_path / "used" / "a.png").touch()
+    release()
+    left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*"))
+    assert left == ["old", "used", "used/a.png"]
+
+
 def test_on_a_file_system_without_locks_a_note_says_so(tmp_path, monkeypatch, capsys):
     """Where a folder cannot be locked, a file in it is; where that cannot either, the run goes on with a note."""
     real, refused = outputs.lock, []

@@ -7,6 +7,7 @@ A lock keeps other runs out of the folder.  The system drops the lock when the p
 lock file is left over.  checkpoint.atomic_write writes the files.  Read next: checkpoint.py.
 """
 
+import contextlib
 import errno
 import os
 import sys
@@ -14,7 +15,8 @@ from pathlib import Path
 
 from tinydiff.backend import TinydiffError
 
-_owned: dict[tuple[int, int], int] = {}  # the folders of this process, each with the descriptor that holds the lock
+# The folders of this process, each with the descriptor that holds its lock, and its path if this process has made it.
+_owned: dict[tuple[int, int], tuple[int, Path | None]] = {}
 
 
 def own_folder(path: str | os.PathLike, *names: str, option: str = "--out") -> Path:
@@ -23,6 +25,7 @@ def own_folder(path: str | os.PathLike, *names: str, option: str = "--out") -> P
     names: the files that the program will write.  The folder is owned until `release` is called or the process ends.
     Raises TinydiffError if a file cannot be written, or if another process owns the folder.
     """
+    new = not os.path.lexists(path)
     folder = _made(option, path)
     for name in names:
         _check_target(option, folder / name)
@@ -31,7 +34,7 @@ def own_folder(path: str | os.PathLike, *names: str, option: str = "--out") -> P
         descriptor = _locked(folder)
         if descriptor is None:
             raise TinydiffError(f"{option} {path}: another run writes there; let it end, or choose another folder")
-        _owned[status.st_dev, status.st_ino] = descriptor
+        _owned[status.st_dev, status.st_ino] = descriptor, folder.absolute() if new else None
     return folder
 
 
@@ -48,9 +51,13 @@ def file_to_write(option: str, path: str | os.PathLike, *suffixes: str) -> Path:
 
 
 def release() -> None:
-    """Let other processes into the folders that this process owns."""
+    """Let other processes into the folders that this process owns.  A folder that it has made and left empty goes."""
     while _owned:
-        os.close(_owned.popitem()[1])
+        _, (descriptor, made) = _owned.popitem()
+        with contextlib.suppress(OSError):  # the folder is not empty
+            if made is not None:
+                made.rmdir()
+        os.close(descriptor)
 
 
 def lock(descriptor: int) -> bool:
