@@ -6,6 +6,7 @@
 SAMPLES is an .npz file with `images` (N, 28, 28, 1) float32 in [-1, 1] and the `labels` (N,) that they were drawn for.
 """
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,11 @@ import numpy as np
 from tinydiff.app import cli, plots
 from tinydiff.app.classify import load_classifier
 from tinydiff.app.metrics import wilson_interval
+from tinydiff.app.outputs import file_to_write
 from tinydiff.app.reading import misread_rows, read
+from tinydiff.backend import TinydiffError
 from tinydiff.data import DataError
+from tinydiff.data.limits import check_memory, read_file
 
 
 def main(
@@ -29,6 +33,8 @@ def main(
     """Print the shares and return (right, N).  If `out` is given, also save a picture of the misread images."""
     ranks = cli.start(backend, precision, plain=plain)
     workers = workers or ranks.default_workers()
+    if out is not None:
+        file_to_write("--out", out, ".png")
     pool, meta = load_classifier(Path(checkpoint), workers)
     with pool:
         classes = meta["data"]["classes"]
@@ -61,12 +67,15 @@ def load_samples(path, image_shape, num_classes):
     Raises DataError if the file has other content.
     """
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+        with np.load(io.BytesIO(read_file(path)), allow_pickle=False) as archive:
+            check_memory(path, sum(member.file_size for member in archive.zip.infolist()))  # an array may be packed
             images, labels = archive["images"], archive["labels"]
     except KeyError as error:
         raise DataError(f"{path}: {error.args[0]}; it should hold `images` and `labels`") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+    except TinydiffError:
+        raise
     except Exception:  # zipfile, zlib and NumPy raise a dozen kinds of errors for wrong bytes
         raise DataError(f"{path} is not a whole .npz file of plain arrays") from None
     if images.dtype.kind != "f" or images.shape[1:] != tuple(image_shape) or not len(images):
@@ -74,6 +83,8 @@ def load_samples(path, image_shape, num_classes):
         raise DataError(f"{path}: images must be float of shape ({wanted}), N >= 1, got {images.dtype} {images.shape}")
     if not np.isfinite(images).all() or np.abs(images).max() > 1:
         raise DataError(f"{path}: images must lie in -1..1, got {images.min()} to {images.max()}")
+    if images.min() >= 0 and images.max() > 0:
+        raise DataError(f"{path}: images lie in {images.min()}..{images.max()}, but black is -1: scale them by 2 x - 1")
     if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
         raise DataError(f"{path}: labels must be {len(images)} integers, got {labels.dtype} {labels.shape}")
     if labels.min() < 0 or labels.max() >= num_classes:

@@ -31,8 +31,9 @@ from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.classify import load_classifier, load_noisy_classifier
 from tinydiff.app.generate import DDPM
 from tinydiff.app.metrics import share
+from tinydiff.app.outputs import own_folder
 from tinydiff.app.reading import class_probs, read
-from tinydiff.app.trained import load_trained
+from tinydiff.app.trained import load_kind, load_trained
 from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, asarray, default_rng, standard_normal, to_numpy
 from tinydiff.data import load
@@ -51,6 +52,7 @@ from tinydiff.diffusion import (
 )
 
 SLICE = 20  # images that a worker edits at a time
+RESAMPLE = 10  # how often RePaint takes each step
 SHOWN = 10  # digits side by side in the picture
 LEVELS = (0.2, 0.4, 0.6, 0.8)  # SDEdit's t_start, as shares of T
 PIXEL_VAR = 0.3  # about the variance of a pixel in [-1, 1]
@@ -67,7 +69,7 @@ def main(
     noisy_classifier=None,
     num=300,
     steps=50,
-    resample=10,
+    resample=None,
     digits=256,
     round_trips=(10, 20, 50, 100),
     seed=0,
@@ -77,9 +79,13 @@ def main(
 ):
     """Write the picture and the table.  Returns the table as a dictionary of texts: {measured quantity: result}."""
     ranks = cli.start(backend, precision, plain=plain)
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    if resample is not None and noisy_classifier is not None:
+        raise TinydiffError(f"--resample {resample}: with --noisy-classifier each step is taken once; leave one out")
+    resample = resample or RESAMPLE
+    out = own_folder(out, "edit.png", "edit.md")
     workers = workers or ranks.default_workers()
+    if classifier is not None:  # it is used after the longest work, and opened before it
+        load_kind(Path(classifier), "classifier")
     pool, schedule, meta = load_trained(Path(checkpoint), workers)
     with pool:
         dataset = load(meta["data"]["name"], "test", data_dir, meta["train"]["seed"])
@@ -272,7 +278,9 @@ if __name__ == "__main__":
     parser.add_argument("--noisy-classifier", help="checkpoint.npz of train_classifier.py --noisy, to draw labels")
     parser.add_argument("--num", type=cli.positive_int, help="test digits to fill in")
     parser.add_argument("--steps", type=cli.positive_int, help="reverse steps of inpainting")
-    parser.add_argument("--resample", type=cli.positive_int, help="how often inpainting takes each step")
+    parser.add_argument(
+        "--resample", type=cli.positive_int, help=f"how often RePaint takes each step (default: {RESAMPLE})"
+    )
     parser.add_argument("--digits", type=cli.positive_int, help="test digits to encode and decode")
     parser.add_argument("--round-trips", type=step_counts, help="numbers of steps for the round trips")
     parser.add_argument("--seed", type=cli.non_negative_int, help="of the noise")

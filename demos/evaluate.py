@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from tinydiff.app import cli
 from tinydiff.app.checkpoint import atomic_write
+from tinydiff.app.outputs import file_to_write
 from tinydiff.app.trained import load_trained
 from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, asarray, default_rng, to_numpy
@@ -51,7 +52,7 @@ def main(
     """Print the bound and its parts.  Returns the mean of the bits/dim over the images, and its standard error."""
     ranks = cli.start(backend, precision, parallel, plain)
     if out is not None:
-        ranks.broadcast(partial(Path(out).parent.mkdir, parents=True, exist_ok=True))
+        ranks.broadcast(partial(file_to_write, "--out", out, ".png"))
     workers = workers or ranks.default_workers()
     pool, schedule, meta = load_trained(Path(checkpoint), workers, ranks)
     with pool:

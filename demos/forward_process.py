@@ -10,17 +10,17 @@
 Read next: tinydiff/diffusion/schedule.py and gaussian.py, which contain every formula used here.
 """
 
-from pathlib import Path
-
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from tinydiff.app import cli
 from tinydiff.app.checkpoint import atomic_write
+from tinydiff.app.outputs import own_folder
 from tinydiff.app.plots import tile
 from tinydiff.backend import asarray, default_rng, host_integers, standard_normal, to_numpy, xp
 from tinydiff.data import NAMES, load
+from tinydiff.data.limits import check_memory
 from tinydiff.diffusion import Schedule, q_sample, q_x_t_given_x_s
 
 SCHEDULES = {
@@ -46,8 +46,8 @@ def main(
 ):
     """Write the four pictures to `out`, and print how much the chain and the closed form differ."""
     cli.start(backend, precision, plain=plain)
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    check_memory(f"--chains {chains}", 100.0 * chains)
+    out = own_folder(out, "noising.png", "schedules.png", "chain_and_closed_form.png", "chain_statistics.png")
     dataset = load(data, data_dir=data_dir, seed=seed, num=1000)  # enough to contain a picture of each class
     digit = host_integers("digit", digit, 0, len(dataset.classes) - 1)
     name = dataset.classes[digit]

@@ -32,8 +32,9 @@ from tqdm import tqdm
 from tinydiff.app import cli, plots
 from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.classify import load_classifier, load_noisy_classifier
-from tinydiff.app.generate import Recipe, generate
+from tinydiff.app.generate import Recipe, check_room, generate
 from tinydiff.app.metrics import spread, wilson_interval
+from tinydiff.app.outputs import own_folder
 from tinydiff.app.reading import class_score, look
 from tinydiff.app.trained import load_trained
 from tinydiff.backend import TinydiffError
@@ -41,6 +42,7 @@ from tinydiff.data import load
 from tinydiff.diffusion import classifier_free, classifier_guided, rescaled, unconditional, within
 
 METHODS = ("free", "interval", "rescaled", "classifier")
+SCALES, CLASSIFIER_SCALES = (0.0, 1.0, 2.0, 4.0, 8.0), (1.0, 4.0, 8.0, 20.0)
 SIGMA = 0.28, 2.9  # bounds of the interval: ratios of noise to signal, sqrt(1/alpha_bar - 1)
 PHI = 0.7  # Lin et al. 2023, section 3.4
 
@@ -54,8 +56,8 @@ def main(
     precision=None,
     plain=False,
     num=200,
-    scales=(0.0, 1.0, 2.0, 4.0, 8.0),
-    classifier_scales=(1.0, 4.0, 8.0, 20.0),
+    scales=SCALES,
+    classifier_scales=CLASSIFIER_SCALES,
     methods=METHODS,
     steps=Recipe.num_steps,
     seed=0,
@@ -65,8 +67,8 @@ def main(
 ):
     """Write table and picture.  Returns the rows of the table: (method, scale, right, num, spread, contrast)."""
     ranks = cli.start(backend, precision, plain=plain)
-    workers, out = workers or ranks.default_workers(), Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    workers, out = workers or ranks.default_workers(), own_folder(out, "guidance.csv", "guidance.png")
+    check_options(methods, noisy_classifier, scales, classifier_scales)
     if "classifier" in methods and noisy_classifier is None:
         print("no --noisy-classifier given: without the method classifier")
         methods = [name for name in methods if name != "classifier"]
@@ -87,6 +89,7 @@ def main(
         images, test_labels = test.batch(np.arange(min(2000, len(test))) * len(test) // min(2000, len(test)))
         _, features = look(judge, images)
         real = spread(features, test_labels), contrast(images)
+        check_room(num, meta["data"]["image_shape"])
         labels = np.arange(num) % pool.model.num_classes
         rows, pictures = [], []
         with tqdm(total=num * len(cells), unit="img", dynamic_ncols=True) as bar:
@@ -116,6 +119,20 @@ def main(
         draw(rows, np.concatenate(pictures)).savefig(file, format="png")
     print(f"table and picture: {out}/guidance.csv, guidance.png")
     return rows
+
+
+def check_options(methods, noisy_classifier, scales, classifier_scales):
+    """Raise TinydiffError for an option that would have no effect with these methods."""
+    if noisy_classifier is None and methods is not METHODS and "classifier" in methods:
+        raise TinydiffError("--methods classifier: it guides with a noisy classifier; add --noisy-classifier")
+    guided = "classifier" in methods and noisy_classifier is not None
+    for option, given, used in (
+        ("--noisy-classifier", noisy_classifier is not None, guided),
+        ("--classifier-scales", classifier_scales is not CLASSIFIER_SCALES, guided),
+        ("--scales", scales is not SCALES, set(methods) - {"classifier"}),
+    ):
+        if given and not used:
+            raise TinydiffError(f"{option}: no method of this run uses it; leave it out, or see --methods")
 
 
 # Guides: (model, labels, scale) -> eps_fn, in the form that a Recipe takes.

@@ -14,6 +14,7 @@ Memory is the largest sum of all arrays at one moment.  Seconds are measured in 
 on the machine slows both.
 """
 
+import os
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -32,11 +33,12 @@ from tinydiff.app.classify import load_classifier
 from tinydiff.app.fit import fit, steps_that_fit
 from tinydiff.app.generate import Recipe, build_unet, generate
 from tinydiff.app.metrics import wilson_interval
-from tinydiff.app.reading import Judge, read
+from tinydiff.app.outputs import own_folder
+from tinydiff.app.reading import Judge, check_num, read
 from tinydiff.app.tables import progress, write_table
-from tinydiff.app.trained import load_network
+from tinydiff.app.trained import load_kind, load_network
 from tinydiff.autograd import OPS, no_grad
-from tinydiff.backend import FAST, default_rng, to_numpy
+from tinydiff.backend import FAST, TinydiffError, default_rng, to_numpy
 from tinydiff.backend import precision as current_precision
 from tinydiff.data import NAMES, epoch_indices, load
 from tinydiff.diffusion import Schedule, ddpm_step
@@ -51,6 +53,7 @@ UNET = {"base_channels": 64, "channel_mults": [1], "num_res_blocks": 2}
 # v is not divided.  After 500 training steps the share of 200 samples that is read as asked is: eps 63%, v 95.5%; with
 # the cosine schedule eps 24.5%, v 98.5%.
 SCHEDULE, TARGET = Schedule.cosine, "v"
+AUTOENCODER_MINUTES, MINUTES = 4.0, 8.0
 SLICE = 250  # pictures that a worker encodes or decodes at a time
 AT_ONCE = 50  # latents that a worker draws at a time.  Latents are small, so larger slices are faster
 ROUNDS = 5  # training steps that are timed in each space, in turn
@@ -72,8 +75,8 @@ def main(
     plain=False,
     data="auto",
     data_dir=None,
-    autoencoder_minutes=4.0,
-    minutes=8.0,
+    autoencoder_minutes=AUTOENCODER_MINUTES,
+    minutes=MINUTES,
     batch_size=TrainConfig.batch_size,
     num_images=None,
     autoencoder=None,
@@ -87,12 +90,28 @@ def main(
 ):
     """autoencoder, unet: arguments of the networks, in place of the defaults.  Returns the rows of the table."""
     ranks = cli.start(backend, precision, plain=plain)
-    workers, out = workers or ranks.default_workers(), Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    training_options = {"--data": data != "auto", "--minutes": minutes != MINUTES}
+    training_options["--autoencoder-minutes"] = autoencoder_minutes != AUTOENCODER_MINUTES
+    if source is not None and any(training_options.values()):
+        option = next(name for name, given in training_options.items() if given)
+        raise TinydiffError(f"{option}: with --from nothing is trained; leave one of the two out")
+    out = own_folder(out, *(["checkpoint.npz"] if source is None else []), "latent.md", "latent.png")
+    workers = workers or ranks.default_workers()
+    T = SCHEDULE().T
+    for path, kind in ((classifier, "classifier"), (pixel, "diffusion"), (source, "latent")):
+        if path is not None:  # it is used after the training, and opened before it
+            arrays, _ = load_kind(Path(path), kind)
+            if "schedule/beta" in arrays:
+                T = min(T, Schedule(arrays["schedule/beta"]).T)
+        if source is None and path and os.path.realpath(path) == os.path.realpath(out / "checkpoint.npz"):
+            raise TinydiffError(f"--out {out}: {path} is read, and would be replaced there; choose another --out")
+    if steps > T:
+        raise TinydiffError(f"--steps {steps}: the schedule has T = {T}, no more")
     if source is None:
         source = out / "checkpoint.npz"
-        checkpoint.set_aside(source)
         dataset = load(data, "train", data_dir, seed, num_images)
+        check_num(load(dataset.name, "test", data_dir, seed), num)
+        checkpoint.set_aside(source)
         print(f"data: {dataset.source}; {workers} worker(s); results in {out}/")
         config = TrainConfig(num_steps=run.UNLIMITED, minutes=minutes, batch_size=batch_size, seed=seed, target=TARGET)
         train_both(source, dataset, autoencoder or {}, autoencoder_minutes, UNET | (unet or {}), config, ranks, workers)

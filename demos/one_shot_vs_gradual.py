@@ -33,9 +33,10 @@ from tinydiff.app.classify import load_classifier
 from tinydiff.app.fit import fit, steps_that_fit
 from tinydiff.app.generate import Recipe, frame_times, generate
 from tinydiff.app.metrics import wilson_interval
+from tinydiff.app.outputs import own_folder
 from tinydiff.app.reading import Judge
 from tinydiff.app.tables import progress, write_table
-from tinydiff.app.trained import load_trained
+from tinydiff.app.trained import load_kind, load_trained
 from tinydiff.autograd import Tensor, no_grad, pointwise
 from tinydiff.backend import TinydiffError, asarray, default_rng, to_numpy, xp
 from tinydiff.data import epoch_indices, load
@@ -90,14 +91,17 @@ def main(
 ):
     """channels: of VAE and GAN at half the size of the picture.  Returns the rows of the table."""
     ranks = cli.start(backend, precision, plain=plain)
-    workers, out = workers or ranks.default_workers(), Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    out = own_folder(out, "one_shot_vs_gradual.md", "one_shot_vs_gradual.png", "loss.png")
+    workers = workers or ranks.default_workers()
+    ddpm_losses = load_kind(Path(source), "diffusion")[0]["metrics"][:, 0]
     ddpm, schedule, meta = load_trained(Path(source), workers)
     with ddpm, load_classifier(Path(classifier), workers)[0] as judge_pool:
         if ddpm.model.num_classes is None:
             raise TinydiffError(f"{source}: the comparison needs a network with classes")
         dataset, test = (load(meta["data"]["name"], split, data_dir, seed) for split in ("train", "test"))
-        judge, classes, size = Judge(judge_pool, test, num), len(test.classes), test.images.shape[1]
+        size = test.images.shape[1]
+        recipe = Recipe(schedule, (size, size, 1), num_steps=steps, scale=scale, keep=steps)
+        judge, classes = Judge(judge_pool, test, num), len(test.classes)
         labels = np.arange(num) % classes
         print(f"data: {dataset.source}; {workers} worker(s), {minutes:g} minutes a model; results in {out}/")
         one_each = [np.flatnonzero(test.labels == k)[0] for k in range(classes)]
@@ -112,7 +116,6 @@ def main(
                 cost = {"evaluations": 1, "seconds": seconds, "parameters": pool.model.num_parameters()}
             rows.append(table_row(name, judge(images, labels), judge, trained=trained, **cost))
             pictures[f"{name}, one shot"] = images[: 2 * classes]
-        recipe = Recipe(schedule, (size, size, 1), num_steps=steps, scale=scale, keep=steps)
         film, seconds = draw_all(recipe, ddpm, labels, seed)  # (steps, N, H, W, 1)
         images = np.clip(film[-1], -1, 1)
         trained = f"{meta['step']:,} steps of {meta['train']['batch_size']}"
@@ -125,7 +128,7 @@ def main(
         shares = np.linspace(0, 1, classes)
         moments = np.rint((steps - 1) * (1 - (1 - shares) ** 1.5)).astype(int)  # closer together towards the end
         pictures[f"its last digit, t = {frame_times(recipe)[0]} to 0"] = film[moments, classes - 1]
-        curves["DDPM"] = checkpoint.load(source)[0]["metrics"][:, 0]
+        curves["DDPM"] = ddpm_losses
     write_table(out / "one_shot_vs_gradual.md", rows)
     labels = [name if i == 0 else "" for name, a in pictures.items() for i in range(len(a) // classes)]
     title = f"{dataset.name}: digits in one shot, and step by step"

@@ -32,6 +32,7 @@ from tinydiff.app import cli, training
 from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.classify import load_classifier
 from tinydiff.app.generate import SLICE, Recipe, build_unet
+from tinydiff.app.outputs import own_folder
 from tinydiff.app.plots import tile
 from tinydiff.app.reading import read
 from tinydiff.app.trained import load_trained
@@ -269,8 +270,7 @@ def main(
 ):
     """Write the picture and the table.  Returns the rows [(group, case, images (num, H, W, C), figures)]."""
     ranks = cli.start(backend, precision, plain=plain)
-    out, workers = Path(out), workers or ranks.default_workers()
-    out.mkdir(parents=True, exist_ok=True)
+    out, workers = own_folder(out, "pitfalls.png", "pitfalls.md"), workers or ranks.default_workers()
     if num < 10:
         raise TinydiffError(f"--num {num}: must be at least 10, one of each digit")
     if channels % 8:
@@ -279,6 +279,7 @@ def main(
     pool, schedule, meta = load_trained(Path(checkpoint), workers)
     if steps > min(schedule.T, FEW):
         raise TinydiffError(f"--steps {steps}: must be at most {min(schedule.T, FEW)}, the steps of the shortest chain")
+    dataset = load(meta["data"]["name"], "train", data_dir, seed)
     labels = np.arange(num) % 10
     jobs = jobs_of(labels, seed)
     shape = tuple(meta["data"]["image_shape"])
@@ -288,7 +289,6 @@ def main(
         for case in bar:
             images = draw(pool, case.draw, schedule, steps, jobs, shape)
             drawn.append((f"one trained network, drawn in {steps} steps", case, images))
-    dataset = load(meta["data"]["name"], "train", data_dir, seed)
     for run, images in train_and_draw(dataset, channels, train_steps, seed, ranks, workers, steps, jobs, shape):
         drawn.append((f"a small network, {train_steps} steps of training", run, images))
     right_images = drawn[0][2]

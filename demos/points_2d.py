@@ -22,7 +22,6 @@ import io
 import math
 import time
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps
@@ -33,10 +32,12 @@ from tqdm import tqdm
 from tinydiff import ops
 from tinydiff.app import cli, training
 from tinydiff.app.checkpoint import atomic_write
+from tinydiff.app.outputs import own_folder
 from tinydiff.app.run import recent_loss
 from tinydiff.app.tables import write_table
 from tinydiff.autograd import Tensor, no_grad
 from tinydiff.backend import TinydiffError, asarray, default_rng, standard_normal, to_numpy, xp
+from tinydiff.data.limits import check_memory
 from tinydiff.diffusion import (
     Schedule,
     ddim_step,
@@ -81,11 +82,12 @@ def main(
         raise TinydiffError(f"--flow-steps {flow_steps}: the schedule has T = {T} steps, no more")
     if num < 2:
         raise TinydiffError(f"--num {num}: a two-sample test needs 2 points or more")
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    check_memory(f"--num {num}", 96.0 * num**2 + 20.0 * num * T)  # differences of all pairs of points, and paths
+    names = SETS if data == "all" else [data]
+    out = own_folder(out, "points_2d.gif", "results.csv", *(f"points_2d_{name}.png" for name in names))
     schedule, way = Schedule.linear(T), TARGETS[target]
     rows, flows = [], {}
-    for name in SETS if data == "all" else [data]:
+    for name in names:
         began = time.monotonic()
         with ranks.workers(partial(PointNet, seed), workers or ranks.default_workers(2)) as pool:
             state = training_of(pool, SETS[name], schedule, way, steps, batch_size, seed)

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from tinydiff.app import cli, plots
-from tinydiff.app.generate import Recipe
+from tinydiff.app.generate import Recipe, check_room
+from tinydiff.app.outputs import own_folder
 from tinydiff.app.trained import load_trained
 from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, default_rng, standard_normal, to_numpy, xp
@@ -41,14 +42,16 @@ def main(
 ):
     """Returns {eta: standard deviation of a pixel over the columns, mean over the pixels, as a share of the range}."""
     ranks = cli.start(backend, precision, plain=plain)
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    if label is None and scale != Recipe.scale:
+        raise TinydiffError(f"--scale {scale:g}: guidance needs a label; add --label")
+    out = own_folder(out, "same_start.png")
     pool, schedule, meta = load_trained(Path(checkpoint), workers or ranks.default_workers(len(ETAS)))
     with pool:
         if steps > schedule.T:
             raise TinydiffError(f"--steps {steps}: the schedule has T = {schedule.T}, no more")
         if label is not None and not 0 <= label < (pool.model.num_classes or 0):
             raise TinydiffError(f"--label {label}: this network has {pool.model.num_classes or 0} labels, from 0 on")
+        check_room(num * len(ETAS), meta["data"]["image_shape"])
         shape = (num, *meta["data"]["image_shape"])
         rows = list(pool.map(partial(ends, schedule, shape, label, steps, scale, seed), ETAS))
     spreads = {eta: float(row.std(0).mean()) / 2 for eta, row in zip(ETAS, rows)}

@@ -9,6 +9,7 @@ The --num images get the labels in turn, and the picture is sorted by label.  --
 images (N, 28, 28, 1) float32 in [-1, 1] and labels (N,).
 """
 
+import os
 from functools import partial
 from pathlib import Path
 
@@ -18,8 +19,10 @@ from tqdm import tqdm
 from tinydiff.app import choices, cli, plots
 from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.choices import DDIM, DPM_SOLVER_2M, quadratic
-from tinydiff.app.generate import DDPM, Recipe, generate, uniform
+from tinydiff.app.generate import DDPM, Recipe, check_room, generate, uniform
+from tinydiff.app.outputs import file_to_write
 from tinydiff.app.trained import load_trained
+from tinydiff.backend import TinydiffError
 from tinydiff.diffusion import log_snr_pairs
 
 STEPS = {"ddpm": DDPM, "ddim": DDIM, "2m": DPM_SOLVER_2M}
@@ -39,17 +42,22 @@ def main(
     times="uniform",
     steps=Recipe.num_steps,
     seed=0,
-    out="samples.png",
+    out="runs/samples.png",
     save_npz=None,
     workers=None,
     parallel="local",
 ):
     ranks = cli.start(backend, precision, parallel, plain)
-    for path in filter(None, (out, save_npz)):  # if a folder cannot be made, the error comes before the work
-        ranks.broadcast(partial(Path(path).parent.mkdir, parents=True, exist_ok=True))
+    ranks.broadcast(partial(file_to_write, "--out", out, ".png"))
+    if save_npz:
+        ranks.broadcast(partial(file_to_write, "--save-npz", save_npz, ".npz"))
+        if os.path.realpath(save_npz) == os.path.realpath(checkpoint):
+            raise TinydiffError(f"--save-npz {save_npz}: this is the checkpoint; choose another name")
     workers = workers or ranks.default_workers()
     pool, schedule, meta = load_trained(Path(checkpoint), workers, ranks)
     with pool:
+        check_room(num, meta["data"]["image_shape"])
+        check_labels(labels, pool.model.num_classes)
         recipe = Recipe(schedule, tuple(meta["data"]["image_shape"]), STEPS[sampler], steps, scale, pairs=TIMES[times])
         image_labels = sorted(labels[i % len(labels)] for i in range(num))
         parts = []
@@ -68,6 +76,12 @@ def main(
     title = f"{meta['data']['name']}, {meta['step']:,} steps, {sampler} {steps}, guidance {scale:g}"
     plots.save_grid(out, images, columns=columns, title=title)
     print(f"{num} images: {out}")
+
+
+def check_labels(labels, num_classes):
+    """Raise TinydiffError for a label that the network does not know: label num_classes would be "no label"."""
+    if num_classes is not None and max(labels) >= num_classes:
+        raise TinydiffError(f"--labels {max(labels)}: this network has the labels 0 to {num_classes - 1}")
 
 
 if __name__ == "__main__":

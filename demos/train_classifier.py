@@ -10,7 +10,6 @@ misread most confidently.
 """
 
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -23,6 +22,7 @@ from tinydiff.app.classify import (
     save_classifier,
     train_classifier,
 )
+from tinydiff.app.outputs import own_folder
 from tinydiff.app.reading import misread_rows, read
 from tinydiff.app.tables import progress
 from tinydiff.backend import asarray, default_rng, standard_normal, to_numpy
@@ -49,7 +49,7 @@ def main(
     ranks = cli.start(backend, precision, plain=plain)
     schedule = Schedule.linear() if noisy else None  # the schedule of train_mnist.py
     workers = workers or ranks.default_workers()
-    out = Path(out)
+    out = own_folder(out, "checkpoint.npz", "misread.png")
     config = ClassifierConfig(num_steps=steps, batch_size=batch_size, seed=seed)
     dataset = load(data, "train", data_dir, seed, num_train)
     test = load(dataset.name, "test", data_dir, seed, num_test)
@@ -64,7 +64,6 @@ def main(
         images, t = noised(schedule, images, seed) if noisy else (images, None)
         probabilities = np.concatenate(list(read(pool, images, t)))
         errors = int((probabilities.argmax(1) != labels).sum())
-        out.mkdir(parents=True, exist_ok=True)
         checkpoint.set_aside(out / "checkpoint.npz")
         save_classifier(out / "checkpoint.npz", pool, config, dataset, test, errors, schedule)
     print(f"{test.source}: {errors} of {len(test):,} misread, {1 - errors / len(test):.2%} right")

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from tinydiff.app import checkpoint, cli, plots, run, training
 from tinydiff.app.generate import Recipe, build_unet, frame_times, generate
+from tinydiff.app.outputs import own_folder
 from tinydiff.data import NAMES, Dataset
 from tinydiff.diffusion import Schedule
 from tinydiff.diffusion.targets import TARGETS
@@ -56,7 +57,9 @@ def main(
     """An option that is None has the default of TrainConfig, or, with resume, the value in the checkpoint."""
     ranks = cli.start(backend, precision, parallel, plain)
     workers = workers or (ranks.size if parallel == "mpi" else None)
-    out = Path(out)
+    files = ("checkpoint.npz", "metrics.csv", "samples.png", "denoising.png", "denoising.gif", "loss.png")
+    out = ranks.broadcast(partial(own_folder, out, *files))
+    ranks.broadcast(partial(own_folder, out / "progress"))
     path = out / "checkpoint.npz"
     others = {"batch_size": batch_size, "seed": seed, "target": target, "min_snr": min_snr}
     wanted = run.wanted(steps, minutes, **others)
@@ -88,7 +91,6 @@ def main(
         scale=scale,
         target=TARGETS[config.target],
     )
-    ranks.broadcast(partial(out.mkdir, parents=True, exist_ok=True))
     with ranks.workers(partial(build_unet, model_config, config.seed), workers) as pool:
         state = training.diffusion_training(pool, schedule, config, dataset)
         if saved is not None:
@@ -116,7 +118,6 @@ def _progress(state: Training, workers: Any, dataset: Dataset, recipe: Recipe, o
         frames = np.concatenate(list(generate(workers, recipe, _labels(dataset, 5), PICTURE_SEED)), 1)
     if workers.ranks.rank > 0:
         return
-    (out / "progress").mkdir(exist_ok=True)
     title = f"step {state.step:,} of {state.num_steps:,}, {dataset.name}"
     _save_by_class(out / "progress" / f"step_{state.step:06}.png", frames[-1], dataset, title)
 

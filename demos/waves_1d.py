@@ -16,7 +16,6 @@ import io
 import time
 import wave
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -26,10 +25,12 @@ from tqdm import tqdm
 from tinydiff import ops
 from tinydiff.app import cli, training
 from tinydiff.app.checkpoint import atomic_write
+from tinydiff.app.outputs import own_folder
 from tinydiff.app.run import recent_loss
 from tinydiff.app.tables import write_table
 from tinydiff.autograd import Tensor, no_grad, op
 from tinydiff.backend import TinydiffError, asarray, default_rng, standard_normal, to_numpy, xp
+from tinydiff.data.limits import check_memory
 from tinydiff.diffusion import Schedule, ddpm_step, q_sample, sample, timestep_pairs
 from tinydiff.more.layers import NormSilu
 from tinydiff.nn import Attention, Conv2d, Embedding, Linear, Module
@@ -64,8 +65,8 @@ def main(
     ranks = cli.start(backend, precision, plain=plain)
     if sampling_steps > T:
         raise TinydiffError(f"--sampling-steps {sampling_steps}: the schedule has T = {T} steps, no more")
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    check_memory(f"--num {num}", 300_000.0 * num)  # the complex spectra of the waves, and their powers
+    out = own_folder(out, "waves_1d.png", "waves_1d.wav", "results.csv")
     schedule = Schedule.linear(T)
     with ranks.workers(partial(WaveNet, seed), workers or ranks.default_workers()) as pool:
         print(f"network: {pool.model.num_parameters():,} parameters; {pool.num_workers} worker(s); results in {out}/")

@@ -137,6 +137,15 @@ def test_labels_are_dropped_at_the_stated_rate(label_drop):
     assert labels.min() >= 0 and labels.max() <= 10
 
 
+@pytest.mark.parametrize("num_classes", [1, 5, 9])
+def test_a_label_of_the_data_is_never_taken_for_no_label(num_classes):
+    """Data of 10 classes for a network of fewer: label num_classes would be "no label", so it is a ValueError."""
+    config = replace(CONFIG, batch_size=50)
+    with pytest.raises(ValueError, match=rf"labels must lie in 0\.\.{num_classes - 1}, got \d"):
+        draw(config, num_classes=num_classes)
+    assert draw(config, num_classes=10)["labels"].max() <= 10
+
+
 def test_network_without_classes_gets_no_labels():
     """num_classes None: the batch has no labels."""
     assert "labels" not in draw(CONFIG, num_classes=None)

@@ -28,7 +28,10 @@ from pathlib import Path
 from exercises import EXERCISES
 
 from tinydiff.app import cli
+from tinydiff.app.checkpoint import atomic_write
+from tinydiff.app.outputs import own_folder
 from tinydiff.backend import TinydiffError
+from tinydiff.fast.mpi import source_digest
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = "runs/exercise"
@@ -40,6 +43,8 @@ def main(action="list", name=None, *, dir=FOLDER, fresh=False):
     folder = Path(dir)
     if fresh and action != "start":
         raise TinydiffError(f"--fresh goes with start, not with {action}")
+    if name and action == "list":
+        raise TinydiffError(f"list shows all exercises: leave {name} out")
     if action == "list":
         show_list(folder)
     elif action == "start":
@@ -75,8 +80,9 @@ def start(exercise, folder, fresh=False):
             f"{copy} contains your work on {exercise.name}. Continue with {command(f'check {exercise.name}', folder)}, "
             f"or throw your work away with {command(f'start {exercise.name} --fresh', folder)}"
         )
+    own_folder(copy, "progress.json", option="--dir")
     make_copy(exercise, copy)
-    keep(exercise, folder, hints=0, solved=False)
+    keep(exercise, folder, hints=0, solved=False, source=source_digest())
     places = [f"{copy / 'tinydiff' / file}:{line}" for file, line in turns(exercise, copy)]
     print(f"Exercise {number_of(exercise)} of {len(EXERCISES)}: {exercise.title} (about {exercise.minutes} minutes)\n")
     show(f"It teaches {exercise.teaches}.")
@@ -90,6 +96,9 @@ def check(exercise, folder):
     """Run the laws on the copy and explain what failed; True if all hold."""
     copy = folder / exercise.name
     print(f"{exercise.name}: {len(exercise.laws)} laws of tests/ on {copy / 'tinydiff'}\n")
+    if progress(exercise, folder).get("source", source_digest()) != source_digest():
+        again = command(f"start {exercise.name} --fresh", folder)
+        show(f"note: the package has changed since this copy was made, and the laws with it: {again}")
     laws = broken_files(exercise, copy) or judge(exercise, copy)
     before = None
     for law in laws:
@@ -272,7 +281,8 @@ def progress(exercise, folder):
 
 
 def keep(exercise, folder, **changes):
-    _note(exercise, folder).write_text(json.dumps((progress(exercise, folder) or {}) | changes), encoding="utf-8")
+    with atomic_write(_note(exercise, folder)) as file:
+        file.write(json.dumps((progress(exercise, folder) or {}) | changes).encode())
 
 
 def _note(exercise, folder):

@@ -21,6 +21,8 @@ import numpy as np
 from tinydiff.app import choices, cli
 from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.classify import load_classifier
+from tinydiff.app.generate import check_room
+from tinydiff.app.outputs import file_to_write
 from tinydiff.app.trained import load_trained
 from tinydiff.backend import TinydiffError
 from tinydiff.data import load
@@ -49,8 +51,7 @@ def main(
 ):
     """Record the runs and write the page.  Returns the data of the page."""
     ranks = cli.start(backend, precision, plain=plain)
-    out, workers = Path(out), workers or ranks.default_workers()
-    out.parent.mkdir(parents=True, exist_ok=True)
+    out, workers = file_to_write("--out", out, ".html"), workers or ranks.default_workers()
     if moments < 3:
         raise TinydiffError(f"--moments {moments}: a time line needs 3 or more")
     if num < 10:
@@ -60,7 +61,9 @@ def main(
     with pool:
         check(pool.model, schedule, meta, labels, steps)
         name, shape = meta["data"]["name"], tuple(meta["data"]["image_shape"])
+        check_room(num, shape)
         dataset = load(name, "test", data_dir, seed, LOOK_AMONG)
+        training_set = load(name, "train", data_dir, seed) if train_steps else None
         (shown, _), (hidden, hidden_labels) = (dataset.batch(nth_of_each(dataset.labels, labels, n)) for n in (0, 1))
         data = {
             "about": f"{checkpoint}, {meta['step']:,} training steps on {name}",
@@ -72,7 +75,7 @@ def main(
             "reverse": runs.reverse(pool, schedule, shape, labels, steps, (moments + 1) // 2, seed),
             "riddles": runs.riddles(pool, schedule, hidden, hidden_labels, min(16, moments), seed),
             "points": runs.points(point_steps, 400, moments, seed, min(2, workers)),
-            "mistakes": runs.mistakes(pool, reader, schedule, meta, max(steps), num, train_steps, data_dir, seed),
+            "mistakes": runs.mistakes(pool, reader, schedule, meta, max(steps), num, train_steps, training_set, seed),
             "cards": json.loads((PAGE / "cards.json").read_text("utf-8")),
         }
     text = page(data)

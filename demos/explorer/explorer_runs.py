@@ -28,7 +28,6 @@ from tinydiff.app.generate import DDPM
 from tinydiff.app.plots import tile
 from tinydiff.autograd import no_grad
 from tinydiff.backend import asarray, default_rng, standard_normal, to_numpy, xp
-from tinydiff.data import load
 from tinydiff.diffusion import (
     Schedule,
     classifier_free,
@@ -218,11 +217,11 @@ def flow(model, schedule, times, num, seed):
     return paths, [points_2d.flow_velocity(schedule, eps_fn, grid, max(t, times[1])) for t in times[::-1]]
 
 
-def mistakes(pool, reader, schedule, meta, most_steps, num, train_steps, data_dir, seed):
+def mistakes(pool, reader, schedule, meta, most_steps, num, train_steps, training_set, seed):
     """The mistakes of pitfalls.py, with some digits of each beside the correct digits.
 
     most_steps: the number of reverse steps, limited to the shortest schedule of pitfalls.py.  train_steps: the steps of
-    each mistake in training, or 0 to leave these mistakes out.
+    each mistake in training, or 0 to leave these mistakes out; training_set is then not used.
     """
     steps = min(most_steps, pitfalls.FEW)
     labels = np.arange(num) % pool.model.num_classes
@@ -231,9 +230,8 @@ def mistakes(pool, reader, schedule, meta, most_steps, num, train_steps, data_di
         "sampling": [(case, pitfalls.draw(pool, case.draw, schedule, *how)) for case in tqdm(SAMPLING, "mistakes")]
     }
     if train_steps:
-        dataset = load(meta["data"]["name"], "train", data_dir, seed)
         ranks, workers = one_process(), pool.num_workers
-        runs = pitfalls.train_and_draw(dataset, CHANNELS, train_steps, seed, ranks, workers, *how)
+        runs = pitfalls.train_and_draw(training_set, CHANNELS, train_steps, seed, ranks, workers, *how)
         groups["training"] = list(runs)
     rows = []
     for group, drawn in groups.items():

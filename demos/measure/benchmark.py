@@ -34,13 +34,12 @@ PyTorch, or if a number is unknown.
 Read next: contestant.py.
 """
 
-from pathlib import Path
-
 import on_cpu
 import on_gpu
 from figures import write_json
 
 from tinydiff.app import cli
+from tinydiff.app.outputs import file_to_write
 from tinydiff.backend import TinydiffError
 from tinydiff.backend import precision as current_precision
 
@@ -66,8 +65,8 @@ def main(
         raise TinydiffError(f"--workers {workers}: a GPU has one process; leave it out")
     if not on_a_gpu and batch_sizes is not None and len(batch_sizes) > 1:
         raise TinydiffError(f"--batch-size {' '.join(map(str, batch_sizes))}: one at a time on the CPU")
-    if json_path is not None and not Path(json_path).parent.is_dir():  # an error now, not after minutes
-        raise TinydiffError(f"--json {json_path}: there is no such folder")
+    if json_path is not None:
+        file_to_write("--json", json_path, ".json")
     ranks = cli.start(backend, precision)
     settings = {"backend": backend, "channels": channels, "rounds": rounds, "plain": plain}
     if on_a_gpu:

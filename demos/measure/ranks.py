@@ -24,7 +24,6 @@ import math
 import statistics
 import time
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -33,23 +32,30 @@ from tinydiff.app import cli
 from tinydiff.app.blocks import BLOCK, in_blocks
 from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.generate import build_unet
+from tinydiff.app.outputs import own_folder
 from tinydiff.app.tables import write_table
 from tinydiff.app.training import diffusion_training
-from tinydiff.backend import default_rng
+from tinydiff.backend import TinydiffError, default_rng
 from tinydiff.data import Dataset
 from tinydiff.diffusion import Schedule
 from tinydiff.train import TrainConfig, draw_batch, noise_prediction_losses, train
 
+OUT = "runs/ranks"
 BATCH, GOOD = 64, 0.9  # images of a rank; the efficiency that is wanted
 OTHERS = 16  # blocks of other ranks, in the measurement of e
 LATENCY = 30e-6  # seconds a message, with TCP between two machines
 RANKS, SCALES, GIGABITS, SPEEDS = (2, 16, 128, 1024), (1, 50), (10, 100), (1, 100)
 
 
-def main(*, parallel="local", workers=None, rounds=15, out="runs/ranks"):
+def main(*, parallel="local", workers=None, rounds=15, out=None):
     """Measure and print.  With one worker, also write ranks.md and ranks.png to `out`."""
     ranks = cli.start("numpy", None, parallel)
     workers = workers or ranks.default_workers()
+    writes = ranks.size == workers == 1
+    if out is not None and not writes:
+        raise TinydiffError(f"--out {out}: files are written with one worker only; leave it out, or add --workers 1")
+    if writes:
+        out = own_folder(OUT if out is None else out, "ranks.md", "ranks.png")
     images = default_rng(0).integers(0, 256, (5000, 28, 28), dtype=np.uint8)
     dataset = Dataset("noise", images, np.zeros(5000, np.uint8), "random pixels", tuple("0123456789"))
     with ranks.workers(partial(build_unet, {"num_classes": 10}, 0), workers) as pool:
@@ -61,14 +67,13 @@ def main(*, parallel="local", workers=None, rounds=15, out="runs/ranks"):
             one, whole = (seconds(partial(ranks.allreduce_mean, np.ones(n, "float32")), 5 * rounds) for n in (1, size))
             print(f"Allreduce: {1e6 * one:.1f} us for 4 bytes, {1e3 * whole:.2f} ms for {4 * size:,} bytes")
             print(f"so {1e6 * one / 2:.1f} us a message and {4e-9 * size / (whole - one):.2f} GB/s each way")
-    if ranks.size > 1 or workers > 1:
+    if not writes:
         return
     costs["e"] = measure_others(dataset, rounds)
     drawn = f"drawn in {1e6 * costs['d']:.1f} us, {1e9 * costs['e']:.0f} ns for another rank's"
     print(f"an image: {1e3 * costs['c']:.2f} ms, {drawn}; update {1e3 * costs['u']:.1f} ms")
-    Path(out).mkdir(parents=True, exist_ok=True)
-    write_table(Path(out) / "ranks.md", table(costs))
-    with atomic_write(Path(out) / "ranks.png") as file:
+    write_table(out / "ranks.md", table(costs))
+    with atomic_write(out / "ranks.png") as file:
         picture(costs).savefig(file, format="png")
     print(f"picture: {out}/ranks.png")
 
@@ -181,5 +186,5 @@ if __name__ == "__main__":
     parser = cli.parser(__doc__, main)
     cli.add_parallel(parser)
     parser.add_argument("--rounds", type=cli.positive_int, help="how often each part is timed")
-    parser.add_argument("--out", help="folder for table and picture")
+    parser.add_argument("--out", help=f"folder for table and picture (default: {OUT})")
     cli.run(main, parser)

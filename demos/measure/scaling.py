@@ -28,7 +28,6 @@ import statistics
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from contestant import TRAIN, WARM_UP, Contestant
@@ -40,6 +39,7 @@ from tqdm import tqdm
 
 from tinydiff.app import cli
 from tinydiff.app.checkpoint import atomic_write
+from tinydiff.app.outputs import own_folder
 from tinydiff.fast.workers import ONE_THREAD, available_cores, environment
 
 REFERENCE = {"batch_size": 64, "channels": 32, "size": SIDE, "cores": 1}
@@ -73,8 +73,7 @@ SWEEPS = (
 def main(*, out="runs/scaling", rounds=7):
     """Print the table, and write scaling.png to `out`."""
     cli.start("numpy", None)
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    out = own_folder(out, "scaling.png")
     cores = available_cores()
     counts = tuple(sorted({2**k for k in range(cores.bit_length())} | {cores}))
     sweeps = (*SWEEPS, Sweep("cores", counts, "worker processes", None))

@@ -221,7 +221,11 @@ class Captioned:
         keep = ~held_out(digits, names)
         self.left_out = int((~keep).sum())
         self.names = {a: values[keep] for a, values in names.items()}
-        self.dataset = replace(dataset, images=dataset.images[keep], labels=np.arange(keep.sum()))
+        if not keep.any():
+            raise TinydiffError(f"all {len(keep)} pictures are of held-out combinations: take more, see --num-images")
+        labels = np.arange(keep.sum())
+        classes = tuple(map(str, labels))  # one for each picture
+        self.dataset = replace(dataset, images=dataset.images[keep], labels=labels, classes=classes)
         self.schedule = schedule
 
     def draw(self, config, step):

@@ -25,8 +25,9 @@ from tqdm import tqdm
 from tinydiff.app import cli, plots
 from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.classify import load_classifier
-from tinydiff.app.generate import Recipe, generate
+from tinydiff.app.generate import Recipe, check_room, generate
 from tinydiff.app.metrics import share
+from tinydiff.app.outputs import own_folder
 from tinydiff.app.reading import read
 from tinydiff.backend import default_rng
 
@@ -45,18 +46,18 @@ def main(
     scale=3.0,
     steps=Recipe.num_steps,
     seed=0,
-    out="runs/prompts",
+    out="runs/evaluate_prompts",
     workers=None,
 ):
     """Write the table and the picture.  Returns the table as a dictionary: {attribute: 'k of n, ...'}."""
     ranks = cli.start(backend, precision, plain=plain)
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    out = own_folder(out, "prompts.md", "held_out.png")
     workers = workers or ranks.default_workers()
     judge, _ = load_classifier(Path(classifier), workers)
     pool, schedule, meta = load_trained(Path(checkpoint), workers)
     table = {}
     with pool, judge:
+        check_room(max(num, num_held_out), meta["data"]["image_shape"])
         held_out = [tuple(row) for row in meta["held_out"]]
         every = [(d, t, s) for d in DIGITS for t in NAMES["thickness"] for s in NAMES["slant"]]
         others = [row for row in every if row not in held_out]

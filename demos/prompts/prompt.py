@@ -13,6 +13,7 @@ Read next: evaluate_prompts.py.
 """
 
 import contextlib
+import os
 from functools import partial
 from pathlib import Path
 
@@ -24,13 +25,15 @@ from tqdm import tqdm
 from tinydiff import ops
 from tinydiff.app import cli, plots
 from tinydiff.app.checkpoint import atomic_write
-from tinydiff.app.generate import Recipe, generate
+from tinydiff.app.generate import Recipe, check_room, generate
+from tinydiff.app.outputs import file_to_write
 from tinydiff.autograd import no_grad
-from tinydiff.backend import default_rng, standard_normal, to_numpy, xp
+from tinydiff.backend import TinydiffError, default_rng, standard_normal, to_numpy, xp
 from tinydiff.diffusion import sample, within
 from tinydiff.more.layers import CrossAttention
 from tinydiff.more.text import Prompted
 
+SWAP = "a thick two"
 MOMENTS = 10  # the number of times t in the steering figure
 
 
@@ -46,17 +49,25 @@ def main(
     negative="",
     steps=Recipe.num_steps,
     seed=0,
-    out="prompt.png",
+    out="runs/prompt.png",
     steering=None,
-    swap="a thick two",
+    swap=SWAP,
     workers=None,
 ):
     """Write the pictures.  Returns the images (num, H, W, 1) in [-1, 1]."""
     ranks = cli.start(backend, precision, plain=plain)
-    for path in filter(None, (out, steering)):  # if a folder cannot be made, the error comes before the work
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    file_to_write("--out", out, ".png")
+    if steering is not None:
+        file_to_write("--steering", steering, ".png")
+        if os.path.realpath(steering) == os.path.realpath(out):
+            raise TinydiffError(f"--steering {steering}: this is the picture of --out too; choose another name")
+    elif swap != SWAP:
+        raise TinydiffError(f"--swap {swap!r}: it is shown in the picture of --steering only; add --steering FILE")
+    if negative and scale == 1:
+        raise TinydiffError(f"--negative {negative!r}: guidance 1 leads away from no prompt; choose another --scale")
     pool, schedule, meta = load_trained(Path(checkpoint), workers or ranks.default_workers())
     with pool:
+        check_room(num, meta["data"]["image_shape"])
         tokens, other, avoided = (tokenize(text, meta["vocabulary"]) for text in (prompt, swap, negative))
         guide = partial(by_prompt, [tokens, other], avoided)
         recipe = Recipe(schedule, tuple(meta["data"]["image_shape"]), num_steps=steps, scale=scale, guide=guide)

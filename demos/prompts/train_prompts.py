@@ -11,7 +11,6 @@ and at the end samples.png and loss.png.  Ctrl-C and SIGTERM save and end the ru
 
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from captions import DIGITS, HELD_OUT, MAX_TOKENS, VOCABULARY, Captioned, build, by_prompt, tokenize
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from tinydiff.app import checkpoint, cli, plots, run, training
 from tinydiff.app.generate import Recipe, generate
+from tinydiff.app.outputs import own_folder
 from tinydiff.backend import TinydiffError
 from tinydiff.data import NAMES
 from tinydiff.diffusion import Schedule
@@ -50,7 +50,7 @@ def main(
 ):
     """An option that is None has its default, or, with resume, the value in the checkpoint."""
     ranks = cli.start(backend, precision, plain=plain)
-    out = Path(out)
+    out = own_folder(out, "checkpoint.npz", "metrics.csv", "samples.png", "loss.png")
     path = out / "checkpoint.npz"
     wanted = run.wanted(steps, minutes, batch_size=batch_size, seed=seed)
 
@@ -77,7 +77,6 @@ def main(
     run.check_channels(model_config["unet"]["base_channels"])
     captioned = Captioned(dataset, schedule)
     recipe = Recipe(schedule, (*dataset.images.shape[1:3], 1), num_steps=sample_steps)
-    out.mkdir(parents=True, exist_ok=True)
     with ranks.workers(partial(build, model_config, config.seed), workers) as pool:
         state = training.diffusion_training(pool, schedule, config, captioned.dataset, captioned.draw)
         if saved is not None:

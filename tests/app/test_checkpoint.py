@@ -300,6 +300,48 @@ def test_kill_9_leaves_the_old_or_the_new_checkpoint(path, call, count, step):
     assert os.listdir(path.parent) == [path.name]
 
 
+_WRITER = """
+import sys
+from tinydiff.app.checkpoint import atomic_write
+
+path, letter = sys.argv[1:]
+for _ in range(400):
+    with atomic_write(path) as file:
+        file.write(letter.encode() * 5000)
+"""
+
+
+def test_two_processes_may_write_the_same_path(path):
+    """Neither fails, whatever they do to each other's temporary files; what stays is whole and of one writer."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(checkpoint.__file__).parents[2])}
+    command = [sys.executable, "-c", _WRITER, str(path)]
+    children = [subprocess.Popen([*command, letter], env=environment, stderr=subprocess.PIPE) for letter in "abc"]
+    assert [(child.communicate()[1], child.returncode) for child in children] == [(b"", 0)] * 3
+    assert path.read_bytes() in [letter * 5000 for letter in (b"a", b"b", b"c")]
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_a_writer_that_is_alive_keeps_its_temporary_file(path):
+    """A write within a write of the same path: both end well, and the last one to end stays."""
+    with atomic_write(path) as slow:
+        slow.write(b"slow")
+        with atomic_write(path) as quick:
+            quick.write(b"quick")
+        assert path.read_bytes() == b"quick"
+    assert path.read_bytes() == b"slow" and os.listdir(path.parent) == [path.name]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes with a path")
+def test_only_a_file_is_replaced(path):
+    """A pipe, as a device such as /dev/null, would be gone for all: CheckpointError, and it stays."""
+    os.mkfifo(path)
+    with pytest.raises(CheckpointError, match=r"cannot write .*: it is a pipe, a socket or a device, not a file"):
+        save(path, ARRAYS, META)
+    assert stat.S_ISFIFO(path.stat().st_mode) and os.listdir(path.parent) == [path.name]
+    with pytest.raises(CheckpointError, match=r"cannot be read: it is a pipe, a socket or a device"):
+        load(path)
+
+
 def test_the_stale_files_of_other_names_are_left_alone(path):
     """Clearing up touches the temporary files of this very name only, also where a name holds wildcards."""
     strange = path.with_name("mo*[e].npz")
@@ -375,3 +417,19 @@ def test_what_a_new_run_would_overwrite_gets_the_first_free_number(tmp_path, cap
         "model.1.npz": b"run 1",
         "model.2.npz": b"run 2",
     }
+
+
+def test_a_number_that_another_process_takes_meanwhile_is_left_to_it(tmp_path, monkeypatch):
+    """The name is claimed before the file is renamed: nothing that came in between is overwritten."""
+    path, touch = tmp_path / "model.npz", Path.touch
+
+    def late(self, **options):
+        if self.name == "model.1.npz" and not self.exists():
+            self.write_bytes(b"of another process")
+        touch(self, **options)
+
+    monkeypatch.setattr(Path, "touch", late)
+    path.write_bytes(b"mine")
+    set_aside(path)
+    assert (tmp_path / "model.1.npz").read_bytes() == b"of another process"
+    assert (tmp_path / "model.2.npz").read_bytes() == b"mine" and not path.exists()

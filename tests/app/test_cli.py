@@ -1,6 +1,7 @@
 """Every demo reads its options and ends in the same way: a clear message, the right exit code."""
 
 import argparse
+import contextlib
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinydiff.app import choices, cli
+from tinydiff.app import choices, cli, outputs
 from tinydiff.app.alone import Alone
 from tinydiff.backend import TinydiffError
 from tinydiff.fast import device
@@ -242,6 +243,33 @@ def test_a_file_that_cannot_be_made_is_named_without_traceback(monkeypatch, caps
 
     with pytest.raises(OSError, match="no path here"):
         cli.run(fail, cli.parser(None, fail))
+
+
+def test_a_name_without_end_is_shortened(monkeypatch, capsys):
+    """A path of 100,000 letters, or such a number, does not fill the terminal: both ends of it are shown."""
+    long = "/begin" + 100_000 * "x" + "end"
+    for error in (TinydiffError(f"{long} does not exist"), OSError(36, "File name too long", long)):
+        with pytest.raises(SystemExit, match="2"):
+            _run(monkeypatch, _raises(error))
+        err = capsys.readouterr().err
+        assert len(err) < 600 and "/begin" in err and "xend" in err and (" exist" in err or "too long" in err)
+    with pytest.raises(SystemExit, match="2"):
+        _run(monkeypatch, lambda *, size=None: None, f"--size={long}", options=[("size", cli.positive_int)])
+    assert len(capsys.readouterr().err) < 800
+
+
+@pytest.mark.parametrize("error", [None, TinydiffError("x"), ValueError("x"), KeyboardInterrupt()])
+def test_a_program_gives_its_folders_back(monkeypatch, tmp_path, error):
+    """However main ends, another process may then write there."""
+
+    def main():
+        outputs.own_folder(tmp_path, "a.png")
+        if error:
+            raise error
+
+    with pytest.raises((SystemExit, ValueError)) if error else contextlib.nullcontext():
+        _run(monkeypatch, main)
+    assert outputs._owned == {}
 
 
 def test_ctrl_c_ends_with_130_and_one_line(monkeypatch, capsys):

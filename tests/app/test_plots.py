@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -224,6 +225,26 @@ def test_nothing_overlaps_in_the_loss_figure(path, figure, rng, last):
     assert legend.x0 >= right.get_window_extent().x1 and legend.x1 <= figure[0].bbox.x1
 
 
+def gif(path):
+    return path.with_suffix(".gif")
+
+
+@pytest.mark.parametrize("name", ["a.jpeg", "a.xyz", "a.png.tmp", "a", "a.gif", "a.png"])
+def test_a_file_is_what_its_name_says(tmp_path, name):
+    """A picture of another kind than its name says is a ValueError with the kind that would be written; no file."""
+    path, images = tmp_path / name, _images(0, 1)
+    writers = {".png": [partial(save_grid, path, images, columns=1), partial(save_filmstrip, path, images[None], [0])]}
+    writers[".png"].append(partial(save_loss, path, [1], [1.0], np.ones((1, 1)), ["a"]))
+    writers[".gif"] = [partial(save_gif, path, images[None], columns=1)]
+    for suffix, functions in writers.items():
+        for write in functions if path.suffix != suffix else ():
+            with pytest.raises(
+                ValueError, match=rf"path must end in \{suffix}, the kind of picture that is written, got"
+            ):
+                write()
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
@@ -234,11 +255,13 @@ def test_nothing_overlaps_in_the_loss_figure(path, figure, rng, last):
         (lambda p: save_grid(p, np.zeros((2, 6, 5, 1)), columns=0), "columns must be at least 1, got 0"),
         (lambda p: save_grid(p, np.zeros((2, 6, 5, 1)), columns=2, scale=0), "scale must be at least 1, got 0"),
         (lambda p: save_grid(p, np.zeros((3, 6, 5, 1)), columns=2, row_labels=["a"]), "each of the 2 rows, got 1"),
+        (lambda p: save_grid(p, np.zeros((2, 6, 5, 1), np.uint8), columns=2), "floats in [-1, 1], got uint8"),
+        (lambda p: save_grid(p, np.zeros((2, 6, 5, 1), bool), columns=2), "floats in [-1, 1], got bool"),
         (lambda p: save_filmstrip(p, np.zeros((2, 6, 5, 1)), [1, 0]), "(2, 6, 5, 1)"),
         (lambda p: save_filmstrip(p, np.zeros((2, 1, 6, 5, 1)), [0]), "each of the 2 frames, got 1"),
-        (lambda p: save_gif(p, np.zeros((0, 1, 6, 5, 1)), 1), "(0, 1, 6, 5, 1)"),
-        (lambda p: save_gif(p, np.zeros((1, 1, 6, 5, 3)), 1), "one channel"),
-        (lambda p: save_gif(p, np.zeros((1, 1, 6, 5, 1)), 1, ms=0), "ms must be at least 1, got 0"),
+        (lambda p: save_gif(gif(p), np.zeros((0, 1, 6, 5, 1)), 1), "(0, 1, 6, 5, 1)"),
+        (lambda p: save_gif(gif(p), np.zeros((1, 1, 6, 5, 3)), 1), "one channel"),
+        (lambda p: save_gif(gif(p), np.zeros((1, 1, 6, 5, 1)), 1, ms=0), "ms must be at least 1, got 0"),
         (lambda p: save_loss(p, [], [], np.zeros((0, 1)), ["a"]), "S >= 1, got (0,)"),
         (lambda p: save_loss(p, [1, 2], [1.0], np.zeros((2, 1)), ["a"]), "got (2,) and (1,)"),
         (lambda p: save_loss(p, [1, 2], [1.0, 1], np.zeros((2, 2)), ["a"]), "must be (2, 1), got (2, 2)"),
@@ -255,7 +278,7 @@ def test_bad_input_is_named_and_leaves_no_file(path, draw, message):
     ("writer", "draw"),
     [
         ((Image.Image, "save"), lambda p: save_grid(p, _images(0, 1), columns=1)),
-        ((Image.Image, "save"), lambda p: save_gif(p, _images(0, 1)[None], columns=1)),
+        ((Image.Image, "save"), lambda p: save_gif(gif(p), _images(0, 1)[None], columns=1)),
         ((plots.Figure, "savefig"), lambda p: save_loss(p, [1], [1.0], np.ones((1, 1)), ["a"])),
     ],
 )
@@ -266,11 +289,15 @@ def test_a_picture_is_whole_or_the_old_one(path, monkeypatch, writer, draw):
         file.write(b"half")
         raise OSError(28, "No space left on device")
 
-    path.write_bytes(b"old")
+    for name in (path, gif(path)):
+        name.write_bytes(b"old")
     monkeypatch.setattr(*writer, half)
-    with pytest.raises(CheckpointError, match=f"cannot write {re.escape(str(path))}: No space left"):
+    with pytest.raises(CheckpointError, match=f"cannot write {re.escape(str(path.with_suffix('')))}.*: No space left"):
         draw(path)
-    assert path.read_bytes() == b"old" and os.listdir(path.parent) == [path.name]
+    assert {name: (path.parent / name).read_bytes() for name in os.listdir(path.parent)} == {
+        path.name: b"old",
+        gif(path).name: b"old",
+    }
 
 
 _IMPORTS = """

@@ -30,8 +30,8 @@ def small_set(seed):
 
 @pytest.fixture(autouse=True)
 def folders(tmp_path, monkeypatch):
-    """$TINYDIFF_DATA and the cache folder in tmp_path, and mirrors that nobody answers on."""
-    monkeypatch.setenv("TINYDIFF_DATA", str(tmp_path / "env"))
+    """Folders in tmp_path to name and a cache folder there, no $TINYDIFF_DATA, and mirrors that nobody answers on."""
+    monkeypatch.delenv("TINYDIFF_DATA", raising=False)
     monkeypatch.setattr(mnist, "cache_dir", lambda: tmp_path / "cache")
     for name, release in mnist.RELEASES.items():
         monkeypatch.setitem(mnist.RELEASES, name, release._replace(urls=("http://127.0.0.1:9/",)))

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.data
 ALL_GREYS = Dataset(
     "mnist",
     np.arange(4 * 784).astype(np.uint8).reshape(4, 28, 28),
-    np.array([3, 255, 0, 9], np.uint8),
+    np.array([3, 8, 0, 9], np.uint8),
     "all greys",
     DIGITS,
 )
@@ -57,3 +57,60 @@ def test_rows_beyond_the_set_are_refused(bad):
 def test_a_data_error_is_one_the_user_can_put_right():
     """Demos print every TinydiffError without a traceback, DataError among them."""
     assert issubclass(DataError, TinydiffError)
+
+
+GREYS, LABELS = ALL_GREYS.images, ALL_GREYS.labels
+WRONG_IMAGES = {
+    "pictures in 0..1": GREYS / 255,
+    "float32": GREYS.astype(np.float32),
+    "bool": GREYS > 127,
+    "bool, as uint8": (GREYS > 127).astype(np.uint8),
+    "int8": GREYS.astype(np.int8),
+    "uint16": GREYS.astype(np.uint16) * 257,
+    "int64": GREYS.astype(np.int64),
+    "colour": np.repeat(GREYS[..., None], 3, -1),
+    "one channel": GREYS[..., None],
+    "flat": GREYS.reshape(4, -1),
+    "none": GREYS[:0],
+    "without width": GREYS[:, :, :0],
+    "text": np.full((4, 2, 2), "a"),
+    "a list": GREYS.tolist(),
+}
+WRONG_LABELS = {
+    "counted from 1": (LABELS + 1, "row 3 has the label 10"),
+    "negative": (LABELS.astype(int) - 1, "row 2 has the label -1"),
+    "float": (LABELS.astype(float), "4 integers, got float64"),
+    "bool": (LABELS > 3, "4 integers, got bool"),
+    "text": (LABELS.astype(str), "4 integers, got <U"),
+    "one hot": (np.eye(10, dtype=int)[LABELS], r"4 integers, got int64 of shape \(4, 10\)"),
+    "too few": (LABELS[:3], r"of shape \(3,\)"),
+    "one for all": (np.array(3), r"of shape \(\)"),
+    "a list": (LABELS.tolist(), "labels must be a NumPy array, got list"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG_IMAGES)
+def test_images_of_another_kind_are_refused(what):
+    """Only uint8 in 0..255 of shape (N, H, W) has a meaning as grey levels: all else is a ValueError with the rule."""
+    with pytest.raises(
+        ValueError, match=r"images must be (uint8 in 0\.\.255, where 255 is ink|a NumPy array, got list)"
+    ):
+        Dataset("own", WRONG_IMAGES[what], LABELS[: len(WRONG_IMAGES[what])], "", DIGITS)
+
+
+@pytest.mark.parametrize("what", WRONG_LABELS)
+def test_labels_of_another_kind_are_refused(what):
+    """A label beyond the classes would mean "no label": a ValueError names the first one and its row."""
+    labels, message = WRONG_LABELS[what]
+    with pytest.raises(ValueError, match=message):
+        Dataset("own", GREYS, labels, "", DIGITS)
+
+
+@given(st.integers(1, 12), st.sampled_from([np.uint8, np.int8, np.int64]))
+def test_labels_are_those_of_the_classes(num_classes, dtype):
+    """0..K - 1 for K classes, whatever the integers' width; with a class less they are refused."""
+    labels = np.arange(num_classes, dtype=dtype)
+    images, classes = np.zeros((num_classes, 4, 4), np.uint8), tuple(f"class {k}" for k in range(num_classes))
+    assert len(Dataset("own", images, labels, "", classes)) == num_classes
+    with pytest.raises(ValueError, match=f"row {num_classes - 1} has the label {num_classes - 1}"):
+        Dataset("own", images, labels, "", classes[:-1])

@@ -2,6 +2,7 @@
 
 import gc
 import io
+import os
 import socket
 import subprocess
 import sys
@@ -262,3 +263,15 @@ def test_a_look_up_that_hangs_delays_neither_the_download_nor_the_end_of_the_pro
     assert ended.stdout == "http://example.invalid/a: no answer within 0.1 s\n"
     assert ended.stderr == ""
     assert files_in(target.parent) == []
+
+
+def test_what_a_killed_download_has_left_is_removed_by_a_later_one(mirror, target):
+    """A folder so old that no download can still write to it goes; one that may be another process's stays."""
+    mirror.files["/a"] = DATA
+    for name, age in (("old", 2 * module.MOST_S + 10), ("new", module.MOST_S)):
+        left = target.parent / f"{target.name}.{name}"
+        left.mkdir()
+        (left / target.name).write_bytes(DATA[:9])
+        os.utime(left, (time.time() - age,) * 2)
+    download([mirror.url + "a"], target, check)
+    assert sorted(files_in(target.parent)) == ["file.gz", "file.gz.new", "file.gz.new/file.gz"]

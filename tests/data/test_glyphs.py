@@ -1,5 +1,6 @@
 """Laws of the drawn digits."""
 
+import itertools
 import time
 
 import matplotlib
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinydiff.backend import default_rng
+from tinydiff.backend import TinydiffError, default_rng
 from tinydiff.data import glyphs
 from tinydiff.data.dataset import DataError
 from tinydiff.data.glyphs import FACES, load_glyphs
@@ -179,3 +180,22 @@ def test_impossible_arguments_are_named():
         load_glyphs("train", 0, 0)
     with pytest.raises(ValueError, match="seed must not be negative, got -1"):
         load_glyphs("train", -1, 1)
+
+
+def test_more_glyphs_than_memory_are_refused_before_one_is_drawn(monkeypatch):
+    """785 bytes an image, picture and label, compared with the memory of the machine."""
+    monkeypatch.setattr(glyphs, "_draw", None)
+    monkeypatch.setattr("tinydiff.data.limits.memory", lambda: 7_849_999_999)
+    with pytest.raises(TinydiffError, match=r"10,000,000 glyphs: that needs about 7\.8 GB of memory"):
+        load_glyphs("train", 0, 10_000_000)
+
+
+def test_a_long_drawing_shows_a_bar(monkeypatch, capsys):
+    """Ten million glyphs take twenty minutes: a bar appears after a few seconds.  A short drawing prints nothing."""
+    load_glyphs("train", 0, 600)
+    assert capsys.readouterr().err == ""
+    clock = itertools.count(0.0, 10.0)
+    monkeypatch.setattr("tqdm.std.time", lambda: next(clock))
+    monkeypatch.setattr(glyphs, "_draw", lambda rng, num: (np.zeros((num, 28, 28), "uint8"), np.zeros(num, "uint8")))
+    load_glyphs("train", 0, 5000)
+    assert "drawing glyphs" in capsys.readouterr().err

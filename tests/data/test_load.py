@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tinydiff import data
-from tinydiff.data.mnist import FILES
+from tinydiff.data.mnist import FILES, DataMissing
 
 pytestmark = pytest.mark.data
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.data
 @pytest.mark.parametrize("name", ["mnist", "auto"])
 def test_auto_is_mnist_where_it_is_found(sets, folders, put, name):
     """Both names give the same pictures, and nothing needs saying."""
-    put(folders["env"], sets["mnist"][1])
+    put(folders["cache"] / "mnist", sets["mnist"][1])
     said = []
     dataset = data.load(name, "test", say=said.append)
     np.testing.assert_array_equal(dataset.images, sets["mnist"][0][FILES["test"][0]])
@@ -25,11 +25,54 @@ def test_auto_is_mnist_where_it_is_found(sets, folders, put, name):
 def test_auto_falls_back_to_glyphs_and_says_so(sets, folders):
     """No MNIST, no mirror: the set is glyphs, and `say` hears glyphs, MNIST and what would help."""
     said = []
-    dataset = data.load("auto", data_dir=folders["data_dir"], num=20, say=said.append)
+    dataset = data.load("auto", num=20, say=said.append)
     drawn = data.load("glyphs", num=20)
     assert dataset.name == "glyphs"
     np.testing.assert_array_equal(dataset.images, drawn.images)
-    assert any("glyphs instead of MNIST" in sentence and str(folders["data_dir"]) in sentence for sentence in said)
+    assert any("glyphs instead of MNIST" in sentence and "--data-dir" in sentence for sentence in said)
+
+
+@pytest.mark.parametrize("name", ["auto", "mnist", "fashion"])
+@pytest.mark.parametrize("named_by", ["--data-dir", "$TINYDIFF_DATA"])
+@pytest.mark.parametrize("what", ["nothing", "an empty folder", "a file", "half of the files", "a name too long"])
+def test_a_folder_that_is_named_is_never_replaced(sets, folders, put, monkeypatch, mirror, name, named_by, what):
+    """A named folder without the files is an error that names it, also under "auto" and where the cache has them."""
+    folder, release = folders["data_dir"], "mnist" if name == "auto" else name
+    put(folders["cache"] / release, sets[release][1])
+    if what == "an empty folder":
+        folder.mkdir()
+    elif what == "a file":
+        folder.write_text("not a folder")
+    elif what == "half of the files":
+        put(folder, {FILES["train"][0]: sets[release][1][FILES["train"][0]]})
+    elif what == "a name too long":
+        folder = folder / ("x" * 5000)
+    if named_by == "$TINYDIFF_DATA":
+        monkeypatch.setenv("TINYDIFF_DATA", str(folder))
+    with pytest.raises(data.DataError) as error:
+        data.load(name, data_dir=folder if named_by == "--data-dir" else None)
+    message = str(error.value)
+    assert message.startswith(f"{named_by} {folder}: ") and all(file in message for file in FILES["train"])
+    assert not isinstance(error.value, DataMissing) and not mirror.asked
+    reasons = {"nothing": "No such file", "a file": "Not a directory", "a name too long": "File name too long"}
+    assert reasons.get(what, "is not there, packed or unpacked") in message
+
+
+def test_data_dir_counts_before_the_environment(sets, folders, put, monkeypatch):
+    """The option is nearer to the run than the variable; an empty variable is none."""
+    put(folders["data_dir"], sets["mnist"][1])
+    monkeypatch.setenv("TINYDIFF_DATA", str(folders["env"]))
+    assert len(data.load("mnist", data_dir=folders["data_dir"])) == 40
+    put(folders["cache"], sets["mnist"][1])
+    monkeypatch.setenv("TINYDIFF_DATA", "")
+    assert data.load("mnist").source.endswith(f"from {folders['cache']}")
+
+
+def test_a_folder_for_glyphs_is_an_error(sets, folders, put):
+    """Glyphs are read from no folder: --data-dir with them would do nothing."""
+    put(folders["data_dir"], sets["mnist"][1])
+    with pytest.raises(data.DataError, match=f"--data-dir {folders['data_dir']}: glyphs are drawn"):
+        data.load("glyphs", data_dir=folders["data_dir"], num=20)
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion"])

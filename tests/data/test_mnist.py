@@ -1,8 +1,12 @@
 """Laws of finding and checking the MNIST files."""
 
+import errno
 import gzip
 import hashlib
 import os
+import subprocess
+import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tinydiff.data import mnist as module
 from tinydiff.data.dataset import DataError
 from tinydiff.data.mnist import FILES, RELEASES, DataMissing, cache_dir, checked_content, load_mnist
 
@@ -34,21 +39,68 @@ def test_the_files_come_back_bit_for_bit(sets, folders, put, name, split):
     assert len(set(dataset.classes)) == 10
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.fixture(params=["data_dir", "env", "cache"])
+def root(request, folders, monkeypatch):
+    """The folder that is searched, and the data_dir argument with which it is."""
+    if request.param == "env":
+        monkeypatch.setenv("TINYDIFF_DATA", str(folders["env"]))
+    return folders[request.param], folders["data_dir"] if request.param == "data_dir" else None
+
+
 @pytest.mark.parametrize("first", range(6))
-def test_places_are_searched_in_the_order_of_the_docstring(sets, folders, put, name, first):
-    """data_dir, then $TINYDIFF_DATA, then the cache, each with its subfolder before itself."""
-    places = [place for root in folders.values() for place in (root / name, root)]
-    for place in places[first:]:
-        put(place, sets[name][1])
-    assert load_mnist(name, "test", folders["data_dir"], print).source.endswith(f"from {places[first]}")
+def test_places_are_searched_in_the_order_of_the_docstring(sets, folders, put, root, first):
+    """The subfolder, then the folder itself, each with three names of a file: the first that is there decides."""
+    folder, data_dir = root
+    names = [[spellings(file)[k] for file in FILES["test"]] for k in range(3)]
+    places = [(where, files) for where in (folder / "mnist", folder) for files in names]
+    content = [sets["mnist"][1][file] for file in FILES["test"]]
+    for where, files in places[first:]:
+        put(where, dict.fromkeys(files, b"damaged"))
+    where, files = places[first]
+    with pytest.raises(DataError, match=str(where / files[0])):
+        load_mnist("mnist", "test", data_dir, print)
+    put(where, dict(zip(files, content)))
+    for other in folders.values():
+        put(other / "fashion", dict.fromkeys(FILES["test"], b"damaged"))
+    assert load_mnist("mnist", "test", data_dir, print).source.endswith(f"from {where}")
+
+
+def spellings(file):
+    """The names under which a file of the data set may stand: packed, and unpacked by two kinds of tools."""
+    unpacked = file.removesuffix(".gz")
+    return file, unpacked, unpacked.replace("-idx", ".idx")
+
+
+@pytest.mark.parametrize("spelling", range(3))
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_content_decides_whether_a_file_is_packed(sets, folders, put, spelling, packed):
+    """Browsers unpack a file and keep its name: packed and unpacked content is read under each name."""
+    arrays, files = sets["mnist"]
+    content = {spellings(f)[spelling]: gz if packed else gzip.decompress(gz) for f, gz in files.items()}
+    put(folders["data_dir"], content)
+    for split in FILES:
+        dataset = load_mnist("mnist", split, folders["data_dir"], print)
+        np.testing.assert_array_equal(dataset.images, arrays[FILES[split][0]])
+        np.testing.assert_array_equal(dataset.labels, arrays[FILES[split][1]])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_unpacked_file_is_known_by_its_hash_too(sets, folders, put, name):
+    """One byte more, or less, or another: a DataError names the file.  Fashion-MNIST is known by its packed files."""
+    file, unpacked, _ = spellings(FILES["train"][0])
+    content = gzip.decompress(sets[name][1][file])
+    for wrong in (content + b"a", content[:-1], content[:-1] + bytes([content[-1] ^ 1]), b"", b"\0", content):
+        put(folders["data_dir"], {unpacked: wrong})
+        if (name, wrong) != ("mnist", content):
+            with pytest.raises(DataError, match=f"{unpacked}: the file .* {RELEASES[name].title}'s {file}"):
+                load_mnist(name, "train", folders["data_dir"], print)
 
 
 def test_each_file_is_searched_on_its_own(sets, folders, put):
     """Images in one place and labels in another make a set."""
     arrays, files = sets["mnist"]
     images, labels = FILES["train"]
-    put(folders["env"], {images: files[images]})
+    put(folders["cache"], {images: files[images]})
     put(folders["cache"] / "mnist", {labels: files[labels]})
     np.testing.assert_array_equal(load_mnist("mnist", "train", None, print).labels, arrays[labels])
 
@@ -62,24 +114,25 @@ def test_a_set_is_known_by_its_hash_where_both_share_a_folder_tree(sets, folders
         np.testing.assert_array_equal(found.images, sets[name][0][FILES["train"][0]])
 
 
-@pytest.mark.parametrize("place", ["data_dir", "data_dir/fashion", "env/fashion", "cache/fashion"])
-def test_another_sets_file_is_refused_where_this_set_was_meant(sets, folders, put, place, tmp_path):
+@pytest.mark.parametrize("sub", ["", "fashion"])
+def test_another_sets_file_is_refused_where_this_set_was_meant(sets, folders, put, root, sub):
     """A sound MNIST file in a folder named for this run or after Fashion-MNIST is a DataError with both hashes."""
-    folder = tmp_path / place.replace("data_dir", "dir")
+    folder, data_dir = root[0] / sub, root[1]
+    if folder == folders["cache"]:
+        pytest.skip("the cache folder may contain either set")
     put(folder, sets["mnist"][1])
     file = FILES["train"][0]
     found = hashlib.sha256(sets["mnist"][1][file]).hexdigest()
     with pytest.raises(DataError, match=f"is MNIST's {file}, not Fashion-MNIST's") as error:
-        load_mnist("fashion", "train", folders["data_dir"], print)
+        load_mnist("fashion", "train", data_dir, print)
     for part in (str(folder / file), found, RELEASES["fashion"].sha256[file]):
         assert part in str(error.value)
     assert (folder / file).read_bytes() == sets["mnist"][1][file]
 
 
-@pytest.mark.parametrize("root", ["env", "cache"])
-def test_another_sets_file_is_passed_over_where_it_was_only_looked_for(sets, folders, put, root):
-    """MNIST in plain $TINYDIFF_DATA/ or the plain cache hides no Fashion-MNIST further on, and is never it."""
-    put(folders[root], sets["mnist"][1])
+def test_another_sets_file_is_passed_over_where_it_was_only_looked_for(sets, folders, put):
+    """MNIST in the plain cache hides no Fashion-MNIST, and is never it."""
+    put(folders["cache"], sets["mnist"][1])
     with pytest.raises(DataMissing):
         load_mnist("fashion", "test", None, print)
     put(folders["cache"] / "fashion", sets["fashion"][1])
@@ -95,23 +148,66 @@ def test_a_file_under_a_wrong_name_is_refused(sets, folders, put, file, taken_fo
         load_mnist("mnist", "train", folders["data_dir"], print)
 
 
-@pytest.mark.parametrize("place", range(6))
-def test_a_damaged_file_stops_the_search_and_stays_as_it_is(sets, folders, put, place):
+@pytest.mark.parametrize("place", range(2))
+def test_a_damaged_file_stops_the_search_and_stays_as_it_is(sets, put, root, place):
     """Wherever a damaged file comes first it raises, with path and both hashes; a sound one behind it is not used."""
-    places = [p for root in folders.values() for p in (root / "mnist", root)]
+    folder, data_dir = root
+    places = [folder / "mnist", folder]
     file = FILES["train"][1]
     content = gzip.decompress(sets["mnist"][1][file])
     damaged = gzip.compress(content[:-1] + bytes([content[-1] ^ 1]))
+    put(folder, {FILES["train"][0]: sets["mnist"][1][FILES["train"][0]]})
     for later in places[place:]:
         put(later, sets["mnist"][1])
     put(places[place], {file: damaged})
     with pytest.raises(DataError, match="damaged") as error:
-        load_mnist("mnist", "train", folders["data_dir"], print)
+        load_mnist("mnist", "train", data_dir, print)
     found = hashlib.sha256(gzip.decompress(damaged)).hexdigest()
     for part in (str(places[place] / file), found, RELEASES["mnist"].sha256[file]):
         assert part in str(error.value)
     assert not isinstance(error.value, DataMissing)
     assert (places[place] / file).read_bytes() == damaged
+
+
+def test_a_small_file_that_unpacks_to_a_large_one_is_stopped(sets, folders, put, monkeypatch):
+    """Not more than the largest file of the data sets is unpacked: the rest of a bomb of a gigabyte never exists."""
+    monkeypatch.setattr(module, "MOST_BYTES", 40_000)
+    file, most = FILES["train"][0], 0
+    bomb = gzip.compress(bytes(10_000_000))
+    put(folders["data_dir"], {file: bomb})
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"it unpacks to more than 40,000 bytes"):
+        load_mnist("mnist", "train", folders["data_dir"], print)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(bomb) < most < 1_000_000
+    put(folders["data_dir"], {file: bytes(80_001)})  # and a file that is too large is not read
+    with pytest.raises(DataError, match=r"it has 80,001 bytes, and at most 80,000 are possible"):
+        load_mnist("mnist", "train", folders["data_dir"], print)
+
+
+def test_the_largest_file_may_be_as_large_as_it_is():
+    """The limit is the size of the training images: 16 bytes of header and 60,000 pictures of 28x28."""
+    assert module.MOST_BYTES == 47_040_016
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes with a path")
+@pytest.mark.parametrize("what", ["a pipe", "a loop of links", "a link to nowhere", "a folder", "a device"])
+def test_what_is_not_a_file_is_named_at_once(put, root, what):
+    """It stands where the data should be: a DataError with its path and the reason, no waiting, no other data."""
+    folder, data_dir = root
+    path = folder / "mnist" / FILES["train"][0]
+    path.parent.mkdir(parents=True)
+    makers = {"a pipe": os.mkfifo, "a folder": os.mkdir, "a loop of links": lambda path: path.symlink_to(path)}
+    makers |= {
+        "a link to nowhere": lambda path: path.symlink_to("gone"),
+        "a device": lambda p: p.symlink_to("/dev/zero"),
+    }
+    makers[what](path)
+    reasons = {"a folder": "Is a directory", "a loop of links": "Too many levels", "a link to nowhere": "No such file"}
+    with pytest.raises(DataError, match=f"{path}: the file cannot be read .*{reasons.get(what, what)}") as error:
+        load_mnist("mnist", "train", data_dir, print)
+    assert not isinstance(error.value, DataMissing)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -164,24 +260,75 @@ def test_a_place_that_cannot_be_read_is_named(sets, folders):
 
 
 def test_missing_files_say_where_and_how_in_one_paragraph(sets, folders):
-    """Nothing found, no mirror: the message has every place, every file name, every mirror and both ways to help."""
+    """Nothing found, no mirror: the message has the place, every file name, every mirror and both ways to help."""
     said = []
     with pytest.raises(DataMissing) as error:
-        load_mnist("fashion", "train", folders["data_dir"], said.append)
+        load_mnist("fashion", "train", None, said.append)
     message = str(error.value)
-    for root in folders.values():
-        assert f"{root / 'fashion'}, {root}" in message
-    for part in (*FILES["train"], *FILES["test"], "127.0.0.1:9", "--data-dir", "$TINYDIFF_DATA", "could not be downl"):
+    for part in (
+        str(folders["cache"]),
+        *FILES["train"],
+        *FILES["test"],
+        "127.0.0.1:9",
+        "--data-dir",
+        "$TINYDIFF_DATA",
+        "could not be downl",
+    ):
         assert part in message
     assert "\n" not in message
     assert "Downloading Fashion-MNIST" in said[0]
 
 
-def test_a_cache_that_cannot_be_written_is_reported_the_same_way(sets, folders):
-    """A file in the cache folder's place: DataMissing with the reason, so that "auto" can go on."""
-    folders["cache"].write_text("not a folder")
+@pytest.mark.parametrize("cache", ["a file in its place", "a folder that cannot be written", "no home"])
+def test_without_a_cache_the_data_are_downloaded_for_one_run(sets, folders, mirror, monkeypatch, cache):
+    """The reason is said, the run has its data, and nothing is left; without a mirror it is DataMissing as ever."""
+    arrays, files = sets["mnist"]
+    if cache == "a file in its place":
+        folders["cache"].write_text("not a folder")
+    elif cache == "no home":
+        monkeypatch.setattr(module, "cache_dir", lambda: None)
+    else:
+
+        def refuse(dir):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), dir)
+
+        monkeypatch.setattr(module, "TemporaryFile", refuse)
+    before, said = sorted(folders["cache"].parent.rglob("*")), []
     with pytest.raises(DataMissing, match="--data-dir"):
         load_mnist("mnist", "train", None, print)
+    mirror.files = {f"/{file}": data for file, data in files.items()}
+    monkeypatch.setitem(RELEASES, "mnist", RELEASES["mnist"]._replace(urls=(mirror.url,)))
+    dataset = load_mnist("mnist", "train", None, said.append)
+    np.testing.assert_array_equal(dataset.images, arrays[FILES["train"][0]])
+    assert dataset.source == "MNIST (train split) downloaded and not kept"
+    reason = {"a file in its place": "Not a directory", "no home": "no home folder"}.get(cache, "Permission denied")
+    assert len(said) == 2 and all("for this run only" in text and reason in text for text in said)
+    left = {path for path in folders["cache"].parent.rglob("*") if path.is_file()}
+    assert left <= set(before)
+
+
+@pytest.mark.skipif(os.name != "posix" or os.getuid() != 0, reason="another user's rights: only root can become one")
+def test_a_home_that_cannot_be_entered_is_passed_over(sets, folders, put, mirror, tmp_path):
+    """A container run with another user: neither the look into $HOME nor the download needs it."""
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    code = f"""
+import os, encodings.idna, tqdm, multiprocessing.pool
+multiprocessing.pool.ThreadPool(1).terminate()
+import tinydiff.data.mnist as m
+from tinydiff.data import load
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+m.RELEASES["mnist"] = m.RELEASES["mnist"]._replace(urls=("{mirror.url}",), sha256={RELEASES["mnist"].sha256!r})
+print(load("auto", num=3).source)
+"""
+    mirror.files = {f"/{file}": data for file, data in sets["mnist"][1].items()}
+    root = str(Path(module.__file__).parents[2])
+    for change in ({"HOME": str(home)}, {"HOME": ""}, {"HOME": "/root"}, {"XDG_CACHE_HOME": str(home / "cache")}, {}):
+        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": root, **change}
+        ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert (ended.returncode, ended.stderr) == (0, "")
+        assert "for this run only" in ended.stdout
+        assert ended.stdout.endswith("MNIST (train split) downloaded and not kept\n")
 
 
 def test_a_download_lands_in_the_cache_and_is_found_there(sets, folders, mirror, monkeypatch):
@@ -203,13 +350,21 @@ def test_the_cache_folder_is_the_systems(monkeypatch, tmp_path):
     monkeypatch.delenv("LOCALAPPDATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert REAL_CACHE_DIR() == tmp_path / "xdg" / "tinydiff"
-    for ignored in ("", "relative"):
+    for ignored in ("", "relative", "~/cache"):
         monkeypatch.setenv("XDG_CACHE_HOME", ignored)
         assert REAL_CACHE_DIR() == tmp_path / "home" / ".cache" / "tinydiff"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert REAL_CACHE_DIR() == tmp_path / "home" / ".cache" / "tinydiff"
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
     assert REAL_CACHE_DIR() == tmp_path / "local" / "tinydiff"
+
+
+def test_a_user_without_a_home_has_no_cache_folder(monkeypatch):
+    """No name in the list of users, no $HOME, or one that is no absolute path: None, and no folder called "~"."""
+    monkeypatch.delenv("LOCALAPPDATA", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(module.os.path, "expanduser", lambda path: path)  # its answer for such a user
+    assert REAL_CACHE_DIR() is None
 
 
 @pytest.mark.skipif(not REAL, reason="the real MNIST is looked for in $TINYDIFF_DATA only")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tinydiff.app import outputs
 from tinydiff.backend import FAST, backend_name, precision, use_backend
 
 DEMOS = Path(__file__).parents[2] / "demos"
@@ -18,6 +19,13 @@ def same_backend_afterwards():
     if (backend_name(), precision(), bool(FAST)) != before:
         name, digits, fast = before
         use_backend(name, digits, plain=not fast)
+
+
+@pytest.fixture(autouse=True)
+def folders_given_back():
+    """A main that is called here owns its folders until the test ends, and not for the life of this process."""
+    yield
+    outputs.release()
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """The reading demo: its count is the classifier's, its interval is Wilson's, and bad files are refused by name."""
 
+import os
 import runpy
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from tinydiff.app import checkpoint
 from tinydiff.app.alone import one_process
 from tinydiff.app.classify import ClassifierConfig, build_classifier, save_classifier
 from tinydiff.app.reading import read
-from tinydiff.backend import backend_name
+from tinydiff.backend import TinydiffError, backend_name
 from tinydiff.data import DataError, load
 
 pytestmark = pytest.mark.program
@@ -81,6 +82,7 @@ GOOD = {"images": np.zeros((3, 28, 28, 1), "float32"), "labels": np.arange(3)}
         ({"images": np.zeros((0, 28, 28, 1), "float32"), "labels": np.arange(0)}, "N >= 1"),
         ({**GOOD, "images": GOOD["images"] + 255}, r"images must lie in -1\.\.1, got 255\.0"),
         ({**GOOD, "images": GOOD["images"] * np.nan}, "images must lie in"),
+        ({**GOOD, "images": GOOD["images"] + 1}, r"images lie in 1\.0\.\.1\.0, but black is -1"),
         ({**GOOD, "labels": np.arange(4)}, "labels must be 3 integers"),
         ({**GOOD, "labels": np.arange(3.0)}, "labels must be 3 integers"),
         ({**GOOD, "labels": np.array([0, 10, 3])}, r"labels must lie in 0\.\.9, got 0 to 10"),
@@ -93,6 +95,20 @@ def test_wrong_samples_are_refused_by_name(demo, tmp_path, arrays, message):
     np.savez(tmp_path / "samples.npz", **arrays)
     with pytest.raises(DataError, match=rf"samples\.npz.*{message}"):
         demo.load_samples(tmp_path / "samples.npz", [28, 28, 1], 10)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes with a path")
+def test_samples_are_read_from_a_file_that_fits(demo, tmp_path, monkeypatch):
+    """A pipe would block for ever, and a packed file may unpack to any size: both are named before they are read."""
+    os.mkfifo(tmp_path / "pipe.npz")
+    with pytest.raises(DataError, match=r"pipe\.npz cannot be read: it is a pipe"):
+        demo.load_samples(tmp_path / "pipe.npz", [28, 28, 1], 10)
+    path = tmp_path / "packed.npz"
+    np.savez_compressed(path, images=np.zeros((300, 28, 28, 1), "float32"), labels=np.zeros(300, int))
+    assert path.stat().st_size < 10_000
+    monkeypatch.setattr("tinydiff.data.limits.memory", lambda: 100_000)
+    with pytest.raises(TinydiffError, match=r"packed\.npz: that needs about 0\.0 GB of memory"):
+        demo.load_samples(path, [28, 28, 1], 10)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"a text", b"PK\3\4 cut short", "npy", "folder"])

@@ -38,7 +38,7 @@ def demo(load_demo, monkeypatch):
     return demo
 
 
-SMALL = {"num": 7, "digits": 3, "steps": 2, "resample": 2, "round_trips": (1, 2), "workers": 1}
+SMALL = {"num": 7, "digits": 3, "steps": 2, "round_trips": (1, 2), "workers": 1}
 
 
 def test_the_smallest_run_fills_table_and_picture(demo, trained, tmp_path, capsys):

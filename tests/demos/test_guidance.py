@@ -90,9 +90,29 @@ def test_the_table_is_of_the_images_that_were_drawn(demo, files, tmp_path, capsy
 
 def test_without_a_noisy_classifier_the_rest_is_drawn(demo, files, tmp_path, capsys):
     """It says so, and only the methods that were asked for are in the table."""
-    rows = run(demo, files, tmp_path, noisy=None, methods=["rescaled", "classifier"], scales=[2.0, 1.0])
-    assert [row[:2] for row in rows] == [("rescaled", 2)]
+    unset = {"noisy": None, "classifier_scales": demo.CLASSIFIER_SCALES}
+    rows = run(demo, files, tmp_path, scales=[2.0], **unset)
+    assert [row[:2] for row in rows] == [("free", 2), ("interval", 2), ("rescaled", 2)]
     assert "without the method classifier" in capsys.readouterr().out
+    rows = run(demo, files, tmp_path, methods=["rescaled"], scales=[2.0, 1.0], **unset)
+    assert [row[:2] for row in rows] == [("rescaled", 2)]
+    assert "without the method classifier" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"noisy": None, "methods": ["classifier", "free"]}, "--methods classifier: it guides with a noisy classifier"),
+        ({"noisy": None}, "--classifier-scales: no method of this run uses it"),
+        ({"methods": ["free"]}, "--noisy-classifier: no method of this run uses it"),
+        ({"methods": ["classifier"]}, "--scales: no method of this run uses it"),
+        ({"num": 10**15}, "--num 1000000000000000: that needs about"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(demo, files, tmp_path, options, message):
+    """What was asked for and cannot be had, or has no effect, is a TinydiffError that names the option."""
+    with pytest.raises(TinydiffError, match=message):
+        run(demo, files, tmp_path, **options)
 
 
 def test_a_classifier_of_other_noise_is_refused(demo, files, tmp_path):

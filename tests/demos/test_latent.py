@@ -12,7 +12,7 @@ from tinydiff import ops
 from tinydiff.app import checkpoint
 from tinydiff.app.alone import OneProcess, one_process
 from tinydiff.autograd import Tensor, no_grad
-from tinydiff.backend import FAST, asarray, backend_name, default_rng, to_numpy
+from tinydiff.backend import FAST, TinydiffError, asarray, backend_name, default_rng, to_numpy
 from tinydiff.data import load
 from tinydiff.diffusion import Schedule
 from tinydiff.nn import Conv2d, Linear, Module, UNet
@@ -73,6 +73,34 @@ def test_the_smallest_run_can_be_sampled_again(demo, files, tmp_path, capsys):
     for row in again:
         if row["measured"] in quality:
             assert row["latent"] == found[row["measured"]]["latent"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pixel": "gone.npz"}, "gone.npz does not exist"),
+        ({"classifier": "gone.npz"}, "gone.npz does not exist"),
+        ({"pixel": "classifier.npz"}, "'classifier', not 'diffusion'"),
+        ({"classifier": "pixel.npz"}, "'diffusion', not 'classifier'"),
+        ({"source": "gone.npz", "minutes": 8.0, "autoencoder_minutes": 4.0}, "gone.npz does not exist"),
+        ({"num": 21}, "--num 21: must be a multiple of 10"),
+        ({"num": 10_000}, "--num 10000: must be a multiple of 10, and the test set have twice"),
+        ({"steps": 101}, "--steps 101: the schedule has T = 100"),
+        ({"source": "gone.npz", "minutes": 3.0}, "--minutes: with --from nothing is trained"),
+        ({"source": "gone.npz", "minutes": 8.0, "data": "mnist"}, "--data: with --from nothing is trained"),
+    ],
+)
+def test_what_is_wrong_at_the_end_is_found_before_the_training(demo, files, tmp_path, monkeypatch, options, message):
+    """Checkpoints, numbers and options that count after twelve minutes only; an earlier checkpoint stays."""
+    (tmp_path / "checkpoint.npz").write_bytes(b"of an earlier run")
+    monkeypatch.setattr(demo, "train_both", None)
+    given = {"pixel": "pixel.npz", "classifier": "classifier.npz", **TINY, **FEW, **options}
+    for name in ("pixel", "classifier", "source"):
+        if name in given:
+            given[name] = files / given[name]
+    with pytest.raises(TinydiffError, match=message):
+        demo.main(out=tmp_path, **given)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.npz"]
 
 
 def test_latents_have_mean_0_and_variance_1_channel_by_channel(demo, tmp_path):

@@ -55,8 +55,16 @@ def test_the_start_is_one_and_the_seed_names_it(load_demo):
     assert (noisy[0] != noisy[1]).any() and asarray(noisy).dtype == "float32"
 
 
-@pytest.mark.parametrize("options, said", [({"steps": 101}, "--steps 101"), ({"label": 10}, "--label 10")])
+WRONG = [
+    ({"steps": 101}, "--steps 101"),
+    ({"label": 10}, "--label 10"),
+    ({"scale": 3.0}, "--scale 3: guidance needs a label; add --label"),
+    ({"num": 10**15}, "--num 4000000000000000: that needs"),
+]
+
+
+@pytest.mark.parametrize("options, said", WRONG)
 def test_what_does_not_fit_is_refused(load_demo, path, tmp_path, options, said):
-    """More steps than T, and a label that the network does not know."""
+    """More steps than T, a label that the network does not know, a scale without a label, more than memory holds."""
     with pytest.raises(TinydiffError, match=said):
         load_demo("same_start").main(path, backend=backend_name(), out=tmp_path, workers=1, **options)

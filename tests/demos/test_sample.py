@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,23 @@ def test_more_steps_than_the_schedule_has_are_refused(load_demo, trained, tmp_pa
     with pytest.raises(TinydiffError, match="num_steps=101: the schedule has T = 100 steps"):
         run(load_demo, trained, tmp_path, num=1, steps=101)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_label_that_the_network_does_not_know_is_refused(load_demo, tmp_path):
+    """Of a network with 5 classes label 5 would mean "no label"; a network without classes takes any number of them."""
+    data = load("glyphs", num=40)
+    few = replace(data, images=data.images[data.labels < 5], labels=data.labels[data.labels < 5], classes=("a",) * 5)
+    save_checkpoint(tmp_path / "five.npz", few, num_classes=5)
+    for labels in ((5,), (0, 9)):
+        with pytest.raises(TinydiffError, match=f"--labels {max(labels)}: this network has the labels 0 to 4"):
+            run(load_demo, tmp_path / "five.npz", tmp_path, num=1, labels=labels)
+    assert run(load_demo, tmp_path / "five.npz", tmp_path, num=2, labels=(4,))[1].tolist() == [4, 4]
+
+
+def test_more_images_than_memory_holds_are_refused_at_once(load_demo, trained, tmp_path):
+    """Not after a list of 10^15 labels has been made."""
+    with pytest.raises(TinydiffError, match="--num 1000000000000000: that needs about"):
+        run(load_demo, trained, tmp_path, num=10**15)
 
 
 def test_a_bad_checkpoint_is_one_message_and_exit_code_2(tmp_path):

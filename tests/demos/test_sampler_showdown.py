@@ -2,17 +2,20 @@
 
 import csv
 import runpy
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
 from tiny_runs import save_checkpoint, save_untrained_classifier
 
+from tinydiff.app.checkpoint import CheckpointError
 from tinydiff.app.classify import load_classifier
 from tinydiff.app.metrics import frechet_distance
 from tinydiff.app.reading import features, read
-from tinydiff.backend import TinydiffError, backend_name
+from tinydiff.backend import TinydiffError, backend_name, default_rng
 from tinydiff.data import load
 
 pytestmark = pytest.mark.program
@@ -55,6 +58,12 @@ def run(demo, trained, out, **options):
     return demo.main(trained / "unet.npz", classifier=classifier, backend=backend_name(), out=out, **options)
 
 
+def kept_file(out, name, but=()):
+    """The file of the kept digits of a row."""
+    (path,) = (path for path in (out / "digits").glob(f"{name}-*.npz") if path not in but)
+    return path
+
+
 def test_the_figures_are_those_of_the_digits_that_are_kept(demo, trained, first, test_set):
     """Every sampler at every number of steps, the guided rows and the longest; each judged as the metrics say."""
     out, rows = first
@@ -68,7 +77,7 @@ def test_the_figures_are_those_of_the_digits_that_are_kept(demo, trained, first,
     judge, _ = load_classifier(trained / "classifier.npz", 1)
     real = np.concatenate(list(features(judge, demo.real_digits(test_set, 20))))
     (row,) = [row for row in rows if (row["sampler"], row["steps"]) == ("2M, even log SNR", 3)]
-    with np.load(out / "digits" / "2M-even_log_SNR-3-1.npz") as file:
+    with np.load(kept_file(out, "2M-even_log_SNR-3-1")) as file:
         images = file["images"].astype("float32") / 127.5 - 1
     answers = np.concatenate(list(read(judge, images))).argmax(1)
     assert row["right"] == (answers == np.arange(20) % 10).sum()
@@ -84,15 +93,76 @@ def test_the_figures_are_those_of_the_digits_that_are_kept(demo, trained, first,
 def test_a_second_run_draws_nothing_again(demo, trained, first, monkeypatch):
     """What was kept is judged again and gives the same rows; what is missing is drawn, to the same digits."""
     out, before = first
-    (out / "digits" / "DDIM-3-1.npz").unlink()
+    kept_file(out, "DDIM-3-1").unlink()
     drawn = []
     generate = demo.generate
     monkeypatch.setattr(demo, "generate", lambda *args: (drawn.append(args), generate(*args))[1])
     second = run(demo, trained, out)
     assert len(drawn) == 1
     assert [row | {"seconds": 0} for row in before] == [row | {"seconds": 0} for row in second]
-    with pytest.raises(TinydiffError, match=r"npz was made with other settings"):
-        run(demo, trained, out, seed=1)
+
+
+@pytest.mark.parametrize("change", ["checkpoint", "seed", "num", "plain", "package", "demo", "NumPy"])
+def test_digits_that_anything_else_would_change_are_drawn_anew(demo, trained, first, monkeypatch, tmp_path, change):
+    """Digits are kept for one checkpoint, its settings, the arrays and the source: what differs in one is another row,
+    and the digits that were kept stay for a run as before."""
+    if change == "plain" and backend_name() != "numpy":
+        pytest.skip("plain functions on a GPU take minutes")
+    before, out = first[1], tmp_path / "out"
+    shutil.copytree(first[0], out)
+    files = {path: path.read_bytes() for path in (out / "digits").iterdir()}
+    options = {"seed": {"seed": 1}, "num": {"num": 10}, "plain": {"plain": True}}.get(change, {})
+    network = trained
+    if change == "checkpoint":  # the same step and seed, other weights
+        network = tmp_path
+        (tmp_path / "classifier.npz").write_bytes((trained / "classifier.npz").read_bytes())
+        save_checkpoint(tmp_path / "unet.npz", load("glyphs", num=10), move_average=0.5)
+    elif change == "package":
+        monkeypatch.setattr(demo, "source_digest", lambda: "another source")
+    elif change == "demo":
+        copy = tmp_path / "copy.py"
+        copy.write_text(PATH.read_text("utf-8") + "\n# changed\n", "utf-8")
+        monkeypatch.setattr(demo, "__file__", str(copy))
+    elif change == "NumPy":
+        monkeypatch.setattr(demo, "xp", SimpleNamespace(__version__="0.1"))
+    rows = run(demo, network, out, **options)
+    after = {path: path.read_bytes() for path in (out / "digits").iterdir()}
+    assert files.items() <= after.items() and len(after) == 2 * len(files)
+    if change == "checkpoint":
+        new = kept_file(out, "DDIM-3-1", but=files)
+        assert any(np.load(path)["images"].tobytes() != np.load(new)["images"].tobytes() for path in files)
+        assert [row["frechet"] for row in rows] != [row["frechet"] for row in before]
+
+
+def test_the_file_of_a_row_is_named_by_every_setting(demo, tmp_path, monkeypatch):
+    """Another value of any of them is another file; the same ones are read, images and seconds."""
+    drawn = []
+
+    def generate(*_):
+        drawn.append(default_rng(len(drawn)).uniform(-1, 1, (1, 4, 8, 8, 1)).astype("float32"))
+        yield drawn[-1]
+
+    monkeypatch.setattr(demo, "generate", generate)
+    settings = {"sampler": "DDPM, beta", "steps": 5, "scale": 1.0, "checkpoint": "a", "source": ["b", "c"]}
+    settings |= {"arrays": ["numpy", "2"], "workers": 1, "num": 4, "seed": 0}
+    images, seconds = demo.draw(tmp_path, settings, None, None, [0] * 4, 0)
+    again, same_seconds = demo.draw(tmp_path, settings, None, None, [0] * 4, 0)
+    np.testing.assert_array_equal(images, again)
+    np.testing.assert_allclose(images, drawn[0][-1], atol=1 / 255)
+    assert seconds == same_seconds and len(drawn) == 1
+    for name in settings:
+        demo.draw(tmp_path, settings | {name: 7 if name == "scale" else "other"}, None, None, [0] * 4, 0)
+    assert len(drawn) == len(list(tmp_path.iterdir())) == 1 + len(settings)
+
+
+def test_digits_that_were_damaged_are_named(demo, trained, first):
+    """A file with another content than it was written with is a CheckpointError, and not judged."""
+    path = kept_file(first[0], "DDIM-3-1")
+    content = path.read_bytes()
+    path.write_bytes(content[:300] + b"x" + content[301:])
+    with pytest.raises(CheckpointError, match=f"{path.name} is damaged"):
+        run(demo, trained, first[0])
+    path.write_bytes(content)
 
 
 def test_the_real_digits_are_as_many_of_each(demo, test_set):

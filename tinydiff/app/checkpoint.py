@@ -23,7 +23,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from tinydiff.app.outputs import check_replaceable, lock, temporary_name
 from tinydiff.backend import TinydiffError
+from tinydiff.data.limits import read_file
 
 FORMAT = "tinydiff checkpoint"
 VERSION = 1
@@ -62,7 +64,7 @@ def load(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]
     cut short or damaged, has a newer version, or contains pickled objects, which are never loaded.
     """
     try:
-        data = Path(path).read_bytes()
+        data = read_file(path)
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist") from None
     except OSError as error:
@@ -92,11 +94,13 @@ def check_same(saved: dict[str, Any], wanted: dict[str, Any], keys: Collection[s
 def set_aside(path: str | os.PathLike) -> None:
     """Rename a file that a new run would overwrite: model.npz becomes model.1.npz, or the first number that is free."""
     path = Path(path)
-    if path.exists():
-        names = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count(1))
-        aside = next(name for name in names if not name.exists())
-        path.rename(aside)
-        print(f"{path} of an earlier run is now {aside}")
+    for number in itertools.count(1) if path.exists() else ():
+        aside = path.with_name(f"{path.stem}.{number}{path.suffix}")
+        with contextlib.suppress(FileExistsError):
+            aside.touch(exist_ok=False)  # no other process can get this number now
+            os.replace(path, aside)
+            print(f"{path} of an earlier run is now {aside}")
+            return
 
 
 @contextlib.contextmanager
@@ -104,20 +108,26 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path` for writing bytes.  If the block ends without an error, it replaces `path`.
 
     If the block or the disk fails, `path` stays as it was and the temporary file is removed.  The next write of the
-    same path removes a temporary file that a killed process left.  Raises CheckpointError for an OSError.
+    same path removes a temporary file that a killed process left.  Two processes may write the same path: each writes
+    a complete file, and the last one stays.  Raises CheckpointError for an OSError, and if something that is not a file
+    stands at `path`.
     """
     target = Path(os.path.realpath(path))  # follow a link to its file, so that the link stays a link
-    temporary = target.with_name(f".{target.name}.{os.urandom(4).hex()}.tmp")
+    temporary = temporary_name(target)
     try:
-        # A live writer of the same path loses its temporary file and fails cleanly: two writers never mix their bytes.
+        check_replaceable(target)
         for stale in target.parent.glob(f".{glob.escape(target.name)}.????????.tmp"):
-            with contextlib.suppress(OSError):
-                stale.unlink()
-        with open(temporary, "xb") as file:
+            with contextlib.suppress(OSError), open(stale, "r+b") as left:
+                if lock(left.fileno()):  # else its writer is alive
+                    stale.unlink()
+        temporary, file = _new_file(target)
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, target)
+            if os.name == "nt":  # Windows moves no open file.  Elsewhere the lock lasts until the file is in its place
+                file.close()
+            os.replace(temporary, target)
     except OSError as error:
         raise CheckpointError(f"cannot write {path}: {error.strerror or error} (an older file is unchanged)") from error
     finally:
@@ -129,6 +139,18 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _new_file(target: Path) -> tuple[Path, BinaryIO]:
+    """A new temporary file, locked while it is open, so that other processes see that its writer is alive."""
+    while True:
+        path = temporary_name(target)
+        file, mine = open(path, "xb"), True  # noqa: SIM115
+        with contextlib.suppress(OSError):  # a file system without locks
+            mine = lock(file.fileno())
+        if mine and path.exists():
+            return path, file
+        file.close()  # another process takes it for one that was left, because it was not locked at once
 
 
 def _pack(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> memoryview:

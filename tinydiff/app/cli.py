@@ -19,6 +19,7 @@ import contextlib
 import inspect
 import math
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -26,6 +27,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tinydiff.app.alone import one_process
+from tinydiff.app.outputs import release
 from tinydiff.backend import TinydiffError, use_backend
 
 
@@ -96,7 +98,7 @@ def run(main: Callable[..., Any], using: argparse.ArgumentParser) -> None:
         main(**options)
         sys.stdout.flush()  # if the reader has closed the output, the error comes here, not at exit
     except (TinydiffError, MemoryError) as error:  # on both backends one line describes the array that was too large
-        width, message = shutil.get_terminal_size().columns, f"error: {str(error) or 'out of memory'}"
+        width, message = shutil.get_terminal_size().columns, f"error: {_short(str(error)) or 'out of memory'}"
         fill = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False).fill  # paths stay whole
         using.exit(2, "".join(fill(line) + "\n" for line in message.splitlines()))
     except KeyboardInterrupt:
@@ -107,7 +109,14 @@ def run(main: Callable[..., Any], using: argparse.ArgumentParser) -> None:
     except OSError as error:
         if error.filename is None:  # the error is not about a file that the user named
             raise
-        using.exit(2, f"error: {error.filename}: {error.strerror}\n")
+        using.exit(2, f"error: {_short(str(error.filename))}: {error.strerror}\n")
+    finally:
+        release()
+
+
+def _short(text: str) -> str:
+    """The text with the middle of very long words left out: a name may have 100,000 letters."""
+    return re.sub(r"\S{1000,}", lambda word: f"{word[0][:200]} ... {word[0][-200:]}", text)
 
 
 def positive_int(text: str) -> int:
@@ -134,7 +143,7 @@ def _number(text: str, kind: type, what: str, fits: Callable[[Any], bool]) -> An
     with contextlib.suppress(ValueError):
         if fits(value := kind(text)):
             return value
-    raise argparse.ArgumentTypeError(f"must be {what}, got {text!r}")
+    raise argparse.ArgumentTypeError(f"must be {what}, got {_short(repr(text))}")
 
 
 def _end_if_nobody_reads() -> None:

@@ -9,6 +9,7 @@ the number of the slice.  So the number of workers changes neither the images no
 Read next: choices.py.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,7 @@ import numpy as np
 from tinydiff.app.checkpoint import CheckpointError
 from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, backend_name, default_rng, host_integers, standard_normal, to_numpy
+from tinydiff.data.limits import check_memory
 from tinydiff.diffusion import Schedule, classifier_free, ddpm_step, sample, unconditional
 from tinydiff.diffusion.guidance import EpsFn
 from tinydiff.diffusion.targets import EPS, Target, as_eps_fn
@@ -89,6 +91,12 @@ def generate(workers: Any, recipe: Recipe, labels: Sequence[int], seed: int) -> 
     n = recipe.at_once or (SLICE if backend_name() == "numpy" else GPU_SLICE)
     jobs = [(labels[i : i + n], (seed, i // n)) for i in range(0, len(labels), n)]
     return workers.map(partial(_draw_slice, recipe), jobs)
+
+
+def check_room(num: int, image_shape: Sequence[int]) -> None:
+    """Raise TinydiffError if the memory of this machine cannot hold num images and a picture of them."""
+    values, pixels = math.prod(image_shape), math.prod(image_shape[:2])
+    check_memory(f"--num {num}", num * (12.0 * values + 54.0 * pixels))  # three float32 copies, 3 x 3 screen pixels
 
 
 def frame_times(recipe: Recipe) -> list[int]:

@@ -34,10 +34,12 @@ def tile(images: Any, columns: int, gap: int = 1, scale: int = 1) -> np.ndarray:
     """Put images in rows of `columns`, `gap` white pixels apart.  Values are clipped and rounded: -1 -> 0, 1 -> 255.
 
     images: (N, H, W, C), N >= 1, C = 1 or 3.  Returns uint8 (rows (H + gap) - gap, columns (W + gap) - gap, C), with
-    both sides `scale` times as long.  The places after the last image are white.  Raises ValueError for another shape,
-    a NaN or an infinity.
+    both sides `scale` times as long.  The places after the last image are white.  Raises ValueError for another shape
+    or integers, a NaN or an infinity.
     """
     images = to_numpy(images)
+    if images.dtype.kind != "f":
+        raise ValueError(f"images must be floats in [-1, 1], got {images.dtype}")
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or images.size == 0:
         raise ValueError(f"images must have shape (N, H, W, 1) or (N, H, W, 3) with N >= 1, got {images.shape}")
     if not np.isfinite(images).all():
@@ -60,6 +62,7 @@ def save_grid(
 
     images: (N, H, W, C) as for `tile`.  row_labels: None, or one label for each row, else ValueError.
     """
+    _check_suffix(path, ".png")
     canvas = tile(images, columns, scale=scale)
     rows = -(-len(images) // columns)
     if row_labels is not None and len(row_labels) != rows:
@@ -72,6 +75,7 @@ def save_filmstrip(path: Path, frames: Any, t_values: Sequence[int], title: str 
 
     frames: (K, N, H, W, C); frame k shows all N images at time t_values[k].  From left to right noise becomes a digit.
     """
+    _check_suffix(path, ".png")
     frames = _check_frames(frames)
     k, n, *shape = frames.shape
     if len(t_values) != k:
@@ -85,6 +89,7 @@ def save_gif(path: Path, frames: Any, columns: int, ms: int = 60, scale: int = 2
 
     frames: (K, N, H, W, 1); frame k shows all N images.  The .gif has 16 greys.
     """
+    _check_suffix(path, ".gif")
     frames = _check_frames(frames)
     if frames.shape[-1] != 1:
         raise ValueError(f"frames must have one channel in a .gif, got shape {frames.shape}")
@@ -109,6 +114,7 @@ def save_loss(
     bucket_names: B labels, in the order of t.
     The thin curve is the loss as measured.  A thick curve is the mean over a window of a fiftieth of the run.
     """
+    _check_suffix(path, ".png")
     steps, loss, bucket_loss = (np.asarray(to_numpy(a), np.float64) for a in (steps, loss, bucket_loss))
     if steps.ndim != 1 or steps.size == 0 or loss.shape != steps.shape:
         raise ValueError(f"steps and loss must both have shape (S,) with S >= 1, got {steps.shape} and {loss.shape}")
@@ -151,6 +157,11 @@ def _save_picture(
     draw.text((left, top - _MARGIN // 2 - heads), title, _INK, large, "ld")
     with atomic_write(path) as file:
         page.save(file, "PNG")
+
+
+def _check_suffix(path: Path, suffix: str) -> None:
+    if Path(path).suffix.lower() != suffix:
+        raise ValueError(f"path must end in {suffix}, the kind of picture that is written, got {path}")
 
 
 def _check_at_least_1(**numbers: int) -> None:

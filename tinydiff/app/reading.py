@@ -63,23 +63,29 @@ def class_score(model: Module, labels: Any) -> Callable[[Any, int], Any]:
     return score_fn
 
 
+def check_num(test: Dataset, num: int) -> None:
+    """Raise TinydiffError if num is not a multiple of the number of classes, or if the test set is too small."""
+    counts = np.bincount(test.labels, minlength=len(test.classes))
+    if num % len(counts) or counts.min() * len(counts) < 2 * num:
+        raise TinydiffError(
+            f"--num {num}: must be a multiple of {len(counts)}, and the test set have twice as many of each class"
+        )
+
+
 class Judge:
     """Measures samples with a classifier: the share read as their label, distance from real digits, and variety.
 
     num: the number of samples to be judged.  The judge keeps equally many test digits of each class, in random order.
     `real` is the judgement of the first num of these digits.  `others` are the features of the remaining ones; samples
     and `real` are compared with `others`.
-    Raises TinydiffError if num is not a multiple of the number of classes, or if the test set is too small.
+    Raises TinydiffError as check_num does.
     """
 
     def __init__(self, workers: Any, test: Dataset, num: int):
         self.workers, self.num = workers, num
+        check_num(test, num)
         by_label = [np.flatnonzero(test.labels == k) for k in range(len(test.classes))]
         least = min(map(len, by_label))
-        if num % len(by_label) or least * len(by_label) < 2 * num:
-            raise TinydiffError(
-                f"--num {num}: must be a multiple of {len(by_label)}, and the test set have twice as many of each class"
-            )
         rng = default_rng("judge", 0)
         images, labels = test.batch(np.stack([rng.permutation(rows)[:least] for rows in by_label], 1).reshape(-1))
         self.others = np.concatenate(list(features(workers, images[num:])))

@@ -5,7 +5,7 @@
             if stop.requested:
                 break
 
-Read next: checkpoint.py.
+Read next: outputs.py.
 """
 
 import contextlib

@@ -48,9 +48,7 @@ def load_network(
     Raises CheckpointError if the file is not a complete checkpoint of this kind.
     """
     ranks = ranks or one_process()
-    arrays, meta = ranks.broadcast(partial(checkpoint.load, path))
-    if meta.get("kind") != kind:
-        raise CheckpointError(f"{path} holds a network of kind {meta.get('kind')!r}, not {kind!r}")
+    arrays, meta = ranks.broadcast(partial(load_kind, path, kind))
     workers = ranks.workers(make(arrays, meta), num_workers)
     weights = {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
     try:
@@ -59,6 +57,17 @@ def load_network(
         workers.close()
         raise CheckpointError(f"{path}: {error}") from None
     return workers, arrays, meta
+
+
+def load_kind(path: Path, kind: str) -> tuple[Arrays, Meta]:
+    """(arrays, settings) of a checkpoint of this kind, else CheckpointError.
+
+    A program that needs a checkpoint only after a long work calls this function before the work.
+    """
+    arrays, meta = checkpoint.load(path)
+    if meta.get("kind") != kind:
+        raise CheckpointError(f"{path} holds a network of kind {meta.get('kind')!r}, not {kind!r}")
+    return arrays, meta
 
 
 class AsEps(Module):

@@ -28,17 +28,20 @@ def load(
 ) -> Dataset:
     """Return one split, "train" or "test", of a data set.
 
-    name: "mnist" and "fashion" are read from data_dir, $TINYDIFF_DATA or the cache folder; a file that is in none of
-    them is downloaded.  "glyphs" is drawn from `seed`.  "auto" is MNIST.  If MNIST is not on this machine and cannot
-    be downloaded, "auto" passes the reason to `say` and draws glyphs.  A damaged file is an error under "auto" too.
+    name: "mnist" and "fashion" are read from the folder data_dir, or else from $TINYDIFF_DATA.  If neither is given,
+    they are read from the cache folder or downloaded to it.  "glyphs" is drawn from `seed`.  "auto" is MNIST.  If no
+    folder is named, and MNIST is not on this machine and cannot be downloaded, "auto" passes the reason to `say` and
+    draws glyphs.  A missing file in a named folder and a damaged file are errors under "auto" too.
     num: only the first `num` images.  The default is all of them.
-    Raises DataError for a missing or damaged file.  Raises ValueError for an unknown name or split, or for a num that
-    is less than 1 or more than the set has.
+    Raises DataError for a missing or damaged file, and for a data_dir with "glyphs", which are not read from files.
+    Raises ValueError for an unknown name or split, or for a num that is less than 1 or more than the set has.
     """
     if name not in NAMES:
         raise ValueError(f"data must be one of {', '.join(NAMES)}, got {name!r}")
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+    if name == "glyphs" and data_dir is not None:
+        raise DataError(f"--data-dir {data_dir}: glyphs are drawn on this machine, not read from files; leave it out")
     if name != "glyphs":
         from tinydiff.data.mnist import DataMissing, load_mnist  # a run opens only the files of its own data set
 

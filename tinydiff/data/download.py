@@ -2,12 +2,15 @@
 
 The bytes are written to a temporary folder beside the target.  They are checked there, and one rename then puts the
 file in its place.  The target is therefore never half a file.  Every download has a temporary folder of its own, so
-two processes may download the same target at the same time.  A failure or an interrupt removes the folder too.
+two processes may download the same target at the same time.  A failure or an interrupt removes the folder too.  The
+folder of a process that was killed is removed by a later download.
 
 This is the last file of data/.
 """
 
+import glob
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable
 from http.client import HTTPException
@@ -32,6 +35,9 @@ def download(urls: Iterable[str], target: Path, check: Callable[[Path], bytes]) 
     If a mirror fails in any way, the next one is tried.  If all fail, DataError lists each mirror with its reason.
     """
     reasons = []
+    for old in target.parent.glob(f"{glob.escape(target.name)}.*"):
+        if old.is_dir() and time.time() - old.stat().st_mtime > 2 * MOST_S:  # no living download is so old
+            shutil.rmtree(old, ignore_errors=True)
     with TemporaryDirectory(prefix=f"{target.name}.", dir=target.parent) as folder:
         part = Path(folder) / target.name
         for url in urls:

@@ -21,6 +21,7 @@ import numpy as np
 
 from tinydiff.backend import default_rng
 from tinydiff.data.dataset import DIGITS, DataError, Dataset
+from tinydiff.data.limits import check_memory
 
 # matplotlib has shipped these faces since 3.7.  Two faces are left out: the 0 of DejaVuSansMono contains a dot, and
 # cmmi10 has old-style figures, some of which reach below the line.
@@ -43,16 +44,22 @@ def load_glyphs(split: str, seed: int, num: int | None = None) -> Dataset:
     Image i depends on (seed, split, i) alone, so a longer set begins with the images of a shorter one.  The two splits
     come from different random streams.  The same matplotlib and NumPy draw the same bits in every run; with another
     version or processor the grey level of a pixel may be rounded differently.  Labels are uniform on 0..9.
-    Raises ValueError for num < 1 or seed < 0, DataError if the file of a face is missing.
+    A progress bar appears if the drawing takes long.  Raises ValueError for num < 1 or seed < 0, DataError if the file
+    of a face is missing, and TinydiffError if the images need more memory than this machine has.
     """
+    from tqdm import tqdm
+
     num = {"train": 20_000, "test": 10_000}[split] if num is None else num
     if num < 1:
         raise ValueError(f"num must be at least 1, got {num}")
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
-    # -(-num // _BLOCK) is num / _BLOCK rounded up.
-    blocks = [_draw(default_rng("glyphs", split, seed, block), _BLOCK) for block in range(-(-num // _BLOCK))]
-    images, labels = (np.concatenate(arrays)[:num] for arrays in zip(*blocks))
+    check_memory(f"{num:,} glyphs", num * (SIDE**2 + 1.0))
+    images, labels = np.empty((num, SIDE, SIDE), np.uint8), np.empty(num, np.uint8)
+    for start in tqdm(range(0, num, _BLOCK), "drawing glyphs", unit="img", unit_scale=_BLOCK, delay=5, leave=False):
+        rows = slice(start, start + _BLOCK)  # the last block may be cut
+        for a, drawn in zip((images, labels), _draw(default_rng("glyphs", split, seed, start // _BLOCK), _BLOCK)):
+            a[rows] = drawn[: len(a[rows])]
     source = f"glyphs: {num:,} digits drawn from {len(FACES)} of matplotlib's type faces ({split} split, seed {seed})"
     return Dataset("glyphs", images, labels, source, DIGITS)
 

@@ -1,33 +1,40 @@
-"""MNIST and Fashion-MNIST from their four .gz files: the folders to look in, and the hash of each file.
+"""MNIST and Fashion-MNIST from their four files: the folders to look in, and the hash of each file.
 
-Each file is searched for by itself, in these folders and in this order.  The first file found is taken:
+If the caller names a folder, with data_dir or with $TINYDIFF_DATA, only that folder is searched, and a file that is not
+in it is an error.  data_dir counts before $TINYDIFF_DATA.  If no folder is named, the user's cache folder is searched,
+and a file that is not in it is downloaded to <cache>/<name>/.  <name> is "mnist" or "fashion".  In each folder the
+search goes in this order:
 
-    data_dir/<name>/   data_dir/   $TINYDIFF_DATA/<name>/   $TINYDIFF_DATA/   <cache>/<name>/   <cache>/
+    <folder>/<name>/   <folder>/        in each: x-idx3-ubyte.gz, and unpacked x-idx3-ubyte or x.idx3-ubyte
 
-<name> is "mnist" or "fashion" and <cache> is the user's cache folder.  A file that is in none of them is downloaded to
-<cache>/<name>/.  The two data sets use the same file names, so a file is identified by its SHA-256, never by its name.
-A wrong file raises DataError and is left as it is.  There is one exception: $TINYDIFF_DATA/ and <cache>/ themselves may
-contain either data set, so an intact file of the other one is passed over there.
+The two data sets use the same file names, so a file is identified by its SHA-256, never by its name.  A wrong file
+raises DataError and is left as it is.  There is one exception: <cache>/ itself may contain either data set, so an
+intact file of the other one is passed over there.
 
-Read next: idx.py.
+Read next: limits.py.
 """
 
 import gzip
 import hashlib
+import io
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import NamedTuple
 
 from tinydiff.data.dataset import DIGITS, DataError, Dataset
 from tinydiff.data.download import download
 from tinydiff.data.idx import parse_idx
+from tinydiff.data.limits import read_file
 
 FILES = {
     "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
     "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
 }
+MOST_BYTES = 16 + 60_000 * 28 * 28  # of the largest file, unpacked: the training images
 CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
 
@@ -82,63 +89,107 @@ class _OtherFile(DataError):
 def load_mnist(name: str, split: str, data_dir: str | Path | None, say: Callable[[str], object]) -> Dataset:
     """Return a split of "mnist" or "fashion" from checked files.  `say` is called before a file is downloaded.
 
-    Raises DataMissing if a file is not on this machine and cannot be downloaded, DataError if a file is wrong.
+    Raises DataMissing if no folder is named and a file is not on this machine and cannot be downloaded.  Raises
+    DataError if a file is wrong, or is not in the folder that is named.
     """
-    (path, images), (_, labels) = (_load_file(name, file, data_dir, say) for file in FILES[split])
-    source = f"{RELEASES[name].title} ({split} split) from {path.parent}"
+    (place, images), (_, labels) = (_load_file(name, file, data_dir, say) for file in FILES[split])
+    source = f"{RELEASES[name].title} ({split} split) {place}"
     return Dataset(name, parse_idx(images), parse_idx(labels), source, RELEASES[name].classes)
 
 
-def cache_dir() -> Path:
-    """Return the folder for downloads: tinydiff/ in %LOCALAPPDATA% on Windows, else in $XDG_CACHE_HOME or ~/.cache."""
+def cache_dir() -> Path | None:
+    """Return the folder for downloads: tinydiff/ in %LOCALAPPDATA% on Windows, else in $XDG_CACHE_HOME or ~/.cache.
+
+    The result is None for a user without a home folder, as in some containers.
+    """
     base = os.environ.get("LOCALAPPDATA") or os.environ.get("XDG_CACHE_HOME", "")  # only Windows sets the first one
     # The XDG specification says to ignore a relative path.
-    return Path(base if os.path.isabs(base) else "~/.cache").expanduser() / "tinydiff"
+    folder = Path(base if os.path.isabs(base) else os.path.expanduser("~/.cache")) / "tinydiff"
+    return folder if folder.is_absolute() else None
 
 
 def checked_content(release: Release, path: Path) -> bytes:
-    """Return the decompressed content of the .gz file at `path` if it is the release's file of that name.
+    """Return the unpacked content of the file at `path` if it is the release's file of that name.
 
-    Raises DataError otherwise.  The message leaves out the path: the caller knows where the file comes from.
+    The file may be packed or unpacked.  Raises DataError otherwise.  The message leaves out the path: the caller knows
+    where the file comes from.
     """
-    expected = f"{release.title}'s {path.name} (SHA-256 {release.sha256[path.name]})"
+    file = path.name.replace(".idx", "-idx").removesuffix(".gz") + ".gz"
+    expected = f"{release.title}'s {file} (SHA-256 {release.sha256[file]})"
     try:
-        packed = path.read_bytes()
-        content = gzip.decompress(packed)
+        packed = read_file(path, 2 * MOST_BYTES)
+        content = packed
+        if packed[:3] != bytes([0, 0, 8]):  # an unpacked file begins so, see idx.py
+            content = gzip.GzipFile(fileobj=io.BytesIO(packed)).read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise OSError(f"it unpacks to more than {MOST_BYTES:,} bytes")
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"the file cannot be read or decompressed ({error}); expected {expected}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"the file cannot be read or decompressed ({reason}); expected {expected}") from None
     hashes = [hashlib.sha256(data).hexdigest() for data in (packed, content)]
-    if release.sha256[path.name] in hashes:
+    if release.sha256[file] in hashes:
         return content
-    known = [f"{r.title}'s {file}" for r in RELEASES.values() for file, sha256 in r.sha256.items() if sha256 in hashes]
+    known = [f"{r.title}'s {name}" for r in RELEASES.values() for name, sha256 in r.sha256.items() if sha256 in hashes]
     raise (_OtherFile if known else DataError)(
         f"the file is {known[0] if known else 'damaged or unknown'}, not {expected}: "
         f"its own SHA-256 is {hashes[0]}, that of its decompressed content is {hashes[1]}"
     )
 
 
-def _load_file(name: str, file: str, data_dir: str | Path | None, say: Callable[[str], object]) -> tuple[Path, bytes]:
-    """Find or download one file of the data set `name`.  Return its path and its decompressed content."""
-    release = RELEASES[name]
-    # A folder is strict if a file of another data set is an error there.  Every subfolder <name>/ is strict.
-    roots = ((data_dir, True), (os.environ.get("TINYDIFF_DATA"), False), (cache_dir(), False))
-    folders = [(Path(root, sub).expanduser(), sub or strict) for root, strict in roots if root for sub in (name, "")]
-    for folder, strict in folders:
-        path = folder / file
+def _load_file(name: str, file: str, data_dir: str | Path | None, say: Callable[[str], object]) -> tuple[str, bytes]:
+    """Find or download one file of the data set `name`.  Return where it comes from, and its unpacked content."""
+    named = data_dir if data_dir is not None else os.environ.get("TINYDIFF_DATA") or None
+    root = cache_dir() if named is None else Path(os.path.expanduser(named))
+    for path in [] if root is None else _places(root, name, file):
         try:
-            if path.exists():
-                return path, checked_content(release, path)
+            return f"from {path.parent}", checked_content(RELEASES[name], path)
         except DataError as error:
-            if strict or not isinstance(error, _OtherFile):
-                raise DataError(f"{path}: {error}. Remove it, or give {release.title} a folder of its own.") from None
-    path = cache_dir() / name / file
-    say(f"Downloading {release.title}'s {file} to {path.parent}")
+            if named is not None or path.parent.name == name or not isinstance(error, _OtherFile):
+                hint = f"Remove it, put the right file in its place, or give {RELEASES[name].title} its own folder."
+                raise DataError(f"{path}: {error}. {hint}") from None
+    if named is None:
+        return _download(name, file, root, say)
+    option, title = "$TINYDIFF_DATA" if data_dir is None else "--data-dir", RELEASES[name].title
+    problem = f"{title}'s {file} is not there, packed or unpacked, nor in the subfolder {name}"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path, download([url + file for url in release.urls], path, lambda part: checked_content(release, part))
+        os.listdir(root)  # type: ignore[arg-type]
+    except OSError as error:
+        problem = f"{error.strerror}"
+    raise DataError(f"{option} {named}: {problem}. Name a folder with {', '.join(RELEASES[name].sha256)}")
+
+
+def _places(root: Path, name: str, file: str) -> Iterator[Path]:
+    """The paths under root at which something stands under a name of the file.  A folder that cannot be entered has
+    none."""
+    unpacked = file.removesuffix(".gz")
+    for folder in (root / name, root):
+        yield from (
+            path
+            for path in (folder / n for n in (file, unpacked, unpacked.replace("-idx", ".idx")))
+            if os.path.lexists(path)
+        )
+
+
+def _download(name: str, file: str, cache: Path | None, say: Callable[[str], object]) -> tuple[str, bytes]:
+    """Download a file to cache/<name>/.  If it cannot be kept there, say so, and return its content all the same."""
+    release = RELEASES[name]
+    fetch = partial(download, [url + file for url in release.urls], check=partial(checked_content, release))
+    try:
+        try:
+            if cache is None:
+                raise OSError("this user has no home folder")
+            (cache / name).mkdir(parents=True, exist_ok=True)
+            TemporaryFile(dir=cache / name).close()
+        except OSError as error:
+            reason = f"{cache or 'no cache folder'}: {error.strerror or error}"
+            say(f"Downloading {release.title}'s {file}, for this run only ({reason})")
+            with TemporaryDirectory() as folder:
+                return "downloaded and not kept", fetch(target=Path(folder, file))
+        say(f"Downloading {release.title}'s {file} to {cache / name}")
+        return f"from {cache / name}", fetch(target=cache / name / file)
     except (DataError, OSError) as error:
         raise DataMissing(
             f"{release.title}'s {file} is not on this machine and could not be downloaded ({error}). "
-            f"These folders were searched: {', '.join(str(folder) for folder, _ in folders)}. "
-            f"Put {', '.join(release.sha256)} into one of them, or name their folder with --data-dir or $TINYDIFF_DATA."
+            f"Only the cache folder was searched: {cache or 'this user has none'}. "
+            f"Put {', '.join(release.sha256)} into a folder, and name it with --data-dir or $TINYDIFF_DATA."
         ) from None

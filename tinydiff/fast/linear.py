@@ -40,7 +40,7 @@ def linear(x, w, b):
 
 def product(x, w, out=None):
     """x w for many rows: (M, I) and (I, O) -> (M, O), in pieces of rows that the BLAS library multiplies fastest."""
-    (m, i), o, size = x.shape, w.shape[1], _piece(len(x), w.size)
+    (m, i), o, size = x.shape, w.shape[1], _piece(len(x), w.size, backend_name())
     if size == m:  # always on a GPU: for a stack, CuPy would copy a transposed matrix.  dot can write to out
         return xp.dot(x, w, out=out)
     out = xp.empty((m, o), x.dtype) if out is None else out
@@ -56,7 +56,7 @@ def transposed(w):
 def product_of_transposed(x, g):
     """x^T g for many rows: (M, I) and (M, O) -> (I, O), in pieces too, unless these have fewer than _FEW rows."""
     (m, i), o = x.shape, g.shape[1]
-    size = _piece(m, i * o)
+    size = _piece(m, i * o, backend_name())
     if size == m or size < _FEW:
         return xp.dot(x.T, g)
     x, g = x.reshape(m // size, size, i), g.reshape(m // size, size, o)
@@ -64,10 +64,10 @@ def product_of_transposed(x, g):
 
 
 @lru_cache
-def _piece(m, work):
+def _piece(m, work, backend):
     """The number of rows in a piece, of m rows in all; each row takes `work` multiplications.  It divides m; it is m
     itself if no suitable divisor exists."""
-    if backend_name() != "numpy":
+    if backend != "numpy":
         return m
     most = _SMALL // max(work, 1)
     return next((size for size in range(min(m, most), most // 4, -1) if m % size == 0), m)

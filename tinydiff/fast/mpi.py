@@ -183,12 +183,12 @@ def world() -> MPIRanks:
     atexit.register(ranks.end)
     if ranks.rank > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    versions = {"Python": platform.python_version(), "NumPy": np.__version__, "tinydiff's source": _digest()}
+    versions = {"Python": platform.python_version(), "NumPy": np.__version__, "tinydiff's source": source_digest()}
     ranks.check_same({"the command line": sys.argv} | versions)
     return ranks
 
 
-def _digest() -> str:
+def source_digest() -> str:
     """A digest of this package's source files.  A version number is not enough: two commits may have the same."""
     folder = Path(__file__).parents[1]
     files = sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".cu"))

@@ -660,6 +660,31 @@ def test_only_a_start_is_fresh(do, action):
         do(action, fresh=True)
 
 
+def test_a_list_is_of_all(do):
+    """A name would do nothing there."""
+    with pytest.raises(TinydiffError, match="list shows all exercises: leave ema out"):
+        do("list", "ema")
+
+
+def test_a_copy_of_another_version_of_the_package_is_known(demo, do, tmp_path, monkeypatch):
+    """The laws go with the package: a check of a copy that was made before the package changed says so."""
+    monkeypatch.setattr(demo, "judge", lambda *_: [])
+    monkeypatch.setattr(demo, "source_digest", lambda: "first")
+    do("start", "ema")
+    assert "note" not in do("check")[1]
+    monkeypatch.setattr(demo, "source_digest", lambda: "second")
+    assert "note: the package has changed since this copy was made, and the laws with it" in do("check")[1]
+    demo.keep(demo.find("ema"), tmp_path, source="second")
+    assert "note" not in do("check")[1]
+
+
+def test_a_folder_in_which_nothing_can_be_written_is_named(demo, tmp_path):
+    """Before anything is copied."""
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(TinydiffError, match=r"--dir .*ema: the folder cannot be made"):
+        demo.main("start", "ema", dir=tmp_path / "file")
+
+
 @pytest.mark.parametrize("action", ["check", "hint", "solution"])
 def test_before_a_start_there_is_nothing_to_work_on(do, action):
     """With a name or without, the error says how to start."""

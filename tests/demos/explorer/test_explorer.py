@@ -326,9 +326,8 @@ def test_each_mistake_stands_beside_the_right_thing(runs, made):
 def test_mistakes_in_training_are_made_where_asked_for(runs, trained, monkeypatch):
     """Each beside the right small network, measured without `moved`, and without a classifier not read either."""
     pool, schedule, meta = load_trained(trained[0], 1)
-    monkeypatch.setattr(runs, "load", lambda *_: load("glyphs", num=20))  # 60,000 glyphs take seconds to draw
     monkeypatch.setattr(runs, "CHANNELS", 8)
-    rows = runs.mistakes(pool, None, schedule, meta, 2, 10, 1, None, 0)["rows"]
+    rows = runs.mistakes(pool, None, schedule, meta, 2, 10, 1, load("glyphs", num=20), 0)["rows"]
     training = [row for row in rows if row["group"] == "training"]
     assert [row["name"] for row in training] == [run.name for run in runs.pitfalls.TRAINING[1:]]
     assert all(set(row["figures"]) == {"border"} for row in training)

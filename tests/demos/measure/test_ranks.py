@@ -2,7 +2,7 @@
 
 import pytest
 
-from tinydiff.backend import backend_name
+from tinydiff.backend import TinydiffError, backend_name
 
 pytestmark = pytest.mark.program
 
@@ -54,3 +54,5 @@ def test_one_worker_measures_and_predicts(demo, tmp_path, monkeypatch, capsys):
     assert "1 local worker(s): " in printed and " img/s" in printed and "Allreduce" not in printed
     assert len((tmp_path / "ranks.md").read_text().splitlines()) == 2 + 8
     assert (tmp_path / "ranks.png").stat().st_size > 5000
+    with pytest.raises(TinydiffError, match="files are written with one worker only; leave it out, or add --workers 1"):
+        demo.main(workers=2, out=tmp_path)

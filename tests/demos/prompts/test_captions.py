@@ -249,3 +249,10 @@ def test_a_step_says_it_anew_and_the_seed_decides_how(captions, captioned):
 
     assert rows(0, 1) == rows(0, 1)
     assert rows(0, 1) != rows(0, 2) and rows(0, 1) != rows(1, 1) and len({tuple(row) for row in rows(0, 1)}) > 15
+
+
+def test_a_set_of_held_out_pictures_only_is_refused(captions, monkeypatch):
+    """Nothing would be left to train on: the error says how to have more pictures."""
+    monkeypatch.setattr(captions, "held_out", lambda digits, names: np.ones(len(digits), bool))
+    with pytest.raises(TinydiffError, match="all 3 pictures are of held-out combinations: take more, see --num-images"):
+        captions.Captioned(load("glyphs", num=3), Schedule.linear())

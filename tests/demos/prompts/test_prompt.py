@@ -83,8 +83,10 @@ def test_words_and_seed_decide_what_is_drawn(demo, trained, tmp_path):
 
 
 def test_a_scale_of_0_draws_the_negative_prompt(demo, trained, tmp_path):
-    """And 1 the prompt alone, whatever the negative one: what guidance leads from and to."""
-    two = run(demo, trained, tmp_path, "two", scale=1.0, negative="a thin 8")
+    """And 1 the prompt alone, so that a negative one is refused: what guidance leads from and to."""
+    two = run(demo, trained, tmp_path, "two", scale=1.0)
+    with pytest.raises(TinydiffError, match="--negative 'a thin 8': guidance 1 leads away from no prompt"):
+        run(demo, trained, tmp_path, "two", scale=1.0, negative="a thin 8")
     # 1e-2 of pictures in -1..1: float32 through some twenty layers, the prompts encoded beside others.
     np.testing.assert_allclose(run(demo, trained, tmp_path, "seven", scale=0.0, negative="two"), two, atol=1e-2)
     assert abs(run(demo, trained, tmp_path, "seven", scale=1.0) - two).max() > 0.1
@@ -169,7 +171,11 @@ def test_a_bad_prompt_or_checkpoint_is_one_message_and_exit_code_2(trained, tmp_
     for words, message in (
         ([good, "a thik seven"], "does not know the word 'thik'; did you mean thick or thin"),
         ([good, "two", "--negative", "thikc"], "'thikc'"),
-        ([good, "two", "--swap", "tree"], "'tree'; did you mean three"),
+        ([good, "two", "--swap", "tree", "--steering", tmp_path / "s.png"], "'tree'; did you mean three"),
+        ([good, "two", "--swap", "three"], "--swap 'three': it is shown in the picture of --steering only"),
+        ([good, "two", "--steering", tmp_path / "o.png"], "this is the picture of --out too"),
+        ([good, "two", "--steering", tmp_path / "s.jpeg"], "the name must end in .png"),
+        ([good, "two", "--steering", tmp_path], "the name must end in .png"),
         ([tmp_path / "kind.npz", "two"], "'diffusion', not 'prompts'"),
         ([tmp_path / "missing.npz", "two"], "does not exist"),
     ):
