@@ -34,7 +34,8 @@ import numpy as np
 
 from tinydiff.backend import TinydiffError, asarray, backend_name, precision, to_numpy, xp
 from tinydiff.fast.device import synchronize
-from tinydiff.fast.workers import ONE_THREAD, Ranks, WorkerError, Workers, losses_and_gradient
+from tinydiff.fast.processes import ONE_THREAD, WorkerError
+from tinydiff.fast.workers import Ranks, Workers, losses_and_gradient
 from tinydiff.nn import Module
 from tinydiff.train import Batch, Losses
 
