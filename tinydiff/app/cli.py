@@ -117,7 +117,7 @@ def run(main: Callable[..., Any], using: argparse.ArgumentParser) -> None:
         if error.filename is not None:  # the error is about a file that the user named
             _fail(using, f"{error.filename}: {error.strerror}")
         if failed := streams.broken():
-            _end_without(*failed[0])
+            _end_without(*failed)
         if error.errno not in LIMITS:
             raise
         _fail(using, f"{error.strerror}: a limit of this machine or of this shell (ulimit -a) is too low")

@@ -116,7 +116,13 @@ def run(
     ranks.broadcast(save)
     stopped, minutes = False, getattr(state.config, "minutes", None)
     bar = tqdm(
-        None, name or None, total(state), initial=state.step, unit="step", dynamic_ncols=True, disable=ranks.rank > 0
+        desc=name or None,
+        total=total(state),
+        initial=state.step,
+        unit="step",
+        postfix=time_limit(state),
+        dynamic_ncols=True,
+        disable=ranks.rank > 0,
     )
     with stop_signals(lambda: whole(state) and ranks.rescue(save)) as stop, bar:
         for _ in steps(state, ranks, minutes):

@@ -6,7 +6,6 @@ of a file's name.  Read next: checkpoint.py.
 
 import os
 import sys
-from typing import TextIO
 
 
 def prepare() -> None:
@@ -22,18 +21,15 @@ def prepare() -> None:
             stream.reconfigure(errors=errors, line_buffering=True)
 
 
-def broken() -> list[tuple[str, OSError]]:
-    """The names of the streams that cannot be written, each with its error.  Such a stream then leads to nowhere."""
-    found = []
+def broken() -> tuple[str, OSError] | None:
+    """The name of the first stream that cannot be written, with its error.  Such a stream then leads to nowhere."""
+    found = None
     for name, stream in (("standard output", sys.stdout), ("standard error", sys.stderr)):
         try:
             print(file=stream, flush=True)  # a flush alone would not raise again: the unwritten text is already dropped
         except OSError as error:
-            found.append((name, error))
-            _lead_to_nowhere(stream)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # else Python prints an error at exit
+            found = found or (name, error)
+            if isinstance(error, BrokenPipeError):
+                break  # nothing will be said on the other stream
     return found
-
-
-def _lead_to_nowhere(stream: TextIO) -> None:
-    """Else Python prints an error at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

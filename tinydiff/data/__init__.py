@@ -30,7 +30,7 @@ def load(
 
     name: "mnist" and "fashion" are read from data_dir, $TINYDIFF_DATA or the cache folder; a file that is in none of
     them is downloaded.  "glyphs" is drawn from `seed`.  "auto" is MNIST.  If MNIST is not on this machine and cannot
-    be downloaded, "auto" passes the reason to `say` and draws glyphs.  A damaged file is an error under "auto" too.
+    be downloaded, "auto" tells it to `say` and draws glyphs.  A damaged file is an error under "auto" too.
     num: only the first `num` images.  The default is all of them.
     Raises DataError for a missing or damaged file.  Raises ValueError for an unknown name or split, or for a num that
     is less than 1 or more than the set has.
@@ -47,10 +47,11 @@ def load(
             if num is not None and not 1 <= num <= len(dataset):
                 raise ValueError(f"num must lie in 1..{len(dataset)} for {name}, got {num}")
             return replace(dataset, images=dataset.images[:num], labels=dataset.labels[:num])
-        except DataMissing as error:
+        except DataMissing:
             if name != "auto":
                 raise
-            say(f"Using the embedded glyphs instead of MNIST. {error}")
+            say("MNIST is not on this machine and cannot be downloaded: drawn digits (glyphs) take its place.")
+            say("To use MNIST, name the folder of its files with --data-dir; --data mnist tells what went wrong.")
     from tinydiff.data.glyphs import load_glyphs
 
     return load_glyphs(split, seed, num)
