@@ -1,6 +1,7 @@
 """Latent diffusion: an autoencoder makes small maps of pictures, a diffusion model draws such maps.  Is it cheaper?
 
     python demos/latent.py --pixel runs/mnist/checkpoint.npz         about 12 minutes of training, then the comparison
+    python demos/latent.py --resume                                  continue a training that was stopped
     python demos/latent.py --from runs/latent/checkpoint.npz         draw and judge again, without training
 
 First a variational autoencoder is trained, 28x28x1 <-> 7x7x4.  Its decoder has the standard deviation SIGMA, which is
@@ -8,6 +9,7 @@ small, so decoded pictures are close to the originals.  Then the code of the U-N
 unchanged on the latent means, scaled to mean 0 and variance 1 channel by channel (Rombach et al. 2022).  The U-Net
 learns to predict v, on the cosine schedule.  The demo writes to --out: checkpoint.npz, the table latent.md and the
 picture latent.png.  If --pixel is given, table and picture also show pixel space.  A classifier reads the drawn digits.
+Ctrl-C, SIGTERM and SIGHUP save and end a training.
 
 In the table, GFLOP are 2 M K N of every matrix product of a forward pass, with convolutions counted as direct ones.
 Memory is the largest sum of all arrays at one moment.  Seconds are measured in both spaces in turn, so that other work
@@ -30,12 +32,12 @@ from tqdm import tqdm
 
 from tinydiff.app import checkpoint, cli, plots, run, training
 from tinydiff.app.classify import load_classifier
-from tinydiff.app.fit import fit, steps_that_fit
+from tinydiff.app.fit import any_training, finish, steps_that_fit
 from tinydiff.app.generate import Recipe, build_unet, generate
 from tinydiff.app.metrics import wilson_interval
 from tinydiff.app.outputs import own_folder
 from tinydiff.app.reading import Judge, check_num, read
-from tinydiff.app.tables import progress, write_table
+from tinydiff.app.tables import write_table
 from tinydiff.app.trained import load_kind, load_network
 from tinydiff.autograd import OPS, no_grad
 from tinydiff.backend import FAST, TinydiffError, default_rng, to_numpy
@@ -87,9 +89,12 @@ def main(
     seed=0,
     out="runs/latent",
     workers=None,
+    resume=False,
 ):
     """autoencoder, unet: arguments of the networks, in place of the defaults.  Returns the rows of the table."""
     ranks = cli.start(backend, precision, plain=plain)
+    if source is not None and resume:
+        raise TinydiffError(f"--from {source} --resume: a finished checkpoint needs no training, leave out --resume")
     training_options = {"--data": data != "auto", "--minutes": minutes != MINUTES}
     training_options["--autoencoder-minutes"] = autoencoder_minutes != AUTOENCODER_MINUTES
     if source is not None and any(training_options.values()):
@@ -114,7 +119,8 @@ def main(
         checkpoint.set_aside(source)
         print(f"data: {dataset.source}; {workers} worker(s); results in {out}/")
         config = TrainConfig(num_steps=run.UNLIMITED, minutes=minutes, batch_size=batch_size, seed=seed, target=TARGET)
-        train_both(source, dataset, autoencoder or {}, autoencoder_minutes, UNET | (unet or {}), config, ranks, workers)
+        networks = (autoencoder or {}, autoencoder_minutes, UNET | (unet or {}))
+        train_both(source, dataset, *networks, config, ranks, workers, resume)
     with ExitStack() as stack:
         latent, coder, meta = load_latent(source, workers)
         stack.enter_context(coder.pool)
@@ -155,7 +161,8 @@ def main(
         for name, value in training_seconds(spaces, datasets, batch_size).items():  # last: it changes weights
             table[f"seconds a training step of {batch_size}", name] = f"{value:.3f}"
     write_table(out / "latent.md", table.rows())
-    print(f"table and picture: {out}/latent.md, latent.png")
+    print(f"done: open {out}/latent.png; table: {out}/latent.md")
+    print(f"next: {cli.command(__file__, '--from', source)}")
     return table.rows()
 
 
@@ -208,16 +215,21 @@ class Latents:
 # ------------------------------------------------------------------------------------------------------------- training
 
 
-def train_both(path, dataset, coder_config, coder_minutes, unet_config, config, ranks, workers):
-    """Train the autoencoder, then the U-Net on the latents of the data set, and save both at path."""
-    began = time.monotonic()
+def train_both(path, dataset, coder_config, coder_minutes, unet_config, config, ranks, workers, resume=False):
+    """Train the autoencoder, then the U-Net on the latents of the data set, and save both at path.
+
+    resume: continue from the files beside path that an earlier training, which was stopped, has left there.
+    """
+    began, unfinished = time.monotonic(), [path.with_name(f"unfinished_{name}.npz") for name in ("autoencoder", "unet")]
+    settings = {"minutes": coder_minutes, "data": dataset.name, "num": len(dataset), "seed": config.seed}
+    settings |= {"batch_size": config.batch_size, "autoencoder": coder_config}
     with ranks.workers(partial(build_autoencoder, coder_config, config.seed), workers) as pool:
         draw = partial(draw_pictures, dataset, pool.model.latent_channels)
         fitting = LoopConfig(1, config.batch_size, seed=config.seed)
         num_steps = steps_that_fit(pool, elbo_losses, draw, fitting, coder_minutes)
-        losses = fit(pool, elbo_losses, draw, replace(fitting, num_steps=num_steps))
-        for _ in progress(losses, num_steps, config.batch_size, "autoencoder"):
-            pass
+        state = any_training(pool, elbo_losses, draw, replace(fitting, num_steps=num_steps))
+        finish(state, pool, unfinished[0], settings, resume, "autoencoder")
+        num_steps = state.num_steps
         z = Coder(pool, 0, 1).encode(dataset.batch(np.arange(len(dataset)))[0])
         shift, scale = z.mean((0, 1, 2), dtype=np.float64), z.std((0, 1, 2), dtype=np.float64)
         arrays = {f"autoencoder/{name}": a for name, a in pool.model.state_dict().items()}
@@ -229,11 +241,7 @@ def train_both(path, dataset, coder_config, coder_minutes, unet_config, config, 
     schedule = SCHEDULE()
     with ranks.workers(partial(build_unet, unet_config, config.seed), workers) as pool:
         state = training.diffusion_training(pool, schedule, config, latents)
-        with tqdm(unit="img", desc="U-Net", dynamic_ncols=True) as bar:
-            for _ in training.steps(state, ranks, config.minutes):
-                bar.total = run.total(state)
-                bar.set_postfix_str(f"step {state.step}{run.recent_loss(state)}", refresh=False)
-                bar.update(config.batch_size)
+        finish(state, pool, unfinished[1], settings | {"unet": unet_config, "train": asdict(config)}, resume, "U-Net")
         arrays |= {f"ema/{name}": a for name, a in training.by_name(pool.model, state.ema.average).items()}
         arrays["schedule/beta"] = schedule.beta
         meta = {
@@ -249,7 +257,10 @@ def train_both(path, dataset, coder_config, coder_minutes, unet_config, config, 
             "data": {"name": dataset.name, "source": dataset.source, "num": len(dataset)},
         }
     training.check_finite(path, arrays)
+    checkpoint.set_aside(path)
     checkpoint.save(path, arrays, meta)
+    for file in unfinished:
+        file.unlink()
     seconds["U-Net"] = time.monotonic() - began - seconds["autoencoder"]
     print(", ".join(f"{name}: {value:.0f} s" for name, value in seconds.items()) + f"; saved as {path}")
 
@@ -456,5 +467,6 @@ if __name__ == "__main__":
     parser.add_argument("--scale", type=cli.non_negative_float, help="guidance: 0 ignores the label, 1 follows it")
     parser.add_argument("--seed", type=cli.non_negative_int, help="seed of weights, data and noise")
     parser.add_argument("--out", metavar="DIR", help="folder for the results")
+    parser.add_argument("--resume", action="store_true", help="continue a training that was stopped")
     parser.add_argument("--workers", type=cli.positive_int, help="processes to share the work (default: all cores)")
     cli.run(main, parser)

@@ -14,12 +14,13 @@ diffusion model; the table contains its number of training steps.
     DDPM   takes --steps steps from noise to picture, with guidance: two evaluations a step.
 
 The demo writes to --out: the table one_shot_vs_gradual.md, and the pictures one_shot_vs_gradual.png and loss.png.
+Ctrl-C, SIGTERM and SIGHUP save and end a training; the same command with --resume continues it.
 """
 
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -30,12 +31,12 @@ from tqdm import tqdm
 from tinydiff import ops
 from tinydiff.app import checkpoint, cli, plots
 from tinydiff.app.classify import load_classifier
-from tinydiff.app.fit import fit, steps_that_fit
+from tinydiff.app.fit import any_training, finish, steps_that_fit
 from tinydiff.app.generate import Recipe, frame_times, generate
 from tinydiff.app.metrics import wilson_interval
 from tinydiff.app.outputs import own_folder
 from tinydiff.app.reading import Judge
-from tinydiff.app.tables import progress, write_table
+from tinydiff.app.tables import write_table
 from tinydiff.app.trained import load_kind, load_trained
 from tinydiff.autograd import Tensor, no_grad, pointwise
 from tinydiff.backend import TinydiffError, asarray, default_rng, to_numpy, xp
@@ -88,6 +89,7 @@ def main(
     seed=0,
     out="runs/one_shot_vs_gradual",
     workers=None,
+    resume=False,
 ):
     """channels: of VAE and GAN at half the size of the picture.  Returns the rows of the table."""
     ranks = cli.start(backend, precision, plain=plain)
@@ -106,12 +108,14 @@ def main(
         print(f"data: {dataset.source}; {workers} worker(s), {minutes:g} minutes a model; results in {out}/")
         one_each = [np.flatnonzero(test.labels == k)[0] for k in range(classes)]
         pictures, curves = {"real digits": test.batch(one_each)[0]}, {}
-        rows = [table_row("test digits", judge.real, judge)]
+        rows, unfinished = [table_row("test digits", judge.real, judge)], []
         for name, model in one_shot_models(size, channels, classes, seed).items():
+            unfinished.append(out / f"unfinished_{name}.npz")
+            settings = {"model": name, "channels": channels, "minutes": minutes}
             with ranks.workers(model.build, workers) as pool:
-                began = time.monotonic()
-                curves[name] = train_one_shot(name, model, pool, dataset, minutes, batch_size, seed)
-                trained = f"{len(curves[name]):,} steps of {batch_size}, {(time.monotonic() - began) / 60:.1f} minutes"
+                keep = (unfinished[-1], settings, resume)
+                curves[name] = train_one_shot(name, model, pool, dataset, minutes, batch_size, seed, keep)
+                trained = f"{len(curves[name]):,} steps of {batch_size}, about {minutes:g} minutes"
                 images, seconds = make_all(model, pool, labels, seed)
                 cost = {"evaluations": 1, "seconds": seconds, "parameters": pool.model.num_parameters()}
             rows.append(table_row(name, judge(images, labels), judge, trained=trained, **cost))
@@ -136,7 +140,10 @@ def main(
     plots.save_grid(path, np.concatenate([*pictures.values()]), columns=classes, title=title, row_labels=labels)
     with checkpoint.atomic_write(out / "loss.png") as file:
         loss_figure(curves).savefig(file, format="png")
-    print(f"table and pictures: {out}/one_shot_vs_gradual.md, one_shot_vs_gradual.png, loss.png")
+    for path in unfinished:
+        path.unlink()
+    print(f"done: open {out}/one_shot_vs_gradual.png and loss.png; table: {out}/one_shot_vs_gradual.md")
+    print(f"next: {cli.command(Path(__file__).with_name('latent.py'), '--pixel', source)}")
     return rows
 
 
@@ -151,13 +158,19 @@ def one_shot_models(size, channels, num_classes, seed):
     }
 
 
-def train_one_shot(name, model, pool, dataset, minutes, batch_size, seed):
-    """Train the pool's network for so many minutes.  Returns the loss of each step."""
+def train_one_shot(name, model, pool, dataset, minutes, batch_size, seed, keep):
+    """Train the pool's network for so many minutes.  Returns the loss of each step.
+
+    keep: the file for a training that is stopped, what decides the training besides its configuration, and whether to
+    continue from the file.
+    """
     draw = partial(examples, dataset, model.z_shape)
     config = LoopConfig(1, batch_size, model.peak_lr, betas=model.betas, seed=seed)
     num_steps = steps_that_fit(pool, model.losses_of, draw, config, minutes)
-    losses = fit(pool, model.losses_of, draw, replace(config, num_steps=num_steps))
-    return np.array(list(progress(losses, num_steps, batch_size, name)))
+    state = any_training(pool, model.losses_of, draw, replace(config, num_steps=num_steps))
+    path, settings, resume = keep
+    finish(state, pool, path, settings | asdict(config) | {"data": dataset.name, "num": len(dataset)}, resume, name)
+    return np.array(state.metrics())[:, 0]
 
 
 def examples(dataset, z_shape, config, step):
@@ -351,5 +364,6 @@ if __name__ == "__main__":
     parser.add_argument("--scale", type=cli.non_negative_float, help="guidance of the DDPM: 1 follows the label")
     parser.add_argument("--seed", type=cli.non_negative_int, help="seed of weights, data and noise")
     parser.add_argument("--out", metavar="DIR", help="folder for the results")
+    parser.add_argument("--resume", action="store_true", help="continue a training that was stopped")
     parser.add_argument("--workers", type=cli.positive_int, help="processes to share the work (default: all cores)")
     cli.run(main, parser)

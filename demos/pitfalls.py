@@ -11,8 +11,9 @@ Mistakes in sampling are made with the checkpoint's network.  For mistakes in tr
                     there all rows have the same network and the same noise
 
 Guidance is off (scale 1), because guidance would hide a part of the damage.  The demo takes about 7 minutes on 2 idle
-cores.  It writes pitfalls.png and pitfalls.md to --out, with a sentence on each mistake.  The result: most mistakes in
-training ruin the digits.  Most mistakes in sampling leave only some grey, which the eye misses and only a test finds.
+cores; if it is stopped, nothing is kept.  It writes pitfalls.png and pitfalls.md to --out, with a sentence on each
+mistake.  The result: most mistakes in training ruin the digits.  Most mistakes in sampling leave only some grey, which
+the eye misses and only a test finds.
 """
 
 import io
@@ -311,6 +312,7 @@ def train_and_draw(dataset, channels, train_steps, seed, ranks, workers, *how):
     config = TrainConfig(num_steps=train_steps, minutes=None, warmup=min(100, train_steps // 4), seed=seed)
     build = partial(build_unet, {"base_channels": channels, "num_classes": len(dataset.classes)}, seed)
     kinds = dict.fromkeys((run.schedule, run.low, run.high) for run in TRAINING)  # one training for each kind
+    print(f"training {len(kinds)} small networks; if the demo is stopped, nothing is kept")
     with tqdm(total=train_steps * len(kinds), desc="training", unit="step") as bar:
         for kind in kinds:
             make_schedule, low, high = kind

@@ -7,6 +7,8 @@
     points_2d.gif       the moving particles
     results.csv         the two-sample test that compares samples with held-out data
 
+Ctrl-C, SIGTERM and SIGHUP save and end a training; the same command with --resume continues it.
+
 In two dimensions everything can be seen.  The network below has 25 lines; its batch and its loss have 15.  The process,
 the samplers, the training loop and the optimizer are those of the digits, because they work on arrays of any shape.
 
@@ -27,13 +29,12 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
-from tqdm import tqdm
 
 from tinydiff import ops
-from tinydiff.app import cli, training
+from tinydiff.app import cli
 from tinydiff.app.checkpoint import atomic_write
+from tinydiff.app.fit import any_training, finish
 from tinydiff.app.outputs import own_folder
-from tinydiff.app.run import recent_loss
 from tinydiff.app.tables import write_table
 from tinydiff.autograd import Tensor, no_grad
 from tinydiff.backend import TinydiffError, asarray, default_rng, standard_normal, to_numpy, xp
@@ -51,7 +52,7 @@ from tinydiff.diffusion import (
 from tinydiff.diffusion.targets import TARGETS, as_eps_fn
 from tinydiff.nn import Linear, Module
 from tinydiff.nn.unet import time_code
-from tinydiff.train import LoopConfig, Training
+from tinydiff.train import LoopConfig
 
 T = 1000
 WIDTH, BLOCKS, TIME_FEATURES, OCTAVES = 128, 3, 64, 3  # of the network
@@ -75,6 +76,7 @@ def main(
     seed=0,
     workers=None,
     out="runs/points_2d",
+    resume=False,
 ):
     """Train on each set, draw num points, compare them with num held-out points.  Returns the rows of results.csv."""
     ranks = cli.start(backend, precision, plain=plain)
@@ -87,14 +89,12 @@ def main(
     out = own_folder(out, "points_2d.gif", "results.csv", *(f"points_2d_{name}.png" for name in names))
     schedule, way = Schedule.linear(T), TARGETS[target]
     rows, flows = [], {}
+    settings = {"target": target, "steps": steps, "batch_size": batch_size, "seed": seed}
     for name in names:
         began = time.monotonic()
         with ranks.workers(partial(PointNet, seed), workers or ranks.default_workers(2)) as pool:
             state = training_of(pool, SETS[name], schedule, way, steps, batch_size, seed)
-            with tqdm(total=steps, desc=name, unit="step", dynamic_ncols=True) as bar:
-                for _ in training.steps(state, ranks):
-                    bar.set_postfix_str(f"step {state.step}{recent_loss(state)}", refresh=False)
-                    bar.update()
+            finish(state, pool, out / f"unfinished_{name}.npz", settings | {"data": name}, resume, name)
             for p, average in zip(pool.parameters, state.ema.average):
                 p.data[...] = average
             seconds = time.monotonic() - began
@@ -134,7 +134,10 @@ def main(
         _save(figure, out / f"points_2d_{name}.png")
     save_flow(out / "points_2d.gif", flows)
     write_table(out / "results.csv", rows)
-    print(f"pictures and results.csv: {out}/")
+    for name in names:
+        (out / f"unfinished_{name}.npz").unlink()
+    print(f"done: open {out}/points_2d.gif and points_2d_{names[0]}.png; table: {out}/results.csv")
+    print(f"next: {cli.command(Path(__file__).with_name('waves_1d.py'))}")
     return rows
 
 
@@ -227,7 +230,7 @@ def training_of(pool, points, schedule, target, num_steps, batch_size, seed):
     """The workers' Training on points (Ho et al. 2020, algorithm 1, with any target); gradients are not clipped."""
     config = LoopConfig(num_steps, batch_size, peak_lr=2e-3, clip_norm=math.inf, ema_decay=0.999, seed=seed)
     draw = partial(draw_batch, points, schedule, target)
-    return Training(pool.model, config, draw, squared_errors, **training.attached(pool))
+    return any_training(pool, squared_errors, draw, config)
 
 
 def eps_fn_of(model, schedule, target):
@@ -392,4 +395,5 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=cli.non_negative_int, help="seed of all random numbers")
     parser.add_argument("--workers", type=cli.positive_int, help="processes that share the work (default: 2)")
     parser.add_argument("--out", metavar="DIR", help="folder for the results")
+    parser.add_argument("--resume", action="store_true", help="continue a training that was stopped")
     cli.run(main, parser)

@@ -6,9 +6,11 @@
 --noisy trains a classifier that reads x_t at any t, for classifier guidance.  This classifier is tested on each test
 digit at a random t, and the demo prints the share of right answers in ranges of t.  (Near t = T the digit is gone, and
 guessing is right for 10%.)  The demo writes to --out: checkpoint.npz, and misread.png with the test digits that are
-misread most confidently.
+misread most confidently.  Ctrl-C, SIGTERM and SIGHUP save and end the training; the same command with --resume
+continues it.
 """
 
+from dataclasses import asdict
 from functools import partial
 
 import numpy as np
@@ -17,14 +19,14 @@ from tinydiff.app import checkpoint, cli, plots
 from tinydiff.app.classify import (
     ClassifierConfig,
     build_classifier,
+    classifier_training,
     draw_moved_batch,
     draw_noisy_batch,
     save_classifier,
-    train_classifier,
 )
+from tinydiff.app.fit import finish
 from tinydiff.app.outputs import own_folder
 from tinydiff.app.reading import misread_rows, read
-from tinydiff.app.tables import progress
 from tinydiff.backend import asarray, default_rng, standard_normal, to_numpy
 from tinydiff.data import NAMES, load
 from tinydiff.diffusion import Schedule, q_sample
@@ -44,6 +46,7 @@ def main(
     workers=None,
     noisy=False,
     out="runs/classifier",
+    resume=False,
 ):
     """num_train, num_test: how many images to use, None for all.  Returns the number of misread test images."""
     ranks = cli.start(backend, precision, plain=plain)
@@ -58,14 +61,16 @@ def main(
     with ranks.workers(partial(build_classifier, model_config, seed), workers) as pool:
         print(f"data: {dataset.source}")
         print(f"network: {pool.model.num_parameters():,} parameters; {workers} worker(s); results in {out}/")
-        for _ in progress(train_classifier(pool, dataset, config, draw), steps, batch_size):
-            pass
+        state, unfinished = classifier_training(pool, dataset, config, draw), out / "unfinished.npz"
+        settings = asdict(config) | {"noisy": noisy, "data": dataset.name, "num": len(dataset)}
+        finish(state, pool, unfinished, settings, resume)
         images, labels = test.batch(np.arange(len(test)))
         images, t = noised(schedule, images, seed) if noisy else (images, None)
         probabilities = np.concatenate(list(read(pool, images, t)))
         errors = int((probabilities.argmax(1) != labels).sum())
         checkpoint.set_aside(out / "checkpoint.npz")
         save_classifier(out / "checkpoint.npz", pool, config, dataset, test, errors, schedule)
+        unfinished.unlink()
     print(f"{test.source}: {errors} of {len(test):,} misread, {1 - errors / len(test):.2%} right")
     if noisy:
         print_by_time(schedule.T, t, probabilities.argmax(1) == labels)
@@ -74,7 +79,18 @@ def main(
         title = f"{test.name}: the most confidently misread of {errors} in {len(test):,}"
         columns = len(pictures) // len(captions)
         plots.save_grid(out / "misread.png", pictures, columns=columns, title=title, row_labels=captions)
+    print(f"done: {out}/checkpoint.npz{'; open ' + str(out / 'misread.png') if captions else ''}")
+    print(f"next: {next_command(out / 'checkpoint.npz', noisy)}")
     return errors
+
+
+def next_command(path, noisy):
+    """What to type to use the checkpoint."""
+    demos, digits = Path(__file__).parent, "runs/mnist/checkpoint.npz"
+    if noisy:
+        return cli.command(demos / "guidance.py", digits, "--noisy-classifier", path)
+    draw = cli.command(demos / "sample.py", digits, "--save-npz", "samples.npz")
+    return f"{draw} && {cli.command(demos / 'classify.py', 'samples.npz', '--checkpoint', path)}"
 
 
 def noised(schedule, images, seed):
@@ -103,4 +119,5 @@ if __name__ == "__main__":
     parser.add_argument("--workers", type=cli.positive_int, help="processes that share a batch (default: one a core)")
     parser.add_argument("--noisy", action="store_true", help="read noised digits x_t, for classifier guidance")
     parser.add_argument("--out", metavar="DIR", help="folder for the results")
+    parser.add_argument("--resume", action="store_true", help="continue a training that was stopped")
     cli.run(main, parser)

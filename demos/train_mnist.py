@@ -8,7 +8,8 @@
     mpiexec -n 4 python demos/train_mnist.py --parallel mpi
 
 The run writes to --out: checkpoint.npz, metrics.csv and grids of samples in progress/ (always from the same noise).  At
-the end it writes samples.png, denoising.png, denoising.gif and loss.png.  Ctrl-C and SIGTERM save and end the run.
+the end it writes samples.png, denoising.png, denoising.gif and loss.png.  Ctrl-C, SIGTERM and SIGHUP save and end the
+run, with exit code 130, 143 or 129.
 """
 
 from dataclasses import asdict, replace
@@ -100,9 +101,8 @@ def main(
         print(f"data: {dataset.source}")
         print(f"network: {pool.model.num_parameters():,} parameters; {workers} worker(s); results in {out}/")
         save = partial(_save, state, dataset, schedule, workers, out)
-        progress = partial(_progress, state, pool, dataset, recipe, out, sample_every)
-        if run.run(state, ranks, save, save_every, progress):
-            _final_pictures(state, pool, dataset, recipe, out)
+        run.run(state, ranks, save, save_every, partial(_grid, state, pool, dataset, recipe, out), sample_every)
+        _final_pictures(state, pool, dataset, recipe, out)
 
 
 def _save(state: Training, dataset: Dataset, schedule: Schedule, num_workers: int, out: Path) -> None:
@@ -110,10 +110,8 @@ def _save(state: Training, dataset: Dataset, schedule: Schedule, num_workers: in
     run.save_metrics(state, out / "metrics.csv")
 
 
-def _progress(state: Training, workers: Any, dataset: Dataset, recipe: Recipe, out: Path, every: int) -> None:
-    """Write a grid of samples from the averaged weights, once in `every` steps."""
-    if state.step % every:
-        return
+def _grid(state: Training, workers: Any, dataset: Dataset, recipe: Recipe, out: Path) -> None:
+    """Write a grid of samples from the averaged weights."""
     with workers.weights(state.ema.average):
         frames = np.concatenate(list(generate(workers, recipe, _labels(dataset, 5), PICTURE_SEED)), 1)
     if workers.ranks.rank > 0:
@@ -146,7 +144,8 @@ def _final_pictures(state: Training, workers: Any, dataset: Dataset, recipe: Rec
     plots.save_gif(out / "denoising.gif", film[::-2, ::2][::-1], columns=10)  # half of the frames, half of the digits
     title = f"{dataset.name}, loss per pixel of the target {state.config.target}"
     run.save_loss(state, out / "loss.png", title)
-    print(f"done: {out}/samples.png, denoising.png, denoising.gif, loss.png, metrics.csv, checkpoint.npz")
+    print(f"done: open {out}/samples.png; beside it: denoising.png, denoising.gif, loss.png, metrics.csv, progress/")
+    print(f"next: {cli.command(Path(__file__).with_name('sample.py'), out / 'checkpoint.npz')}")
 
 
 def _save_by_class(path: Path, images: np.ndarray, dataset: Dataset, title: str) -> None:

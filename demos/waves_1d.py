@@ -6,6 +6,8 @@
     waves_1d.wav   a few drawn notes of each timbre, to listen to
     results.csv    the distance in dB between drawn spectra of each timbre and real spectra of each timbre
 
+Ctrl-C, SIGTERM and SIGHUP save and end the training; the same command with --resume continues it.
+
 A wave is an image of height 1: (N, 1, L, 1).  The process, the sampler, the training loop, convolution, norm, attention
 and the optimizer are those of the digits.  A U-Net in one dimension needs two new things, 60 lines in this file.  The
 first is a convolution that pads with zeros only on the left and on the right.  The second is a reshape that changes the
@@ -23,10 +25,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from tinydiff import ops
-from tinydiff.app import cli, training
+from tinydiff.app import cli
 from tinydiff.app.checkpoint import atomic_write
+from tinydiff.app.fit import any_training, finish
 from tinydiff.app.outputs import own_folder
-from tinydiff.app.run import recent_loss
 from tinydiff.app.tables import write_table
 from tinydiff.autograd import Tensor, no_grad, op
 from tinydiff.backend import TinydiffError, asarray, default_rng, standard_normal, to_numpy, xp
@@ -35,7 +37,7 @@ from tinydiff.diffusion import Schedule, ddpm_step, q_sample, sample, timestep_p
 from tinydiff.more.layers import NormSilu
 from tinydiff.nn import Attention, Conv2d, Embedding, Linear, Module
 from tinydiff.nn.unet import time_code
-from tinydiff.train import LoopConfig, Training
+from tinydiff.train import LoopConfig, noise_prediction_losses
 
 RATE, LENGTH = 8000, 1024  # samples a second; samples of a wave: 0.128 s
 LOWEST, HIGHEST = 100, 200  # Hz: pitches
@@ -60,6 +62,7 @@ def main(
     seed=0,
     workers=None,
     out="runs/waves_1d",
+    resume=False,
 ):
     """Train, draw num waves of each timbre and compare their spectra.  Returns the rows of the table of distances."""
     ranks = cli.start(backend, precision, plain=plain)
@@ -72,10 +75,8 @@ def main(
         print(f"network: {pool.model.num_parameters():,} parameters; {pool.num_workers} worker(s); results in {out}/")
         began = time.monotonic()
         state = training_of(pool, schedule, steps, batch_size, seed)
-        with tqdm(total=steps, desc="training", unit="step", dynamic_ncols=True) as bar:
-            for _ in training.steps(state, ranks):
-                bar.set_postfix_str(f"step {state.step}{recent_loss(state)}", refresh=False)
-                bar.update()
+        settings = {"steps": steps, "batch_size": batch_size, "seed": seed}
+        finish(state, pool, out / "unfinished.npz", settings, resume, "training")
         for p, average in zip(pool.parameters, state.ema.average):
             p.data[...] = average
         seconds = time.monotonic() - began
@@ -100,6 +101,9 @@ def main(
     with atomic_write(out / "waves_1d.png") as file:  # 32 colours need a quarter of the space
         Image.open(picture).convert("RGB").quantize(32, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
     save_wav(out / "waves_1d.wav", [note for row in drawn for note in row[:4]])
+    (out / "unfinished.npz").unlink()
+    print(f"done: open {out}/waves_1d.png, listen to {out}/waves_1d.wav; table: {out}/results.csv")
+    print(f"next: {cli.command(Path(__file__).with_name('points_2d.py'))}")
     return rows
 
 
@@ -232,7 +236,7 @@ def training_of(pool, schedule, num_steps, batch_size, seed):
     """The workers' Training on waves (Ho et al. 2020, algorithm 1)."""
     config = LoopConfig(num_steps, batch_size, peak_lr=2e-3, seed=seed)
     draw = partial(draw_batch, schedule)
-    return Training(pool.model, config, draw, **training.attached(pool))
+    return any_training(pool, noise_prediction_losses, draw, config)
 
 
 def draw(schedule, pairs, model, job):
@@ -323,4 +327,5 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=cli.non_negative_int, help="seed of all random numbers")
     parser.add_argument("--workers", type=cli.positive_int, help="processes that share the work (default: all cores)")
     parser.add_argument("--out", metavar="DIR", help="folder for the results")
+    parser.add_argument("--resume", action="store_true", help="continue a training that was stopped")
     cli.run(main, parser)

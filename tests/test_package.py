@@ -38,6 +38,7 @@ HOST_SIDE = {
     "train",
     "app",
     "fast.workers",
+    "fast.processes",
     "fast.mpi",
     "fast.gpu",
     "fast.kernels",

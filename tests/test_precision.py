@@ -17,7 +17,7 @@ from test_launches import why_no_dry_run
 
 from tinydiff.app import classify
 from tinydiff.app.alone import one_process
-from tinydiff.app.classify import ClassifierConfig, build_classifier, train_classifier
+from tinydiff.app.classify import ClassifierConfig, build_classifier, classifier_training
 from tinydiff.app.generate import build_unet
 from tinydiff.app.training import diffusion_training, out_of_memory, steps
 from tinydiff.backend import to_numpy
@@ -115,12 +115,12 @@ def test_a_training_step_without_memory_names_a_batch_size_that_fits(dataset):
 
 
 def test_the_classifier_without_memory_names_a_batch_size_that_fits(monkeypatch, dataset):
-    """The same for train_classifier."""
+    """The same for a classifier's training."""
     monkeypatch.setattr(classify, "cross_entropy_losses", partial(limited, classify.cross_entropy_losses))
     network = {"channels": [4, 8], "num_classes": 3, "num_groups": 2}
     with one_process().workers(partial(build_classifier, network, 0), 1) as pool:
         with pytest.raises(TrainingError, match=r"^batch size 32 .* batch size (9|10) fits \("):
-            next(train_classifier(pool, dataset, ClassifierConfig(num_steps=1, batch_size=32)))
+            next(steps(classifier_training(pool, dataset, ClassifierConfig(num_steps=1, batch_size=32)), one_process()))
 
 
 @pytest.fixture(scope="module", params=["0", "1"], ids=["CUPY_TF32=0", "CUPY_TF32=1"])

@@ -525,12 +525,12 @@ def test_the_loop_of_the_demos_waits_where_it_makes_rows_only(start, monkeypatch
     waited, steps = [], iter(range(10))
 
     class Bar(run.tqdm):
-        def update(self, n):
+        def update(self):
             waited.append(sum(strict.syncs.values()))
-            return super().update(n)
+            return super().update()
 
     monkeypatch.setattr(run, "tqdm", Bar)
-    assert run.run(state, one_process(), lambda: next(steps), 100)  # saves at the start and at the end: saving waits
+    run.run(state, one_process(), lambda: next(steps), 100)  # saves at the start and at the end: saving waits
     assert np.diff(waited).tolist() == [0, 2, 0, 0, 2, 0, 2]  # after steps 2..8: rows after 3 and 6, and at the end
     assert next(steps) == 2 and len(state.rows) == 8
 

@@ -74,6 +74,7 @@ def show_list(folder):
 
 def start(exercise, folder, fresh=False):
     """Make the working copy, and print what to do."""
+    check_tools()
     copy = folder / exercise.name
     if copy.exists() and not fresh:
         raise TinydiffError(
@@ -204,10 +205,15 @@ def broken_files(exercise, copy):
     return laws
 
 
-def judge(exercise, copy):
-    """The result of tests/laws.py for the copy, from a new process that has imported no other tinydiff."""
+def check_tools():
+    """Raise TinydiffError if the laws could not be run, before anything is written."""
     if missing := [name for name in ("pytest", "hypothesis") if find_spec(name) is None]:
         raise TinydiffError(f'the laws need {" and ".join(missing)}: pip install -e ".[test]"')
+
+
+def judge(exercise, copy):
+    """The result of tests/laws.py for the copy, from a new process that has imported no other tinydiff."""
+    check_tools()
     arguments = [sys.executable, str(ROOT / "tests" / "laws.py"), str(copy.resolve()), *exercise.laws]
     try:
         done = subprocess.run(arguments, cwd=copy, capture_output=True, text=True, timeout=LIMIT)

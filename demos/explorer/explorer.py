@@ -7,7 +7,8 @@
 The page opens from the disk, loads no other file and needs no internet.  The functions of the package draw and measure
 everything on the page (explorer_runs.py); the page only shows the results.  page.html and the files beside it become
 one file.  With --classifier each mistake also has the share of digits that is read as the label.  --train-steps adds
-the mistakes in training, which take 5 minutes with 400 steps.  Read next: explorer_runs.py.
+the mistakes in training, which take 5 minutes with 400 steps.  If the demo is stopped, nothing is kept.
+Read next: explorer_runs.py.
 """
 
 import json

@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 
 from tinydiff.backend import TinydiffError
-from tinydiff.fast.workers import ONE_THREAD, environment
+from tinydiff.fast.processes import ONE_THREAD, environment
 
 WARM_UP = 2  # rounds that do not count
 SAMPLE_SECONDS = 0.03  # a shorter job is repeated to take about this long

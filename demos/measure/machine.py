@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from tinydiff.backend import backend_name, xp
-from tinydiff.fast.workers import available_cores
+from tinydiff.fast.processes import available_cores
 
 
 def describe_cpu(torch):

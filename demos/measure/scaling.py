@@ -40,7 +40,7 @@ from tqdm import tqdm
 from tinydiff.app import cli
 from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.outputs import own_folder
-from tinydiff.fast.workers import ONE_THREAD, available_cores, environment
+from tinydiff.fast.processes import ONE_THREAD, available_cores, environment
 
 REFERENCE = {"batch_size": 64, "channels": 32, "size": SIDE, "cores": 1}
 

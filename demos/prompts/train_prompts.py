@@ -6,7 +6,8 @@
 
 A caption names attributes that were measured on the picture.  A picture gets a new caption each time that it is in a
 batch (captions.py).  One caption in ten is empty, for guidance.  The run writes to --out: checkpoint.npz, metrics.csv,
-and at the end samples.png and loss.png.  Ctrl-C and SIGTERM save and end the run.  Read next: prompt.py.
+and at the end samples.png and loss.png.  Ctrl-C, SIGTERM and SIGHUP save and end the run,
+with exit code 130, 143 or 129.  Read next: prompt.py.
 """
 
 from dataclasses import asdict, replace
@@ -86,8 +87,8 @@ def main(
         print(f"data: {dataset.source}; without {captioned.left_out:,} pictures of the held-out combinations")
         print(f"network: {pool.model.num_parameters():,} parameters; {workers} worker(s); results in {out}/")
         more = {"num_images": len(dataset), "thresholds": captioned.thresholds}
-        if run.run(state, ranks, partial(save, state, captioned, workers, out, more), save_every):
-            final_pictures(state, pool, captioned.dataset, recipe, out)
+        run.run(state, ranks, partial(save, state, captioned, workers, out, more), save_every)
+        final_pictures(state, pool, captioned.dataset, recipe, out)
 
 
 def save(state, captioned, num_workers, out, more):
@@ -110,7 +111,9 @@ def final_pictures(state, pool, dataset, recipe, out):
     rows = [sentence.format("...") for sentence in SHOWN]
     plots.save_grid(out / "samples.png", np.concatenate(parts), columns=len(DIGITS), title=title, row_labels=rows)
     run.save_loss(state, out / "loss.png", f"{dataset.name} with captions, loss per pixel")
-    print(f"done: {out}/samples.png, loss.png, metrics.csv, checkpoint.npz")
+    print(f"done: open {out}/samples.png; beside it: loss.png, metrics.csv")
+    prompt = cli.command(Path(__file__).with_name("prompt.py"), out / "checkpoint.npz", "a thin seven leaning right")
+    print(f"next: {prompt}")
 
 
 def load_data(name, data_dir, seed, num):

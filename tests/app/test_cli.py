@@ -2,7 +2,9 @@
 
 import argparse
 import contextlib
+import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -305,3 +307,129 @@ def test_a_reader_that_goes_away_is_no_error(unbuffered, lines):
     child = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, env=environment)
     os.close(write)
     assert (child.returncode, child.stderr) == (141, b"")
+
+
+def _talk(redirection, lines="1", **environment):
+    """(exit code, standard output, standard error) of the program above, started by a shell."""
+    command = f'exec "$0" -c "$1" {lines} {redirection}'
+    environment = {**os.environ, "PYTHONPATH": ROOT, **environment}
+    child = subprocess.run(
+        ["sh", "-c", command, sys.executable, _TALK], capture_output=True, text=True, env=environment
+    )
+    return child.returncode, child.stdout, child.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell's redirections")
+@pytest.mark.parametrize("redirection", ["<&-", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_no_error(redirection):
+    """The program does its work; what it says there is lost, and nothing else."""
+    code, out, err = _talk(redirection)
+    assert (code, err) == (0, "") and out == ("" if ">&-" in redirection.replace("2>&-", "") else "a line\n")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that is always full")
+@pytest.mark.parametrize("lines", ["1", "100000"])
+def test_a_full_stream_is_named_on_the_other_one(lines):
+    """A full disk under `> log` is found with the first line, not after the work: one sentence and exit code 2."""
+    said = "error: standard output cannot be written: No space left on device"
+    assert _talk(">/dev/full", lines) == (2, "", f"\n{said}\n")
+    assert _talk(">/dev/full 2>/dev/full", lines) == (2, "", "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that is always full")
+def test_a_full_standard_error_is_named_on_standard_output(monkeypatch, capsys):
+    """The progress bar cannot be drawn: one sentence on the stream that is left, exit code 2."""
+    full = open("/dev/full", "w")  # noqa: SIM115
+    monkeypatch.setattr(sys, "stderr", full)
+
+    def main():
+        print("a bar", file=sys.stderr, flush=True)
+
+    with pytest.raises(SystemExit) as end:
+        _run(monkeypatch, main)
+    assert end.value.code == 2
+    assert capsys.readouterr().out.split("\n", 1)[1].startswith("error: standard error cannot be written: No space")
+    full.close()  # it leads to nowhere by now, or this would raise
+
+
+@pytest.mark.skipif(os.name != "posix", reason="an encoding of the environment")
+def test_a_letter_that_the_encoding_lacks_is_escaped(tmp_path):
+    """A folder's name on a terminal of another alphabet: shown with an escape, in place of a UnicodeEncodeError."""
+    script = _TALK.replace("a line", "z\N{LATIN SMALL LETTER A WITH DIAERESIS}h")
+    environment = {**os.environ, "PYTHONPATH": ROOT, "PYTHONIOENCODING": "ascii"}
+    child = subprocess.run([sys.executable, "-c", script, "1"], capture_output=True, env=environment)
+    assert (child.returncode, child.stdout, child.stderr) == (0, b"z\\xe4h\n", b"")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a folder that is in use cannot be removed elsewhere")
+def test_a_folder_that_is_gone_is_said_at_once(tmp_path):
+    """The current folder was removed: one sentence, exit code 2, before any work."""
+    (tmp_path / "gone").mkdir()
+    command = 'cd "$2" && rmdir "$2" && exec "$0" -c "$1" 1'
+    words = ["sh", "-c", command, sys.executable, _TALK, str(tmp_path / "gone")]
+    child = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ROOT})
+    assert (child.returncode, child.stdout) == (2, "")
+    assert " ".join(child.stderr.split()).startswith("error: the current folder does not exist any more")
+
+
+def test_a_limit_of_the_system_is_no_bug(monkeypatch, capsys):
+    """Too many open files, and others of that kind: a sentence that says where the limit is, and exit code 2."""
+    for number in (errno.EMFILE, errno.EAGAIN, errno.EFBIG):
+        with pytest.raises(SystemExit, match="2"):
+            _run(monkeypatch, _raises(OSError(number, os.strerror(number))))
+        err = " ".join(capsys.readouterr().err.split())
+        assert os.strerror(number) in err and "(ulimit -a)" in err
+
+
+def test_a_message_stays_readable_on_a_terminal_without_a_width(monkeypatch, capsys):
+    """COLUMNS=1 does not make a column of words."""
+    monkeypatch.setenv("COLUMNS", "1")
+    with pytest.raises(SystemExit, match="2"):
+        _run(monkeypatch, _raises(TinydiffError("a few words")))
+    assert capsys.readouterr().err == "error: a few words\n"
+
+
+_WAIT = """
+import signal
+import sys
+import tempfile
+from tinydiff.app import cli
+
+def main():
+    with tempfile.TemporaryDirectory(dir=folder):
+        print("here", flush=True)
+        signal.pause()
+
+folder = sys.argv.pop()
+cli.run(main, cli.parser(None, main))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_ends_a_program_in_order_with_its_code(tmp_path, name):
+    """What `finally` and temporary folders promise is done; the exit code is the shell's, and one line says why."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _WAIT, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": ROOT},
+        preexec_fn=lambda: signal.signal(getattr(signal, name), signal.SIG_DFL),
+    )
+    assert process.stdout.readline() == "here\n" and len(os.listdir(tmp_path)) == 1
+    process.send_signal(getattr(signal, name))
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (128 + getattr(signal, name), f"ended by {name}\n")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_command_can_be_typed_as_it_is_shown(tmp_path, monkeypatch):
+    """Paths from the current folder, quoted for a shell; the program's own command with words that it lacks."""
+    monkeypatch.chdir(tmp_path)
+    assert cli.command(tmp_path / "demos" / "sample.py", "a b/c.npz", 3) == "python demos/sample.py 'a b/c.npz' 3"
+    assert cli.command("/elsewhere/sample.py") == "python /elsewhere/sample.py"
+    monkeypatch.setattr(sys, "argv", ["demos/train.py", "--out", "x y"])
+    assert cli.again("--resume") == "python demos/train.py --out 'x y' --resume"
+    monkeypatch.setattr(sys, "argv", ["demos/train.py", "--resume"])
+    assert cli.again("--resume") == "python demos/train.py --resume"

@@ -2,6 +2,7 @@
 
 import argparse
 import signal
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from tinydiff.app import checkpoint, run
 from tinydiff.app.alone import one_process
 from tinydiff.app.checkpoint import CheckpointError
 from tinydiff.app.generate import build_unet
+from tinydiff.app.signals import NAMES, Stopped, ending_in_order
 from tinydiff.app.training import diffusion_training
 from tinydiff.backend import TinydiffError, precision
 from tinydiff.data import Dataset
@@ -22,6 +24,17 @@ pytestmark = pytest.mark.program
 
 NETWORK = {"base_channels": 8, "channel_mults": [1, 2], "num_heads": 2, "num_groups": 4, "num_classes": 3}
 DATA = Dataset("blank", np.zeros((4, 8, 8), np.uint8), np.zeros(4, np.uint8), "blank", ("a", "b", "c"))
+
+
+@pytest.fixture
+def usual():
+    """Python's own handlers during the test, whatever pytest was born with: a background job ignores SIGINT."""
+    before = {getattr(signal, name): signal.getsignal(getattr(signal, name)) for name in NAMES}
+    for number in before:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -112,29 +125,72 @@ def test_a_checkpoint_is_loaded_if_there_is_one(tmp_path, capsys):
 
 @pytest.mark.parametrize("save_every, expected", [(2, [0, 2, 4, 5]), (5, [0, 5]), (9, [0, 5])])
 def test_a_run_is_saved_at_both_ends_and_on_the_way(state, save_every, expected):
-    """Before the first step, every so many steps, after the last; what is done on the way follows every other step."""
-    saved, seen = [], []
-    ranks = one_process()
-    finished = run.run(state, ranks, lambda: saved.append(state.step), save_every, lambda: seen.append(state.step))
-    assert finished is True and saved == expected and seen == [1, 2, 3, 4]
+    """Before the first step, every so many steps, and after the last."""
+    saved = []
+    run.run(state, one_process(), lambda: saved.append(state.step), save_every)
+    assert saved == expected
 
 
-def test_a_signal_ends_the_step_saves_and_stops(state, capsys):
-    """Its step is saved, nothing more is done, and the answer is False; in the last step it comes too late."""
-    saved, seen = [], []
+def test_a_run_is_saved_before_each_grid(state):
+    """Grids are drawn every so many steps, but not at the end; whatever happens while one is drawn, no step is lost."""
+    done = []
+    draw = lambda: done.append(("drawn", state.step))  # noqa: E731
+    run.run(state, one_process(), lambda: done.append(("saved", state.step)), 9, draw, 2)
+    assert done == [("saved", 0), ("saved", 2), ("drawn", 2), ("saved", 4), ("drawn", 4), ("saved", 5)]
+    done.clear()
+    state.step = state.adam.num_steps = state.ema.num_updates = 3
+    del state.rows[3:]
+    run.run(state, one_process(), lambda: None, 9, draw, 5)
+    assert done == []
 
-    def on_the_way():
-        seen.append(state.step)
-        if state.step == 2:
-            signal.raise_signal(signal.SIGTERM)
 
-    assert run.run(state, one_process(), lambda: saved.append(state.step), 9, on_the_way) is False
-    assert saved == [0, 3] and seen == [1, 2] and state.step == 3
-    assert "SIGTERM: saved at step 3; continue with --resume" in capsys.readouterr().out
-    saved.clear()
-    on_the_way = lambda: signal.raise_signal(signal.SIGTERM) if state.step == 4 else None  # noqa: E731
-    assert run.run(state, one_process(), lambda: saved.append(state.step), 9, on_the_way) is True
-    assert saved == [3, 5]
+def signal_in_step(monkeypatch, state, step, number=signal.SIGTERM):
+    """Have the signal come within that step, counted from 1."""
+    update = state.ema.update
+
+    def update_and_signal():
+        update()
+        if state.ema.num_updates == step:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(state.ema, "update", update_and_signal)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("step", [3, 5])
+def test_a_signal_ends_the_step_saves_and_stops_the_program(state, usual, capsys, monkeypatch, name, step):
+    """Also in the last step: its step is saved, and the exit code is 128 and the signal, so that `&&` stops too."""
+    saved, number = [], getattr(signal, name)
+    signal_in_step(monkeypatch, state, step, number)
+    monkeypatch.setattr("sys.argv", ["demos/train.py", "--out", "a folder"])
+    with pytest.raises(Stopped) as end:
+        run.run(state, one_process(), lambda: saved.append(state.step), 9)
+    assert end.value.code == 128 + number and saved == [0, step] and state.step == step
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == f"{name}: saved at step {step}; continue with"
+    assert printed[1].split(maxsplit=1) == ["python", "demos/train.py --out 'a folder' --resume"]
+
+
+def test_a_signal_during_a_save_is_not_forgotten(state, usual):
+    """It comes after the last step, while the file is written: the run is whole, and the program stops all the same."""
+    with pytest.raises(Stopped):
+        run.run(state, one_process(), lambda: state.step == 5 and signal.raise_signal(signal.SIGTERM), 9)
+    assert state.step == 5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_signal_while_a_grid_is_drawn_acts_at_once(state, usual, capsys, name):
+    """Everything is saved already, so that nothing has to be waited for; the run says where it goes on."""
+    saved = []
+
+    def draw():
+        signal.raise_signal(getattr(signal, name))
+        raise AssertionError("the grid went on")
+
+    with ending_in_order(), pytest.raises((KeyboardInterrupt, Stopped)) as end:
+        run.run(state, one_process(), lambda: saved.append(state.step), 9, draw, 2)
+    assert end.type is (KeyboardInterrupt if name == "SIGINT" else Stopped) and saved == [0, 2]
+    assert "saved at step 2; continue with" in capsys.readouterr().out
 
 
 class TwoRanks:
@@ -160,8 +216,9 @@ class TwoRanks:
 def test_the_signal_of_another_rank_stops_this_one(state, capsys):
     """Every rank stops after the same step, and says who was asked."""
     saved = []
-    assert run.run(state, TwoRanks(), lambda: saved.append(state.step), 9) is False
-    assert saved == [0, 2]
+    with pytest.raises(Stopped) as end:
+        run.run(state, TwoRanks(), lambda: saved.append(state.step), 9)
+    assert saved == [0, 2] and end.value.code == 128 + signal.SIGTERM
     assert "stopped by another rank: saved at step 2" in capsys.readouterr().out
 
 
@@ -174,22 +231,20 @@ def test_a_signal_lets_the_ranks_save_at_once_if_the_state_is_whole(state, monke
     def save():
         pass
 
-    def on_the_way():
-        signal.raise_signal(signal.SIGTERM)
-        assert ranks.rescued == ([save] if is_whole else [])
-
-    assert run.run(state, ranks, save, 9, on_the_way) is False
+    signal_in_step(monkeypatch, state, 1)
+    with pytest.raises(Stopped):
+        run.run(state, ranks, save, 9)
     assert ranks.rescued == ([save] if is_whole else [])
 
 
-def test_the_bar_counts_the_images_of_the_whole_run(state, capsys):
-    """From where the run stands to its end, with the step and the mean loss; it is silent on other ranks."""
+def test_the_bar_counts_the_steps_of_the_whole_run(state, capsys):
+    """From where the run stands to its end, with the mean loss; it is silent on other ranks."""
     state.step, state.num_steps = 3, 5
     state.adam.num_steps = state.ema.num_updates = 3
     state.rows[:] = [(1.0,) * len(METRICS)] * 3
-    run.run(state, one_process(), lambda: None, 9)
+    run.run(state, one_process(), lambda: None, 9, name="net")
     shown = capsys.readouterr().err
-    assert "6/10" in shown and "10/10" in shown and "step 5, loss " in shown
+    assert "net" in shown and "3/5" in shown and "5/5" in shown and "step" in shown and "loss " in shown
     state.step = state.num_steps = 5
     second = TwoRanks()
     second.rank = 1
@@ -197,9 +252,40 @@ def test_the_bar_counts_the_images_of_the_whole_run(state, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_the_total_is_known_once_the_clock_has_decided(state):
-    """Images of all steps; None for a run whose number of steps is still open."""
-    assert run.total(state) == 10
+def test_the_time_of_a_grid_is_no_time_of_training(state, capsys, monkeypatch):
+    """The bar says what is done, and its clock stands still meanwhile: by a clock of the test's own."""
+    now = [0.0]
+    bars = []
+
+    class Bar(run.tqdm):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, mininterval=0, **options)
+            self._time = lambda: now[0]
+            self.start_t = self.last_print_t = now[0]
+            bars.append(self)
+
+        def update(self):
+            now[0] += 1  # each step takes a second
+            return super().update()
+
+    def draw():
+        now[0] += 1000
+
+    monkeypatch.setattr(run, "tqdm", Bar)
+    run.run(state, one_process(), lambda: None, 9, draw, 2)
+    assert "drawing a grid" in capsys.readouterr().err
+    assert bars[0].format_dict["elapsed"] == 5 and now[0] == 2005
+
+
+def test_the_bar_says_how_long_at_most_until_the_clock_has_set_the_number(state, capsys):
+    """The total is open until the end of the warm-up, and then stands; without a clock it stands from the start."""
+    assert (run.total(state), run.time_limit(state)) == (5, "")
+    state.config = replace(state.config, minutes=8.0, warmup=2)
+    assert (run.total(state), run.time_limit(state)) == (None, "at most 8 minutes")
+    run.run(state, one_process(), lambda: None, 9)
+    assert (run.total(state), run.time_limit(state)) == (5, "")
+    shown = capsys.readouterr().err
+    assert "at most 8 minutes" in shown and "5/5" in shown
     state.num_steps = run.UNLIMITED
     assert run.total(state) is None
 
@@ -208,7 +294,7 @@ def test_the_recent_loss_is_the_mean_of_the_last_50(state):
     """Of the rows that are known; without one there is nothing to show."""
     assert run.recent_loss(state) == ""
     state.rows[:] = [(100.0,)] * 10 + [(i / 10,) for i in range(50)]
-    assert run.recent_loss(state) == ", loss 2.4500"
+    assert run.recent_loss(state) == "loss 2.45"
 
 
 def test_the_metrics_are_a_line_a_step(tmp_path):

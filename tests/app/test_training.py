@@ -79,35 +79,80 @@ def test_steps_are_those_of_train_and_nothing_else():
     assert same_bits(arrays_of(state), arrays_of(expected))
 
 
-def test_minutes_lower_the_number_of_steps(monkeypatch):
+class Clock:
+    """A clock of the test's own: step k of a run, counted from 0, takes seconds(k)."""
+
+    def __init__(self, monkeypatch, state, seconds):
+        self.now, update = 0.0, state.ema.update
+
+        def update_and_pass():
+            self.now += seconds(state.step)
+            update()
+
+        monkeypatch.setattr(training.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(state.ema, "update", update_and_pass)
+
+
+def number_of_steps(state, minutes):
+    """The number of steps after the clock's decision."""
+    for _ in steps(state, one_process(), minutes):
+        if state.step > max(1, state.config.warmup):
+            return state.num_steps
+
+
+@pytest.mark.parametrize("seconds, expected", [(0.5, 24), (1e-6, 40)])
+def test_minutes_lower_the_number_of_steps(monkeypatch, seconds, expected):
     """At the end of the warm-up the steps that fit are minutes * 60 / (seconds a step); more than asked for never."""
-    for seconds, expected in ((0.5, 24), (1e-6, 40)):
-        clock = iter([0, 2 * seconds])  # read before step 1 and after step 2
-        monkeypatch.setattr(training.time, "monotonic", lambda clock=clock: float(next(clock)))
-        state = small_run(replace(CONFIG, num_steps=40))
-        for _, _ in zip(range(3), steps(state, one_process(), 0.2)):
-            pass
-        assert state.num_steps == expected
+    state = small_run(replace(CONFIG, num_steps=40, warmup=12))
+    Clock(monkeypatch, state, lambda step: seconds)
+    assert number_of_steps(state, 0.2) == expected
+
+
+@pytest.mark.parametrize("stalled", [{3}, {0, 1, 2, 3, 4}, {11}])
+def test_a_stall_in_the_warm_up_costs_no_step(monkeypatch, stalled):
+    """A process that is stopped, a machine that sleeps or is busy for a while: the median step is what it was."""
+    state = small_run(replace(CONFIG, num_steps=40, warmup=12))
+    Clock(monkeypatch, state, lambda step: 15.0 if step in stalled else 0.5)
+    assert number_of_steps(state, 0.2) == 24
+
+
+def test_what_is_done_between_two_steps_is_no_time_of_training(monkeypatch):
+    """Saving and drawing grids happen there."""
+    state = small_run(replace(CONFIG, num_steps=40, warmup=12))
+    clock = Clock(monkeypatch, state, lambda step: 0.5)
+    for _ in steps(state, one_process(), 0.2):
+        clock.now += 100
+        if state.step == 13:
+            break
+    assert state.num_steps == 24
 
 
 @pytest.mark.parametrize("warmup", [0, 1, 3])
 def test_minutes_count_once_at_the_end_of_the_warm_up(monkeypatch, warmup):
     """num_steps stands until step max(1, warmup) is done, changes there, and then stands; one step more always fits."""
-    monkeypatch.setattr(training.time, "monotonic", iter(range(100)).__next__)  # 1 second from the start to the look
     state, first = small_run(replace(CONFIG, num_steps=40, warmup=warmup)), max(1, warmup)
+    monkeypatch.setattr(training, "gradient_seconds", lambda *_: [1.0])
     seen = [state.num_steps for _ in steps(state, one_process(), 0.0)]
     assert seen == [40] * (first - 1) + [first + 1] * 2
 
 
-def test_a_resumed_run_counts_its_own_steps_only(monkeypatch):
-    """Speed is that of the steps of this process: the ones before a restart took none of its time."""
-    clock = iter([100.0, 102.0])  # 2 seconds for steps 2 and 3
-    monkeypatch.setattr(training.time, "monotonic", lambda: next(clock))
-    state = small_run(replace(CONFIG, num_steps=400, warmup=3))
-    state.step = 1
-    for _, _ in zip(range(2), steps(state, one_process(), 2.0)):
-        pass
-    assert state.num_steps == 120  # two minutes at a second a step
+def test_a_run_that_is_resumed_late_in_its_warm_up_measures_some_gradients(monkeypatch):
+    """One or two steps, the first ones of a process, say too little; measuring changes no bit of the run."""
+    state, other = (small_run(replace(CONFIG, num_steps=400, warmup=3)) for _ in range(2))
+    seen = []
+    for each in (state, other):
+        each.step = each.adam.num_steps = each.ema.num_updates = 1
+    gradient_seconds = training.gradient_seconds
+    monkeypatch.setattr(
+        training, "gradient_seconds", lambda *how: seen.append(len(gradient_seconds(*how))) or [1, 90, 1]
+    )
+    assert number_of_steps(state, 2.0) == 120  # two minutes at a second a step
+    assert seen == [7]
+    other.num_steps = 120
+    for _ in train(other):
+        if other.step == 4:
+            break
+    assert same_bits(arrays_of(state), arrays_of(other))
 
 
 def test_the_clock_is_rank_0s(monkeypatch):
@@ -117,7 +162,7 @@ def test_the_clock_is_rank_0s(monkeypatch):
         def broadcast(self, make):
             return make() and 5
 
-    state = small_run(replace(CONFIG, num_steps=40))
+    state = small_run(replace(CONFIG, num_steps=40, warmup=3))
     assert len(list(steps(state, Ranks(), 60.0))) == 5
 
 

@@ -23,13 +23,16 @@ def test_auto_is_mnist_where_it_is_found(sets, folders, put, name):
 
 
 def test_auto_falls_back_to_glyphs_and_says_so(sets, folders):
-    """No MNIST, no mirror: the set is glyphs, and `say` hears glyphs, MNIST and what would help."""
+    """No MNIST, no mirror: the set is glyphs, and `say` hears so in two lines of a terminal: what, and what helps."""
     said = []
     dataset = data.load("auto", num=20, say=said.append)
     drawn = data.load("glyphs", num=20)
     assert dataset.name == "glyphs"
     np.testing.assert_array_equal(dataset.images, drawn.images)
-    assert any("glyphs instead of MNIST" in sentence and "--data-dir" in sentence for sentence in said)
+    said = [line for line in said if not line.startswith("Downloading")]
+    assert len(said) == 2 and all(len(line) < 120 and "\n" not in line for line in said)
+    assert "MNIST is not on this machine" in said[0] and "glyphs" in said[0]
+    assert "--data-dir" in said[1] and "--data mnist" in said[1]
 
 
 @pytest.mark.parametrize("name", ["auto", "mnist", "fashion"])

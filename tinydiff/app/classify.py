@@ -4,11 +4,10 @@ In training each image is displaced at random, by up to MAX_SHIFT pixels in each
 place is still the same digit.  A noisy classifier is trained on x_t at all times t, without displacement.  The gradient
 of a noisy classifier leads the sampler (classifier guidance), so p(y | x_t) must be that of the data themselves.
 
-As in train.py, the seed and k determine all random numbers of step k.  A run takes a few minutes, so it is saved only
-at its end and cannot be resumed.  This is the last file of app/.
+As in train.py, the seed and k determine all random numbers of step k.  This is the last file of app/.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tinydiff.app import checkpoint
-from tinydiff.app.fit import fit
+from tinydiff.app.fit import any_training
 from tinydiff.app.trained import load_network
 from tinydiff.app.training import check_finite
 from tinydiff.autograd import Tensor
@@ -26,7 +25,7 @@ from tinydiff.data import Dataset, epoch_indices
 from tinydiff.diffusion import Schedule
 from tinydiff.more.classifier import Classifier, cross_entropy
 from tinydiff.nn import Module
-from tinydiff.train import Batch, LoopConfig, TrainConfig, draw_batch
+from tinydiff.train import Batch, LoopConfig, TrainConfig, Training, draw_batch
 
 Draw = Callable[[Dataset, Any, int], Batch]
 MAX_SHIFT = 2  # pixels
@@ -70,14 +69,12 @@ def cross_entropy_losses(model: Any, batch: Batch) -> Tensor:
     return cross_entropy(model(batch["x"], batch.get("t")), batch["labels"])
 
 
-def train_classifier(
+def classifier_training(
     workers: Any, dataset: Dataset, config: ClassifierConfig, draw: Draw = draw_moved_batch
-) -> Iterator[float]:
-    """Train the workers' network, and yield the mean loss of each step's batch.
-
-    draw: draw_moved_batch, or partial(draw_noisy_batch, schedule).  Raises TrainingError as `fit` does.
-    """
-    return fit(workers, cross_entropy_losses, partial(draw, dataset), config)
+) -> Training:
+    """The state of a run that trains the workers' network.  draw: draw_moved_batch, or partial(draw_noisy_batch,
+    schedule)."""
+    return any_training(workers, cross_entropy_losses, partial(draw, dataset), config)
 
 
 def build_classifier(config: dict[str, Any], seed: int) -> Classifier:

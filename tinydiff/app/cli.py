@@ -16,19 +16,26 @@ and --help shows it.  Read next: alone.py.
 
 import argparse
 import contextlib
+import errno
 import inspect
 import math
 import os
 import re
+import shlex
 import shutil
 import sys
 import textwrap
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
+from tinydiff.app import streams
 from tinydiff.app.alone import one_process
 from tinydiff.app.outputs import release
+from tinydiff.app.signals import Stopped, ending_in_order
 from tinydiff.backend import TinydiffError, use_backend
+
+# Too many open files, processes or bytes in a file; no room on a disk or in memory.
+LIMITS = {errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EFBIG, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM}
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -87,29 +94,35 @@ def start(backend: str, precision: str | None, parallel: str = "local", plain: b
 def run(main: Callable[..., Any], using: argparse.ArgumentParser) -> None:
     """Call main(**options) and end the program as a user expects.
 
-    Exit code 2 and a message without a traceback: for a TinydiffError, for too little memory, and for a file that
-    cannot be opened or created.  Exit code 130: after Ctrl-C.  Exit code 141 and no message: if the reader of the
-    output has closed it (`| head`).  Any other exception is a bug and keeps its traceback.
+    Exit code 2 and a message without a traceback: for a TinydiffError, for too little memory, for a file that cannot be
+    opened or created, for a limit of the system, and for a stream that cannot be written.  Exit code 130: after Ctrl-C.
+    143 and 129: after SIGTERM and SIGHUP.  141 and no message: if the reader of the output has closed it (`| head`).
+    Any other exception is a bug and keeps its traceback.
     """
-    options = vars(using.parse_args())
-    if options.get("precision") == "tf32" and options["backend"] == "numpy":
-        using.error("--precision tf32 needs --backend cupy: NumPy multiplies in float32")
+    streams.prepare()
     try:
-        main(**options)
-        sys.stdout.flush()  # if the reader has closed the output, the error comes here, not at exit
+        options = vars(using.parse_args())
+        if options.get("precision") == "tf32" and options["backend"] == "numpy":
+            using.error("--precision tf32 needs --backend cupy: NumPy multiplies in float32")
+        _check_folder()
+        # mpiexec ends its ranks by SIGTERM, and leaves them no time for an orderly end.
+        with contextlib.nullcontext() if options.get("parallel") == "mpi" else ending_in_order():
+            main(**options)
+            sys.stdout.flush()  # if the reader has closed the output, the error comes here, not at exit
     except (TinydiffError, MemoryError) as error:  # on both backends one line describes the array that was too large
-        width, message = shutil.get_terminal_size().columns, f"error: {_short(str(error)) or 'out of memory'}"
-        fill = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False).fill  # paths stay whole
-        using.exit(2, "".join(fill(line) + "\n" for line in message.splitlines()))
+        _fail(using, str(error) or "out of memory")
     except KeyboardInterrupt:
         using.exit(130, "\ninterrupted\n")
-    except BrokenPipeError:
-        _end_if_nobody_reads()
-        raise
+    except Stopped as stopped:
+        using.exit(stopped.code, stopped.message)
     except OSError as error:
-        if error.filename is None:  # the error is not about a file that the user named
+        if error.filename is not None:  # the error is about a file that the user named
+            _fail(using, f"{error.filename}: {error.strerror}")
+        if failed := streams.broken():
+            _end_without(*failed)
+        if error.errno not in LIMITS:
             raise
-        using.exit(2, f"error: {_short(str(error.filename))}: {error.strerror}\n")
+        _fail(using, f"{error.strerror}: a limit of this machine or of this shell (ulimit -a) is too low")
     finally:
         release()
 
@@ -117,6 +130,33 @@ def run(main: Callable[..., Any], using: argparse.ArgumentParser) -> None:
 def _short(text: str) -> str:
     """The text with the middle of very long words left out: a name may have 100,000 letters."""
     return re.sub(r"\S{1000,}", lambda word: f"{word[0][:200]} ... {word[0][-200:]}", text)
+
+
+def _check_folder() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise TinydiffError("the current folder does not exist any more: change to another one (cd)") from None
+
+
+def _fail(using: argparse.ArgumentParser, message: str) -> NoReturn:
+    """Print the message within the terminal's width, and exit with code 2."""
+    width = max(40, shutil.get_terminal_size().columns)
+    fill = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False).fill  # paths stay whole
+    text = "".join(fill(line) + "\n" for line in f"error: {_short(message)}".splitlines())
+    using.exit(2, text)
+
+
+def command(program: str | os.PathLike, *words: Any) -> str:
+    """What to type to start a program: its path from the current folder, and its words, quoted for a shell."""
+    path = os.path.relpath(program)
+    return shlex.join(["python", str(program) if path.startswith("..") else path, *map(str, words)])
+
+
+def again(*more: str) -> str:
+    """What to type to start this program as it was started, with further words."""
+    program, *words = sys.argv
+    return command(program, *words, *(word for word in more if word not in words))
 
 
 def positive_int(text: str) -> int:
@@ -146,10 +186,10 @@ def _number(text: str, kind: type, what: str, fits: Callable[[Any], bool]) -> An
     raise argparse.ArgumentTypeError(f"must be {what}, got {_short(repr(text))}")
 
 
-def _end_if_nobody_reads() -> None:
-    """Exit with code 141 (128 + SIGPIPE) if the broken pipe is standard output.  A worker's broken pipe is a bug."""
-    try:
-        print(flush=True)  # a flush alone would not raise again: the unwritten text is already dropped
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python prints an error at exit
-        sys.exit(141)
+def _end_without(name: str, error: OSError) -> NoReturn:
+    """Exit because a standard stream cannot be written.  The message goes to the other stream."""
+    if isinstance(error, BrokenPipeError):
+        sys.exit(141)  # 128 + SIGPIPE
+    for stream in (sys.stdout, sys.stderr):
+        print(f"error: {name} cannot be written: {error.strerror}", file=stream)
+    sys.exit(2)

@@ -7,11 +7,12 @@ checkpoint contains, and the pictures to draw during the run.
     saved = load_if_there(path, "diffusion") if resume else None
     with ranks.workers(build, num_workers) as workers:
         state = diffusion_training(workers, schedule, config, dataset)
-        finished = run(state, ranks, save, save_every, on_the_way)
+        run(state, ranks, save, save_every, draw, draw_every)  # a signal that stops it leaves the block
 
 Read next: plots.py.
 """
 
+import signal
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tinydiff.app import checkpoint, cli, plots
-from tinydiff.app.signals import stop_signals
+from tinydiff.app.signals import Stop, Stopped, stop_signals
 from tinydiff.app.training import steps, whole
 from tinydiff.backend import FAST, TinydiffError, precision
 from tinydiff.data import Dataset, load
@@ -99,36 +100,69 @@ def resumed_workers(meta: dict[str, Any], workers: int | None, backend: str) -> 
 
 
 def run(
-    state: Training, ranks: Any, save: Callable[[], Any], save_every: int, on_the_way: Callable[[], Any] = lambda: None
-) -> bool:
-    """Train to the end, and save during the run.  Returns False if a signal stopped the run before its end.
+    state: Training,
+    ranks: Any,
+    save: Callable[[], Any],
+    save_every: int,
+    draw: Callable[[], Any] | None = None,
+    draw_every: int = 1,
+    name: str = "",
+) -> None:
+    """Train to the end, and save during the run.  Raises Stopped, or KeyboardInterrupt, if a signal stops the run.
 
     ranks: the processes that share the work.  save(): writes the files that --resume needs.  It is called at the start,
-    every `save_every` steps and at the end.  on_the_way(): is called after each step except the last.
+    every `save_every` steps, before each draw() and at the end.  draw(): is called every `draw_every` steps, but not at
+    the end.  A signal during a step ends the step and saves; a signal during draw() ends it at once.  name: of the bar.
     Raises TrainingError as `steps` and `save` do, with the step of the last save.
     """
     ranks.broadcast(save)
     saved = [state.step]
-    config: Any = state.config  # a TrainConfig
-    done = state.step * config.batch_size
-    bar = tqdm(total=total(state), initial=done, unit="img", dynamic_ncols=True, disable=ranks.rank > 0)
+    stopped, minutes = False, getattr(state.config, "minutes", None)
+    bar = tqdm(
+        desc=name or None,
+        total=total(state),
+        initial=state.step,
+        unit="step",
+        postfix=time_limit(state),
+        dynamic_ncols=True,
+        disable=ranks.rank > 0,
+    )
     with stop_signals(lambda: whole(state) and ranks.rescue(save)) as stop, bar, _naming_the_last(saved):
-        for _ in steps(state, ranks, config.minutes):
+        for _ in steps(state, ranks, minutes):
             bar.total = total(state)
-            bar.set_postfix_str(f"step {state.step}{recent_loss(state)}", refresh=False)
-            bar.update(config.batch_size)
+            bar.set_postfix_str(", ".join(filter(None, (time_limit(state), recent_loss(state)))), refresh=False)
+            bar.update()
+            stopped = ranks.allreduce_mean(np.array([stop.number > 0], np.float32))[0] > 0  # one rank's stops all
             at_end = state.step == state.num_steps
-            stopped = ranks.allreduce_mean(np.array([stop.requested], np.float32))[0] > 0  # one rank's signal stops all
-            if at_end or stopped or state.step % save_every == 0:
+            drawing = draw is not None and state.step % draw_every == 0 and not (at_end or stopped)
+            if at_end or stopped or drawing or state.step % save_every == 0:
                 ranks.broadcast(save)
                 saved.append(state.step)
-            if stopped and not at_end:
-                bar.close()
-                print(f"{stop.signal or 'stopped by another rank'}: saved at step {state.step}; continue with --resume")
-                return False
-            if not at_end:
-                on_the_way()
-    return True
+            if stopped:
+                break
+            if drawing:
+                _draw(draw, state, stop, bar)
+    if stopped or (stop.number and ranks.size == 1):  # the second: it came during the last save
+        number = stop.number or signal.SIGTERM
+        print(_saved(state, signal.Signals(number).name if stop.number else "stopped by another rank"))
+        raise Stopped(number, "")
+
+
+def _draw(draw: Any, state: Training, stop: Stop, bar: Any) -> None:
+    """Draw, in a pause of the bar that it does not count.  A signal ends the program: everything is saved already."""
+    bar.set_postfix_str("drawing a grid")
+    try:
+        with stop.usual():
+            draw()
+    except (KeyboardInterrupt, Stopped):
+        bar.close()
+        print(_saved(state, "stopped while a grid was drawn"))
+        raise
+    bar.unpause()
+
+
+def _saved(state: Training, why: str) -> str:
+    return f"{why}: saved at step {state.step}; continue with\n    {cli.again('--resume')}"
 
 
 @contextmanager
@@ -156,11 +190,17 @@ def save_loss(state: Training, path: Path, title: str) -> None:
 
 
 def total(state: Training) -> int | None:
-    """The number of images of the whole run, or None until the clock has set the number of steps."""
-    return None if state.num_steps == UNLIMITED else state.num_steps * state.config.batch_size
+    """The number of steps of the whole run, or None until the clock has set it."""
+    return None if time_limit(state) or state.num_steps == UNLIMITED else state.num_steps
+
+
+def time_limit(state: Training) -> str:
+    """A text with the time that training may take, until the clock has set the number of steps; then ""."""
+    minutes = getattr(state.config, "minutes", None)
+    return f"at most {minutes:g} minutes" if minutes and state.step < max(1, state.config.warmup) else ""
 
 
 def recent_loss(state: Training) -> str:
     """A text with the mean of the last 50 losses on the host.  The function does not wait for a GPU's losses."""
     rows = state.rows[-50:]
-    return f", loss {sum(row[0] for row in rows) / len(rows):.4f}" if rows else ""
+    return f"loss {sum(row[0] for row in rows) / len(rows):.4g}" if rows else ""

@@ -1,28 +1,11 @@
-"""A table that a program prints and writes to a file, and the progress bar of a short run.  Read next: metrics.py."""
+"""A table that a program prints and writes to a file.  Read next: metrics.py."""
 
 import csv
 import io
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from tinydiff.app.checkpoint import atomic_write
-
-
-def progress(losses: Iterator[float], num_steps: int, batch_size: int, name: str = "") -> Iterator[float]:
-    """Yield the losses of fit.fit, and show a bar: images, images a second, time left, running mean of the loss.
-
-    num_steps: of the whole run.  batch_size: images a step.  name: the label of the bar.
-    """
-    with tqdm(total=num_steps * batch_size, unit="img", desc=name or None, dynamic_ncols=True) as bar:
-        mean = 0.0
-        for step, loss in enumerate(losses):
-            mean += (loss - mean) / min(step + 1, 50)
-            bar.set_postfix_str(f"step {step + 1}, loss {mean:.4g}", refresh=False)
-            bar.update(batch_size)
-            yield loss
 
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -8,6 +8,7 @@ With the same number of workers, a resumed run ends with the same weights as an 
 Read next: run.py.
 """
 
+import statistics
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -26,9 +27,20 @@ from tinydiff.backend import FAST, asarray, backend_name, precision, require, to
 from tinydiff.data import Dataset
 from tinydiff.diffusion import Schedule
 from tinydiff.nn import Module
-from tinydiff.train import METRICS, Batch, TrainConfig, Training, TrainingError, draw_batch, train
+from tinydiff.train import (
+    METRICS,
+    NUM_BUCKETS,
+    Batch,
+    Losses,
+    TrainConfig,
+    Training,
+    TrainingError,
+    draw_batch,
+    train,
+)
 
 Draw = Callable[[Any, int], Batch]
+FEW = 10  # steps: fewer say too little about the speed of a run
 
 
 def diffusion_training(
@@ -54,27 +66,41 @@ def diffusion_training(
 def steps(state: Training, ranks: Any, minutes: float | None = None) -> Iterator[Training]:
     """train(state), under a clock.  Raises TrainingError as `train` does, and also for too little memory.
 
-    minutes: None, or the time that training may take.  At the end of the warm-up the speed so far predicts how many
-    steps fit into that time, and num_steps is lowered to this number.  The clock has no other effect.  Checkpoints
-    after the warm-up contain the lowered number, so a run that is resumed from them needs no clock.
+    minutes: None, or the time that training may take.  At the end of the warm-up the median time of a step predicts how
+    many steps fit into that time, and num_steps is lowered to this number.  A pause of the process or of the machine
+    changes no median.  The clock has no other effect.  Checkpoints after the warm-up contain the lowered number, so a
+    run that is resumed from them needs no clock.
     """
-    config, first, began = state.config, state.step, time.monotonic()
+    config, seconds, began = state.config, list[float](), time.monotonic()
 
     def fitting(minutes: float) -> int:
-        return max(state.step + 1, int(minutes * 60 * (state.step - first) / (time.monotonic() - began)))
+        return max(state.step + 1, int(minutes * 60 / statistics.median(seconds)))
 
     try:
         for _ in train(state):
+            seconds.append(time.monotonic() - began)
             if minutes is not None and state.step == max(1, config.warmup):
-                state.metrics()  # wait until a GPU has computed the steps
+                if len(seconds) < FEW:  # a run that was resumed at the end of its warm-up
+                    seconds = gradient_seconds(state.gradients, state.losses_of, state.draw, config)
                 state.num_steps = min(state.num_steps, ranks.broadcast(partial(fitting, minutes)))  # one clock for all
             if state.step >= state.num_steps:
                 state.metrics()
             yield state
+            began = time.monotonic()  # what the caller does between two steps takes no time of training
     except MemoryError as error:
         if ranks.size > 1:  # the other ranks still wait in this step and cannot take part in the search
             raise
         raise out_of_memory(error, config.batch_size, partial(_gradient, state)) from None
+
+
+def gradient_seconds(gradients: Callable, losses_of: Losses, draw: Draw, config: Any) -> list[float]:
+    """The seconds of seven gradients, after three that are slower than the rest.  No parameter changes."""
+    seconds = []
+    for step in range(FEW):
+        began = time.monotonic()
+        to_numpy(gradients(losses_of, draw(config, step)))  # the losses: a GPU has computed its step when they are here
+        seconds.append(time.monotonic() - began)
+    return seconds[3:]
 
 
 def out_of_memory(error: MemoryError, batch_size: int, gradient: Callable[[int], Any]) -> TrainingError:
@@ -116,9 +142,7 @@ def save(state: Training, path: Path, dataset: Dataset, schedule: Schedule, num_
     Raises TrainingError as Training.metrics does, and if a number is not finite, and CheckpointError if the file cannot
     be written.
     """
-    arrays = {"schedule/beta": schedule.beta, "metrics": np.array(state.metrics()).reshape(-1, len(METRICS))}
-    for kind, buffers in _buffers(state).items():
-        arrays |= {f"{kind}/{name}": a for name, a in by_name(state.model, buffers).items()}
+    arrays = arrays_of(state)
     check_finite(path, {name: a for name, a in arrays.items() if name != "metrics"})  # an empty quarter's loss is nan
     data = {"name": dataset.name, "source": dataset.source, "num": len(dataset)}
     meta = {
@@ -132,7 +156,19 @@ def save(state: Training, path: Path, dataset: Dataset, schedule: Schedule, num_
         "train": asdict(state.config),
         "data": data | {"image_shape": [*dataset.images.shape[1:3], 1]},
     }
-    checkpoint.save(path, arrays, meta | more)
+    checkpoint.save(path, {"schedule/beta": schedule.beta} | arrays, meta | more)
+
+
+def arrays_of(state: Training) -> dict[str, np.ndarray]:
+    """All numbers of a run on the host: the metrics of its steps, weights, averages and moments.
+
+    Raises TrainingError as Training.metrics does.
+    """
+    columns = len(METRICS) - (NUM_BUCKETS if state.T is None else 0)
+    arrays = {"metrics": np.array(state.metrics()).reshape(-1, columns)}
+    for kind, buffers in _buffers(state).items():
+        arrays |= {f"{kind}/{name}": a for name, a in by_name(state.model, buffers).items()}
+    return arrays
 
 
 def check_finite(path: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -50,10 +50,11 @@ def load(
             if num is not None and not 1 <= num <= len(dataset):
                 raise ValueError(f"num must lie in 1..{len(dataset)} for {name}, got {num}")
             return replace(dataset, images=dataset.images[:num], labels=dataset.labels[:num])
-        except DataMissing as error:
+        except DataMissing:
             if name != "auto":
                 raise
-            say(f"Using the embedded glyphs instead of MNIST. {error}")
+            say("MNIST is not on this machine and cannot be downloaded: drawn digits (glyphs) take its place.")
+            say("To use MNIST, name the folder of its files with --data-dir; --data mnist tells what went wrong.")
     from tinydiff.data.glyphs import load_glyphs
 
     return load_glyphs(split, seed, num)

@@ -34,7 +34,8 @@ import numpy as np
 
 from tinydiff.backend import TinydiffError, asarray, backend_name, precision, to_numpy, xp
 from tinydiff.fast.device import synchronize
-from tinydiff.fast.workers import ONE_THREAD, Ranks, WorkerError, Workers, losses_and_gradient
+from tinydiff.fast.processes import ONE_THREAD, STOPPING, WorkerError
+from tinydiff.fast.workers import Ranks, Workers, losses_and_gradient
 from tinydiff.nn import Module
 from tinydiff.train import Batch, Losses, rows
 
@@ -159,9 +160,10 @@ class RankWorkers(Workers):
     def _check_parameters(self) -> None:
         self.ranks.check_same({"the parameters' checksum": zlib.crc32(to_numpy(self.flat.data).tobytes())})
 
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        self.ranks.ended_well = kind is None
-        if kind is not None and self.ranks.rank > 0:
+    def __exit__(self, kind: Any, error: Any = None, *_: Any) -> None:
+        stopped = isinstance(error, SystemExit) and error.code in [128 + number for number in STOPPING]
+        self.ranks.ended_well = kind is None or stopped  # a signal stops all ranks after the same step
+        if not self.ranks.ended_well and self.ranks.rank > 0:
             time.sleep(1)  # if all ranks fail alike, rank 0 prints the error and then ends the others
         super().__exit__()
 

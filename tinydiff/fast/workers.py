@@ -11,35 +11,44 @@ threads: two threads of NumPy code lose a quarter of their speed to the interpre
         images = workers.map(draw, jobs)                        # draw(model, job) for each job
 
 With one worker all work is done in this process.  Functions and jobs go through a pipe, so they must be picklable.  The
-arrays of a step go through shared memory.  Read next: mpi.py.
+arrays of a step go through shared memory.  Read next: processes.py.
 """
 
 import atexit
 import ctypes
 import multiprocessing
 import os
+import pickle
 import signal
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
-from multiprocessing.shared_memory import SharedMemory
-from pathlib import Path
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
 
 from tinydiff.autograd import mark_written
-from tinydiff.backend import FAST, BackendError, TinydiffError, backend_name, use_backend, xp
+from tinydiff.backend import FAST, BackendError, backend_name, use_backend, xp
 from tinydiff.fast.optim import Flat
+from tinydiff.fast.processes import (
+    NO_GUARD,
+    ONE_THREAD,
+    STOPPING,
+    TOP_LEVEL,
+    SharedArrays,
+    WorkerError,
+    WorkerMemoryError,
+    available_cores,
+    check_start,
+    environment,
+    packed,
+    unheard,
+)
 from tinydiff.nn import Module
 from tinydiff.train import Batch, Losses, checked_losses, rows
-
-ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OPENBLAS", "OMP", "MKL")} | {"VECLIB_MAXIMUM_THREADS": "1"}
-
-
-class WorkerError(TinydiffError):
-    """A worker process died or raised an exception, shared memory has no room, or the ranks of an MPI job differ."""
 
 
 def rows_of(n: int, rank: int, size: int) -> slice:
@@ -96,13 +105,15 @@ class Workers:
             raise ValueError(f"num_workers must be 1 or more, got {num_workers}")
         if num_workers > 1 and backend_name() != "numpy":
             raise BackendError(f"num_workers={num_workers}: worker processes need the numpy backend")
+        if num_workers > 1:
+            check_start(num_workers)
         self.num_workers = num_workers
         self.model = build()
         self._busy = False
         self._processes: list[Any] = []
         self._pipes: list[Any] = []
-        self._shared: _SharedArrays | None = None
-        self._batch: _SharedArrays | None = None
+        self._shared: SharedArrays | None = None
+        self._batch: SharedArrays | None = None
         self.flat = Flat(self.model.parameters())
         self.parameters = [self.flat]  # as Adam and EMA take them
         self._trained = [p.requires_grad for p in self.flat.parameters]  # what the replicas take from build()
@@ -110,14 +121,17 @@ class Workers:
             _keep_heap()
             return
         size = len(self.flat.data)
-        self._shared = _SharedArrays({"theta": ((size,), "float32"), "grad": ((num_workers, size), "float32")})
-        self._shared.arrays["theta"][:] = self.flat.data
-        self.flat.move(self._shared.arrays["theta"], self._shared.arrays["grad"][0])  # the sum is made in row 0
         try:
+            with unheard():
+                self._shared = SharedArrays({"theta": ((size,), "float32"), "grad": ((num_workers, size), "float32")})
+            self._shared.arrays["theta"][:] = self.flat.data
+            self.flat.move(self._shared.arrays["theta"], self._shared.arrays["grad"][0])  # the sum is made in row 0
             self._start(build, self._shared)
         except BaseException:
-            self._shared.memory.unlink()
-            self.close()
+            if self._shared is not None:
+                with suppress(FileNotFoundError):  # the memory has no name any more
+                    self._shared.memory.unlink()
+            self.close(0)
             raise
 
     def gradients(self, losses_of: Losses, batch: Batch) -> Any:
@@ -139,7 +153,7 @@ class Workers:
         if self._batch is None or self._batch.layout != layout:
             if self._batch is not None:
                 self._batch.close()
-            self._batch = _SharedArrays(layout)
+            self._batch = SharedArrays(layout)
             try:
                 self._ask("attach", [(self._batch.memory.name, layout)] * self.num_workers)
             finally:
@@ -171,7 +185,7 @@ class Workers:
                 while idle and waiting:
                     index, job = waiting.pop()
                     pipe = idle.pop(0)
-                    self._send(pipe, "call", (f, job))
+                    self._send(pipe, packed("call", (f, job)))
                     running[pipe] = index
                 for pipe in wait(list(running)):
                     index = running.pop(pipe)  # before _receive, which may raise: this answer has been read
@@ -198,7 +212,7 @@ class Workers:
             raise
         except BaseException as error:
             if not isinstance(error, WorkerError) or not all(process.is_alive() for process in self._processes):
-                self.close()
+                self.close(0)
             raise
         finally:
             self._busy = False
@@ -215,13 +229,17 @@ class Workers:
             self.flat.data[...] = before
             mark_written(self.flat.parameters)
 
-    def close(self) -> None:
-        """End the worker processes.  If this process dies, the pipes close, and each worker ends by itself."""
+    def close(self, seconds: float = 2.0) -> None:
+        """End the worker processes.  If this process dies, the pipes close, and each worker ends by itself.
+
+        seconds: the time that all workers together have to end by themselves.  Then the others are killed.
+        """
         for pipe in self._pipes:
             pipe.close()
+        end = time.monotonic() + seconds
         for process in self._processes:
-            process.join(timeout=2)
-            if process.is_alive():  # in the middle of a long computation
+            process.join(timeout=max(0.0, end - time.monotonic()))
+            if process.is_alive():  # in the middle of a long computation, or stopped
                 process.kill()
                 process.join()
         atexit.unregister(self.close)
@@ -244,25 +262,35 @@ class Workers:
     def __exit__(self, *_: Any) -> None:
         self.close()
 
-    def _start(self, build: Callable[[], Module], shared: "_SharedArrays") -> None:
+    def _start(self, build: Callable[[], Module], shared: "SharedArrays") -> None:
         atexit.register(self.close)  # runs before multiprocessing waits for the workers, which wait for this process
         context = multiprocessing.get_context("spawn")  # spawn works on every system, and a child inherits nothing
         with environment(ONE_THREAD):  # one BLAS thread for each worker: the workers already use all cores
             for index in range(self.num_workers):
-                pipe, end = context.Pipe()
-                arguments = (end, build, index, shared.memory.name, shared.layout, not FAST)
-                process = context.Process(target=_serve, args=arguments, daemon=True, name=f"tinydiff-worker-{index}")
-                process.start()
-                end.close()
-                self._processes.append(process)
-                self._pipes.append(pipe)
-        self._receive_all(self._pipes)
+                try:
+                    with unheard():
+                        pipe, end = context.Pipe()
+                        arguments = (end, index, shared.memory.name, shared.layout, not FAST)
+                        process = context.Process(
+                            target=_serve, args=arguments, daemon=True, name=f"tinydiff-worker-{index}"
+                        )
+                        process.start()
+                        end.close()
+                        self._processes.append(process)
+                        self._pipes.append(pipe)
+                except OSError as error:
+                    raise WorkerError(
+                        f"worker {index} of {self.num_workers} cannot be started ({error.strerror}): "
+                        "use fewer workers, or raise the limit (ulimit -n, ulimit -u)"
+                    ) from None
+        self._ask("build", [(build,)] * self.num_workers)
         # Every worker has opened the memory now.  Without a name it vanishes with its last user, even after kill -9.
         shared.memory.unlink()
 
     def _ask(self, command: str, arguments: Sequence[tuple]) -> list[Any]:
-        for pipe, args in zip(self._pipes, arguments):
-            self._send(pipe, command, args)
+        messages = [packed(command, args) for args in arguments]  # all of them before the first is sent
+        for pipe, message in zip(self._pipes, messages):
+            self._send(pipe, message)
         return self._receive_all(self._pipes)
 
     def _receive_all(self, pipes: Sequence[Any]) -> list[Any]:
@@ -278,9 +306,9 @@ class Workers:
             raise failure
         return results
 
-    def _send(self, pipe: Any, command: str, args: tuple) -> None:
+    def _send(self, pipe: Any, message: Any) -> None:
         try:
-            pipe.send((command, args))
+            pipe.send_bytes(message)
         except OSError:
             raise self._died(pipe) from None
 
@@ -289,18 +317,27 @@ class Workers:
         try:
             if pipe not in wait([pipe, sentinel]):
                 raise EOFError
-            error, result = pipe.recv()
+            error, result = pipe.recv()  # the class of an error and its message, or None and the result
         except (EOFError, OSError):
             raise self._died(pipe) from None
         if error is not None:
-            raise WorkerError(f"worker {self._pipes.index(pipe)} failed:\n{error}")
+            raise error(f"worker {self._pipes.index(pipe)} {result}")
         return result
 
     def _died(self, pipe: Any) -> WorkerError:
         index = self._pipes.index(pipe)
         process = self._processes[index]
-        process.join(timeout=2)
-        return WorkerError(f"worker {index} (process {process.pid}) died with exit code {process.exitcode}")
+        process.join(timeout=60)  # its end of the pipe is closed, so it is ending; giving back its memory takes a while
+        if process.exitcode == NO_GUARD:
+            return WorkerError(
+                "each worker imports the program's file, and there it came to the start of workers again: put what the "
+                'program does below the line  if __name__ == "__main__":'
+            )
+        reason = {-signal.SIGKILL: ": was memory too short?  Use fewer workers or smaller batches"}
+        return WorkerError(
+            f"worker {index} (process {process.pid}) died with exit code {process.exitcode}"
+            f"{reason.get(process.exitcode, ': its error is above')}"
+        )
 
 
 def default_workers(most: int = 64) -> int:
@@ -309,62 +346,23 @@ def default_workers(most: int = 64) -> int:
     return min(available_cores(), most) if FAST and backend_name() == "numpy" else 1
 
 
-def available_cores() -> int:
-    """The number of cores that this process may use.  On Linux the hyperthreads of a core count once, and a cgroup v2
-    quota is a limit."""
-    logical = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-    siblings = set()
-    for cpu in logical:
-        path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        siblings.add(path.read_text() if path.exists() else str(cpu))
-    cores = len(siblings)
-    quota = Path("/sys/fs/cgroup/cpu.max")
-    if quota.exists():
-        limit, period = quota.read_text().split()
-        if limit != "max":
-            cores = min(cores, -(-int(limit) // int(period)))
-    return max(1, cores)
-
-
-class _SharedArrays:
-    """Named arrays in one block of shared memory.  Without a name a new block is made; a worker opens it by name."""
-
-    def __init__(self, layout: dict[str, tuple], name: str | None = None):
-        self.layout = layout
-        offsets, end = {}, 0
-        for key, (shape, dtype) in layout.items():
-            offsets[key] = end
-            end += -(-int(np.prod(shape)) * np.dtype(dtype).itemsize // 64) * 64  # whole cache lines
-        self.memory = SharedMemory(name, create=name is None, size=max(end, 1))
-        if name is None and hasattr(os, "posix_fallocate"):
-            _reserve(self.memory)
-        buffer = self.memory.buf
-        assert buffer is not None
-        self.arrays = {
-            key: np.frombuffer(buffer, dtype, int(np.prod(shape)), offsets[key]).reshape(shape)
-            for key, (shape, dtype) in layout.items()
-        }
-
-    def close(self) -> None:
-        self.arrays = {}
-        try:
-            self.memory.close()
-        except BufferError:  # a view still exists; the memory is freed with the last view
-            self.memory.close = lambda: None  # type: ignore[method-assign]
-
-
 class _Replica:
     """The network in a worker process.  Each method is a command that the parent may send."""
 
-    def __init__(self, model: Module, theta: Any, grad: Any):
-        self.model, self.flat = model, Flat(model.parameters())
-        self.flat.move(theta, grad)
-        self.batch: _SharedArrays | None = None
+    def __init__(self, index: int, name: str, layout: dict[str, tuple]):
+        self.index, self.name, self.layout = index, name, layout
+        self.batch: SharedArrays | None = None
+
+    def build(self, build: Callable[[], Module]) -> None:
+        self.shared = SharedArrays(self.layout, self.name)
+        self.model = build()
+        self.flat = Flat(self.model.parameters())
+        self.flat.move(self.shared.arrays["theta"], self.shared.arrays["grad"][self.index])
 
     def attach(self, name: str, layout: dict[str, tuple]) -> None:
         if self.batch is not None:
             self.batch.close()
-        self.batch = _SharedArrays(layout, name)
+        self.batch = SharedArrays(layout, name)
 
     def gradients(self, losses_of: Losses, part: slice, n: int) -> np.ndarray:
         assert self.batch is not None
@@ -386,44 +384,33 @@ def losses_and_gradient(model: Module, flat: Flat, losses_of: Losses, batch: Bat
     return losses.data
 
 
-def _serve(
-    pipe: Any, build: Callable[[], Module], index: int, name: str, layout: dict[str, tuple], plain: bool
-) -> None:
+def _serve(pipe: Any, index: int, name: str, layout: dict[str, tuple], plain: bool) -> None:
     """The main function of a worker process: answer commands until the pipe closes."""
     use_backend("numpy", plain=plain)
-    for number in (signal.SIGINT, signal.SIGTERM):  # only the parent reacts to a signal to the whole group
+    for number in STOPPING:  # only the parent reacts to a signal to the whole group
         signal.signal(number, signal.SIG_IGN)
     _keep_heap()
-    answer: tuple[str | None, Any] = (None, None)
-    try:
-        shared = _SharedArrays(layout, name)
-        replica = _Replica(build(), shared.arrays["theta"], shared.arrays["grad"][index])
-    except Exception:
-        answer = (traceback.format_exc(), None)
+    replica = _Replica(index, name, layout)
     try:
         while True:
-            pipe.send(answer)
-            command, args = pipe.recv()
-            try:
-                answer = (None, getattr(replica, command)(*args))
-            except Exception:
-                answer = (traceback.format_exc(), None)
+            pipe.send_bytes(_answer(replica, pipe.recv_bytes()))
     except (EOFError, OSError):
         pass  # the parent is gone
     os._exit(0)  # views of the shared memory are still alive here; the system unmaps it
 
 
-def _reserve(memory: SharedMemory) -> None:
-    """Allocate the memory now.  Otherwise, if memory runs out, the first write to a missing page kills the process
-    (SIGBUS)."""
+def _answer(replica: _Replica, message: bytes) -> Any:
+    """The bytes of (None, result) of a command, or of (class of an error, message)."""
     try:
-        os.posix_fallocate(memory._fd, 0, memory.size)  # type: ignore[attr-defined]
-    except OSError as error:
-        memory.unlink()
-        raise WorkerError(
-            f"no room for {memory.size:,} bytes of shared memory ({error.strerror}): use fewer workers, "
-            "or give the machine's /dev/shm more room (docker run --shm-size)"
-        ) from None
+        command, args = pickle.loads(message)
+    except Exception as error:
+        return ForkingPickler.dumps((WorkerError, f"cannot load what it was sent ({error!r}): {TOP_LEVEL}"))
+    try:
+        return ForkingPickler.dumps((None, getattr(replica, command)(*args)))
+    except MemoryError as error:
+        return ForkingPickler.dumps((WorkerMemoryError, f"has too little memory: {error}"))
+    except Exception:
+        return ForkingPickler.dumps((WorkerError, f"failed:\n{traceback.format_exc()}"))
 
 
 def _keep_heap() -> None:
@@ -438,18 +425,3 @@ def _keep_heap() -> None:
         return
     mallopt(-4, 0)  # M_MMAP_MAX: no array gets a mapping of its own
     mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink
-
-
-@contextmanager
-def environment(values: dict[str, str]) -> Iterator[None]:
-    """Set these environment variables within the block.  Processes started in the block inherit them."""
-    before = {key: os.environ.get(key) for key in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            if value is None:
-                del os.environ[key]
-            else:
-                os.environ[key] = value

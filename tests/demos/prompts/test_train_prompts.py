@@ -3,6 +3,8 @@
 import csv
 import json
 import runpy
+import signal
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image
 
 from tinydiff.app import checkpoint
 from tinydiff.app.checkpoint import CheckpointError
+from tinydiff.app.signals import Stop, Stopped
 from tinydiff.backend import TinydiffError, backend_name
 from tinydiff.data import load
 from tinydiff.diffusion import Schedule
@@ -129,23 +132,19 @@ def test_a_signal_saves_and_ends_the_run(demo, tmp_path, capsys):
     drawn = []
     demo.final_pictures = lambda *_: drawn.append(1)
 
-    class Stop:
-        def __init__(self, at_once=None): ...
+    @contextmanager
+    def stop_signals(at_once):
+        yield Stop(signal.SIGTERM)
 
-        requested, signal = True, "SIGTERM"
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-    demo.run.stop_signals, before = Stop, demo.run.stop_signals
+    demo.run.stop_signals, before = stop_signals, demo.run.stop_signals
     try:
-        demo.main(backend=backend_name(), out=tmp_path, steps=4, seed=3, **SMALL)
+        with pytest.raises(Stopped) as end:
+            demo.main(backend=backend_name(), out=tmp_path, steps=4, seed=3, **SMALL)
     finally:
         demo.run.stop_signals = before
-    assert "SIGTERM: saved at step 1; continue with --resume" in capsys.readouterr().out
+    assert end.value.code == 143
+    printed = capsys.readouterr().out
+    assert "SIGTERM: saved at step 1; continue with" in printed and "--resume" in printed
     assert checkpoint.load(tmp_path / "checkpoint.npz")[1]["step"] == 1 and drawn == []
 
 
@@ -164,7 +163,7 @@ def test_without_steps_the_minutes_decide(demo, tmp_path, monkeypatch):
     demo.main(backend=backend_name(), out=tmp_path, **SMALL)
     demo.main(backend=backend_name(), out=tmp_path, minutes=2.0, **SMALL)
     demo.main(backend=backend_name(), out=tmp_path, steps=5, **SMALL)
-    assert seen == [(18.0, None), (2.0, None), (None, 20)]
+    assert seen == [(18.0, None), (2.0, None), (None, 5)]
 
 
 def test_only_digits_are_captioned(demo, tmp_path):
