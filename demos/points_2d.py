@@ -24,6 +24,7 @@ import io
 import math
 import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps

@@ -12,6 +12,7 @@ continues it.
 
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 

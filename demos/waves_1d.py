@@ -18,6 +18,7 @@ import io
 import time
 import wave
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure

@@ -12,6 +12,7 @@ with exit code 130, 143 or 129.  Read next: prompt.py.
 
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from captions import DIGITS, HELD_OUT, MAX_TOKENS, VOCABULARY, Captioned, build, by_prompt, tokenize
