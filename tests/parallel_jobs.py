@@ -48,3 +48,19 @@ def installed(model, job):
 
 def weights_and_pid(model, job):
     return job, model.a.w.data.copy(), os.getpid()
+
+
+def die_at_start(parent):
+    """The network in the parent; in a worker nothing comes of it."""
+    if os.getpid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return build(0)
+
+
+def exhaust(model, batch):
+    raise MemoryError("planted")
+
+
+def open_file(model, job):
+    """A result that cannot be sent."""
+    return open(os.devnull)

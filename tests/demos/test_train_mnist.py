@@ -220,29 +220,67 @@ def test_resume_without_a_checkpoint_starts_from_the_beginning(load_demo, tmp_pa
     assert "no checkpoint" in capsys.readouterr().out and weights(tmp_path)[1]["step"] == 1
 
 
-@pytest.mark.skipif(backend_name() != "numpy", reason="the process started here uses the numpy backend")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_ends_cleanly(tmp_path, number):
-    """Ctrl-C and SIGTERM, sent to the workers too: the step is finished and saved, and the exit code is 0."""
-    # A shell's background job is born with SIGINT ignored, and the demo would rightly keep it so.
-    process = train(
-        tmp_path,
-        "--steps=100000",
-        "--save-every=5",
-        "--workers=2",
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+def children(pid):
+    """The process ids of the children of a process, in the order of their start."""
+    pids = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return [pid for pid in pids if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def born_with(number):
+    """The signal acts in the new process as it usually does: a shell's background job is born with SIGINT ignored."""
+    return {"start_new_session": True, "preexec_fn": lambda: signal.signal(number, signal.SIG_DFL)}
+
+
+processes = pytest.mark.skipif(backend_name() != "numpy", reason="the process started here uses the numpy backend")
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+
+@processes
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_saves_and_ends_with_its_exit_code(tmp_path, number):
+    """Sent to the workers too: the step is finished and saved, and `train && sample` stops, as the code is not 0."""
+    before = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+    process = train(tmp_path, "--steps=100000", "--save-every=5", "--workers=2", **born_with(number))
     wait_for_step(tmp_path, 5)
     os.killpg(process.pid, number)  # as a terminal and as systemd do
     code, out, err = finish(process)
-    assert code == 0 and "Traceback" not in err and f"{number.name}: saved at step" in out
+    assert code == 128 + number and "Traceback" not in err and "Warning" not in err
     step = weights(tmp_path)[1]["step"]
-    assert step >= 5 and f"saved at step {step}" in out
+    assert step >= 5 and f"{number.name}: saved at step {step}; continue with\n    python " in out
+    assert f"--out={tmp_path} --steps=100000 --save-every=5 --workers=2 --resume\n" in out
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == step + 1
+    assert not before or {name for name in os.listdir("/dev/shm") if name.startswith("psm_")} <= before
 
 
-@pytest.mark.skipif(backend_name() != "numpy", reason="the process started here uses the numpy backend")
+@processes
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_at_the_start_is_no_traceback(tmp_path, number):
+    """Workers are being started: nothing is left, no worker says a word, and the code is that of the signal."""
+    process = train(tmp_path / "run", "--steps=9", "--workers=2", **born_with(number))
+    while not children(process.pid):
+        time.sleep(0.01)
+    os.killpg(process.pid, number)
+    code, out, err = finish(process)
+    assert (code, out) == (128 + number, "")
+    assert err.split("\n")[-2] == ("interrupted" if number == signal.SIGINT else f"ended by {number.name}")
+    assert "Traceback" not in err and "Warning" not in err and list((tmp_path / "run").iterdir()) == []
+
+
+@processes
+def test_a_stopped_worker_does_not_keep_a_signal_waiting(tmp_path):
+    """SIGSTOP holds a worker and so the step; SIGTERM to the program wakes it, and the run is saved as ever."""
+    process = train(tmp_path, "--steps=100000", "--save-every=1", "--workers=2", **born_with(signal.SIGTERM))
+    wait_for_step(tmp_path, 1)
+    worker = children(process.pid)[-1]
+    os.kill(worker, signal.SIGSTOP)
+    while Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    code, out, err = finish(process)
+    assert code == 143 and "SIGTERM: saved at step" in out and "Traceback" not in err
+
+
+@processes
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_kill_9_at_random_moments_loses_nothing_but_time(tmp_path, kills):
     """Killed with signal 9 again and again and resumed each time, a run ends in the bits of an uninterrupted one."""

@@ -119,14 +119,9 @@ def run(
     saved = [state.step]
     stopped, minutes = False, getattr(state.config, "minutes", None)
     bar = tqdm(
-        desc=name or None,
-        total=total(state),
-        initial=state.step,
-        unit="step",
-        postfix=time_limit(state),
-        dynamic_ncols=True,
-        disable=ranks.rank > 0,
+        None, name or None, total(state), initial=state.step, unit="step", dynamic_ncols=True, disable=ranks.rank > 0
     )
+    bar.set_postfix_str(time_limit(state))
     with stop_signals(lambda: whole(state) and ranks.rescue(save)) as stop, bar, _naming_the_last(saved):
         for _ in steps(state, ranks, minutes):
             bar.total = total(state)
