@@ -256,6 +256,16 @@ def test_only_the_backend_knows_cupy():
         assert {token.string for token in tokens if token.type == tokenize.NAME} & forbidden == set(), name
 
 
+def test_no_view_of_a_buffer_may_outlive_it():
+    """A BytesIO that is freed before a view of it, as in a traceback's cycle, crashes Python 3.12.1."""
+    for name in EVERY_SOURCE:
+        tokens = tokenize.generate_tokens(io.StringIO(EVERY_SOURCE[name]).readline)
+        assert {token.string for token in tokens if token.type == tokenize.NAME} & {
+            "getbuffer",
+            "memoryview",
+        } == set(), name
+
+
 def test_nothing_is_borrowed():
     """Only the standard library, NumPy and what draws pictures and bars: no other framework does the work."""
     allowed = sys.stdlib_module_names | THIRD_PARTY | DEMO_SOURCES.keys() | {"tinydiff"}

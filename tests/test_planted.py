@@ -69,7 +69,7 @@ PLANTED = [
     Planted("a name that only NumPy has", "optim.py", "xp.vdot(", "xp.vecdot(", "lint", "name"),
     Planted("reduce of a ufunc that has none", "ops/reduce.py", "y = xp.exp(x - x.max(-1, keepdims=True))",
             "y = xp.exp(x - xp.maximum.reduce(x, -1, keepdims=True))", "lint", "name"),
-    Planted("clip's new keywords", "diffusion/samplers.py", "clip(x_0_hat, -1, 1)", "clip(x_0_hat, min=-1, max=1)",
+    Planted("clip(where=)", "diffusion/samplers.py", "clip(x_0_hat, -1, 1)", "clip(x_0_hat, -1, 1, where=True)",
             "lint", "keyword"),
     Planted("sum(initial=)", "ops/reduce.py", "return x.sum(axis), lambda", "return x.sum(axis, initial=0), lambda",
             "lint", "keyword"),

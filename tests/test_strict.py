@@ -151,7 +151,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("x.mean(where=)", lambda x, h: x.mean(where=x > 0), r"takes no \['where'\]"),
     ("x.max(initial=)", lambda x, h: x.max(initial=9), r"takes no \['initial'\]"),
     ("xp.exp(where=)", lambda x, h: xp.exp(x, out=x.copy(), where=x > 0), r"takes no \['where'\]"),
-    ("xp.clip(min=, max=)", lambda x, h: xp.clip(x, min=0, max=1), r"takes no \['max', 'min'\]"),
+    ("xp.clip(where=)", lambda x, h: xp.clip(x, 0, 1, out=x.copy(), where=x > 0), r"takes no \['where'\]"),
     ("xp.einsum(out=)", lambda x, h: xp.einsum("ij->i", x, out=x[:, 0]), r"takes no \['out'\]"),
     ("xp.max of six", lambda x, h: xp.max(x, 0, None, False, -9.0, x > -1), "6 arguments by position, CuPy takes 4"),
     ("xp.ndarray(buffer)", lambda x, h: xp.ndarray((2, 2), x.dtype, x, 0, (4, 4)), "made by xp.empty"),

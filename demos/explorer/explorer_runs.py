@@ -121,7 +121,8 @@ def reverse(pool, schedule, shape, labels, steps, moments, seed):
     jobs = [(sampler, num_steps, scale) for sampler in SAMPLERS for num_steps in steps for scale in SCALES]
     record = partial(trajectory, schedule, shape, labels, moments, seed)
     runs = {}
-    for (sampler, num_steps, scale), (times, seen) in zip(jobs, tqdm(pool.map(record, jobs), "reverse", len(jobs))):
+    answers = tqdm(pool.map(record, jobs), "reverse", len(jobs))
+    for (times, seen), (sampler, num_steps, scale) in zip(answers, jobs):  # in this order zip reads answers to the end
         sheets = [sheet(seen[:, :, i]) for i in range(seen.shape[2])]
         alpha_bar = rounded(schedule.alpha_bar[list(times)])
         runs[f"{sampler} {num_steps} {scale}"] = {"times": times, "alpha_bar": alpha_bar, "sheets": sheets}

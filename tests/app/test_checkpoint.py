@@ -2,14 +2,17 @@
 
 import contextlib
 import errno
+import gc
 import hashlib
 import io
+import itertools
 import os
 import pickle
 import re
 import stat
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -241,17 +244,73 @@ def test_a_failed_save_keeps_the_old_checkpoint(path, monkeypatch, call):
 
 
 def test_a_full_disk_keeps_the_old_checkpoint(path):
-    """A write that the kernel itself refuses half-way (a limit on the file size) leaves the old content and no more."""
+    """A write that the kernel refuses at any byte (a limit on the file size) leaves the old content and no more."""
     resource = pytest.importorskip("resource")  # POSIX
-    save(path, ARRAYS, META)
+    save(path, {"w": np.ones(1000)}, META)
+    size = path.stat().st_size
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    for limit in [*range(0, size, 271), size - 1]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            with pytest.raises(CheckpointError, match=r"cannot write .*: File too large"):
+                save(path, {"w": np.zeros(1000)}, META)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert load(path)[0]["w"].all() and os.listdir(path.parent) == [path.name]
+    gc.collect()  # a traceback's cycle that holds a view of a buffer crashes Python 3.12 here
+
+
+def test_ctrl_c_at_any_line_of_a_save_is_ctrl_c(path, monkeypatch):
+    """KeyboardInterrupt at any line of checkpoint.py, zipfile.py or NumPy's format.py stays KeyboardInterrupt, and
+    leaves the old checkpoint or the new one."""
+    monkeypatch.setattr(
+        sys, "unraisablehook", lambda _: None
+    )  # an archive that is half made complains when it is freed
+    files = {checkpoint.__file__, zipfile.__file__, np.lib.format.write_array.__code__.co_filename}
+    seen = {1: 0, 2: 0}
+    for line in itertools.count(1, 5):
+        save(path, ARRAYS, {"step": 1})
+        if not _interrupt(path, files, line):
+            break
+        seen[load(path)[1]["step"]] += 1
+    gc.collect()
+    assert seen[1] > 100 and seen[2] > 0
+
+
+def _interrupt(path, files, line):
+    """Save step 2, and press Ctrl-C before this line of all that the save runs.  Returns whether it has as many."""
+    count, before = 0, sys.gettrace()
+
+    def trace(frame, event, _):
+        nonlocal count
+        if frame.f_code.co_filename not in files:
+            return None
+        count += event == "line"
+        if event == "line" and count == line:
+            raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
     try:
-        with pytest.raises(CheckpointError, match=r"cannot write .*: File too large"):
-            save(path, {"w": np.zeros(100_000)}, {})
+        save(path, ARRAYS, {"step": 2})  # complete if Ctrl-C comes within __del__, where Python swallows it
+    except KeyboardInterrupt:
+        pass
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert load(path)[1] == META and os.listdir(path.parent) == [path.name]
+        sys.settrace(before)
+    return count >= line
+
+
+def test_a_save_needs_little_memory_of_its_own(path):
+    """The arrays go to the disk one after the other: the memory does not grow with the file."""
+    arrays = {f"w{i}": np.zeros(250_000, np.float32) for i in range(8)}
+    save(path, arrays, {})
+    tracemalloc.start()
+    try:
+        save(path, arrays, {})
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4e6 < path.stat().st_size / 2  # one array and a block of the file
 
 
 def test_a_folder_that_is_missing_or_in_the_way_is_named(path):

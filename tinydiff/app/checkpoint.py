@@ -51,10 +51,15 @@ def save(path: str | os.PathLike, arrays: dict[str, np.ndarray], meta: dict[str,
     arrays: host arrays of numbers or text, else ValueError.  meta: values that JSON can store, else ValueError.  A
     tuple is loaded as a list.  Raises CheckpointError if the file cannot be written; an older file is then unchanged.
     """
-    body = _pack(arrays, meta)
+    try:
+        header = json.dumps({"version": VERSION, "meta": meta}, sort_keys=True)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"meta must hold what JSON can hold: {error}") from None
+    for name, array in arrays.items():
+        _check(name, array)
     with atomic_write(path) as file:
-        file.write(body)
-        file.write(hashlib.sha256(body).hexdigest().encode())
+        _pack(file, {FORMAT: np.frombuffer(header.encode(), np.uint8), **arrays})
+        _seal(file)
 
 
 def load(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -145,7 +150,7 @@ def _new_file(target: Path) -> tuple[Path, BinaryIO]:
     """A new temporary file, locked while it is open, so that other processes see that its writer is alive."""
     while True:
         path = temporary_name(target)
-        file, mine = open(path, "xb"), True  # noqa: SIM115
+        file, mine = open(path, "x+b"), True  # noqa: SIM115
         with contextlib.suppress(OSError):  # a file system without locks
             mine = lock(file.fileno())
         if mine and path.exists():
@@ -153,33 +158,47 @@ def _new_file(target: Path) -> tuple[Path, BinaryIO]:
         file.close()  # another process takes it for one that was left, because it was not locked at once
 
 
-def _pack(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> memoryview:
-    """The bytes of a checkpoint without the digest at the end."""
-    try:
-        header = json.dumps({"version": VERSION, "meta": meta}, sort_keys=True)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"meta must hold what JSON can hold: {error}") from None
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.comment = bytes(_DIGEST_SIZE)  # space for the digest: the end record contains the length of the comment
-        _add(archive, FORMAT, np.frombuffer(header.encode(), np.uint8))
-        for name, array in arrays.items():
-            if not name or name == FORMAT or not name.isprintable() or "\\" in name:
-                raise ValueError(f"array name {name!r} must be printable, without a backslash, and not {FORMAT!r}")
-            _add(archive, name, array)
-    return buffer.getbuffer()[:-_DIGEST_SIZE]
-
-
-def _add(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
+def _check(name: str, array: np.ndarray) -> None:
+    if not name or name == FORMAT or not name.isprintable() or "\\" in name:
+        raise ValueError(f"array name {name!r} must be printable, without a backslash, and not {FORMAT!r}")
     if not isinstance(array, np.ndarray) or array.dtype.kind not in _KINDS:
         got = getattr(array, "dtype", type(array))
         raise ValueError(f"array {name!r} must be a NumPy array of numbers or text, got {got}")
+
+
+def _pack(file: BinaryIO, arrays: dict[str, np.ndarray]) -> None:
+    """Write the zip file of a checkpoint, with zeros in the place of the digest.
+
+    The arrays go straight to the file.  Views of a BytesIO would crash Python 3.12 when an exception ends a save.
+    """
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.comment = bytes(_DIGEST_SIZE)  # the end record contains the length of the comment
+        try:
+            for name, array in arrays.items():
+                _add(archive, name, array)
+        except BaseException:
+            archive.fp = None  # the file is dropped; closing it could raise another error in place of this one
+            raise
+
+
+def _add(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
     member = zipfile.ZipInfo(f"{name}.npy")  # dated 1980: equal content gives equal bytes
     member.create_system = 3  # Unix, on every system
     member.external_attr = 0o644 << 16  # the permissions of an unzipped array
-    npy = io.BytesIO()
-    np.lib.format.write_array(npy, np.asarray(array, order="C"), allow_pickle=False)
-    archive.writestr(member, npy.getbuffer())
+    member.file_size = array.nbytes  # it decides whether zipfile writes a header for more than 2 GB
+    with archive.open(member, "w") as npy:
+        np.lib.format.write_array(npy, np.asarray(array, order="C"), allow_pickle=False)
+
+
+def _seal(file: BinaryIO) -> None:
+    """Replace the last 64 bytes of the file by the digest of all bytes before them."""
+    file.seek(-_DIGEST_SIZE, os.SEEK_END)
+    file.truncate()
+    file.seek(0)
+    digest = hashlib.sha256()
+    while part := file.read(1 << 20):
+        digest.update(part)
+    file.write(digest.hexdigest().encode())
 
 
 def _unpack(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -235,6 +235,19 @@ def test_each_moment_is_x_t_its_noise_and_its_picture(runs, sampler, scale):
     assert (eps_hat[-1] == 0).all() and (x_0_hat[-1] == x_t[-1]).all()
 
 
+def test_the_workers_are_free_after_every_run_is_drawn(runs):
+    """The map is read to its end, which frees the workers for the next one: nothing relies on when it is destroyed."""
+
+    class Pool:
+        def map(self, f, jobs):
+            yield from (f(Knows(schedule), job) for job in jobs)
+            self.free = True
+
+    pool, schedule = Pool(), Schedule.linear(100)
+    made = runs.reverse(pool, schedule, (28, 28, 1), [2], [2], 3, 5)
+    assert len(made["runs"]) == len(runs.SAMPLERS) * len(runs.SCALES) and pool.free
+
+
 def test_the_last_picture_is_what_sampling_draws(runs, trained):
     """With a network: the same bits as a plain walk with the same noise."""
     pool, schedule, _ = load_trained(trained[0], 1)
