@@ -3,8 +3,11 @@
 That each op's own gradient is right is shown in ops/test_every_op.py.
 """
 
+import copy
 import gc
+import math
 import operator
+import pickle
 import threading
 import weakref
 
@@ -16,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tinydiff import ops
-from tinydiff.autograd import OPS, Tensor, enable_grad, no_grad, op, pointwise, unbroadcast
+from tinydiff.autograd import OPS, Tensor, enable_grad, mark_written, no_grad, op, pointwise, unbroadcast
 from tinydiff.backend import asarray, default_rng, to_numpy, xp
 
 pytestmark = pytest.mark.engine
@@ -516,3 +519,187 @@ def test_backward_without_anything_to_differentiate_is_refused():
     for y in [Tensor(a), Tensor(a) * 2]:
         with pytest.raises(RuntimeError, match="no input of this tensor requires a gradient"):
             y.backward()
+
+
+# Python's and NumPy's defaults.
+
+VALUE = {
+    "bool": bool,
+    "not": lambda x: not x,
+    "and": lambda x: x and 1,
+    "if x > 0": lambda x: 1 if x > 0 else 0,
+    "0 < x": lambda x: x > 0,
+    "x == 1": lambda x: x == 1,
+    "1 == x": lambda x: x == 1,
+    "x != 1": lambda x: x != 1,
+    "x == x": lambda x: x == x,
+    "x == None": lambda x: x == None,  # noqa: E711
+    "array == x": lambda x: np.ones(2) == x,
+    "np.float64 == x": lambda x: np.float64(1) == x,
+    "in a list": lambda x: 1 in [x],
+    "in x": lambda x: 1.0 in x,
+    "list.index": lambda x: [1, 2].index(x),
+    "any": any,
+    "max": max,
+    "sorted": sorted,
+    "float": float,
+    "int": int,
+    "round": round,
+    "index": lambda x: [1, 2][x],
+    "range": range,
+    "math.sqrt": math.sqrt,
+    "math.isfinite": math.isfinite,
+    "format": lambda x: f"{x:.3f}",
+}
+ARRAY = {
+    "np.asarray": np.asarray,
+    "np.array of two": lambda x: np.array([x, x]),
+    "a float array": lambda x: np.asarray(x, np.float64),
+    "Tensor": Tensor,
+    "Tensor of two": lambda x: Tensor([x, x]),
+    "xp.asarray": lambda x: xp.asarray(x),
+    "asarray of two": lambda x: asarray([x, x]),
+    "np.mean": np.mean,
+    "np.sum": np.sum,
+    "np.exp": np.exp,
+    "np.where": lambda x: np.where(x, 1, 0),
+    "np.concatenate": lambda x: np.concatenate([x, x]),
+    "np.stack": lambda x: np.stack([x, x]),
+    "np.isfinite": np.isfinite,
+    "np.linalg.norm": np.linalg.norm,
+    "np.full": lambda x: np.full(2, x),
+    "assignment": lambda x: operator.setitem(np.ones(2), ..., x),
+    "a NumPy index": lambda x: np.ones(3)[x],
+}
+
+
+@pytest.mark.parametrize("use", [*VALUE.values(), *ARRAY.values()], ids=[*VALUE, *ARRAY])
+def test_what_python_or_numpy_would_do_with_any_object_is_a_type_error(use):
+    """A Tensor has no truth value, no equality and no conversion: the answer would not look at its array."""
+    for x in (Tensor(xp.asarray([0.0, 1.0]), requires_grad=True), Tensor(xp.asarray([0, 1]))):
+        with pytest.raises(TypeError, match=r"\w+ \w+ \w+"):
+            use(x)
+
+
+def test_a_tensor_is_found_by_identity():
+    """In a list, a set or a dictionary it is the object itself: no array is compared."""
+    x, y = Tensor(xp.zeros(2)), Tensor(xp.zeros(2))
+    assert x in [x, y] and [x, y].index(x) == 0 and {x: 1, y: 2}[y] == 2 and len({x, y, x}) == 2
+    assert x is not None
+
+
+def test_iteration_gives_the_rows_with_their_graph():
+    """As of an array: each row is a Tensor, sums reach the leaf, and a single number cannot be iterated over."""
+    (x,), (g,) = leaves(0, (3, 2)), normal(1, (2,))
+    rows = [*x]
+    assert [row.shape for row in rows] == [(2,)] * 3 and len(rows) == len(x)
+    first, *_ = x
+    (sum(x) + first).backward(g)
+    np.testing.assert_array_equal(to_numpy(x.grad), np.outer([2, 1, 1], to_numpy(g)))
+    with pytest.raises(TypeError, match="unsized"):
+        list(Tensor(1.0))
+    assert list(x[:0]) == []
+
+
+STATIC = [
+    lambda x, k: ops.group_norm(x, x[0], x[0], num_groups=k),
+    lambda x, k: ops.group_norm(x, x[0], x[0], num_groups=1, eps=k),
+    lambda x, k: ops.conv2d(x[:, None, None], x[0, None, None, :, None], x[0, :1], stride=k),
+    lambda x, k: ops.total(x, axis=k),
+    lambda x, k: ops.reshape(x, shape=k),
+    lambda x, k: ops.transpose(x, axes=k),
+    lambda x, k: ops.take(x, indices=k),
+    lambda x, k: x[k],
+]
+
+
+@pytest.mark.parametrize("use", STATIC)
+def test_a_tensor_as_an_argument_without_gradient_is_refused(use):
+    """Keyword-only arguments and indices pass no gradient: an array or a number must be given."""
+    x = leaves(0, (2, 4))[0]
+    for k in (Tensor(xp.asarray(1)), Tensor(xp.asarray([1])), Tensor(xp.asarray(0.5), requires_grad=True)):
+        with pytest.raises((TypeError, ValueError)):
+            use(x, k)
+
+
+@pytest.mark.parametrize("index", [True, False, (0, True)])
+def test_a_boolean_is_no_index(index):
+    """x[True] would add an axis, and x[False] would be empty."""
+    with pytest.raises(TypeError, match=r"index may hold integers, .* got bool"):
+        leaves(0, (2, 3))[0][index]
+
+
+# Copies.
+
+WAYS_TO_COPY = [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))]
+
+
+@pytest.mark.parametrize("way", WAYS_TO_COPY[1:])
+def test_a_copied_leaf_is_a_leaf_of_its_own(way):
+    """deepcopy and pickle keep values, gradient, and whether it is a parameter and frozen; nothing is shared."""
+    (x, frozen), constant = leaves(0, (2, 3), (2,)), Tensor(xp.ones(2))
+    (x * x).backward(xp.ones((2, 3)))
+    frozen.requires_grad = False
+    for original in (x, frozen, constant):
+        twin = way(original)
+        same(twin.data, original.data)
+        assert (twin.requires_grad, twin.is_parameter) == (original.requires_grad, original.is_parameter)
+        assert twin.data is not original.data
+    same(way(x).grad, x.grad)
+    twin = way(x)
+    (twin * 3.0).backward(xp.ones((2, 3)))
+    assert (to_numpy(twin.grad) != to_numpy(x.grad)).any()
+
+
+@pytest.mark.parametrize("way", WAYS_TO_COPY[1:])
+def test_a_tensor_with_a_graph_is_not_copied(way):
+    """Its gradient would go to copies of the leaves, which nobody has: TypeError that says what to copy."""
+    (x,) = leaves(0, (2,))
+    y = (x * 2.0) * 3.0
+    with pytest.raises(
+        TypeError, match="a Tensor with a graph, here of mul, cannot be copied or pickled: copy its array"
+    ):
+        way([x, y])
+    y.backward(xp.ones(2))
+    assert way(y)._node is None  # its graph is gone
+
+
+# An update between forward and backward.
+
+
+def test_an_update_after_the_forward_pass_is_refused_by_backward():
+    """The gradient needs the values of the forward pass.  RuntimeError before any gradient is written."""
+    (x, w), (g,) = leaves(0, (3,), (3,)), normal(1, (3,))
+    y = ops.exp(x) * w
+    w.data += 1
+    mark_written([w])
+    with pytest.raises(RuntimeError, match="an update has changed an input of mul: call backward before it"):
+        y.backward(g)
+    assert x.grad is None and w.grad is None
+    with pytest.raises(RuntimeError):  # and again: the graph is as stale as before
+        y.backward(g)
+    (ops.exp(x) * w).backward(g)  # a new forward pass
+    np.testing.assert_allclose(to_numpy(w.grad), to_numpy(g * xp.exp(x.data)), rtol=1e-14)
+
+
+def test_a_constant_that_was_updated_is_noticed_too():
+    """A frozen parameter has no gradient, but the gradients of others need its values."""
+    (x, w), (g,) = leaves(0, (3,), (3,)), normal(1, (3,))
+    w.requires_grad = False
+    y, z = x * w, x * Tensor(xp.ones(3))
+    mark_written([w])
+    with pytest.raises(RuntimeError, match="an update has changed an input of mul"):
+        y.backward(g)
+    z.backward(g)
+    same(x.grad, g)
+
+
+def test_only_the_nodes_that_read_the_old_values_are_refused():
+    """A graph that began before the update and reads the parameter after it is right, and so is one without it."""
+    (x, w, v), (g,) = leaves(0, (3,), (3,), (3,)), normal(1, (3,))
+    fake = x * v
+    other = ops.exp(fake)
+    mark_written([w])  # no node has read it yet
+    (fake * w + other).backward(g)
+    expected = g * (w.data + xp.exp(x.data * v.data)) * v.data
+    np.testing.assert_allclose(to_numpy(x.grad), to_numpy(expected), rtol=1e-13)

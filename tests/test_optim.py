@@ -352,3 +352,93 @@ def test_the_warm_up_does_not_depend_on_the_length_of_the_run(warmup, n, other, 
     """A run that is later made longer has had the same rates during its warm-up."""
     step = data.draw(st.integers(0, warmup - 1))
     assert learning_rate(step, n, peak=0.1, warmup=warmup) == learning_rate(step, other, peak=0.1, warmup=warmup)
+
+
+# What is out of range.
+
+NO_RATE = [-1e-3, math.nan, math.inf, -math.inf]
+
+
+@pytest.mark.parametrize("lr", NO_RATE)
+def test_a_learning_rate_out_of_range_is_refused(lr, rng):
+    """0 <= lr < inf, when Adam is made and at each step, before anything moves."""
+    parameters = tensors(rng, [(2,)])
+    with pytest.raises(ValueError, match=f"lr .* got {lr}"):
+        Adam(parameters, lr)
+    adam, before = Adam(parameters), numbers(parameters)
+    give_gradients(parameters, np.ones(2))
+    with pytest.raises(ValueError, match=f"lr must be finite and not negative, got {lr}"):
+        adam.step(lr)
+    assert adam.num_steps == 0
+    np.testing.assert_array_equal(numbers(parameters), before)
+    if lr != -1e-3:
+        with pytest.raises(ValueError, match="peak must be finite"):
+            learning_rate(0, 10, peak=lr, warmup=1)
+    with pytest.raises(ValueError, match="peak and warmup not negative"):
+        learning_rate(0, 10, peak=1.0, warmup=-1)
+
+
+@pytest.mark.parametrize("bad", [1.0, -0.1, math.nan, math.inf])
+def test_betas_out_of_range_are_refused(bad, rng):
+    """Two numbers in [0, 1): at 1 the correction divides by 0."""
+    for betas in ((bad, 0.9), (0.9, bad), (0.9,), (0.9, 0.9, 0.9)):
+        with pytest.raises(ValueError, match="betas must be two, 0 <= beta < 1"):
+            Adam(tensors(rng, [(2,)]), betas=betas)
+
+
+@pytest.mark.parametrize("eps", [0.0, -1e-8, math.nan, math.inf])
+def test_an_eps_out_of_range_is_refused(eps, rng):
+    """eps > 0: a parameter without a gradient would be moved by 0 / 0."""
+    with pytest.raises(ValueError, match=f"eps > 0 must be finite, got 0.001 and {eps}"):
+        Adam(tensors(rng, [(2,)]), eps=eps)
+
+
+@pytest.mark.parametrize("max_norm", [-1.0, 0.0, math.nan, -math.inf])
+def test_a_bound_that_would_turn_the_gradient_round_is_refused(max_norm):
+    """max_norm > 0, else ValueError and the gradients stay; with nan nothing would be clipped.  inf is no bound."""
+    parameters = with_gradients(0, [(3,)], 1.0)
+    before = gradients(parameters)
+    with pytest.raises(ValueError, match=f"max_norm must be above 0, got {max_norm}"):
+        clip_grad_norm(parameters, max_norm)
+    clip_grad_norm(parameters, math.inf)
+    np.testing.assert_array_equal(gradients(parameters), before)
+
+
+# Frozen parameters, and graphs that are older than an update.
+
+
+def test_a_frozen_parameter_stays_as_it_is(rng):
+    """Frozen before Adam is made, or after some steps, when its moments would still move it; then it moves again."""
+    frozen, other = tensors(rng, [(3,), (2,)])
+    adam, average = Adam([frozen, other], 0.1), EMA([frozen, other])
+    moved = []
+    for step in range(6):
+        frozen.requires_grad = step in (1, 2, 5)
+        before = [numbers([frozen]), joined([adam.m[0], adam.v[0]]), numbers([other])]
+        give_gradients([frozen, other], rng.standard_normal(5))
+        adam.step()
+        average.update()
+        after = [numbers([frozen]), joined([adam.m[0], adam.v[0]]), numbers([other])]
+        moved.append([bool((a != b).all()) for a, b in zip(before, after)])
+    assert moved == [[step in (1, 2, 5)] * 2 + [True] for step in range(6)]
+
+
+def product(x, w):
+    return Tensor(x) * w * w
+
+
+def test_a_step_makes_older_graphs_stale_and_no_others(rng):
+    """Adam.step between forward and backward: RuntimeError.  Frozen parameters and those of another Adam are right."""
+    (w, v), x = tensors(rng, [(3,), (3,)]), asarray(rng.standard_normal(3))
+    adam = Adam([w])
+    old, others = product(x, w), product(x, v)
+    w.grad = xp.ones_like(w.data)
+    adam.step()
+    with pytest.raises(RuntimeError, match="an update has changed an input of mul"):
+        old.backward(x)
+    others.backward(x)  # a step of the discriminator, between the generator's forward and backward
+    product(x, w).backward(x)
+    w.requires_grad = False
+    kept = v * w
+    adam.step()
+    kept.backward(x)

@@ -26,6 +26,7 @@ from tinydiff.backend import FAST, NoDefaults, fusable, require, xp
 
 OPS: dict[str, Callable] = {}  # every op by name: the test suite fails for one that has no gradient test
 _numbers = count(1)  # of nodes and of writes, in the order in which they are made
+_last_write = [0]  # the number of the last write: younger nodes need no check
 
 
 class Tensor(NoDefaults):
@@ -73,7 +74,7 @@ class Tensor(NoDefaults):
         require(isinstance(g, xp.ndarray), "backward: g must be an array", type(g).__name__)
         _check("backward", "g", g, self.data)
         places, is_leaf = _inputs_first(self._node or self), self._node is None
-        _refuse_written([place for place in places if isinstance(place, _Node)])
+        _refuse_written([place for place in places if isinstance(place, _Node) and place.number < _last_write[0]])
         self._node, self.requires_grad = None, is_leaf
         _push_back(places, xp.array(g) if is_leaf else g)  # a leaf must not share memory with g
 
@@ -103,7 +104,7 @@ class _Node:
 
     __slots__ = ("__weakref__", "constants", "dtype", "inputs", "number", "op", "shape", "vjp")
 
-    def __init__(self, op: str, inputs: "tuple[_Node | Tensor | None, ...]", vjp: Callable, y: Any, constants: list):
+    def __init__(self, op: str, inputs: "list[_Node | Tensor | None]", vjp: Callable, y: Any, constants: list):
         self.op, self.inputs, self.vjp, self.number, self.constants = op, inputs, vjp, next(_numbers), constants
         self.shape, self.dtype = y.shape, y.dtype
 
@@ -125,9 +126,8 @@ def _inputs_first(root: "_Node | Tensor") -> "list[_Node | Tensor]":
 
 def mark_written(tensors: Sequence[Any]) -> None:
     """Note that the arrays of these tensors were written to in place: `backward` refuses nodes that are older."""
-    number = next(_numbers)
     for x in tensors:
-        x.written = number
+        x.written = _last_write[0] = next(_numbers)
 
 
 def _refuse_written(nodes: list[Any]) -> None:
@@ -208,8 +208,8 @@ def op(f: Callable) -> Callable[..., Tensor]:
         if y.dtype not in dtypes:
             raise TypeError(f"{f.__name__}: the result is {y.dtype}, the inputs are {sorted(map(str, dtypes))}")
         out = Tensor(y)
-        if getattr(_mode, "recording", True) and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
-            places = tuple((x._node or x) if isinstance(x, Tensor) and x.requires_grad else None for x in inputs)
+        if getattr(_mode, "recording", True) and True in [isinstance(x, Tensor) and x.requires_grad for x in inputs]:
+            places = [(x._node or x) if isinstance(x, Tensor) and x.requires_grad else None for x in inputs]
             constants = [ref(x) for x in inputs if isinstance(x, Tensor) and not x.requires_grad]
             out.requires_grad, out._node = True, _Node(f.__name__, places, vjp, y, constants)
         return out

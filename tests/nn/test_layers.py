@@ -214,3 +214,30 @@ def test_an_index_out_of_range_is_refused(indices, said, rng):
     """Embedding takes integers from 0 to num_embeddings - 1 on either backend, and names what is not one."""
     with pytest.raises(ValueError, match=said):
         Embedding(5, 2, rng=rng)(np.array(indices))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda n, rng: Linear(n, 2, rng=rng),
+        lambda n, rng: Linear(2, n, rng=rng),
+        lambda n, rng: Conv2d(n, 2, rng=rng),
+        lambda n, rng: Conv2d(2, 2, n, rng=rng),
+        lambda n, rng: Embedding(n, 2, rng=rng),
+        lambda n, rng: Embedding(2, n, rng=rng),
+    ],
+)
+@pytest.mark.parametrize("n", [0, -1, 1.5, math.nan, "2"])
+def test_a_layer_of_no_size_is_refused(make, n, rng):
+    """Sizes are whole numbers of at least 1, else ValueError or TypeError."""
+    with pytest.raises((ValueError, TypeError)):
+        make(n, rng)
+
+
+@pytest.mark.parametrize("n", [0, -2, 1.5, math.nan])
+def test_groups_and_heads_are_whole_numbers_from_1(n, rng):
+    """Not even a number that divides, such as -2 or 1.5."""
+    with pytest.raises(ValueError, match=f"num_groups={n} does not divide channels=6"):
+        GroupNorm(n, 6)
+    with pytest.raises(ValueError, match=f"num_heads={n} does not divide channels=6"):
+        Attention(6, num_heads=n, num_groups=2, rng=rng)

@@ -1,5 +1,8 @@
 """Modules are trees: parameters found by name in the order of the source, saved and loaded whole or not at all."""
 
+import contextlib
+import copy
+import pickle
 import re
 from typing import Any, NamedTuple
 
@@ -201,3 +204,70 @@ def test_frozen_parameters_are_constants_within_the_block(rng):
         raise KeyError
     module(x).backward(g)
     assert all(p.grad is not None for p in module.parameters()) and len(module.parameters()) == 2
+
+
+# Frozen parameters.
+
+
+def layers():
+    rng = default_rng(0)
+    return Box({"a": Linear(2, 3, rng=rng), "b": Linear(3, 2, rng=rng)})
+
+
+def test_a_frozen_parameter_is_saved_and_loaded_as_the_others_are():
+    """What is trained and what belongs to the network are two things: frozen, a parameter keeps its name and place."""
+    model, other = layers(), layers()
+    names = [name for name, _ in model.named_parameters()]
+    for p in model.a.parameters():
+        p.requires_grad = False
+        p.data[...] = 7
+    assert [name for name, _ in model.named_parameters()] == names
+    assert model.num_parameters() == other.num_parameters() == 17
+    other.load_state_dict(model.state_dict())
+    assert (to_numpy(other.a.w) == 7).all()
+    other.load_state_dict(layers().state_dict())
+    model.load_state_dict(other.state_dict())
+    np.testing.assert_array_equal(to_numpy(model.a.w), to_numpy(other.a.w))
+
+
+@pytest.mark.parametrize("error", [None, KeyError])
+def test_frozen_gives_each_parameter_its_own_flag_back(error):
+    """A parameter that was frozen before the block is frozen after it; nested blocks, and one left by an error, too."""
+    model = layers()
+    model.a.w.requires_grad = False
+    with contextlib.suppress(KeyError), model.frozen(), model.b.frozen():
+        assert not any(p.requires_grad for p in model.parameters()) and len(model.parameters()) == 4
+        if error:
+            raise error
+    assert [p.requires_grad for p in model.parameters()] == [False, True, True, True]
+
+
+def test_a_result_kept_as_an_attribute_is_no_parameter():
+    """It requires a gradient because it has a graph: it is neither trained nor saved."""
+    model = layers()
+    names = list(model.state_dict())
+    model.last = model.a(Tensor(xp.ones((1, 2), "float32")))
+    assert model.last.requires_grad and list(model.state_dict()) == names
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copied_network_shares_nothing(way):
+    """Same names, values and flags; an update of one is none of the other."""
+    model = layers()
+    model.a.w.requires_grad = False
+    twin = way(model)
+    assert list(twin.state_dict()) == list(model.state_dict()) and not twin.a.w.requires_grad
+    before = model.state_dict()
+    for p in twin.parameters():
+        p.data[...] = 9
+    for name, a in model.state_dict().items():
+        np.testing.assert_array_equal(a, before[name])
+
+
+def test_loading_makes_older_graphs_stale():
+    """load_state_dict between forward and backward: the values that the gradient needs are gone."""
+    model, x = layers(), Tensor(xp.ones((1, 2), "float32"), requires_grad=True)
+    y = model.b(model.a(x))
+    model.load_state_dict(model.state_dict())
+    with pytest.raises(RuntimeError, match="an update has changed an input of linear"):
+        y.backward(xp.ones((1, 2), "float32"))

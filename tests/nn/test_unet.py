@@ -3,6 +3,7 @@
 import gc
 import inspect
 import json
+import math
 import re
 import weakref
 
@@ -375,3 +376,20 @@ def test_a_tensor_is_as_good_as_an_array(rng):
     y.backward(images(rng, 2))
     assert leaf.grad.shape == x.shape and float(abs(leaf.grad).min()) > 0
     assert isinstance(model, Module)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, math.nan, "2", True, 1 << 40])
+@pytest.mark.parametrize(
+    "name", ["in_channels", "base_channels", "num_res_blocks", "num_heads", "num_groups", "num_classes"]
+)
+def test_a_size_of_the_network_out_of_range_is_refused(name, value, rng):
+    """Whole numbers from 1 to a million, else ValueError or TypeError, before an array is made."""
+    with pytest.raises((ValueError, TypeError)):
+        UNet(**{"base_channels": 8, "num_classes": 3, name: value}, rng=rng)
+
+
+@pytest.mark.parametrize("mults", [(), (0,), (1, -1), (1.5,)])
+def test_multiples_of_the_channels_are_whole_numbers_from_1(mults, rng):
+    """And there is at least one of them."""
+    with pytest.raises(ValueError, match="channel_mults"):
+        UNet(base_channels=8, channel_mults=mults, rng=rng)

@@ -135,3 +135,11 @@ def test_attention_refuses_what_does_not_fit(q, k, v):
     with pytest.raises(ValueError) as error:
         attention(*map(np.zeros, (q, k, v)))
     assert str(error.value) == f"attention: q {q}, k {k} and v {v} do not fit"
+
+
+@pytest.mark.parametrize("mask", [np.zeros((3, 3)), np.zeros((3, 3), int), np.ones((5, 2, 3, 3), bool)])
+def test_attention_refuses_a_mask_of_numbers_or_of_another_shape(mask):
+    """A mask of 0 and -inf, to be added, would keep the wrong keys here; a wider mask would widen the result."""
+    q = asarray(np.ones((2, 3, 4)))
+    with pytest.raises(ValueError, match="mask must be boolean and broadcast to"):
+        ops.attention(q, q, q, mask=asarray(mask))

@@ -153,3 +153,16 @@ def test_group_norm_refuses_scales_of_another_shape(op, gamma, beta):
     with pytest.raises(ValueError) as error:
         run(op, np.zeros((2, 3, 3, 6)), np.zeros(gamma), np.zeros(beta), num_groups=2)
     assert str(error.value) == f"group_norm: gamma {gamma} and beta {beta} must be (6,)"
+
+
+@pytest.mark.parametrize("eps", [-1e-5, math.nan, math.inf])
+def test_group_norm_refuses_an_eps_that_is_no_small_number(op, eps):
+    """0 <= eps < inf, else ValueError: below 0 the root may be of a negative number."""
+    with pytest.raises(ValueError, match=f"eps={eps}"):
+        run(op, np.zeros((2, 3, 3, 4)), np.zeros(4), np.zeros(4), num_groups=2, eps=eps)
+
+
+def test_group_norm_refuses_half_a_group(op):
+    """num_groups = 1.5 divides 3 channels in a sense, and no groups are meant by it."""
+    with pytest.raises(ValueError, match=r"num_groups=1\.5"):
+        run(op, np.zeros((2, 3, 3, 3)), np.zeros(3), np.zeros(3), num_groups=1.5)

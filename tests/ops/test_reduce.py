@@ -1,5 +1,7 @@
 """Reductions against NumPy, the laws of softmax and logsumexp, and extremes."""
 
+import math
+
 import numpy as np
 import pytest
 from draws import SEEDS
@@ -145,3 +147,16 @@ def test_logsumexp_holds_at_ten_thousand():
         [[1, 0, 1, 0], [-1, -1, -1, -1]],
         rtol=1e-6,  # not exp(x - y): y is known to 2^-24 of 1e4 = 6e-4, and exp of it to as much
     )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_logsumexp_at_infinity(dtype):
+    """log(sum(exp)) of -inf alone is log(0) = -inf, with gradient 0; beside others -inf counts nothing; inf is inf."""
+    inf = math.inf
+    x = Tensor(asarray(np.array([[-inf, -inf, -inf], [-inf, 0, -inf], [1, 2, -inf]], dtype)), requires_grad=True)
+    y = ops.logsumexp(x)
+    np.testing.assert_allclose(to_numpy(y), [-inf, 0, 2 + math.log1p(math.exp(-1))], rtol=1e-6)
+    y.backward(asarray(np.array([5, 7, 1], dtype)))
+    share = 1 / (1 + math.exp(1))
+    np.testing.assert_allclose(to_numpy(x.grad), [[0, 0, 0], [0, 7, 0], [share, 1 - share, 0]], rtol=1e-6)
+    assert float(ops.logsumexp(asarray(np.array([inf, 0, -inf], dtype))).data) == inf

@@ -50,9 +50,10 @@ def attention(q, k, v, *, mask=None):
         raise ValueError(f"attention: q {q.shape}, k {k.shape} and v {v.shape} do not fit")
     scale = 1 / math.sqrt(q.shape[-1])
     scores = (q * scale) @ k.swapaxes(-1, -2)
-    p = softmax_array(scores if mask is None else xp.where(asarray(mask), scores, -xp.inf))
-    if mask is not None and (asarray(mask).dtype != bool or p.shape != scores.shape):
+    masked = scores if mask is None else xp.where(asarray(mask), scores, -xp.inf)
+    if mask is not None and (asarray(mask).dtype != bool or masked.shape != scores.shape):
         raise ValueError(f"attention: mask must be boolean and broadcast to {scores.shape}, got {mask!r}")
+    p = softmax_array(masked)
 
     def vjp(g):
         ds = softmax_gradient(p, g @ v.swapaxes(-1, -2)) * scale
