@@ -115,6 +115,7 @@ def main(
     if source is None:
         source = out / "checkpoint.npz"
         dataset = load(data, "train", data_dir, seed, num_images)
+        run.check_batch(batch_size, dataset.images.shape[1:])
         check_num(load(dataset.name, "test", data_dir, seed), num)
         checkpoint.set_aside(source)
         print(f"data: {dataset.source}; {workers} worker(s); results in {out}/")

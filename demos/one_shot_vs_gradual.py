@@ -36,6 +36,7 @@ from tinydiff.app.generate import Recipe, frame_times, generate
 from tinydiff.app.metrics import wilson_interval
 from tinydiff.app.outputs import own_folder
 from tinydiff.app.reading import Judge
+from tinydiff.app.run import check_batch
 from tinydiff.app.tables import write_table
 from tinydiff.app.trained import load_kind, load_trained
 from tinydiff.autograd import Tensor, no_grad, pointwise
@@ -102,6 +103,7 @@ def main(
             raise TinydiffError(f"{source}: the comparison needs a network with classes")
         dataset, test = (load(meta["data"]["name"], split, data_dir, seed) for split in ("train", "test"))
         size = test.images.shape[1]
+        check_batch(batch_size, test.images.shape[1:])
         recipe = Recipe(schedule, (size, size, 1), num_steps=steps, scale=scale, keep=steps)
         judge, classes = Judge(judge_pool, test, num), len(test.classes)
         labels = np.arange(num) % classes

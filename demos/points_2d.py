@@ -36,6 +36,7 @@ from tinydiff.app import cli
 from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.fit import any_training, finish
 from tinydiff.app.outputs import own_folder
+from tinydiff.app.run import check_batch
 from tinydiff.app.tables import write_table
 from tinydiff.autograd import Tensor, no_grad
 from tinydiff.backend import TinydiffError, asarray, default_rng, standard_normal, to_numpy, xp
@@ -86,6 +87,7 @@ def main(
     if num < 2:
         raise TinydiffError(f"--num {num}: a two-sample test needs 2 points or more")
     check_memory(f"--num {num}", 96.0 * num**2 + 20.0 * num * T)  # differences of all pairs of points, and paths
+    check_batch(batch_size, (WIDTH, 1))
     names = SETS if data == "all" else [data]
     out = own_folder(out, "points_2d.gif", "results.csv", *(f"points_2d_{name}.png" for name in names))
     schedule, way = Schedule.linear(T), TARGETS[target]

@@ -28,6 +28,7 @@ from tinydiff.app.classify import (
 from tinydiff.app.fit import finish
 from tinydiff.app.outputs import own_folder
 from tinydiff.app.reading import misread_rows, read
+from tinydiff.app.run import check_batch
 from tinydiff.backend import asarray, default_rng, standard_normal, to_numpy
 from tinydiff.data import NAMES, load
 from tinydiff.diffusion import Schedule, q_sample
@@ -57,6 +58,7 @@ def main(
     config = ClassifierConfig(num_steps=steps, batch_size=batch_size, seed=seed)
     dataset = load(data, "train", data_dir, seed, num_train)
     test = load(dataset.name, "test", data_dir, seed, num_test)
+    check_batch(batch_size, dataset.images.shape[1:])
     model_config = {"num_classes": len(dataset.classes), "time": noisy}
     draw = partial(draw_noisy_batch, schedule) if noisy else draw_moved_batch
     with ranks.workers(partial(build_classifier, model_config, seed), workers) as pool:

@@ -85,6 +85,7 @@ def main(
         workers = run.resumed_workers(meta, workers, backend)
 
     run.check_channels(model_config["base_channels"])
+    run.check_batch(config.batch_size, dataset.images.shape[1:], model_config["base_channels"], ranks.size)
     recipe = Recipe(
         schedule,
         (*dataset.images.shape[1:3], 1),

@@ -30,6 +30,7 @@ from tinydiff.app import cli
 from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.fit import any_training, finish
 from tinydiff.app.outputs import own_folder
+from tinydiff.app.run import check_batch
 from tinydiff.app.tables import write_table
 from tinydiff.autograd import Tensor, no_grad, op
 from tinydiff.backend import TinydiffError, asarray, default_rng, standard_normal, to_numpy, xp
@@ -70,6 +71,7 @@ def main(
     if sampling_steps > T:
         raise TinydiffError(f"--sampling-steps {sampling_steps}: the schedule has T = {T} steps, no more")
     check_memory(f"--num {num}", 300_000.0 * num)  # the complex spectra of the waves, and their powers
+    check_batch(batch_size, (LENGTH, 1))
     out = own_folder(out, "waves_1d.png", "waves_1d.wav", "results.csv")
     schedule = Schedule.linear(T)
     with ranks.workers(partial(WaveNet, seed), workers or ranks.default_workers()) as pool:

@@ -77,6 +77,7 @@ def main(
         workers = run.resumed_workers(meta, workers, backend)
 
     run.check_channels(model_config["unet"]["base_channels"])
+    run.check_batch(config.batch_size, dataset.images.shape[1:], model_config["unet"]["base_channels"])
     captioned = Captioned(dataset, schedule)
     recipe = Recipe(schedule, (*dataset.images.shape[1:3], 1), num_steps=sample_steps)
     with ranks.workers(partial(build, model_config, config.seed), workers) as pool:

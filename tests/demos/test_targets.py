@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tinydiff.app import cli, outputs
-from tinydiff.backend import TinydiffError
+from tinydiff.backend import TinydiffError, backend_name
+from tinydiff.data import load
 
 pytestmark = pytest.mark.program
 
@@ -141,11 +142,37 @@ def test_a_file_that_cannot_be_written_stops_a_program_at_once(load_demo, tmp_pa
 
 @pytest.mark.parametrize(
     ("name", "option", "number"),
-    [("points_2d", "num", 10**6), ("waves_1d", "num", 10**9), ("forward_process", "chains", 10**12)],
+    [
+        ("points_2d", "num", 10**6),
+        ("waves_1d", "num", 10**9),
+        ("forward_process", "chains", 10**12),
+        ("points_2d", "batch_size", 10**12),
+        ("waves_1d", "batch_size", 10**12),
+    ],
 )
 def test_what_no_memory_holds_is_refused_at_once(load_demo, name, option, number):
     """The two-sample test of a million points, say, needs 96 TB: that is said before minutes of training."""
-    refused(load_demo, name, f"--{option} {number}: that needs about ", **{option: number})
+    said = f"--{option.replace('_', '-')} {number}: that needs about "
+    refused(load_demo, name, said, **{option: number})
+
+
+@pytest.mark.parametrize("name", ["train_mnist", "train_classifier", "prompts/train_prompts", "latent"])
+def test_a_batch_that_no_memory_holds_is_refused_before_training(load_demo, monkeypatch, name):
+    """Not after a search, gradient by gradient, for the largest batch that fits."""
+    demo, glyphs = load_demo(name), load("glyphs", num=200)
+    for module in (demo, getattr(demo, "run", demo)):
+        if hasattr(module, "load"):
+            monkeypatch.setattr(module, "load", lambda *_, **__: glyphs)
+    if name == "latent":
+        monkeypatch.setattr(demo, "load_kind", lambda *_: ({}, {}))
+    with pytest.raises(TinydiffError, match="--batch-size 1000000000000: that needs about"):
+        demo.main(batch_size=10**12, out="out")
+    if name == "train_mnist" and backend_name() == "numpy":
+        monkeypatch.setattr("tinydiff.data.limits.memory", lambda: 40 * 100 * 784 * 32)
+        with pytest.raises(AssertionError, match="the work has begun"):
+            demo.main(batch_size=100, out="out")
+        with pytest.raises(TinydiffError, match="--batch-size 101: that needs"):
+            demo.main(batch_size=101, out="out")
 
 
 def test_pictures_go_to_runs_unless_a_name_is_given(load_demo):

@@ -12,6 +12,7 @@ checkpoint contains, and the pictures to draw during the run.
 Read next: plots.py.
 """
 
+import math
 import signal
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
@@ -25,8 +26,9 @@ from tqdm import tqdm
 from tinydiff.app import checkpoint, cli, plots
 from tinydiff.app.signals import Stop, Stopped, stop_signals
 from tinydiff.app.training import steps, whole
-from tinydiff.backend import FAST, TinydiffError, precision
+from tinydiff.backend import FAST, TinydiffError, backend_name, precision
 from tinydiff.data import Dataset, load
+from tinydiff.data.limits import check_memory
 from tinydiff.train import METRICS, NUM_BUCKETS, TrainConfig, Training, TrainingError
 
 UNLIMITED = 10**9  # the number of steps of a run until the clock has set it
@@ -69,6 +71,15 @@ def check_channels(base_channels: int) -> None:
     """Raise TinydiffError if a group norm cannot divide so many channels into its groups."""
     if base_channels % NUM_GROUPS:
         raise TinydiffError(f"--channels {base_channels}: must be a multiple of {NUM_GROUPS}, the groups of a norm")
+
+
+def check_batch(batch_size: int, image_shape: Sequence[int], channels: int = 1, ranks: int = 1) -> None:
+    """Raise TinydiffError if the memory of this machine cannot hold ten maps of the first level for each image.
+
+    With a GPU the host holds x_t and the target only; the GPU itself tells which batch size fits.
+    """
+    maps = 10 * channels / ranks if backend_name() == "numpy" else 2
+    check_memory(f"--batch-size {batch_size}", 4.0 * batch_size * math.prod(image_shape[:2]) * maps)
 
 
 def load_if_there(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
