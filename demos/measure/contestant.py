@@ -79,7 +79,8 @@ def take_turns(contestants, jobs, rounds, bar):
             if i >= 0:
                 seconds[contestant.cores, job][contestant.name].append(took[-1])
         if i < 0:
-            repeats[job] = max(1, round(SAMPLE_SECONDS / min(map(sum, took))))  # one number for all contestants
+            # One number for all contestants, from the fastest warm-up round: a stall makes others too few.
+            repeats[job] = max(repeats[job], round(SAMPLE_SECONDS / min(map(sum, took))))
     return seconds
 
 

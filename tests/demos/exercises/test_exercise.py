@@ -631,6 +631,18 @@ def test_the_solution_is_the_original(do):
     assert "your turn" not in output
 
 
+@pytest.mark.parametrize("action", ["start", "check"])
+def test_without_the_tests_an_exercise_says_so_at_once(demo, do, tmp_path, monkeypatch, action):
+    """Before anything is written, and not after an hour of work: what is missing, and how to install it."""
+    if action == "check":
+        do("start", "ema")
+    before = list(tmp_path.rglob("*"))
+    monkeypatch.setattr(demo, "find_spec", lambda name: None if name == "hypothesis" else name)
+    with pytest.raises(TinydiffError, match=r'the laws need hypothesis: pip install -e "\.\[test\]"'):
+        do(action, "ema")
+    assert list(tmp_path.rglob("*")) == before
+
+
 def test_work_is_not_overwritten_unless_asked(demo, do, tmp_path):
     """A second start is refused and names the way to start again, which takes the hints back as well."""
     do("start", "ema")
