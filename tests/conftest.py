@@ -4,6 +4,8 @@ import os
 
 # Before NumPy loads: the products here are small, and BLAS threads that spin beside other work slow them tenfold.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# Python 3.14 colours --help and tracebacks where FORCE_COLOR is set, as some CI machines have it.
+os.environ["PYTHON_COLORS"] = "0"
 
 import emulate
 import pytest

@@ -101,6 +101,15 @@ def test_the_limits_of_the_rooms_stand_in_the_page_about_tests():
     assert "1,200" in PAGES["tests/README.md"]
 
 
+def test_the_lowest_python_is_one_and_the_same():
+    """pyproject.toml, the style checks, the script that runs every version, and the first page name one Python."""
+    project = (ROOT / "pyproject.toml").read_text("utf-8")
+    script = (ROOT / "tests" / "versions.sh").read_text("utf-8")
+    assert re.search(r'requires-python = ">=3\.(\d+)"', project)[1] == "10"
+    assert 'target-version = "py310"' in project and "Python 3.10 or newer" in README
+    assert re.search(r"for minor in (\d+)", script)[1] == "10" and "(3, 10))" in script
+
+
 def test_every_demo_is_on_the_tour_or_among_the_commands():
     """Each program, that is, each file with a `main` to run, has a row in the one table of the demos' page."""
     programs = {path for path in (ROOT / "demos").rglob("*.py") if '__name__ == "__main__"' in path.read_text("utf-8")}

@@ -46,7 +46,8 @@ def shift(images: np.ndarray, dy: Any, dx: Any, background: float = -1.0) -> np.
     n, h, w, _ = images.shape
     border = ((0, 0), (MAX_SHIFT, MAX_SHIFT), (MAX_SHIFT, MAX_SHIFT), (0, 0))
     padded = np.pad(images, border, constant_values=background)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (h, w), (1, 2))  # (N, places, places, C, H, W)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (1, h, w, 1))[..., 0, :, :, 0]
+    # (N, places, places, C, H, W) -> (N, C, H, W) -> (N, H, W, C)
     return np.moveaxis(windows[np.arange(n), MAX_SHIFT - dy, MAX_SHIFT - dx], 1, -1)
 
 
