@@ -32,6 +32,7 @@ from tinydiff.app import checkpoint, cli, plots
 from tinydiff.app.classify import load_classifier
 from tinydiff.app.fit import fit, steps_that_fit
 from tinydiff.app.generate import Recipe, frame_times, generate
+from tinydiff.app.kinds import data_name
 from tinydiff.app.metrics import wilson_interval
 from tinydiff.app.reading import Judge
 from tinydiff.app.tables import progress, write_table
@@ -96,7 +97,7 @@ def main(
     with ddpm, load_classifier(Path(classifier), workers)[0] as judge_pool:
         if ddpm.model.num_classes is None:
             raise TinydiffError(f"{source}: the comparison needs a network with classes")
-        dataset, test = (load(meta["data"]["name"], split, data_dir, seed) for split in ("train", "test"))
+        dataset, test = (load(data_name(meta), split, data_dir, seed) for split in ("train", "test"))
         judge, classes, size = Judge(judge_pool, test, num), len(test.classes), test.images.shape[1]
         labels = np.arange(num) % classes
         print(f"data: {dataset.source}; {workers} worker(s), {minutes:g} minutes a model; results in {out}/")

@@ -32,6 +32,7 @@ from tinydiff.app import cli, training
 from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.classify import load_classifier
 from tinydiff.app.generate import SLICE, Recipe, build_unet
+from tinydiff.app.kinds import data_name
 from tinydiff.app.plots import tile
 from tinydiff.app.reading import read
 from tinydiff.app.trained import load_trained
@@ -277,6 +278,8 @@ def main(
         raise TinydiffError(f"--channels {channels}: must be a multiple of 8, the groups of each group norm")
     reader, _ = load_classifier(Path(classifier), workers)
     pool, schedule, meta = load_trained(Path(checkpoint), workers)
+    if pool.model.num_classes is None:
+        raise TinydiffError(f"{checkpoint}: the mistakes are measured on digits, so the network needs classes")
     if steps > min(schedule.T, FEW):
         raise TinydiffError(f"--steps {steps}: must be at most {min(schedule.T, FEW)}, the steps of the shortest chain")
     labels = np.arange(num) % 10
@@ -288,7 +291,7 @@ def main(
         for case in bar:
             images = draw(pool, case.draw, schedule, steps, jobs, shape)
             drawn.append((f"one trained network, drawn in {steps} steps", case, images))
-    dataset = load(meta["data"]["name"], "train", data_dir, seed)
+    dataset = load(data_name(meta), "train", data_dir, seed)
     for run, images in train_and_draw(dataset, channels, train_steps, seed, ranks, workers, steps, jobs, shape):
         drawn.append((f"a small network, {train_steps} steps of training", run, images))
     right_images = drawn[0][2]

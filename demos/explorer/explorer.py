@@ -21,6 +21,7 @@ import numpy as np
 from tinydiff.app import choices, cli
 from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.classify import load_classifier
+from tinydiff.app.kinds import data_name
 from tinydiff.app.trained import load_trained
 from tinydiff.backend import TinydiffError
 from tinydiff.data import load
@@ -59,7 +60,7 @@ def main(
     pool, schedule, meta = load_trained(Path(checkpoint), workers)
     with pool:
         check(pool.model, schedule, meta, labels, steps)
-        name, shape = meta["data"]["name"], tuple(meta["data"]["image_shape"])
+        name, shape = data_name(meta), tuple(meta["data"]["image_shape"])
         dataset = load(name, "test", data_dir, seed, LOOK_AMONG)
         (shown, _), (hidden, hidden_labels) = (dataset.batch(nth_of_each(dataset.labels, labels, n)) for n in (0, 1))
         data = {

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from tinydiff.app.alone import one_process
 from tinydiff.app.choices import DDIM, DPM_SOLVER_2M
 from tinydiff.app.generate import DDPM
+from tinydiff.app.kinds import data_name
 from tinydiff.app.plots import tile
 from tinydiff.autograd import no_grad
 from tinydiff.backend import asarray, default_rng, standard_normal, to_numpy, xp
@@ -231,7 +232,7 @@ def mistakes(pool, reader, schedule, meta, most_steps, num, train_steps, data_di
         "sampling": [(case, pitfalls.draw(pool, case.draw, schedule, *how)) for case in tqdm(SAMPLING, "mistakes")]
     }
     if train_steps:
-        dataset = load(meta["data"]["name"], "train", data_dir, seed)
+        dataset = load(data_name(meta), "train", data_dir, seed)
         ranks, workers = one_process(), pool.num_workers
         runs = pitfalls.train_and_draw(dataset, CHANNELS, train_steps, seed, ranks, workers, *how)
         groups["training"] = list(runs)

@@ -18,6 +18,8 @@ import numpy as np
 
 from tinydiff.app import checkpoint
 from tinydiff.app.fit import fit
+from tinydiff.app.kinds import BETA, KINDS, SIZE, Kind
+from tinydiff.app.rules import LINE, Rule, items, old, one_of, whole
 from tinydiff.app.trained import load_network
 from tinydiff.autograd import Tensor
 from tinydiff.backend import TinydiffError, default_rng, precision
@@ -83,6 +85,26 @@ def build_classifier(config: dict[str, Any], seed: int) -> Classifier:
     """The classifier of a configuration (Classifier.config), with parameters drawn from seed.  The function
     can be sent to workers."""
     return Classifier(**config, rng=default_rng(seed))
+
+
+def classifiers(name: str, time: Rule, tables: dict[str, Rule]) -> Kind:
+    """The kind of checkpoint that save_classifier writes.  time: whether the network takes t."""
+    model = {"in_channels": SIZE, "channels": items(SIZE, 1, 8), "num_classes": SIZE, "num_groups": SIZE, "time": time}
+    data = {"classes": items(LINE, 1, 1000), "image_shape": items(whole(1, 256), 3, 3)}
+
+    def make(meta: dict[str, Any], rng: Any) -> Classifier:
+        return Classifier(**meta["model"], rng=rng)
+
+    def fits(meta: dict[str, Any]) -> bool:
+        sizes = len(meta["data"]["classes"]), meta["data"]["image_shape"][2]
+        return sizes == (meta["model"]["num_classes"], meta["model"]["in_channels"])
+
+    together = Rule("the classes and the channels of data must be as many as those of model", fits)
+    return Kind(name, {"model": model, "data": data}, {("weights/",): make}, tables, (together,))
+
+
+KINDS["classifier"] = classifiers("classifier", old(one_of(False)), {})  # old checkpoints contain no time
+KINDS["noisy classifier"] = classifiers("noisy classifier", one_of(True), {"schedule/beta": BETA})
 
 
 def save_classifier(

@@ -26,6 +26,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tinydiff.app.alone import one_process
+from tinydiff.app.archive import printable
 from tinydiff.backend import TinydiffError, use_backend
 
 
@@ -93,10 +94,11 @@ def run(main: Callable[..., Any], using: argparse.ArgumentParser) -> None:
     if options.get("precision") == "tf32" and options["backend"] == "numpy":
         using.error("--precision tf32 needs --backend cupy: NumPy multiplies in float32")
     try:
-        main(**options)
+        with contextlib.redirect_stdout(_Escaped(sys.stdout)):
+            main(**options)
         sys.stdout.flush()  # if the reader has closed the output, the error comes here, not at exit
     except (TinydiffError, MemoryError) as error:  # on both backends one line describes the array that was too large
-        width, message = shutil.get_terminal_size().columns, f"error: {str(error) or 'out of memory'}"
+        width, message = shutil.get_terminal_size().columns, f"error: {escaped(str(error)) or 'out of memory'}"
         fill = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False).fill  # paths stay whole
         using.exit(2, "".join(fill(line) + "\n" for line in message.splitlines()))
     except KeyboardInterrupt:
@@ -107,7 +109,7 @@ def run(main: Callable[..., Any], using: argparse.ArgumentParser) -> None:
     except OSError as error:
         if error.filename is None:  # the error is not about a file that the user named
             raise
-        using.exit(2, f"error: {error.filename}: {error.strerror}\n")
+        using.exit(2, f"error: {escaped(str(error.filename))}: {error.strerror}\n")
 
 
 def positive_int(text: str) -> int:
@@ -128,6 +130,24 @@ def positive_float(text: str) -> float:
 def non_negative_float(text: str) -> float:
     """Option type: a finite number of at least 0."""
     return _number(text, float, "a number of at least 0", lambda x: 0 <= x < math.inf)
+
+
+def escaped(text: str) -> str:
+    """Lines of text for a terminal.  Names and paths may come from a stranger, so what is not printable is escaped."""
+    return "\n".join(printable(line, 10_000) for line in text.split("\n"))
+
+
+class _Escaped:
+    """Standard output that escapes what it writes."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(escaped(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _number(text: str, kind: type, what: str, fits: Callable[[Any], bool]) -> Any:
