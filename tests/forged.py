@@ -14,12 +14,12 @@ import json
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 Arrays, Meta = dict[str, np.ndarray], dict[str, Any]
-Forgery = tuple[str, bytes]
 
 MARK = "tinydiff checkpoint.npy"
 OTHERS = {  # what may stand in the place of a setting
@@ -83,14 +83,24 @@ def sealed(members: list[Member]) -> bytes:
             entry = 20, 20, 0, member.method, 0, 33, *sizes, len(listed), 0, 0, 0, 0, 0, at
             table.append(struct.pack("<4s6H3L5H2L", b"PK\1\2", *entry) + listed)
         at += len(body[-2]) + len(body[-1])
-    count, size = min(len(table), 65535), sum(map(len, table))
-    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, count, count, size, at, 64)
-    return resealed(b"".join([*body, *table, end, bytes(64)]))
+    return resealed(b"".join([*body, *table, _end(min(len(table), 65535), sum(map(len, table)), at), bytes(64)]))
+
+
+def _end(count: int, size: int, at: int) -> bytes:
+    """The end record of a zip file with a comment of 64 bytes: the number of members, size and place of the table."""
+    return struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, count, count, size, at, 64)
 
 
 def resealed(data: bytes) -> bytes:
     """The same file with the digest that belongs to it."""
     return data[:-64] + hashlib.sha256(data[:-64]).hexdigest().encode()
+
+
+class Forgery(NamedTuple):
+    """What was changed, and make() -> the bytes of the file."""
+
+    what: str
+    make: Callable[[], bytes]
 
 
 class Original:
@@ -100,22 +110,22 @@ class Original:
         self.arrays, self.meta = arrays, meta
         self.members = {name: array(name, a) for name, a in arrays.items()}
 
-    def file(self, meta: Any = None, others: Iterator[Member] | list[Member] = (), without: str = "") -> bytes:
+    def file(self, meta: Any = None, others: tuple[Member, ...] = (), without: str = "") -> bytes:
         """The file with other settings, with other members at its end, without one of its own."""
         text = meta if isinstance(meta, str) else text_of(self.meta if meta is None else meta)
         return sealed([settings(text), *(m for name, m in self.members.items() if name != without), *others])
 
-    def settings(self) -> Iterator[Callable[[], Forgery]]:
+    def settings(self) -> Iterator[Forgery]:
         """Every setting missing, and every other value in its place.  The arrays are the right ones."""
         for at in _places(self.meta):
             name = ".".join(map(str, at))
-            yield lambda at=at, name=name: (f"{name} missing", self.file(_changed(self.meta, at)))
+            yield Forgery(f"{name} missing", partial(self.file, _changed(self.meta, at)))
             for what, value in OTHERS.items():
                 new = _changed(self.meta, at, value)
                 if json.dumps(new) != json.dumps(self.meta):
-                    yield lambda new=new, name=name, what=what: (f"{name} {what}", self.file(new))
+                    yield Forgery(f"{name} {what}", partial(self.file, new))
 
-    def texts(self) -> Iterator[Callable[[], Forgery]]:
+    def texts(self) -> Iterator[Forgery]:
         """Settings that are none."""
         deep = "[" * 10_000 + "]" * 10_000
         for what, text in {
@@ -131,19 +141,19 @@ class Original:
             "a megabyte of lists": text_of({**self.meta, "many": [[]] * 400_000}),
             **{f"version {what}": text_of(self.meta, value) for what, value in OTHERS.items()},
         }.items():
-            yield lambda what=what, text=text: (f"settings: {what}", self.file(text))
+            yield Forgery(f"settings: {what}", partial(self.file, text))
 
-    def changed_arrays(self) -> Iterator[Callable[[], Forgery]]:
+    def changed_arrays(self) -> Iterator[Forgery]:
         """Every array missing and changed."""
         for name, a in self.arrays.items():
-            yield lambda name=name: (f"{name} missing", self.file(without=name))
+            yield Forgery(f"{name} missing", partial(self.file, without=name))
             for what, change in _CHANGES.items():
-                yield lambda name=name, a=a, what=what, change=change: (
-                    f"{name} {what}",
-                    self.file(others=[array(name, change(a))], without=name),
-                )
+                yield Forgery(f"{name} {what}", partial(self._with, name, a, change))
 
-    def further_arrays(self) -> Iterator[Callable[[], Forgery]]:
+    def _with(self, name: str, a: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) -> bytes:
+        return self.file(others=(array(name, change(a)),), without=name)
+
+    def further_members(self) -> Iterator[Forgery]:
         """One member too many."""
         first, a = next(iter(self.arrays)), np.zeros(3, np.float32)
         for name in (
@@ -156,7 +166,7 @@ class Original:
             "kind",
             "ema/rng",
         ):
-            yield lambda name=name: (f"a further array {name[:20]!r}", self.file(others=[array(name, a)]))
+            yield Forgery(f"a further array {name[:20]!r}", partial(self.file, others=(array(name, a),)))
         for what, member in {
             "a member that is no array": stored("README", b"text"),
             "a name without .npy": array(first, a)._replace(name=first),
@@ -164,58 +174,55 @@ class Original:
             "a member twice": self.members[first],
             "the settings twice": settings("{}"),
         }.items():
-            yield lambda what=what, member=member: (what, self.file(others=[member]))
+            yield Forgery(what, partial(self.file, others=(member,)))
 
-    def files(self) -> Iterator[Callable[[], Forgery]]:
+    def files(self) -> Iterator[Forgery]:
         """Files that are not what they state."""
         first = next(iter(self.arrays))
         shapes = ("(1000000000000,)", "(-1,)", "(3, 0, 1000000000000000000)", "(True, 3)", "(4,)", "3", "(3.0,)", "()")
         dtypes = ("|V4", "|O", "<M8[s]", "(3,)<f4", "|S2000000000", "<f16", ">f4")
         for shape, dtype in [*((shape, "<f4") for shape in shapes), *(("(3,)", dtype) for dtype in dtypes)]:
             member = stored(f"{first}.npy", _stated(shape, dtype) + bytes(12))
-            yield lambda member=member, shape=shape, dtype=dtype: (
-                f"{first} states {shape} {dtype}",
-                self.file(others=[member], without=first),
-            )
-        content = self.members[first].content
-        squeezed = zlib.compress(content, wbits=-15)
+            yield Forgery(f"{first} states {shape} {dtype}", partial(self.file, others=(member,), without=first))
+        real = self.members[first]
         for what, member in {
-            "compressed": self.members[first]._replace(content=squeezed, method=8),
-            "compressed by an unknown method": self.members[first]._replace(method=77),
-            "larger than stated": self.members[first]._replace(size=len(content) - 1),
-            "smaller than stated": self.members[first]._replace(size=len(content) + 1),
-            "of another checksum": self.members[first]._replace(crc=1),
+            "compressed": real._replace(content=zlib.compress(real.content, wbits=-15), method=8),
+            "compressed by an unknown method": real._replace(method=77),
+            "larger than stated": real._replace(size=real.size - 1),
+            "smaller than stated": real._replace(size=real.size + 1),
+            "of another checksum": real._replace(crc=1),
         }.items():
-            yield lambda what=what, member=member: (f"{first} {what}", self.file(others=[member], without=first))
-        data = self.file()
+            yield Forgery(f"{first} {what}", partial(self.file, others=(member,), without=first))
         for what, forged in {
-            "nothing but a digest": bytes(64),
+            "nothing but a digest": b"",
             "not a zip file": b"PK\3\4" + bytes(500),
-            "without members": struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 0, 0, 0, 0, 64) + bytes(64),
-            "without settings": sealed(list(self.members.values())),
-            "without arrays": sealed([settings(text_of(self.meta))]),
-            "with another end": data[:-86] + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 9, 9, 10**9, 0, 64) + bytes(64),
+            "without members": _end(0, 0, 0),
+            "without settings": sealed(list(self.members.values()))[:-64],
+            "without arrays": sealed([settings(text_of(self.meta))])[:-64],
+            "with another end": self.file()[:-86] + _end(9, 10**9, 0),
+            "with the end of a large file": self.file()[:-86] + b"PK\6\7" + bytes(16) + _end(9, 100, 0),
         }.items():
-            yield lambda what=what, forged=forged: (what, resealed(forged))
+            yield Forgery(what, partial(resealed, forged + bytes(64)))
 
-    def bombs(self, size: int = 320 << 20) -> Iterator[Callable[[], Forgery]]:
-        """Small files that would take much memory or time."""
-        first = next(iter(self.arrays))
-        numbers = _stated(f"({(size - 128) // 4},)", "<f4")
-        yield lambda: ("an unused array, compressed", self.file(others=[_deflated("unused.npy", numbers, size)]))
-        yield lambda: (
-            f"{first} compressed, of {size >> 20} MB",
-            self.file(others=[_deflated(f"{first}.npy", numbers, size)], without=first),
-        )
-        letters = _stated(f"({size - 128},)", "|u1")
-        yield lambda: ("settings compressed", sealed([_deflated(MARK, letters, size), *self.members.values()]))
+    def bombs(self, size: int = 320 << 20) -> Iterator[Forgery]:
+        """Small files that would take much memory or time.  Settings that are too large are among `settings`."""
+        first, count = next(iter(self.arrays)), (size - 128) // 4
+        for name, without in (("unused", ""), (first, first)):
+            member = _deflated(f"{name}.npy", _stated(f"({count},)", "<f4"), size)
+            yield Forgery(
+                f"{name} compressed, of {size >> 20} MB", partial(self.file, others=(member,), without=without)
+            )
+        member = _deflated(MARK, _stated(f"({size - 128},)", "|u1"), size)
+        yield Forgery("settings compressed", lambda: sealed([member, *self.members.values()]))
         many = stored("many.npy", _stated(f"({1 << 18},)", "|u1") + bytes(1 << 18))._replace(count=2000)
-        yield lambda: ("one member under 2,000 names", self.file(others=[many]))
-        for count in (50_000, 300_000):
+        yield Forgery("one member under 2,000 names", partial(self.file, others=(many,)))
+        for count in (15_000, 50_000, 300_000):
             empty = stored("empty.npy", _stated("(0,)", "<f4"))._replace(count=count)
-            yield lambda count=count, empty=empty: (f"a table of {count:,} members", self.file(others=[empty]))
-        blanks = " " * (1 << 24)
-        yield lambda: ("settings of 16 MB", self.file(text_of(self.meta) + blanks))
+            room = stored("room.npy", _stated(f"({count * 128},)", "|u1") + bytes(count * 128))
+            yield Forgery(f"a table of {count:,} members", partial(self.file, others=(empty, room)))
+        yield Forgery("settings of 16 MB", partial(self.file, text_of(self.meta) + " " * (1 << 24)))
+        unused = array("unused", np.zeros(24 << 20, np.uint8))
+        yield Forgery("an unused array of 24 MB", partial(self.file, others=(unused,)))
 
 
 def _places(value: Any, at: tuple = ()) -> Iterator[tuple]:
@@ -242,7 +249,7 @@ def _changed(meta: Meta, at: tuple, *value: Any) -> Meta:
 
 def _with(a: np.ndarray, value: float) -> np.ndarray:
     wrong = a.copy()
-    wrong.reshape(-1)[-1:] = value
+    wrong.reshape(-1)[[0, -1]] = value
     return wrong
 
 
@@ -252,7 +259,10 @@ _CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "one axis more": lambda a: a[None],
     "one axis less": lambda a: a.reshape(-1) if a.ndim > 1 else a[0],
     "empty": lambda a: a[:0],
-    **{f"of dtype {dtype}": lambda a, dtype=dtype: a.astype(dtype) for dtype in ("f2", "c8", "i4", "?", "U8", "S8")},
+    **{
+        f"of dtype {dtype}": lambda a, dtype=dtype: np.nan_to_num(a).astype(dtype)
+        for dtype in ("f2", "c8", "i4", "?", "U8", "S8")
+    },
     "of the other float": lambda a: a.astype("f4" if a.dtype == "f8" else "f8"),
     **{f"with {value}": lambda a, value=value: _with(a, value) for value in (np.nan, np.inf, -np.inf, -1.0)},
 }

@@ -9,7 +9,6 @@ from tinydiff.app import checkpoint
 from tinydiff.app.alone import one_process
 from tinydiff.app.checkpoint import CheckpointError
 from tinydiff.app.generate import build_unet
-from tinydiff.app.kinds import data_name
 from tinydiff.app.trained import as_eps, load_trained
 from tinydiff.app.training import diffusion_training, save
 from tinydiff.autograd import Tensor, no_grad
@@ -153,14 +152,3 @@ def test_other_checkpoints_are_refused(tmp_path, data, run):
     checkpoint.save(path, arrays, meta)
     with pytest.raises(CheckpointError, match=r"b\.npz contains no ema/conv_in\.b; this network's has shape \(8,\)"):
         load_trained(path, 1)
-
-
-def test_a_checkpoint_of_the_users_own_pictures_is_drawn_from_and_no_more(tmp_path, data, run):
-    """A data set that `load` does not know is a sentence where a program needs its pictures, and none where not."""
-    _, state = run(TrainConfig(num_steps=1, minutes=None))
-    save(state, tmp_path / "own.npz", data, Schedule.linear(60), 1)
-    _, _, meta = load_trained(tmp_path / "own.npz", 1)
-    with pytest.raises(CheckpointError, match="data set is 'blank'; this program needs one of mnist, fashion, glyphs"):
-        data_name(meta)
-    for name in ("mnist", "fashion", "glyphs"):
-        assert data_name({"data": {"name": name}}) == name

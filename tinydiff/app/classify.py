@@ -18,7 +18,7 @@ import numpy as np
 
 from tinydiff.app import checkpoint
 from tinydiff.app.fit import fit
-from tinydiff.app.kinds import BETA, KINDS, SIZE, Kind
+from tinydiff.app.kinds import BETA, COMMANDS, KINDS, SIZE, Kind
 from tinydiff.app.rules import LINE, Rule, items, old, one_of, whole
 from tinydiff.app.trained import load_network
 from tinydiff.autograd import Tensor
@@ -154,7 +154,8 @@ def load_noisy_classifier(path: Path, schedule: Schedule, num_classes: int) -> M
     """
     workers, arrays, _ = load_network(path, "noisy classifier", "weights/", _builder, 1)
     if workers.model.num_classes != num_classes or not np.array_equal(arrays["schedule/beta"], schedule.beta):
-        raise TinydiffError(f"{path}: it was trained for other classes, or for another schedule, than the checkpoint")
+        problem = f"{path}: it was trained for other classes, or for another schedule, than the checkpoint"
+        raise TinydiffError(f"{problem}\nMake it with: {COMMANDS['noisy classifier']}")
     return workers.model
 
 

@@ -60,7 +60,7 @@ LINE = Rule("a line of 1 to 100 printable letters", lambda v: type(v) is str and
 def check_settings(found: Any, rules: dict[str, Any], group: str = "") -> None:
     """Check settings, and groups of settings within them.  rules: a Rule for each setting, a dictionary for a group."""
     if not isinstance(found, dict):
-        raise CheckpointError(f"contains no group of settings {group.rstrip('.')}, with {', '.join(rules)}")
+        raise CheckpointError(f"contains no group of settings {group.rstrip('.') or 'meta'}, with {', '.join(rules)}")
     for name, rule in rules.items():
         if isinstance(rule, dict):
             check_settings(found.get(name), rule, f"{group}{name}.")
