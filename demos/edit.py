@@ -30,10 +30,12 @@ from tinydiff.app import cli, plots
 from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.classify import load_classifier, load_noisy_classifier
 from tinydiff.app.generate import DDPM
+from tinydiff.app.kinds import data_name
+from tinydiff.app.kinds import load as load_kind
 from tinydiff.app.metrics import share
 from tinydiff.app.outputs import own_folder
 from tinydiff.app.reading import class_probs, read
-from tinydiff.app.trained import load_kind, load_trained
+from tinydiff.app.trained import load_trained
 from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, asarray, default_rng, standard_normal, to_numpy
 from tinydiff.data import load
@@ -88,7 +90,7 @@ def main(
         load_kind(Path(classifier), "classifier")
     pool, schedule, meta = load_trained(Path(checkpoint), workers)
     with pool:
-        dataset = load(meta["data"]["name"], "test", data_dir, meta["train"]["seed"])
+        dataset = load(data_name(meta), "test", data_dir, meta["train"]["seed"])
         check(num, digits, steps, round_trips, len(dataset), schedule.T)
         print(f"data: {dataset.source}; network: {meta['step']:,} steps; no labels are given")
         known = np.arange(dataset.images.shape[1])[:, None, None] < dataset.images.shape[1] // 2  # (H, 1, 1)

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from tinydiff.app import cli
 from tinydiff.app.checkpoint import atomic_write
+from tinydiff.app.kinds import data_name
 from tinydiff.app.outputs import file_to_write
 from tinydiff.app.trained import load_trained
 from tinydiff.autograd import no_grad
@@ -56,7 +57,7 @@ def main(
     workers = workers or ranks.default_workers()
     pool, schedule, meta = load_trained(Path(checkpoint), workers, ranks)
     with pool:
-        dataset = ranks.broadcast(partial(load, meta["data"]["name"], "test", data_dir, meta["train"]["seed"]))
+        dataset = ranks.broadcast(partial(load, data_name(meta), "test", data_dir, meta["train"]["seed"]))
         if not 2 <= num <= len(dataset):
             raise TinydiffError(f"--num {num}: must lie in 2..{len(dataset)}, the images of the test set")
         # Evenly spread, because the first half of MNIST's test images is cleaner.

@@ -33,6 +33,7 @@ from tinydiff.app import cli, plots
 from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.classify import load_classifier, load_noisy_classifier
 from tinydiff.app.generate import Recipe, check_room, generate
+from tinydiff.app.kinds import data_name
 from tinydiff.app.metrics import spread, wilson_interval
 from tinydiff.app.outputs import own_folder
 from tinydiff.app.reading import class_score, look
@@ -85,7 +86,7 @@ def main(
             leader = load_noisy_classifier(Path(noisy_classifier), schedule, pool.model.num_classes)
             plan["classifier"] = partial(by_classifier, schedule, leader), classifier_scales
         cells = [(name, scale, plan[name][0]) for name in METHODS if name in methods for scale in plan[name][1]]
-        test = load(meta["data"]["name"], "test", data_dir, meta["train"]["seed"])
+        test = load(data_name(meta), "test", data_dir, meta["train"]["seed"])
         images, test_labels = test.batch(np.arange(min(2000, len(test))) * len(test) // min(2000, len(test)))
         _, features = look(judge, images)
         real = spread(features, test_labels), contrast(images)

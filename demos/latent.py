@@ -30,15 +30,18 @@ from unittest import mock
 import numpy as np
 from tqdm import tqdm
 
-from tinydiff.app import checkpoint, cli, plots, run, training
+from tinydiff.app import checkpoint, cli, kinds, plots, run, training
 from tinydiff.app.classify import load_classifier
 from tinydiff.app.fit import any_training, finish, steps_that_fit
-from tinydiff.app.generate import Recipe, build_unet, generate
+from tinydiff.app.generate import Recipe, build_unet, current, generate
+from tinydiff.app.kinds import BETA, KINDS, SIZE, Kind, data_name, fits_pictures
+from tinydiff.app.kinds import load as load_kind
 from tinydiff.app.metrics import wilson_interval
 from tinydiff.app.outputs import own_folder
 from tinydiff.app.reading import Judge, check_num, read
+from tinydiff.app.rules import LINE, Rule, items, old, one_of, whole
 from tinydiff.app.tables import write_table
-from tinydiff.app.trained import load_kind, load_network
+from tinydiff.app.trained import load_network
 from tinydiff.autograd import OPS, no_grad
 from tinydiff.backend import FAST, TinydiffError, default_rng, to_numpy
 from tinydiff.backend import precision as current_precision
@@ -46,6 +49,7 @@ from tinydiff.data import NAMES, epoch_indices, load
 from tinydiff.diffusion import Schedule, ddpm_step
 from tinydiff.diffusion.targets import TARGETS
 from tinydiff.more.autoencoder import Autoencoder, negative_elbo
+from tinydiff.nn import UNet
 from tinydiff.train import LoopConfig, TrainConfig, draw_batch, noise_prediction_losses, train
 
 SIGMA = 0.1  # of p(x | z) = N(x_hat, SIGMA^2); pictures lie in [-1, 1]
@@ -126,7 +130,7 @@ def main(
         latent, coder, meta = load_latent(source, workers)
         stack.enter_context(coder.pool)
         spaces = {"latent": latent}
-        test = load(meta["data"]["name"], "test", data_dir, seed)
+        test = load(data_name(meta), "test", data_dir, seed)
         if pixel is not None:
             spaces = {"pixel": load_pixel(pixel, workers)} | spaces
         judge_pool, _ = load_classifier(Path(classifier), workers)
@@ -282,9 +286,49 @@ def elbo_losses(model, batch):
     return negative_elbo(batch["x"], *model(batch["x"], batch["eps"]), SIGMA)
 
 
+def fits_together(meta):
+    """Whether the U-Net, the autoencoder, the latents and the data set of a checkpoint belong together."""
+    unet, coder, shape, data = meta["model"], meta["autoencoder"], meta["latent_shape"], meta["data"]
+    channels = shape[2] == coder["latent_channels"] and coder["in_channels"] == 1
+    pictures = data | {"image_shape": [4 * shape[0], 4 * shape[1], shape[2]]}
+    halves = not (shape[0] | shape[1]) % 2 ** (len(unet["channel_mults"]) - 1)
+    return channels and halves and fits_pictures(unet, pictures) and unet["num_classes"] is not None
+
+
+CODER = dict.fromkeys(("in_channels", "latent_channels", "num_groups"), SIZE)
+KINDS["latent"] = Kind(
+    "latent",
+    {
+        "model": kinds.UNET,
+        "autoencoder": CODER | {"channels": items(SIZE, 2, 2), "num_classes": old(one_of(None))},
+        "latent_shape": items(whole(1, 64), 3, 3),
+        "train": {"target": kinds.TARGET},
+        "trained": LINE,
+        "data": {"name": LINE},
+    },
+    {
+        ("ema/",): lambda meta, rng: UNet(**current(meta["model"]), rng=rng),
+        ("autoencoder/",): lambda meta, rng: Autoencoder(**meta["autoencoder"], rng=rng),
+    },
+    {
+        "schedule/beta": BETA,
+        "latent/shift": Rule("a number for each channel", lambda a, meta: is_list(a, meta)),
+        "latent/scale": Rule("a number above 0 for each channel", lambda a, meta: is_list(a, meta) and (a > 0).all()),
+    },
+    (Rule("the networks, latent_shape and data.name must belong together", fits_together),),
+)
+
+
+def is_list(a, meta):
+    """Whether an array holds a finite number for each channel of the latents."""
+    return a.dtype.str[1:] == "f8" and a.shape == (meta["latent_shape"][2],) and np.isfinite(a).all()
+
+
 def load_pixel(path, workers):
-    """The Space of a checkpoint of train_mnist.py."""
+    """The Space of a checkpoint of train_mnist.py, of a network with classes."""
     pool, arrays, meta = load_network(Path(path), "diffusion", "ema/", unet_of, workers)
+    if pool.model.num_classes is None:
+        raise TinydiffError(f"--pixel {path}: the comparison needs a network with classes")
     recipe = Recipe(Schedule(arrays["schedule/beta"]), tuple(meta["data"]["image_shape"]), target=target_of(meta))
     trained = f"{meta['step']:,} steps of {meta['train']['batch_size']}"
     return Space(pool, recipe, lambda x: np.clip(x, -1, 1), trained)

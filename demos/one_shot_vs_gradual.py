@@ -33,12 +33,14 @@ from tinydiff.app import checkpoint, cli, plots
 from tinydiff.app.classify import load_classifier
 from tinydiff.app.fit import any_training, finish, steps_that_fit
 from tinydiff.app.generate import Recipe, frame_times, generate
+from tinydiff.app.kinds import data_name
+from tinydiff.app.kinds import load as load_kind
 from tinydiff.app.metrics import wilson_interval
 from tinydiff.app.outputs import own_folder
 from tinydiff.app.reading import Judge
 from tinydiff.app.run import check_batch
 from tinydiff.app.tables import write_table
-from tinydiff.app.trained import load_kind, load_trained
+from tinydiff.app.trained import load_trained
 from tinydiff.autograd import Tensor, no_grad, pointwise
 from tinydiff.backend import TinydiffError, asarray, default_rng, to_numpy, xp
 from tinydiff.data import epoch_indices, load
@@ -101,7 +103,7 @@ def main(
     with ddpm, load_classifier(Path(classifier), workers)[0] as judge_pool:
         if ddpm.model.num_classes is None:
             raise TinydiffError(f"{source}: the comparison needs a network with classes")
-        dataset, test = (load(meta["data"]["name"], split, data_dir, seed) for split in ("train", "test"))
+        dataset, test = (load(data_name(meta), split, data_dir, seed) for split in ("train", "test"))
         size = test.images.shape[1]
         check_batch(batch_size, test.images.shape[1:])
         recipe = Recipe(schedule, (size, size, 1), num_steps=steps, scale=scale, keep=steps)

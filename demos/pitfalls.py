@@ -278,6 +278,8 @@ def main(
         raise TinydiffError(f"--channels {channels}: must be a multiple of 8, the groups of each group norm")
     reader, _ = load_classifier(Path(classifier), workers)
     pool, schedule, meta = load_trained(Path(checkpoint), workers)
+    if pool.model.num_classes is None:
+        raise TinydiffError(f"{checkpoint}: the mistakes are measured on digits, so the network needs classes")
     if steps > min(schedule.T, FEW):
         raise TinydiffError(f"--steps {steps}: must be at most {min(schedule.T, FEW)}, the steps of the shortest chain")
     dataset = load(meta["data"]["name"], "train", data_dir, seed)

@@ -28,6 +28,7 @@ from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.choices import DDIM, DPM_SOLVER_2M
 from tinydiff.app.classify import load_classifier
 from tinydiff.app.generate import DDPM, Recipe, generate, uniform
+from tinydiff.app.kinds import data_name
 from tinydiff.app.metrics import frechet_with_floor, wilson_interval
 from tinydiff.app.outputs import own_folder
 from tinydiff.app.reading import features, look
@@ -91,7 +92,7 @@ def main(
     with pool, judge:
         if max(*steps, longest) > schedule.T:
             raise TinydiffError(f"{max(*steps, longest)} steps: the schedule has T = {schedule.T}, no more")
-        test = load(meta["data"]["name"], "test", data_dir, meta["train"]["seed"])
+        test = load(data_name(meta), "test", data_dir, meta["train"]["seed"])
         real = np.concatenate(list(features(judge, real_digits(test, num))))
         wanted = [(name, n, 1.0) for n in steps for name in SAMPLERS] + [(*row, Recipe.scale) for row in GUIDED]
         wanted = sorted([*wanted, ("DDPM, beta_tilde", longest, 1.0)], key=evaluations)  # the cheapest rows first

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from tinydiff.app import checkpoint, cli, plots, run, training
 from tinydiff.app.generate import Recipe, build_unet, frame_times, generate
+from tinydiff.app.kinds import data_name
 from tinydiff.app.outputs import own_folder
 from tinydiff.data import NAMES, Dataset
 from tinydiff.diffusion import Schedule
@@ -79,7 +80,7 @@ def main(
         name = None if data == "auto" else data
         settings = run.given(base_channels=channels, num=num_images, name=name)
         checkpoint.check_same(meta["model"] | meta["data"], settings, settings)
-        name, num = meta["data"]["name"], meta["data"]["num"]
+        name, num = data_name(meta), meta["data"]["num"]
         dataset = ranks.broadcast(partial(run.load_data, name, data_dir, config.seed, num))
         model_config, schedule = meta["model"], Schedule(arrays["schedule/beta"])
         workers = run.resumed_workers(meta, workers, backend)

@@ -23,6 +23,7 @@ from tinydiff.app import choices, cli
 from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.classify import load_classifier
 from tinydiff.app.generate import check_room
+from tinydiff.app.kinds import data_name
 from tinydiff.app.outputs import file_to_write
 from tinydiff.app.trained import load_trained
 from tinydiff.backend import TinydiffError
@@ -61,7 +62,7 @@ def main(
     pool, schedule, meta = load_trained(Path(checkpoint), workers)
     with pool:
         check(pool.model, schedule, meta, labels, steps)
-        name, shape = meta["data"]["name"], tuple(meta["data"]["image_shape"])
+        name, shape = data_name(meta), tuple(meta["data"]["image_shape"])
         check_room(num, shape)
         dataset = load(name, "test", data_dir, seed, LOOK_AMONG)
         training_set = load(name, "train", data_dir, seed) if train_steps else None

@@ -17,10 +17,13 @@ So a prompt can name a combination that no caption has named.  Read next: train_
 import difflib
 from dataclasses import replace
 from functools import partial
+from itertools import product
 
 import numpy as np
 
 from tinydiff.app.generate import current
+from tinydiff.app.kinds import KINDS, SIZE, UNET, run_of
+from tinydiff.app.rules import Rule, items, number, old, whole
 from tinydiff.app.trained import load_network
 from tinydiff.backend import TinydiffError, default_rng
 from tinydiff.diffusion import Schedule, classifier_free
@@ -248,6 +251,49 @@ def build(config, seed):
     """The network of a configuration (TextUNet.config), parameters drawn from seed.  Workers can pickle it."""
     unet = {name: value for name, value in config["unet"].items() if name != "text_features"}  # set by the encoder
     return TextUNet(config["encoder"], current(unet), rng=default_rng(seed))
+
+
+def _text_unet(meta, rng):
+    unet = {name: value for name, value in meta["model"]["unet"].items() if name != "text_features"}
+    return TextUNet(meta["model"]["encoder"], current(unet), rng=rng)
+
+
+WORDS = Rule(
+    f"{VOCABULARY[:2]} and then other words of letters and digits",
+    lambda v: (
+        type(v) is list
+        and tuple(v[:2]) == VOCABULARY[:2]
+        and all(type(word) is str and word.isalnum() and len(word) <= 30 for word in v[2:])
+        and len(set(v)) == len(v)
+    ),
+)
+COMBINATIONS = Rule(
+    "a list of some combinations of digit, thickness and slant",
+    lambda v: type(v) is list and 0 < len(v) < 40 and all(row in _EVERY for row in v),
+)
+_EVERY = [list(row) for row in product(DIGITS, NAMES["thickness"], NAMES["slant"])]
+KINDS["prompts"] = run_of(
+    "prompts",
+    _text_unet,
+    {
+        "model": {
+            "encoder": dict.fromkeys(("num_words", "max_length", "features", "num_blocks", "num_heads"), SIZE),
+            "unet": UNET,
+        },
+        "vocabulary": WORDS,
+        "held_out": COMBINATIONS,
+        "num_images": old(whole(1, 500_000)),  # only --resume needs it
+        "thresholds": dict.fromkeys(NAMES, items(number(-1e6, 1e6), 3, 3)),
+    },
+    lambda meta: meta["model"]["unet"],
+    Rule(
+        f"model.encoder must have the words of the vocabulary and at least {MAX_TOKENS} places",
+        lambda meta: (
+            meta["model"]["encoder"]["num_words"] == len(meta["vocabulary"])
+            and meta["model"]["encoder"]["max_length"] >= MAX_TOKENS
+        ),
+    ),
+)
 
 
 def load_trained(path, num_workers):

@@ -19,7 +19,9 @@ from captions import DIGITS, HELD_OUT, MAX_TOKENS, VOCABULARY, Captioned, build,
 from tqdm import tqdm
 
 from tinydiff.app import checkpoint, cli, plots, run, training
+from tinydiff.app.checkpoint import CheckpointError
 from tinydiff.app.generate import Recipe, generate
+from tinydiff.app.kinds import data_name
 from tinydiff.app.outputs import own_folder
 from tinydiff.backend import TinydiffError
 from tinydiff.data import NAMES
@@ -66,13 +68,15 @@ def main(
         workers = workers or ranks.default_workers(config.batch_size)
     else:
         arrays, meta = saved
+        if "num_images" not in meta:
+            raise CheckpointError(f"{path} contains no setting num_images, which --resume needs: start a new run")
         config = training.saved_config(meta)
         checkpoint.check_same(asdict(config), wanted, wanted)
         checkpoint.check_same(meta, {"vocabulary": VOCABULARY, "held_out": HELD_OUT}, ["vocabulary", "held_out"])
         name = None if data == "auto" else data
         given = run.given(base_channels=channels, num_images=num_images, name=name)
         checkpoint.check_same(meta["model"]["unet"] | meta["data"] | meta, given, given)
-        dataset = load_data(meta["data"]["name"], data_dir, config.seed, meta["num_images"])
+        dataset = load_data(data_name(meta), data_dir, config.seed, meta["num_images"])
         model_config, schedule = meta["model"], Schedule(arrays["schedule/beta"])
         workers = run.resumed_workers(meta, workers, backend)
 

@@ -219,6 +219,33 @@ def test_an_error_the_user_can_put_right_has_no_traceback(monkeypatch, capsys):
     assert long in lines and all(len(line) <= 40 for line in lines if line != long)
 
 
+STRANGE = "\x1b[31mred\x1b[2J\u202e\x07\r\udcff"
+SHOWN = r"\x1b[31mred\x1b[2J\u202e\x07\r\udcff"
+
+
+def test_what_comes_from_outside_is_printed_escaped(monkeypatch, capsys, tmp_path):
+    """Names and paths cannot steer the terminal: neither in a message, nor in what a program prints, nor in a path."""
+
+    def main():
+        print(f"data: {STRANGE}", "größe", sep="\n")
+        print(f"a bar's line {STRANGE}", end="", flush=True)
+        raise TinydiffError(f"{STRANGE} is wrong\nmake it new")
+
+    with pytest.raises(SystemExit, match="2"):
+        _run(monkeypatch, main)
+    out, err = capsys.readouterr()
+    assert out == f"data: {SHOWN}\ngröße\na bar's line {SHOWN}"
+    assert err == f"error: {SHOWN} is wrong\nmake it new\n"
+    (tmp_path / "\x1b[1m").write_text("in the way")
+    with pytest.raises(SystemExit, match="2"):
+        _run(monkeypatch, (tmp_path / "\x1b[1m" / "folder").mkdir)
+    assert r"\x1b[1m/folder: Not a directory" in capsys.readouterr().err
+    before = sys.stdout
+    with pytest.raises(SystemExit, match="2"):
+        _run(monkeypatch, main)
+    assert sys.stdout is before  # importers print as before
+
+
 def test_a_bug_keeps_its_traceback(monkeypatch):
     """Any other exception, a broken pipe that is not the output's too, leaves run as it came."""
     for error in (ValueError("x"), BrokenPipeError("a worker died")):

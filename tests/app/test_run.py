@@ -9,12 +9,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tinydiff.app import checkpoint, run
+from tinydiff.app import checkpoint, classify, run  # noqa: F401  (classify describes its kinds)
 from tinydiff.app.alone import one_process
 from tinydiff.app.checkpoint import CheckpointError
 from tinydiff.app.generate import build_unet
 from tinydiff.app.signals import NAMES, Stopped, ending_in_order
-from tinydiff.app.training import diffusion_training
+from tinydiff.app.training import diffusion_training, save
 from tinydiff.backend import TinydiffError, precision
 from tinydiff.data import Dataset
 from tinydiff.diffusion import Schedule
@@ -89,9 +89,15 @@ def test_the_options_take_the_defaults_of_the_config():
         parser.parse_args(["--batch-size", "0"])
 
 
+def on_cores(monkeypatch, cores):
+    """A machine with so many cores for workers; one core also stands for --plain."""
+    ranks = SimpleNamespace(default_workers=lambda most: min(cores, most))
+    monkeypatch.setattr(run, "one_process", lambda: ranks)
+
+
 def test_a_resumed_run_has_as_many_workers_as_before(capsys, monkeypatch):
     """Where the user names no number; a GPU has one, and so has --plain.  What rounds differently is printed."""
-    monkeypatch.setattr(run, "FAST", {"installed": None})
+    on_cores(monkeypatch, 8)
     meta = {"num_workers": 3, "precision": precision()}
     assert run.resumed_workers(meta, None, "numpy") == 3
     assert run.resumed_workers({"num_workers": 3}, 3, "cupy") == 3  # an older checkpoint has no precision
@@ -102,7 +108,7 @@ def test_a_resumed_run_has_as_many_workers_as_before(capsys, monkeypatch):
         "note: 3 worker(s) before, 2 now: the sums round differently",
         "note: 3 worker(s) before, 1 now: the sums round differently",
     ]
-    monkeypatch.setattr(run, "FAST", {})
+    on_cores(monkeypatch, 1)
     assert run.resumed_workers(meta, None, "numpy") == 1
     assert capsys.readouterr().out == "note: 3 worker(s) before, 1 now: the sums round differently\n"
     assert run.resumed_workers(meta | {"precision": "half"}, 3, "numpy") == 3
@@ -111,16 +117,42 @@ def test_a_resumed_run_has_as_many_workers_as_before(capsys, monkeypatch):
     )
 
 
-def test_a_checkpoint_is_loaded_if_there_is_one(tmp_path, capsys):
+@pytest.mark.parametrize("before, cores, now", [(60, 2, 2), (64, 2, 2), (64, 64, 64), (2, 64, 2), (10**9, 4, 4)])
+def test_a_checkpoint_starts_no_more_workers_than_there_are_cores(capsys, monkeypatch, before, cores, now):
+    """A run of a larger machine, or a forged number, becomes this machine's, with a note; a user may ask for more."""
+    on_cores(monkeypatch, cores)
+    assert run.resumed_workers({"num_workers": before}, None, "numpy") == now
+    note = f"note: {before} worker(s) before, {now} now: the sums round differently\n"
+    assert capsys.readouterr().out == (note if now != before else "")
+    assert run.resumed_workers({"num_workers": before}, 7, "numpy") == 7
+
+
+def test_a_run_that_could_not_be_resumed_is_not_started():
+    """A setting that no checkpoint may contain is the user's mistake, by the name of its option."""
+    for options, said in (
+        ({"batch_size": 10**6}, r"--batch-size 1000000: must be a whole number in 1\.\.131072"),
+        ({"num_steps": 10**10}, r"--steps 10000000000: must be a whole number in 1\.\."),
+        ({"minutes": 1e300}, r"--minutes 1e\+300: must be null or a number from 0 to"),
+        ({"seed": 2**200}, r"--seed \d+: must be a whole number in 0\.\."),
+    ):
+        with pytest.raises(TinydiffError, match=said):
+            run.wanted(options.pop("num_steps", None), options.pop("minutes", None), **options)
+    with pytest.raises(TinydiffError, match=r"--num-images 1000000: must be a whole number in 1\.\.500000"):
+        run.load_data("glyphs", None, 0, 10**6)
+
+
+def test_a_checkpoint_is_loaded_if_there_is_one(state, tmp_path, capsys):
     """None and a line where there is none; what was saved where there is; one of another kind is refused."""
     path = tmp_path / "checkpoint.npz"
     assert run.load_if_there(path, "diffusion") is None
     assert capsys.readouterr().out == f"no checkpoint at {path} yet: starting from the beginning\n"
-    checkpoint.save(path, {"a": np.arange(3)}, {"kind": "diffusion", "step": 4})
+    save(state, path, DATA, Schedule.linear(60), 1)
     arrays, meta = run.load_if_there(path, "diffusion")
-    assert arrays["a"].tolist() == [0, 1, 2] and meta == {"kind": "diffusion", "step": 4}
-    with pytest.raises(CheckpointError, match="kind is 'diffusion' in the checkpoint, 'prompts' is wanted"):
-        run.load_if_there(path, "prompts")
+    expected, settings = checkpoint.load(path)
+    assert meta == settings and meta["step"] == 0
+    assert arrays.keys() == expected.keys() and all((arrays[name] == expected[name]).all() for name in expected)
+    with pytest.raises(CheckpointError, match="holds a network of kind 'diffusion', not 'classifier'"):
+        run.load_if_there(path, "classifier")
 
 
 @pytest.mark.parametrize("save_every, expected", [(2, [0, 2, 4, 5]), (5, [0, 5]), (9, [0, 5])])

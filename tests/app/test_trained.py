@@ -9,7 +9,8 @@ from tinydiff.app import checkpoint
 from tinydiff.app.alone import one_process
 from tinydiff.app.checkpoint import CheckpointError
 from tinydiff.app.generate import build_unet
-from tinydiff.app.trained import as_eps, load_kind, load_trained
+from tinydiff.app.kinds import load as load_kind
+from tinydiff.app.trained import as_eps, load_trained
 from tinydiff.app.training import diffusion_training, save
 from tinydiff.autograd import Tensor, no_grad
 from tinydiff.backend import asarray, default_rng, standard_normal, to_numpy
@@ -139,15 +140,19 @@ def test_options_of_earlier_versions_are_no_matter_where_they_were_not_used(tmp_
                 load_trained(path, 1)
 
 
-def test_other_checkpoints_are_refused(tmp_path):
+def test_other_checkpoints_are_refused(tmp_path, data, run):
     """A classifier's checkpoint, and one whose weights do not fit its own configuration, are named and refused."""
     checkpoint.save(tmp_path / "a.npz", {"x": np.zeros(3)}, {"kind": "classifier"})
     with pytest.raises(CheckpointError, match=r"a\.npz holds a network of kind 'classifier', not 'diffusion'"):
         load_trained(tmp_path / "a.npz", 1)
-    arrays = {"ema/x": np.zeros(3), "schedule/beta": Schedule.linear(60).beta}
-    checkpoint.save(tmp_path / "b.npz", arrays, {"kind": "diffusion", "model": NETWORK, "train": {}})
-    with pytest.raises(CheckpointError, match=r"b\.npz: parameter"):
-        load_trained(tmp_path / "b.npz", 1)
+    _, state = run(TrainConfig(num_steps=1, minutes=None))
+    path = tmp_path / "b.npz"
+    save(state, path, data, Schedule.linear(60), 1)
+    arrays, meta = checkpoint.load(path)
+    arrays["ema/x"] = arrays.pop("ema/conv_in.b")
+    checkpoint.save(path, arrays, meta)
+    with pytest.raises(CheckpointError, match=r"b\.npz contains no ema/conv_in\.b; this network's has shape \(8,\)"):
+        load_trained(path, 1)
 
 
 def test_a_checkpoint_of_the_right_kind_is_opened_without_workers(tmp_path):

@@ -215,13 +215,13 @@ def test_checkpoint_of_another_network_is_refused(tmp_path):
     path = saved(small_run(), tmp_path / "a.npz")
     other = small_run(network={**NETWORK, "base_channels": 16})
     before = arrays_of(other)
-    with pytest.raises(CheckpointError, match=r"a\.npz: weights/time1\.w is of shape \(8, 128\), .* \(16, 128\)"):
+    with pytest.raises(CheckpointError, match=r"a\.npz contains weights/time1\.w of shape \(8, 128\) .* \(16, 128\)"):
         restore(other, path, *checkpoint.load(path))
     arrays, meta = checkpoint.load(path)
     del arrays["adam_v/conv_out.b"]
     state = small_run(replace(CONFIG, seed=6))
     own = arrays_of(state)
-    with pytest.raises(CheckpointError, match=r"adam_v/conv_out\.b is missing, this network's has shape \(1,\)"):
+    with pytest.raises(CheckpointError, match=r"no adam_v/conv_out\.b; this network's has shape \(1,\)"):
         restore(state, path, arrays, meta)
     assert same_bits(before, arrays_of(other)) and same_bits(own, arrays_of(state))
 

@@ -2,17 +2,17 @@
 
 A save writes to a temporary file in the same folder, waits until the bytes are on the disk, and only then puts the
 temporary file in the place of the old one.  So a good checkpoint exists at any moment, also after kill -9 or on a full
-disk.  A load checks a SHA-256 digest of the whole file before it parses anything, and it never unpickles: a file
-from a stranger can be refused, but it cannot run code.  Equal content gives equal bytes, so `cmp` compares two runs.
+disk.  `load` is in archive.py: it checks a SHA-256 digest of the whole file before it parses anything, and it never
+unpickles: a file from a stranger can be refused, but it cannot run code.  Equal content gives equal bytes, so `cmp`
+compares two runs.
 
-Pictures and tables are written through `atomic_write` too.  training.py decides what a checkpoint contains.
-Read next: blocks.py.
+Pictures and tables are written through `atomic_write` too.  kinds.py describes what a checkpoint contains.
+Read next: archive.py.
 """
 
 import contextlib
 import glob
 import hashlib
-import io
 import itertools
 import json
 import os
@@ -23,20 +23,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from tinydiff.app.archive import DIGEST_SIZE, FORMAT, KINDS, VERSION, CheckpointError, load
 from tinydiff.app.outputs import check_replaceable, lock, temporary_name
-from tinydiff.backend import TinydiffError
-from tinydiff.data.limits import read_file
 
-FORMAT = "tinydiff checkpoint"
-VERSION = 1
-
-_MARK = f"{FORMAT}.npy"  # the name of the first member, which stands at byte 30 of the zip file
-_DIGEST_SIZE = 64  # SHA-256 in hexadecimal
-_KINDS = "biufcSU"  # bool, integers, floats, complex, bytes, text: a .npy file stores these without pickle
-
-
-class CheckpointError(TinydiffError):
-    """A file cannot be written, or is not a usable checkpoint.  The message names the file and the reason."""
+__all__ = ["FORMAT", "VERSION", "CheckpointError", "atomic_write", "check_same", "load", "save", "set_aside"]
 
 
 def save(path: str | os.PathLike, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
@@ -60,28 +50,6 @@ def save(path: str | os.PathLike, arrays: dict[str, np.ndarray], meta: dict[str,
     with atomic_write(path) as file:
         _pack(file, {FORMAT: np.frombuffer(header.encode(), np.uint8), **arrays})
         _seal(file)
-
-
-def load(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read a checkpoint: (arrays, meta), exactly as saved.
-
-    Raises CheckpointError with the reason: the file does not exist, is not an .npz file, comes from other software, is
-    cut short or damaged, has a newer version, or contains pickled objects, which are never loaded.
-    """
-    try:
-        data = read_file(path)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
-    if hashlib.sha256(data[:-_DIGEST_SIZE]).hexdigest().encode() != data[-_DIGEST_SIZE:]:
-        raise CheckpointError(f"{path} {_what_is_wrong(data)}")
-    try:
-        return _unpack(data)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path} {error}") from None
-    except Exception as error:  # zipfile, json and NumPy raise a dozen kinds of errors for wrong bytes
-        raise CheckpointError(f"{path} is not a checkpoint that this version can read ({error!r})") from None
 
 
 def check_same(saved: dict[str, Any], wanted: dict[str, Any], keys: Collection[str]) -> None:
@@ -161,7 +129,7 @@ def _new_file(target: Path) -> tuple[Path, BinaryIO]:
 def _check(name: str, array: np.ndarray) -> None:
     if not name or name == FORMAT or not name.isprintable() or "\\" in name:
         raise ValueError(f"array name {name!r} must be printable, without a backslash, and not {FORMAT!r}")
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in _KINDS:
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in KINDS:
         got = getattr(array, "dtype", type(array))
         raise ValueError(f"array {name!r} must be a NumPy array of numbers or text, got {got}")
 
@@ -172,7 +140,7 @@ def _pack(file: BinaryIO, arrays: dict[str, np.ndarray]) -> None:
     The arrays go straight to the file.  Views of a BytesIO would crash Python 3.12 when an exception ends a save.
     """
     with zipfile.ZipFile(file, "w") as archive:
-        archive.comment = bytes(_DIGEST_SIZE)  # the end record contains the length of the comment
+        archive.comment = bytes(DIGEST_SIZE)  # the end record contains the length of the comment
         try:
             for name, array in arrays.items():
                 _add(archive, name, array)
@@ -192,43 +160,10 @@ def _add(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
 
 def _seal(file: BinaryIO) -> None:
     """Replace the last 64 bytes of the file by the digest of all bytes before them."""
-    file.seek(-_DIGEST_SIZE, os.SEEK_END)
+    file.seek(-DIGEST_SIZE, os.SEEK_END)
     file.truncate()
     file.seek(0)
     digest = hashlib.sha256()
     while part := file.read(1 << 20):
         digest.update(part)
     file.write(digest.hexdigest().encode())
-
-
-def _unpack(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        first, *rest = archive.infolist()
-        if first.filename != _MARK:
-            raise CheckpointError("is not a tinydiff checkpoint: an .npz file of other software")
-        header = json.loads(_read(archive, first).tobytes())
-        if header["version"] > VERSION:
-            raise CheckpointError(f"has version {header['version']}, newer than {VERSION}: update tinydiff")
-        arrays = {member.filename.removesuffix(".npy"): _read(archive, member) for member in rest}
-        return arrays, dict(header["meta"])
-
-
-def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    npy = io.BytesIO(archive.read(member))
-    if np.lib.format.read_magic(npy) != (1, 0):  # numbers and text never need a longer header, so save writes none
-        raise CheckpointError(f"contains {member.filename}, which is not an array that tinydiff saves")
-    if np.lib.format.read_array_header_1_0(npy)[2].hasobject:
-        raise CheckpointError(f"contains pickled objects, which could run code: {member.filename} is not loaded")
-    npy.seek(0)
-    return np.lib.format.read_array(npy, allow_pickle=False)
-
-
-def _what_is_wrong(data: bytes) -> str:
-    """The most likely reason why the content of a file does not fit its digest."""
-    if not data.startswith(b"PK"):
-        return "is not a tinydiff checkpoint: not an .npz file" if data else "is empty"
-    if not _MARK.encode().startswith(data[30 : 30 + len(_MARK)]):
-        return "is not a tinydiff checkpoint: an .npz file of other software"
-    if data[-_DIGEST_SIZE - 22 :][:4] != b"PK\5\6":  # the zip end record: 22 bytes and the comment
-        return "is cut short: the end of the file is missing"
-    return "is damaged: its content does not fit its SHA-256 digest"

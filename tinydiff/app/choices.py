@@ -1,4 +1,4 @@
-"""The choices of a user who draws images: labels, samplers and times.  Read next: trained.py."""
+"""The choices of a user who draws images: labels, samplers and times.  Read next: rules.py."""
 
 import argparse
 import re

@@ -17,6 +17,8 @@ import numpy as np
 
 from tinydiff.app import checkpoint
 from tinydiff.app.fit import any_training
+from tinydiff.app.kinds import BETA, COMMANDS, KINDS, SIZE, Kind
+from tinydiff.app.rules import LINE, Rule, items, old, one_of, whole
 from tinydiff.app.trained import load_network
 from tinydiff.app.training import check_finite
 from tinydiff.autograd import Tensor
@@ -84,6 +86,26 @@ def build_classifier(config: dict[str, Any], seed: int) -> Classifier:
     return Classifier(**config, rng=default_rng(seed))
 
 
+def classifiers(name: str, time: Rule, tables: dict[str, Rule]) -> Kind:
+    """The kind of checkpoint that save_classifier writes.  time: whether the network takes t."""
+    model = {"in_channels": SIZE, "channels": items(SIZE, 1, 8), "num_classes": SIZE, "num_groups": SIZE, "time": time}
+    data = {"classes": items(LINE, 1, 1000), "image_shape": items(whole(1, 256), 3, 3)}
+
+    def make(meta: dict[str, Any], rng: Any) -> Classifier:
+        return Classifier(**meta["model"], rng=rng)
+
+    def fits(meta: dict[str, Any]) -> bool:
+        sizes = len(meta["data"]["classes"]), meta["data"]["image_shape"][2]
+        return sizes == (meta["model"]["num_classes"], meta["model"]["in_channels"])
+
+    together = Rule("the classes and the channels of data must be as many as those of model", fits)
+    return Kind(name, {"model": model, "data": data}, {("weights/",): make}, tables, (together,))
+
+
+KINDS["classifier"] = classifiers("classifier", old(one_of(False)), {})  # old checkpoints contain no time
+KINDS["noisy classifier"] = classifiers("noisy classifier", one_of(True), {"schedule/beta": BETA})
+
+
 def save_classifier(
     path: Path,
     workers: Any,
@@ -133,7 +155,8 @@ def load_noisy_classifier(path: Path, schedule: Schedule, num_classes: int) -> M
     """
     workers, arrays, _ = load_network(path, "noisy classifier", "weights/", _builder, 1)
     if workers.model.num_classes != num_classes or not np.array_equal(arrays["schedule/beta"], schedule.beta):
-        raise TinydiffError(f"{path}: it was trained for other classes, or for another schedule, than the checkpoint")
+        problem = f"{path}: it was trained for other classes, or for another schedule, than the checkpoint"
+        raise TinydiffError(f"{problem}\nMake it with: {COMMANDS['noisy classifier']}")
     return workers.model
 
 

@@ -30,6 +30,7 @@ from typing import Any, NoReturn
 
 from tinydiff.app import streams
 from tinydiff.app.alone import one_process
+from tinydiff.app.archive import printable
 from tinydiff.app.outputs import release
 from tinydiff.app.signals import Stopped, ending_in_order
 from tinydiff.backend import TinydiffError, use_backend
@@ -107,7 +108,8 @@ def run(main: Callable[..., Any], using: argparse.ArgumentParser) -> None:
         _check_folder()
         # mpiexec ends its ranks by SIGTERM, and leaves them no time for an orderly end.
         with contextlib.nullcontext() if options.get("parallel") == "mpi" else ending_in_order():
-            main(**options)
+            with contextlib.redirect_stdout(_Escaped(sys.stdout)):
+                main(**options)
             sys.stdout.flush()  # if the reader has closed the output, the error comes here, not at exit
     except (TinydiffError, MemoryError) as error:  # on both backends one line describes the array that was too large
         _fail(using, str(error) or "out of memory")
@@ -143,7 +145,7 @@ def _fail(using: argparse.ArgumentParser, message: str) -> NoReturn:
     """Print the message within the terminal's width, and exit with code 2."""
     width = max(40, shutil.get_terminal_size().columns)
     fill = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False).fill  # paths stay whole
-    text = "".join(fill(line) + "\n" for line in f"error: {_short(message)}".splitlines())
+    text = "".join(fill(line) + "\n" for line in f"error: {escaped(_short(message))}".splitlines())
     using.exit(2, text)
 
 
@@ -177,6 +179,24 @@ def positive_float(text: str) -> float:
 def non_negative_float(text: str) -> float:
     """Option type: a finite number of at least 0."""
     return _number(text, float, "a number of at least 0", lambda x: 0 <= x < math.inf)
+
+
+def escaped(text: str) -> str:
+    """Lines of text for a terminal.  Names and paths may come from a stranger, so what is not printable is escaped."""
+    return "\n".join(printable(line, 10_000) for line in text.split("\n"))
+
+
+class _Escaped:
+    """Standard output that escapes what it writes."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(escaped(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _number(text: str, kind: type, what: str, fits: Callable[[Any], bool]) -> Any:

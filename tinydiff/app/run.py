@@ -15,7 +15,7 @@ Read next: plots.py.
 import math
 import signal
 from argparse import ArgumentParser
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from tinydiff.app import checkpoint, cli, plots
+from tinydiff.app import checkpoint, cli, kinds, plots
+from tinydiff.app.alone import one_process
 from tinydiff.app.signals import Stop, Stopped, stop_signals
 from tinydiff.app.training import steps, whole
-from tinydiff.backend import FAST, TinydiffError, backend_name, precision
+from tinydiff.backend import TinydiffError, backend_name, precision
 from tinydiff.data import Dataset, load
 from tinydiff.data.limits import check_memory
 from tinydiff.train import METRICS, NUM_BUCKETS, TrainConfig, Training, TrainingError
@@ -49,8 +50,15 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def wanted(num_steps: int | None, minutes: float | None, **options: Any) -> dict[str, Any]:
-    """The settings of a TrainConfig that the user has given.  If the number of steps is given, the clock is off."""
+    """The settings of a TrainConfig that the user has given.  If the number of steps is given, the clock is off.
+
+    Raises TinydiffError for a value that no checkpoint may contain, because such a run could not be resumed.
+    """
     settings = given(num_steps=num_steps, minutes=minutes, **options)
+    for name, value in settings.items():
+        if not kinds.TRAIN[name].fits(value):
+            option = f"--{name.removeprefix('num_').replace('_', '-')}"
+            raise TinydiffError(f"{option} {value}: must be {kinds.TRAIN[name].what}")
     return settings if num_steps is None else settings | {"minutes": None}
 
 
@@ -60,7 +68,12 @@ def given(**options: Any) -> dict[str, Any]:
 
 
 def load_data(name: str, data_dir: str | None, seed: int, num: int | None) -> Dataset:
-    """The training set, or its first `num` images.  Raises TinydiffError if the training set has fewer images."""
+    """The training set, or its first `num` images.
+
+    Raises TinydiffError if the training set has fewer images, or if no checkpoint may contain so many.
+    """
+    if num is not None and not kinds.DATA["num"].fits(num):
+        raise TinydiffError(f"--num-images {num}: must be {kinds.DATA['num'].what}")
     try:
         return load(name, data_dir=data_dir, seed=seed, num=num)
     except ValueError as error:
@@ -85,23 +98,21 @@ def check_batch(batch_size: int, image_shape: Sequence[int], channels: int = 1, 
 def load_if_there(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
     """The checkpoint at `path`, or None if there is no file because the run was stopped before its first save.
 
-    Raises CheckpointError if the checkpoint is of another kind.
+    Raises CheckpointError as kinds.load does.
     """
     if not path.exists():
         print(f"no checkpoint at {path} yet: starting from the beginning")
         return None
-    arrays, meta = checkpoint.load(path)
-    checkpoint.check_same(meta, {"kind": kind}, ["kind"])
-    return arrays, meta
+    return kinds.load(path, kind)
 
 
 def resumed_workers(meta: dict[str, Any], workers: int | None, backend: str) -> int:
     """The number of workers of a resumed run: `workers` if the user has given it, or else that of the earlier run.
 
-    If the user gives no number, a GPU and --plain have 1 worker.  The function prints a note for each change that makes
-    sums or products round differently.
+    If the user gives no number, there are at most as many workers as cores, and a GPU and --plain have 1 worker.  The
+    function prints a note for each change that makes sums or products round differently.
     """
-    workers = workers or (meta["num_workers"] if FAST and backend == "numpy" else 1)
+    workers = workers or (one_process().default_workers(meta["num_workers"]) if backend == "numpy" else 1)
     if meta["num_workers"] != workers:
         print(f"note: {meta['num_workers']} worker(s) before, {workers} now: the sums round differently")
     before, now = meta.get("precision"), precision()  # an old checkpoint contains no precision

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from tinydiff.app import checkpoint
+from tinydiff.app import kinds
 from tinydiff.app.alone import one_process
-from tinydiff.app.checkpoint import CheckpointError
 from tinydiff.app.generate import build_unet
 from tinydiff.autograd import Tensor
 from tinydiff.diffusion import Schedule
@@ -45,29 +44,15 @@ def load_network(
 
     kind: that the checkpoint must have.  prefix: the start of the names of the weights, such as "ema/".
     make(arrays, settings) -> build.  build() makes the network.  It can be pickled, so that each worker can call it.
-    Raises CheckpointError if the file is not a complete checkpoint of this kind.
+    Raises CheckpointError as kinds.load does.
     """
     ranks = ranks or one_process()
-    arrays, meta = ranks.broadcast(partial(load_kind, path, kind))
+    arrays, meta = ranks.broadcast(partial(kinds.load, path, kind))
     workers = ranks.workers(make(arrays, meta), num_workers)
-    weights = {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
-    try:
-        workers.model.load_state_dict(weights)
-    except ValueError as error:
-        workers.close()
-        raise CheckpointError(f"{path}: {error}") from None
+    workers.model.load_state_dict(
+        {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
+    )
     return workers, arrays, meta
-
-
-def load_kind(path: Path, kind: str) -> tuple[Arrays, Meta]:
-    """(arrays, settings) of a checkpoint of this kind, else CheckpointError.
-
-    A program that needs a checkpoint only after a long work calls this function before the work.
-    """
-    arrays, meta = checkpoint.load(path)
-    if meta.get("kind") != kind:
-        raise CheckpointError(f"{path} holds a network of kind {meta.get('kind')!r}, not {kind!r}")
-    return arrays, meta
 
 
 class AsEps(Module):

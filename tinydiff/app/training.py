@@ -12,7 +12,7 @@ import statistics
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ import numpy as np
 from tinydiff.app import checkpoint
 from tinydiff.app.blocks import in_blocks
 from tinydiff.app.checkpoint import CheckpointError
-from tinydiff.autograd import mark_written
+from tinydiff.app.kinds import PROGRESS, about, rows
+from tinydiff.app.rules import check_numbers, check_settings, check_weights
 from tinydiff.backend import FAST, asarray, backend_name, precision, require, to_numpy
 from tinydiff.data import Dataset
 from tinydiff.diffusion import Schedule
@@ -179,18 +180,22 @@ def check_finite(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def restore(state: Training, path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
-    """Continue from a checkpoint that `save` has written.  Raises CheckpointError if the network is another one."""
+    """Continue from a checkpoint that `save` has written.
+
+    Raises CheckpointError if the network is another one, or if its numbers are not finite.
+    """
     shapes = {name: p.shape for name, p in state.model.named_parameters()}
-    for kind in _buffers(state):
-        for name, shape in shapes.items():
-            saved = arrays.get(f"{kind}/{name}")
-            if saved is None or saved.shape != shape:
-                problem = "missing" if saved is None else f"of shape {saved.shape}"
-                raise CheckpointError(f"{path}: {kind}/{name} is {problem}, this network's has shape {shape}")
-    mark_written(state.model.parameters())
+    wanted = {f"{kind}/{name}": shape for kind in _buffers(state) for name, shape in shapes.items()}
+    columns = len(METRICS) - (NUM_BUCKETS if state.T is None else 0)
+    with about(path):
+        check_settings(meta, PROGRESS)
+        check_weights(arrays, wanted)
+        mine = {name: a for name, a in arrays.items() if name in wanted or name == "metrics"}
+        check_numbers(mine, {"metrics": rows(columns)}, meta)
     for kind, buffers in _buffers(state).items():
         for a, part in zip(buffers, _cut([arrays[f"{kind}/{name}"] for name in shapes], buffers)):
             a[...] = asarray(part, a.dtype)
+    mark_written(state.model.parameters())
     state.step, state.num_steps = meta["step"], meta["num_steps"]
     state.adam.num_steps = state.ema.num_updates = state.step
     state.rows[:] = [tuple(row) for row in arrays["metrics"].tolist()]
@@ -200,8 +205,9 @@ def restore(state: Training, path: Path, arrays: dict[str, np.ndarray], meta: di
 def saved_config(meta: dict[str, Any]) -> TrainConfig:
     """The TrainConfig of a checkpoint.  Raises CheckpointError for an option that this version does not have."""
     settings = dict(meta["train"])
-    if settings.pop("weight_decay", 0.0):  # an option of earlier versions
-        raise CheckpointError("the checkpoint was trained with weight_decay, which this version does not have")
+    for name in settings.keys() - {field.name for field in fields(TrainConfig)}:  # weight_decay of earlier versions
+        if settings.pop(name):
+            raise CheckpointError(f"the checkpoint was trained with {name:.100}, which this version does not have")
     betas = tuple(settings.get("betas", TrainConfig.betas))  # JSON stores the tuple as a list
     return TrainConfig(**settings | {"betas": betas})
 

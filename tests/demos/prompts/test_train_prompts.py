@@ -171,7 +171,7 @@ def test_only_digits_are_captioned(demo, tmp_path):
     with pytest.raises(TinydiffError, match="--data fashion: the captions are of digits"):
         demo.main(backend=backend_name(), out=tmp_path, data="fashion")
     checkpoint.save(tmp_path / "checkpoint.npz", {}, {"kind": "diffusion"})
-    with pytest.raises(CheckpointError, match="kind is 'diffusion' in the checkpoint, 'prompts' is wanted"):
+    with pytest.raises(CheckpointError, match="holds a network of kind 'diffusion', not 'prompts'"):
         demo.main(backend=backend_name(), out=tmp_path, resume=True)
 
 
