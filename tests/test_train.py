@@ -1,5 +1,6 @@
 """Training: what a batch holds, what the loss means, and that the loop is its parts in order."""
 
+import copy
 import math
 import warnings
 from dataclasses import asdict, replace
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from plain import fast, plain
 from small_run import CONFIG, DATASET, NETWORK, SCHEDULE, arrays_of, same_bits, small_run
 
+from tinydiff import ops
 from tinydiff import train as loop
 from tinydiff.app.generate import build_unet
 from tinydiff.autograd import Tensor
@@ -20,6 +22,7 @@ from tinydiff.data import epoch_indices
 from tinydiff.diffusion import Schedule, ScheduleWarning, min_snr_weight
 from tinydiff.diffusion.targets import TARGETS
 from tinydiff.fast.optim import Flat
+from tinydiff.nn import Linear
 from tinydiff.optim import EMA, Adam, clip_grad_norm, learning_rate
 from tinydiff.train import (
     METRICS,
@@ -346,3 +349,148 @@ def test_a_row_of_metrics_against_a_loop(T, rng):
     np.testing.assert_allclose(row[3:], [np.mean(s) if s else math.nan for s in sums] if T else [])
     row = metrics_row(state, losses[:1], 2.0, 0.1, {"t": t[:1]})
     assert [math.isnan(value) for value in row] == [False] * 3 + [False, True, True, True] * (T is not None)
+
+
+# What the functions of a run must return.
+
+SPOILED = {
+    "a single number": lambda losses: ops.mean(losses),
+    "too few": lambda losses: losses[1:],
+    "a column": lambda losses: losses[:, None],
+    "an array": lambda losses: losses.data,
+    "a list": lambda losses: list(losses),
+    "a number": lambda losses: 1.0,
+    "nothing": lambda losses: None,
+}
+
+
+@pytest.mark.parametrize("spoil", [*SPOILED.values()], ids=[*SPOILED])
+@pytest.mark.parametrize(("make", "forms"), RUNS)
+def test_losses_must_be_a_tensor_with_a_number_for_each_example(make, forms, spoil):
+    """Else the gradient would be divided by another number than it is summed over: ValueError, and nothing moves."""
+    with forms():
+        state = make()
+        state.losses_of = lambda model, batch: spoil(noise_prediction_losses(model, batch))
+        before = arrays_of(state)
+        with pytest.raises(ValueError, match=r"losses_of must return a Tensor of shape \(8,\), got"):
+            next(train(state))
+        assert same_bits(before, arrays_of(state)) and state.step == 0
+
+
+def test_losses_of_each_pixel_are_refused():
+    """(N, H, W, C) in place of (N,) would count the gradient H W C times."""
+    state = lone_run()
+    state.losses_of = lambda model, batch: model(batch["x_t"], batch["t"]) - asarray(batch["target"])
+    with pytest.raises(ValueError, match=r"shape \(8,\), got Tensor \(8, 8, 8, 1\)"):
+        next(train(state))
+
+
+@pytest.mark.parametrize("spoil", [lambda a: a[1:], lambda a: a[:0], lambda a: np.concatenate([a, a])])
+@pytest.mark.parametrize("name", ["t", "x_t", "labels"])
+@pytest.mark.parametrize(("make", "forms"), RUNS)
+def test_a_batch_must_hold_a_row_for_each_example(make, forms, name, spoil):
+    """Each of its arrays has N rows, N >= 1: ValueError with the rows of each."""
+    with forms():
+        state = make()
+        state.draw = lambda config, step: (batch := draw(config, step)) | {name: spoil(batch[name])}
+        with pytest.raises(ValueError, match=r"a batch must hold a row for each example, got \{.*'t': \d"):
+            next(train(state))
+
+
+@pytest.mark.parametrize("spoil", [lambda a: a[1:], lambda a: a.mean(), lambda a: None, lambda a: list(a)])
+def test_gradients_must_return_the_losses(spoil):
+    """What takes the place of gradients_of returns (N,) losses: else ValueError, before the update."""
+    state = lone_run()
+    inner = state.gradients
+    state.gradients = lambda losses_of, batch: spoil(inner(losses_of, batch))
+    before = arrays_of(state)
+    with pytest.raises(ValueError, match=r"gradients must return the losses \(N,\)"):
+        next(train(state))
+    assert same_bits(before, arrays_of(state))
+
+
+@pytest.mark.parametrize(("make", "forms"), RUNS)
+def test_a_network_that_has_grown_is_refused(make, forms):
+    """A layer added after Adam was made would never be trained: ValueError with both numbers."""
+    with forms():
+        state = make()
+        numbers = state.model.num_parameters()
+        state.model.extra = Linear(2, 3, rng=np.random.default_rng(0))
+        with pytest.raises(ValueError, match=rf"must be those of the network, got \({numbers}, {numbers + 9}\)"):
+            next(train(state))
+
+
+# Settings out of range.
+
+OUT_OF_RANGE = {
+    "num_steps": [-1, 1.5, math.nan, "7", None, (1, 2)],
+    "batch_size": [0, -1, 1.5, math.nan, None],
+    "peak_lr": [-1e-3, math.nan, math.inf, "1"],
+    "warmup": [-1, 1.5, math.nan],
+    "betas": [(1.0, 0.9), (0.9, -0.1), (0.9, math.nan), (0.9,), 0.9],
+    "clip_norm": [-1.0, 0.0, math.nan],
+    "ema_decay": [1.0, 1.5, -0.1, math.nan],
+    "seed": [-1, 0.5, math.nan],
+    "minutes": [-1.0, math.nan, math.inf],
+    "label_drop": [-0.1, 1.1, math.nan],
+    "target": ["x", "", None],
+    "min_snr": [0.0, -1.0, math.nan],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in OUT_OF_RANGE.items() for value in values]
+)
+def test_a_setting_out_of_range_is_refused(name, value):
+    """When the settings are made, or changed by replace: ValueError or TypeError."""
+    with pytest.raises((ValueError, TypeError)):
+        TrainConfig(**{name: value})
+    with pytest.raises((ValueError, TypeError)):
+        replace(CONFIG, **{name: value})
+    if name in LoopConfig.__dataclass_fields__:
+        with pytest.raises((ValueError, TypeError)):
+            LoopConfig(**{"num_steps": 1, name: value})
+
+
+def test_settings_at_the_ends_of_their_range_are_taken():
+    """No steps, no rate, no warm-up, no bound, no average, no time, no label or every label dropped."""
+    TrainConfig(num_steps=0, peak_lr=0.0, warmup=0, betas=(0.0, 0.0), clip_norm=math.inf, ema_decay=0.0, minutes=0.0)
+    TrainConfig(label_drop=0.0, min_snr=math.inf)
+    TrainConfig(label_drop=1.0, minutes=None, min_snr=None)
+
+
+# Copies and frozen layers.
+
+
+@pytest.mark.parametrize("make", [lone_run, flat_run, small_run])
+def test_a_copied_run_goes_on_alone_with_the_same_bits(make):
+    """deepcopy of a Training after some steps: both go on alike, and a step of one is none of the other."""
+    state = make()
+    for _, _ in zip(range(2), train(state)):
+        pass
+    twin, before = copy.deepcopy(state), arrays_of(state)
+    assert sum(1 for _ in train(twin)) == 4
+    assert same_bits(before, arrays_of(state))
+    assert sum(1 for _ in train(state)) == 4
+    assert same_bits(arrays_of(state), arrays_of(twin)) and not same_bits(before, arrays_of(state))
+
+
+@pytest.mark.parametrize(("make", "forms"), RUNS)
+def test_a_frozen_layer_keeps_its_bits_while_the_others_learn(make, forms):
+    """From the start, and frozen on the way: weights, average and moments of the layer stand still."""
+    with forms():
+        state = make()
+        start = arrays_of(state)
+        state.model.conv_in.w.requires_grad = False
+        for s in train(state):
+            if s.step == 3:
+                middle = arrays_of(state)
+                state.model.conv_out.w.requires_grad = False
+        end = arrays_of(state)
+    for name in start:
+        if name.endswith("/conv_in.w"):
+            np.testing.assert_array_equal(start[name], end[name])
+        elif name.endswith("/conv_out.w") and not name.startswith("ema"):  # the average still moves up to it
+            np.testing.assert_array_equal(middle[name], end[name])
+    assert (start["weights/conv_out.w"] != middle["weights/conv_out.w"]).any()
+    assert (middle["weights/conv_in.b"] != end["weights/conv_in.b"]).any()

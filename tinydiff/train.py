@@ -130,7 +130,7 @@ def rows(batch: Batch) -> int:
     return next(iter(sizes.values()))
 
 
-def checked_losses(losses: Any, n: int) -> Tensor:
+def checked_losses(n: int, losses: Any) -> Tensor:
     """The losses that losses_of has returned for n examples; ValueError unless they are a Tensor of shape (n,)."""
     got = f"{type(losses).__name__} {getattr(losses, 'shape', '')}"
     require(isinstance(losses, Tensor) and losses.shape == (n,), f"losses_of must return a Tensor of shape ({n},)", got)
@@ -140,7 +140,7 @@ def checked_losses(losses: Any, n: int) -> Tensor:
 def gradients_of(model: Module, losses_of: Losses, batch: Batch) -> Any:
     """Return the losses (N,) of the batch, and write the gradient of their mean to the .grad of each parameter."""
     forget_gradients(model.parameters())
-    losses = checked_losses(losses_of(model, batch), rows(batch))
+    losses = checked_losses(rows(batch), losses_of(model, batch))
     losses.backward(xp.full(losses.shape, 1 / len(losses), losses.dtype))
     return losses.data
 

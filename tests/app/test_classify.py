@@ -221,3 +221,14 @@ def test_another_network_is_not_taken_for_a_classifier(tmp_path, rng):
     checkpoint.save(path, {"weights/out.b": np.zeros(3)}, {"kind": "classifier", "model": SMALL})
     with pytest.raises(CheckpointError, match=r"checkpoint\.npz contains no setting model\.in_channels"):
         load_classifier(path, 1)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_classifier_that_is_not_finite_is_not_saved(bad, tmp_path, rng):
+    """TrainingError names the parameter, and no file is made."""
+    data = random_pictures(6, rng)
+    with Workers(partial(build_classifier, SMALL, 0)) as workers:
+        workers.model.out.b.data[...] = bad
+        with pytest.raises(TrainingError, match=r"weights/out\.b is not finite: .*a\.npz is not written"):
+            save_classifier(tmp_path / "a.npz", workers, ClassifierConfig(num_steps=1), data, data, 0)
+    assert list(tmp_path.iterdir()) == []

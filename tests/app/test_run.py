@@ -9,7 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+<<<<<<< HEAD
 from tinydiff.app import checkpoint, classify, run  # noqa: F401  (classify describes its kinds)
+=======
+from tinydiff.app import checkpoint, run, training
+>>>>>>> engine
 from tinydiff.app.alone import one_process
 from tinydiff.app.checkpoint import CheckpointError
 from tinydiff.app.generate import build_unet
@@ -18,7 +22,7 @@ from tinydiff.app.training import diffusion_training, save
 from tinydiff.backend import TinydiffError, precision
 from tinydiff.data import Dataset
 from tinydiff.diffusion import Schedule
-from tinydiff.train import METRICS, TrainConfig
+from tinydiff.train import METRICS, TrainConfig, TrainingError
 
 pytestmark = pytest.mark.program
 
@@ -351,3 +355,21 @@ def test_the_loss_is_drawn_by_quarters_of_t(tmp_path, monkeypatch):
     assert steps.tolist() == [1, 2] and loss.tolist() == [0.5, 0.25]
     assert buckets.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]]
     assert names == ["t = 1..250", "t = 251..500", "t = 501..750", "t = 751..1000"]
+
+
+@pytest.mark.parametrize("peak_lr", [1e30, 1e39])
+def test_a_run_that_diverges_names_its_last_save_which_is_finite(state, tmp_path, peak_lr):
+    """A rate so large that numbers overflow, with a save at each step: the file that is named holds finite numbers."""
+    state.config = replace(state.config, peak_lr=peak_lr, warmup=0)
+    path, meta = tmp_path / "a.npz", []
+
+    def save():
+        training.save(state, path, DATA, Schedule.linear(60), 1)
+        meta.append(state.step)
+
+    with np.errstate(all="ignore"), pytest.raises(TrainingError) as error:
+        run.run(state, one_process(), save, 1)
+    assert f"the last checkpoint is finite; last saved at step {meta[-1]}" in str(error.value)
+    arrays, saved_meta = checkpoint.load(path)
+    assert saved_meta["step"] == meta[-1]
+    assert all(np.isfinite(a).all() for name, a in arrays.items() if name != "metrics")

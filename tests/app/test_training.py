@@ -15,7 +15,8 @@ from tinydiff.app.generate import Recipe, generate
 from tinydiff.app.trained import load_trained
 from tinydiff.app.training import by_name, restore, save, saved_config, steps, whole
 from tinydiff.backend import asarray, to_numpy
-from tinydiff.train import TrainConfig, draw_batch, train
+from tinydiff.nn import Linear
+from tinydiff.train import TrainConfig, TrainingError, draw_batch, train
 
 pytestmark = pytest.mark.training
 
@@ -323,3 +324,77 @@ def test_a_config_travels_through_a_checkpoint():
     """saved_config is the inverse of what save keeps, whatever the settings."""
     config = TrainConfig(num_steps=7, minutes=2.5, betas=(0.5, 0.99), clip_norm=3.0, target="v", min_snr=5.0, seed=9)
     assert saved_config(json.loads(json.dumps({"train": asdict(config)}))) == config
+
+
+# What is saved is finite.
+
+
+def grown(state):
+    state.model.extra = Linear(2, 3, rng=np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", ["weights", "ema", "adam_m", "adam_v"])
+@pytest.mark.parametrize("forms", [plain, fast])
+def test_numbers_that_are_not_finite_are_not_saved(forms, kind, bad, tmp_path):
+    """One of them in weights, average or moments: TrainingError names the parameter, and the file stays as it was."""
+    with forms():
+        state = advance(small_run(), 2)
+        path = saved(state, tmp_path / "a.npz")
+        before = path.read_bytes()
+        advance(state, 1)
+        arrays = {"weights": [p.data for p in state.parameters], "ema": state.ema.average}
+        arrays |= {"adam_m": state.adam.m, "adam_v": state.adam.v}
+        arrays[kind][-1].reshape(-1)[-1] = bad
+        with pytest.raises(TrainingError, match=rf"{kind}/conv_out\.b is not finite: .*a\.npz is not written"):
+            saved(state, path)
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a.npz"]
+
+
+def test_a_loss_of_no_examples_may_be_saved(tmp_path):
+    """The loss of a quarter of 1..T without examples is nan: it is no number of the network."""
+    state = advance(small_run(replace(CONFIG, batch_size=1)), 1)
+    assert np.isnan(state.metrics()).any()
+    arrays, _ = checkpoint.load(saved(state, tmp_path / "a.npz"))
+    assert np.isnan(arrays["metrics"]).any()
+
+
+@pytest.mark.parametrize("forms", [plain, fast])
+def test_a_frozen_layer_is_in_the_checkpoint(forms, tmp_path):
+    """Frozen from the start, it is saved, restored, resumed bit for bit, and drawn from, like any other layer."""
+
+    def run():
+        workers = small_workers()
+        for p in (workers.model.conv_in.w, workers.model.norm_out.gamma):
+            p.requires_grad = False
+        return small_run(workers=workers)
+
+    with forms():
+        path = saved(advance(run(), 3), tmp_path / "a.npz")
+        arrays, meta = checkpoint.load(path)
+        names = [name for name, _ in small_workers().model.named_parameters()]
+        assert {name.partition("/")[2] for name in arrays if name.startswith("ema/")} == set(names)
+        second = run()
+        restore(second, path, arrays, meta)
+        assert same_bits(arrays_of(advance(second, 3)), arrays_of(advance(run(), 6)))
+        load_trained(path, 1)
+        load_trained(saved(second, path), 1)
+
+
+def test_a_network_that_has_grown_is_not_saved(tmp_path):
+    """A layer added in training has no moments and no average: ValueError before anything is written."""
+    state = advance(small_run(), 1)
+    grown(state)
+    with pytest.raises(ValueError, match="as many numbers as when its Training was made"):
+        saved(state, tmp_path / "a.npz")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_restoring_makes_older_graphs_stale(tmp_path):
+    """A graph from before a restore is refused by backward."""
+    state = advance(small_run(), 1)
+    path = saved(state, tmp_path / "a.npz")
+    losses = state.losses_of(state.model, state.draw(CONFIG, 0))
+    restore(state, path, *checkpoint.load(path))
+    with pytest.raises(RuntimeError, match="an update has changed an input"):
+        losses[0].backward()

@@ -1,5 +1,6 @@
 """What differs on a GPU changes no number: rows of metrics come later, and batches are drawn ahead."""
 
+import copy
 import math
 from dataclasses import replace
 from functools import partial
@@ -171,3 +172,12 @@ def test_the_two_maps_of_a_batch_come_over_as_one_array(monkeypatch):
     batch = Ahead(draw)(CONFIG, 0)
     assert moved == [(2, CONFIG.batch_size, 8, 8, 1)]
     assert type(batch["t"]) is type(batch["labels"]) is np.ndarray
+
+
+def test_batches_drawn_ahead_are_drawn_anew_by_a_copy():
+    """deepcopy of a run copies what draws, not the thread: the copy draws the same batches."""
+    ahead = Ahead(partial(draw_batch, DATASET, SCHEDULE, 10))
+    first, twin = ahead(CONFIG, 0), copy.deepcopy(ahead)
+    for batch in (twin(CONFIG, 0), twin(CONFIG, 1)):
+        assert batch.keys() == first.keys()
+    np.testing.assert_array_equal(to_numpy(twin(CONFIG, 0)["x_t"]), to_numpy(first["x_t"]))

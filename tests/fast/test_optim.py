@@ -1,6 +1,8 @@
 """The optimizer on one flat buffer: views, gradients gathered from anywhere, and the numbers of the plain optimizer."""
 
+import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -9,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plain import plain
 
+from tinydiff import ops
 from tinydiff.autograd import Tensor
 from tinydiff.backend import asarray, backend_name, default_rng, to_numpy, xp
 from tinydiff.fast import optim
 from tinydiff.fast.optim import Flat
+from tinydiff.nn import Linear
 from tinydiff.optim import EMA, Adam, clip_grad_norm
 
 pytestmark = pytest.mark.training
@@ -330,4 +334,150 @@ def test_a_norm_that_is_not_finite_is_returned_and_scales_nothing(bad):
     parameters[1].grad[0, 1] = bad
     before = gradients(parameters)
     np.testing.assert_equal(float(clip_grad_norm([flat], 1e-3)), abs(bad))
+    np.testing.assert_array_equal(gradients(parameters), before)
+
+
+# One truth: the parameters and the buffer.
+
+
+def network(seed=0):
+    return Linear(3, 2, rng=default_rng(seed))
+
+
+def loss_after(model, adam, steps):
+    """The loss of fitting noise after some steps."""
+    x, y = (Tensor(asarray(a)) for a in host_normal(0, (8, 3), (8, 2), dtype="float32"))
+    for _ in range(steps):
+        for p in model.parameters():
+            p.grad = None
+        error = model(x) - y
+        loss = ops.mean(error * error)
+        loss.backward()
+        adam.step()
+    return float(loss.data)
+
+
+WAYS_TO_COPY = [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))]
+
+
+@pytest.mark.parametrize("way", WAYS_TO_COPY, ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize("make", [lambda p: p, lambda p: [Flat(p)]], ids=["list", "flat"])
+def test_a_copied_network_and_its_optimizer_train_on_together(make, way):
+    """deepcopy or pickle of (network, Adam, average) after some steps: the same bits follow, and nothing is shared."""
+    model = network()
+    adam = Adam(make(model.parameters()), 0.05)
+    average = EMA(adam.parameters)
+    loss_after(model, adam, 3)
+    twin, its_adam, its_average = way((model, adam, average))
+    before = numbers(model.parameters())
+    loss = loss_after(twin, its_adam, 30)
+    its_average.update()
+    np.testing.assert_array_equal(numbers(model.parameters()), before)
+    assert loss_after(model, adam, 30) == loss < 0.9 * loss_after(network(), Adam([]), 1)
+    average.update()
+    np.testing.assert_array_equal(joined(average.average), joined(its_average.average))
+
+
+def test_a_copied_flat_keeps_gradients_and_norm():
+    """Between backward and step a copy takes the step that the original takes."""
+    flat, parameters = with_gradients(0, [(3,), (2, 2)], 1.0)
+    parameters[0].grad = parameters[0].grad * 2
+    clip_grad_norm([flat], 100.0)
+    twin = copy.deepcopy(flat)
+    np.testing.assert_array_equal(to_numpy(twin.grad), to_numpy(flat.grad))
+    assert float(twin.norm) == float(flat.norm) and not set(map(id, twin.parameters)) & set(map(id, parameters))
+    with pytest.raises(ValueError, match="some belong to another Flat"):
+        copy.copy(flat)
+
+
+USES = {
+    "step": lambda flat, adam, average: adam.step(),
+    "clip": lambda flat, adam, average: (flat.gather(), clip_grad_norm([flat], 1.0)),
+    "update": lambda flat, adam, average: average.update(),
+    "a new average": lambda flat, adam, average: EMA([flat]),
+    "a new Adam": lambda flat, adam, average: Adam([flat]),
+    "read": lambda flat, adam, average: flat.data,
+    "gather": lambda flat, adam, average: flat.gather(),
+}
+
+
+@pytest.mark.parametrize("new", [lambda a: a.copy(), lambda a: a.reshape(-1)[:1], lambda a: a.astype("float32")])
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_a_parameter_with_another_array_is_refused(use, new):
+    """p.data = new: the buffer would train an array that the network does not read.  RuntimeError with the remedy."""
+    parameters = tensors(default_rng(0), [(3,), (2, 2)])
+    flat = Flat(parameters)
+    adam, average = Adam([flat]), EMA([flat])
+    kept, parameters[1].data = parameters[1].data, new(parameters[1].data)
+    with pytest.raises(RuntimeError, match=r"another array now: write p\.data\[\.\.\.\] = a, not p\.data = a"):
+        use(flat, adam, average)
+    parameters[1].data = kept
+    use(flat, adam, average)
+
+
+def test_a_flats_data_may_be_updated_but_not_replaced():
+    """flat.data += a is an update of the parameters, which older graphs notice; flat.data = a is refused."""
+    parameters = tensors(default_rng(0), [(3,)])
+    flat, (p,) = Flat(parameters), parameters
+    y = p * p
+    flat.data += 1
+    with pytest.raises(RuntimeError, match="an update has changed an input of mul"):
+        y.backward(xp.ones(3))
+    with pytest.raises(ValueError, match=r"write flat\.data\[\.\.\.\] = a"):
+        flat.data = xp.zeros(3)
+    assert flat.data is not None and (numbers(parameters) != 0).all()
+
+
+def test_a_flat_of_parameters_with_gradients_keeps_them():
+    """A Flat made between backward and step: the step is the one of these gradients."""
+    parameters, alone = (tensors(default_rng(1), [(3,), (2, 2)]) for _ in range(2))
+    for p in (parameters[0], alone[0]):
+        (p * p).backward(xp.ones(3))
+    flat = Flat(parameters)
+    Adam([flat], 0.1).step()
+    Adam(alone, 0.1).step()
+    np.testing.assert_allclose(numbers(parameters), numbers(alone), rtol=1e-14)
+
+
+# Frozen parameters, and graphs that are older than an update.
+
+
+def test_frozen_parameters_of_a_flat_stay_as_in_the_plain_optimizer():
+    """Frozen from the start, or after some steps, or for some steps: values and moments are those of a list."""
+    parameters, alone = (tensors(default_rng(1), [(3,), (2, 2), (4,)]) for _ in range(2))
+    adam, plain_adam = Adam([Flat(parameters)], 0.1), Adam(alone, 0.1)
+    for step, row in enumerate(default_rng(2).standard_normal((6, 11))):
+        for tensors_of_run, optimizer in ((parameters, adam), (alone, plain_adam)):
+            tensors_of_run[0].requires_grad = False
+            tensors_of_run[1].requires_grad = step not in (2, 3)
+            tensors_of_run[1].grad = asarray(row[3:7].reshape(2, 2)) if tensors_of_run[1].requires_grad else None
+            tensors_of_run[2].grad = asarray(row[7:])
+            optimizer.step()
+        np.testing.assert_allclose(numbers(parameters), numbers(alone), rtol=1e-12)
+        np.testing.assert_allclose(joined(adam.m), joined(plain_adam.m), rtol=1e-12)
+        np.testing.assert_allclose(joined(adam.v), joined(plain_adam.v), rtol=1e-12)
+    np.testing.assert_array_equal(numbers(parameters[:1]), numbers(tensors(default_rng(1), [(3,)])))
+
+
+def test_a_step_of_a_flat_makes_older_graphs_stale_and_no_others():
+    """Of each parameter that it moves: not of a frozen one, nor of one in another Flat (a GAN has two)."""
+    (w, frozen), (v,), x = tensors(default_rng(0), [(3,), (3,)]), tensors(default_rng(1), [(3,)]), xp.ones(3)
+    adam, _ = Adam([Flat([w, frozen])]), Flat([v])
+    frozen.requires_grad = False
+    old, others = v * w, v * frozen * v
+    w.grad = x
+    adam.step()
+    with pytest.raises(RuntimeError, match="an update has changed an input of mul"):
+        old.backward(x)
+    others.backward(x)
+    (v * w).backward(x)
+
+
+@pytest.mark.parametrize("max_norm", [-1.0, 0.0, math.nan])
+def test_a_bound_that_would_turn_the_gradient_round_is_refused(max_norm):
+    """max_norm > 0, else ValueError, in every form of clip_grad_norm."""
+    flat, parameters = with_gradients(0, [(3,)], 1.0)
+    before = gradients(parameters)
+    with pytest.raises(ValueError, match="max_norm must be above 0"):
+        clip_grad_norm([flat], max_norm)
     np.testing.assert_array_equal(gradients(parameters), before)

@@ -1,6 +1,8 @@
 """Workers: splitting a batch over processes changes nothing but the speed, and no process outlives its use."""
 
+import copy
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -11,6 +13,8 @@ import pytest
 from parallel_jobs import blas_threads, build, die, fail, fail_at_two, installed, squared_error, weights_and_pid
 from plain import fast, plain
 
+from tinydiff import ops
+from tinydiff.autograd import Tensor
 from tinydiff.backend import FAST, BackendError, backend_name
 from tinydiff.fast.workers import WorkerError, Workers, available_cores, default_workers
 
@@ -243,3 +247,78 @@ def _alive(pid):
             return file.read().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+# What is checked.
+
+
+def scalar(model, batch):
+    return ops.mean(squared_error(model, batch))
+
+
+def by_number(model, batch):
+    return model(batch["x"]) - batch["y"]
+
+
+@pytest.mark.parametrize("losses_of", [scalar, by_number])
+def test_losses_of_another_shape_are_refused_wherever_they_are_computed(two, rng, losses_of):
+    """In this process a ValueError, in another one a WorkerError with its text; the workers go on."""
+    batch = make_batch(rng, 8)
+    with (
+        Workers(partial(build, 0), 1) as one,
+        pytest.raises(ValueError, match=r"losses_of must return a Tensor of shape \(8,\)"),
+    ):
+        one.gradients(losses_of, batch)
+    with pytest.raises(WorkerError, match=r"losses_of must return a Tensor of shape \(4,\)"):
+        two.gradients(losses_of, batch)
+    assert two.gradients(squared_error, batch).shape == (8,)
+
+
+@pytest.mark.parametrize("sizes", [(8, 7), (7, 8), (0, 0)])
+def test_a_batch_whose_arrays_differ_is_refused(two, rng, sizes):
+    """A row of each for each example: else the rows that only one of them has would be left out in silence."""
+    batch = {name: a[:n] for n, (name, a) in zip(sizes, make_batch(rng, 8).items())}
+    with Workers(partial(build, 0), 1) as one:
+        for workers in (one, two):
+            with pytest.raises(ValueError, match="a batch must hold a row for each example, got"):
+                workers.gradients(squared_error, batch)
+
+
+def test_a_layer_that_is_frozen_here_only_is_refused(rng):
+    """Each worker has a network of its own, which build() freezes; one process may freeze where it likes."""
+    batch = make_batch(rng, 8)
+    for num_workers in (1, 2):
+        with Workers(partial(build, 0), num_workers) as workers:
+            workers.gradients(squared_error, batch)
+            workers.model.parameters()[0].requires_grad = False
+            if num_workers == 1:
+                workers.gradients(squared_error, batch)
+            else:
+                with pytest.raises(RuntimeError, match=r"freeze it in build\(\)"):
+                    workers.gradients(squared_error, batch)
+
+
+@pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_worker_processes_are_not_copied(two, way):
+    """Nothing of another process is in this one: TypeError that says what to copy.  One process alone is copied."""
+    with pytest.raises(
+        TypeError, match=r"worker processes cannot be copied or pickled: copy the network, workers\.model"
+    ):
+        way(two)
+    with Workers(partial(build, 0), 1) as one:
+        way(one) if way is not copy.copy else way(one.model)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_borrowed_weights_make_older_graphs_stale(num_workers):
+    """Inside weights() and after it a graph from before it is refused: its parameters were written to."""
+    with Workers(partial(build, 0), num_workers) as workers:
+        x = Tensor(np.ones((1, 3), "float32"), requires_grad=True)
+        before = workers.model(x)
+        with workers.weights([workers.flat.data + 1]):
+            inside = workers.model(x)
+            with pytest.raises(RuntimeError, match="an update has changed an input of linear"):
+                before.backward(np.ones((1, 2), "float32"))
+        with pytest.raises(RuntimeError, match="an update has changed an input of linear"):
+            inside.backward(np.ones((1, 2), "float32"))
+        workers.model(x).backward(np.ones((1, 2), "float32"))

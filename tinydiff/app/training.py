@@ -24,6 +24,7 @@ from tinydiff.app.blocks import in_blocks
 from tinydiff.app.checkpoint import CheckpointError
 from tinydiff.app.kinds import PROGRESS, about, rows
 from tinydiff.app.rules import check_numbers, check_settings, check_weights
+from tinydiff.autograd import mark_written
 from tinydiff.backend import FAST, asarray, backend_name, precision, require, to_numpy
 from tinydiff.data import Dataset
 from tinydiff.diffusion import Schedule

@@ -378,7 +378,7 @@ def losses_and_gradient(model: Module, flat: Flat, losses_of: Losses, batch: Bat
         flat.grad[...] = 0
         return xp.empty(0, "float32")
     flat.grad = None
-    losses = checked_losses(losses_of(model, {name: a[part] for name, a in batch.items()}), part.stop - part.start)
+    losses = checked_losses(part.stop - part.start, losses_of(model, {name: a[part] for name, a in batch.items()}))
     losses.backward(xp.full(losses.shape, 1 / n, losses.dtype))
     flat.gather()
     return losses.data
