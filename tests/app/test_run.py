@@ -9,11 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-<<<<<<< HEAD
-from tinydiff.app import checkpoint, classify, run  # noqa: F401  (classify describes its kinds)
-=======
-from tinydiff.app import checkpoint, run, training
->>>>>>> engine
+from tinydiff.app import checkpoint, classify, run, training  # noqa: F401  (classify describes its kinds)
 from tinydiff.app.alone import one_process
 from tinydiff.app.checkpoint import CheckpointError
 from tinydiff.app.generate import build_unet
