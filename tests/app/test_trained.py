@@ -9,7 +9,6 @@ from tinydiff.app import checkpoint
 from tinydiff.app.alone import one_process
 from tinydiff.app.checkpoint import CheckpointError
 from tinydiff.app.generate import build_unet
-from tinydiff.app.kinds import load as load_kind
 from tinydiff.app.trained import as_eps, load_trained
 from tinydiff.app.training import diffusion_training, save
 from tinydiff.autograd import Tensor, no_grad
@@ -153,17 +152,3 @@ def test_other_checkpoints_are_refused(tmp_path, data, run):
     checkpoint.save(path, arrays, meta)
     with pytest.raises(CheckpointError, match=r"b\.npz contains no ema/conv_in\.b; this network's has shape \(8,\)"):
         load_trained(path, 1)
-
-
-def test_a_checkpoint_of_the_right_kind_is_opened_without_workers(tmp_path):
-    """load_kind gives arrays and settings; the wrong kind, damage and no file are CheckpointErrors with the path."""
-    path = tmp_path / "a.npz"
-    checkpoint.save(path, {"x": np.arange(3)}, {"kind": "classifier", "other": 7})
-    arrays, meta = load_kind(path, "classifier")
-    assert arrays["x"].tolist() == [0, 1, 2] and meta == {"kind": "classifier", "other": 7}
-    with pytest.raises(CheckpointError, match=r"a\.npz holds a network of kind 'classifier', not 'diffusion'"):
-        load_kind(path, "diffusion")
-    path.write_bytes(path.read_bytes()[:-1])
-    for wrong in (path, tmp_path / "gone.npz", tmp_path):
-        with pytest.raises(CheckpointError, match=str(wrong)):
-            load_kind(wrong, "classifier")
