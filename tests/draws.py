@@ -37,3 +37,19 @@ def draw_pair(data, schedule, lowest_s=0):
     last = int((schedule.alpha_bar > 1e-12).sum()) - 1
     t = data.draw(st.integers(lowest_s + 1, last), label="t")
     return t, data.draw(st.integers(lowest_s, t - 1), label="s")
+
+
+# What a function of arrays must not return in place of an array like x (N, D).
+NOT_LIKE = {
+    "nothing": lambda x: None,
+    "a number": lambda x: 0.0,
+    "a list": lambda x: to_numpy(x).tolist(),
+    "a Tensor": Tensor,
+    "one row": lambda x: x[:1],
+    "one column": lambda x: x[:, :1],
+    "one more axis": lambda x: x[None],
+    "turned": lambda x: x.T,
+    "its sum": lambda x: x.sum(),
+    "float32": lambda x: x.astype("float32"),
+    "integers": lambda x: x.astype("int64"),
+}

@@ -207,3 +207,11 @@ def test_a_recipe_may_draw_more_at_once(workers):
         eps_fn = classifier_free(workers.model, own, 1.5)
         *_, (_, x_0, _) = sample(DDPM(RECIPE.schedule), eps_fn, timestep_pairs(50, 4), x_T, rng)
         assert (part[-1] == to_numpy(x_0)).all()
+
+
+@pytest.mark.parametrize("name", ["num_steps", "keep", "at_once"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, float("nan")])
+def test_a_number_of_a_recipe_out_of_range_is_refused(name, value):
+    """Whole numbers from 1, else ValueError with the name: -1 images at a time would draw none."""
+    with pytest.raises(ValueError, match=f"{name} must"):
+        Recipe(Schedule.linear(100), (8, 8, 1), **{"num_steps": 5, name: value})

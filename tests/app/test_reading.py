@@ -185,3 +185,23 @@ def test_a_judge_takes_as_many_of_each_class():
         for num in (10, 3 * (least // 2 + 1)):
             with pytest.raises(TinydiffError, match=f"--num {num}: must be a multiple of 3"):
                 Judge(workers, test, num)
+
+
+SPOILED = {
+    "nothing": lambda logits: None,
+    "an array": lambda logits: logits.data,
+    "one row": lambda logits: logits[:1],
+    "one vector": lambda logits: logits[0],
+    "one more axis": lambda logits: logits[None],
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED)
+def test_what_is_no_row_of_logits_for_each_image_is_refused(spoil, rng):
+    """A classifier returns a Tensor (N, num_classes), for probabilities and for the score: else ValueError."""
+    model = build_classifier(NOISY, 0)
+    inner, x_t = model.forward, asarray(rng.standard_normal((2, 8, 8, 1), dtype="float32"))
+    model.forward = lambda *arguments: spoil(inner(*arguments))
+    for use in (class_probs(model), class_score(model, 1)):
+        with pytest.raises(ValueError, match=r"a classifier must return a Tensor \(2, num_classes\), got"):
+            use(x_t, 5)

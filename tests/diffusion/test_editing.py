@@ -5,11 +5,13 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from draws import NOT_LIKE
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from ideal import PLACES, WEIGHTS, chi_square_p_value, gaussian_eps_fn, mixture_eps_fn, nearest
 
-from tinydiff.backend import asarray, default_rng, standard_normal, to_numpy, xp
+from tinydiff.autograd import Tensor
+from tinydiff.backend import asarray, backend_name, default_rng, standard_normal, to_numpy, xp
 from tinydiff.diffusion import (
     Schedule,
     classifier_free,
@@ -485,3 +487,97 @@ def test_a_label_without_probability_is_never_drawn(linear, u):
 
     eps_hat = with_drawn_labels(lambda x, t: probs, partial(classifier_free, model, scale=1), Fixed())(x_t, 7)
     assert_same(eps_hat, classifier_free(model, [0, 2, 4], 1)(x_t, 7))
+
+
+# What is handed over.
+
+
+@pytest.mark.parametrize("pairs", [[(9, 5), (4, 0)], [(9, 5), (5, 5)], [(5, 9)], [(9, 0), (9, 0)]])
+def test_edits_refuse_pairs_that_do_not_join(linear, pairs):
+    """As sample does: every edit walks a chain of steps."""
+    x, known, step, rng = normal(0, 2, 3), asarray(np.ones(3, bool)), partial(ddim_step, linear), default_rng(0)
+    for edit in (
+        lambda: inpaint(linear, step, fake_eps_fn, pairs, x, x, known, rng),
+        lambda: ddim_invert(linear, fake_eps_fn, pairs, x),
+        lambda: sdedit(linear, step, fake_eps_fn, pairs, x, 9, rng),
+    ):
+        with pytest.raises(ValueError, match="down that join"):
+            list(edit())
+
+
+def test_an_edit_does_not_start_above_its_chain(linear):
+    """sdedit noises to t_start: a chain that begins below it would take x_t for one of less noise."""
+    x, step = normal(0, 2, 3), partial(ddim_step, linear)
+    with pytest.raises(ValueError, match="t_start must lie within the chain of pairs, got 800"):
+        list(sdedit(linear, step, fake_eps_fn, timestep_pairs(500, 5), x, 800, default_rng(0)))
+    assert pairs_below(timestep_pairs(500, 5), 500)[0][0] == 500
+
+
+@pytest.mark.parametrize("spoil", NOT_LIKE.values(), ids=NOT_LIKE)
+def test_edits_refuse_what_is_no_eps_hat(linear, spoil):
+    """An array like x_t, else ValueError."""
+    x, known, step, rng = normal(0, 2, 3), asarray(np.ones(3, bool)), partial(ddim_step, linear), default_rng(0)
+    eps_fn, pairs = (lambda x_t, t: spoil(x_t)), timestep_pairs(1000, 3)
+    for edit in (
+        lambda: inpaint(linear, step, eps_fn, pairs, x, x, known, rng),
+        lambda: ddim_invert(linear, eps_fn, pairs, x),
+        lambda: sdedit(linear, step, eps_fn, pairs, x, 900, rng),
+    ):
+        with pytest.raises(ValueError, match="must be"):
+            list(edit())
+
+
+class OfThree:
+    """A model of three classes."""
+
+    num_classes = 3
+
+    def __call__(self, x_t, t, label):
+        return x_t
+
+
+NOT_PROBABILITIES = {
+    "logarithms": np.log(np.full((2, 3), 1 / 3)),
+    "logits": np.full((2, 3), 5.0),
+    "nan": np.full((2, 3), np.nan),
+    "zeros": np.zeros((2, 3)),
+    "one row": np.full((1, 3), 1 / 3),
+    "one vector": np.full(3, 1 / 3),
+    "a list": [[0.5, 0.5], [0.5, 0.5]],
+    "a Tensor": Tensor(np.full((2, 3), 1 / 3)) if backend_name() == "numpy" else None,
+    "nothing": None,
+}
+
+
+@pytest.mark.parametrize("p", NOT_PROBABILITIES.values(), ids=NOT_PROBABILITIES)
+def test_what_are_no_probabilities_of_the_classes_are_refused(linear, p):
+    """class_probs returns (N, num_classes), rows >= 0 of sum 1, on the host: log-probabilities would draw label 0."""
+    x, known = normal(0, 2, 3), asarray(np.ones(3, bool))
+    with pytest.raises(ValueError, match=r"class_probs\(x_t, t\) must return"):
+        with_drawn_labels(lambda x_t, t: p, lambda labels: fake_eps_fn, default_rng(0))(x, 5)
+    with pytest.raises(ValueError, match=r"class_probs\(x_t, t\) must return"):
+        known_probs(linear, OfThree(), lambda x_t, t: p, x, known, 1.0)(x, 5)
+
+
+def test_probabilities_must_be_of_the_models_classes(linear):
+    """known_probs asks the model for each of its classes: a classifier of others is refused."""
+    x, known = normal(0, 2, 3), asarray(np.ones(3, bool))
+    with pytest.raises(ValueError, match=r"must return \(2, num_classes\), got \(2, 99\)"):
+        known_probs(linear, OfThree(), lambda x_t, t: np.full((2, 99), 1 / 99), x, known, 1.0)(x, 5)
+
+
+@pytest.mark.parametrize("pixel_var", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_variance_of_pixels_is_a_positive_number(linear, pixel_var):
+    """ValueError before anything is computed, and for a mask that is none."""
+    x = normal(0, 2, 3)
+    with pytest.raises(ValueError, match="pixel_var must be finite and above 0"):
+        known_probs(linear, None, None, x, asarray(np.ones(3, bool)), pixel_var)
+    with pytest.raises(ValueError, match="known must be boolean and broadcast to"):
+        known_probs(linear, None, None, x, asarray(np.ones(3)), 1.0)
+
+
+@pytest.mark.parametrize("u", [-0.1, 1.1, float("nan"), float("inf")])
+def test_a_share_of_the_arc_lies_between_its_ends(u):
+    """0 <= u <= 1, else ValueError."""
+    with pytest.raises(ValueError, match=r"u must lie in 0\.\.1, got"):
+        slerp(normal(0, 2, 3), normal(1, 2, 3), u)

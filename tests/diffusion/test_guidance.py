@@ -4,6 +4,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from draws import NOT_LIKE
 from hypothesis import given
 from hypothesis import strategies as st
 from ideal import (
@@ -376,3 +377,43 @@ def test_a_model_without_classes_is_refused():
     model.num_classes = None
     with pytest.raises(ValueError, match="num_classes is None"):
         classifier_free(model, 3, 2.0)
+
+
+class Spoiled(Model):
+    """A model whose answer is spoiled."""
+
+    def __init__(self, spoil):
+        super().__init__()
+        self.spoil = spoil
+
+    def __call__(self, x_t, t, labels):
+        return self.spoil(super().__call__(x_t, t, labels))
+
+
+OF_A_MODEL = {name: spoil for name, spoil in NOT_LIKE.items() if name not in ("a Tensor", "a list")}  # which may be
+
+
+@pytest.mark.parametrize("scale", [0, 1, 2.5])
+@pytest.mark.parametrize("spoil", OF_A_MODEL.values(), ids=OF_A_MODEL)
+def test_what_a_model_must_not_return_is_refused(linear, spoil, scale):
+    """An array or Tensor like x_t, for both halves of a doubled batch too; else ValueError, in the sampler at least."""
+    eps_fn = classifier_free(Spoiled(spoil), [3, 4], scale)
+    with pytest.raises((ValueError, TypeError)):
+        list(sample(partial(ddim_step, linear), eps_fn, timestep_pairs(1000, 3), normal(0, 2, 3), default_rng(0)))
+
+
+def test_a_model_that_answers_half_of_the_rows_is_refused():
+    """At other scales than 0 and 1 the model gets both halves in one batch: N rows would be taken for all of one."""
+    for n in (1, 2):
+        with pytest.raises(ValueError, match=r"model\(x_t, t, labels\) must be"):
+            classifier_free(Spoiled(lambda eps, n=n: eps[:n]), 3, 2.5)(normal(0, n, 3), 5)
+
+
+@pytest.mark.parametrize("spoil", NOT_LIKE.values(), ids=NOT_LIKE)
+def test_what_is_no_eps_hat_or_no_score_is_refused(linear, spoil):
+    """classifier_guided adds two arrays like x_t: neither is broadcast."""
+    own, x_t = (lambda x, t: x), normal(0, 2, 3)
+    with pytest.raises(ValueError, match=r"eps_fn\(x_t, t\) must be"):
+        classifier_guided(linear, lambda x, t: spoil(x), own, 1.0)(x_t, 5)
+    with pytest.raises(ValueError, match=r"score_fn\(x_t, t\) must be"):
+        classifier_guided(linear, own, lambda x, t: spoil(x), 1.0)(x_t, 5)

@@ -14,6 +14,7 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
+from draws import NOT_LIKE
 from hypothesis import example, given
 from hypothesis import strategies as st
 from ideal import gaussian_eps_fn
@@ -548,3 +549,30 @@ def test_a_chain_with_nothing_to_draw_is_refused(linear, num_steps, num_draws, m
     x_0 = normal(0, 2, 3)
     with pytest.raises(ValueError, match=f"{message} must lie in"):
         sampled_bound(linear, oracle(linear, x_0, np.zeros(1001)), x_0, num_steps, num_draws, default_rng(0))
+
+
+# What is handed over.
+
+
+@pytest.mark.parametrize("spoil", NOT_LIKE.values(), ids=NOT_LIKE)
+def test_the_bound_refuses_what_is_no_eps_hat_term_or_log_density(linear, spoil):
+    """Each function returns an array of the shape and dtype that it is asked for, else ValueError with its name."""
+    x, rng = standard_normal(default_rng(0), (2, 3), "float64"), default_rng(0)
+    for bound in (
+        lambda eps_fn, term: variational_bound(linear, eps_fn, x, 3, rng, term),
+        lambda eps_fn, term: sampled_bound(linear, eps_fn, x, 3, 2, rng, term),
+    ):
+        with pytest.raises(ValueError, match=r"eps_fn\(x_t, t\) must be"):
+            bound(lambda x_t, t: spoil(x_t), partial(bound_term, decoder=gaussian_log_density))
+        with pytest.raises(ValueError, match=r"term must return a number for each image, \(2,\), got"):
+            bound(lambda x_t, t: x_t, lambda *arguments: spoil(x))
+    with pytest.raises(ValueError, match=r"decoder\(x_0, mean, var\) must be"):
+        bound_term(linear, x, x, x, 5, 0, decoder=lambda x_0, mean, var: spoil(x_0))
+
+
+@pytest.mark.parametrize("var", [0.0, -0.1, float("nan"), float("inf")])
+def test_the_bound_refuses_a_variance_that_is_none(linear, var):
+    """The model's variance is finite and above 0: the KL to a point would be infinite."""
+    x = standard_normal(default_rng(0), (2, 3), "float64")
+    with pytest.raises(ValueError, match="the variance must be finite and above 0"):
+        bound_term(linear, x, x, x, 5, 4, variance=lambda schedule, t, s: var)

@@ -97,3 +97,10 @@ def test_a_share_of_the_contrast_that_is_no_number_is_refused(phi):
     """phi is finite."""
     with pytest.raises(ValueError, match="phi must be finite, got"):
         rescaled(None, phi, xp.zeros((1, 2)), 1, None, None)
+
+
+@pytest.mark.parametrize("low, high", [(math.nan, 4), (1, math.nan)])
+def test_an_interval_of_no_numbers_is_refused(low, high):
+    """nan lies between nothing."""
+    with pytest.raises(ValueError, match="0 <= t_low <= t_high must hold"):
+        within(low, high, None, None)

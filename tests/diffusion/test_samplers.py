@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from draws import draw_pair
+from draws import NOT_LIKE, draw_pair
 from hypothesis import example, given
 from hypothesis import strategies as st
 from ideal import PLACES, WEIGHTS, chi_square_p_value, gaussian_eps_fn, mixture_eps_fn, nearest, push_gaussian
@@ -503,3 +503,62 @@ def test_eta_outside_0_1_is_refused(linear, eta):
     x = normal(0, 2, 3)
     with pytest.raises(ValueError, match=r"eta must lie in 0\.\.1, got"):
         ddim_step(linear, x, x, 5, 4, x, eta=eta)
+
+
+# ------------------------------------------------------------------------------------------------ what is handed over
+
+JOINED_BADLY = [
+    [(9, 5), (4, 0)],
+    [(9, 5), (6, 0)],
+    [(9, 5), (5, 5)],
+    [(5, 9)],
+    [(9, 0), (9, 0)],
+    [(9, -1)],
+    [(float("nan"), 0)],
+]
+
+
+@pytest.mark.parametrize("pairs", JOINED_BADLY)
+def test_pairs_that_do_not_join_are_refused(linear, pairs):
+    """Each pair leads down and begins where the one before ended, else ValueError, from a list or an iterator."""
+    x_T = normal(0, 2, 3)
+    for chain in (pairs, iter(pairs)):
+        with pytest.raises(ValueError, match=r"pairs must be steps \(t, s\) down that join"):
+            list(sample(partial(ddim_step, linear), fake_eps_fn, chain, x_T, default_rng(0)))
+    assert list(sample(partial(ddim_step, linear), fake_eps_fn, [], x_T, default_rng(0))) == []
+
+
+@pytest.mark.parametrize("spoil", NOT_LIKE.values(), ids=NOT_LIKE)
+@pytest.mark.parametrize("step", [*STEPS, lambda schedule, x_t, eps_hat, t, s, noise: (x_t, x_t)])
+def test_what_is_no_eps_hat_is_refused_before_the_step(linear, step, spoil):
+    """eps_fn returns an array of x_t's shape and dtype; nothing is broadcast, converted or taken for an array."""
+    eps_fn, x_T = (lambda x_t, t: spoil(x_t)), normal(0, 2, 3)
+    with pytest.raises(ValueError, match=r"eps_fn\(x_t, t\) must be"):
+        list(sample(partial(step, linear), eps_fn, timestep_pairs(1000, 3), x_T, default_rng(0)))
+
+
+@pytest.mark.parametrize("spoil", NOT_LIKE.values(), ids=NOT_LIKE)
+@pytest.mark.parametrize("which", [0, 1])
+def test_what_is_no_step_is_refused(linear, which, spoil):
+    """A step returns x_s and x_0_hat, both like x_t."""
+
+    def step(x_t, eps_hat, t, s, noise):
+        return (spoil(x_t), x_t) if which == 0 else (x_t, spoil(x_t))
+
+    with pytest.raises(ValueError, match=f"the step's {['x_s', 'x_0_hat'][which]} must be"):
+        list(sample(step, fake_eps_fn, timestep_pairs(1000, 3), normal(0, 2, 3), default_rng(0)))
+
+
+@pytest.mark.parametrize("spoil", [NOT_LIKE[name] for name in ("nothing", "a list", "a Tensor", "integers")])
+def test_what_is_no_array_is_no_start(linear, spoil):
+    """x_T is an array of floats."""
+    with pytest.raises((ValueError, AttributeError), match=r"must be a floating array|shape|attribute"):
+        list(sample(partial(ddim_step, linear), lambda x_t, t: x_t, [(5, 0)], spoil(normal(0, 2, 3)), default_rng(0)))
+
+
+@pytest.mark.parametrize("var", [-0.1, float("nan"), float("inf"), np.array([0.1, -0.1])])
+def test_a_variance_that_is_none_is_refused(linear, var):
+    """variance returns finite numbers that are not negative: its root would be nan."""
+    x = normal(0, 2, 3)
+    with pytest.raises(ValueError, match="the variance must be finite and not negative"):
+        ddpm_step(linear, x, x, 5, 4, x, variance=lambda schedule, t, s: var)

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from draws import draw_pair
+from draws import NOT_LIKE, draw_pair
 from hypothesis import given
 from hypothesis import strategies as st
 from ideal import gaussian_eps_fn, mixture_eps_fn
@@ -201,3 +201,12 @@ def test_2m_keeps_the_dtype(linear):
         dpm_solver_2m(linear), eps_fn, timestep_pairs(1000, 5), normal(0, 2, 3, dtype="float32"), default_rng(0)
     ):
         assert x_t.dtype == x_0_hat.dtype == "float32"
+
+
+@pytest.mark.parametrize("spoil", NOT_LIKE.values(), ids=NOT_LIKE)
+def test_2m_refuses_what_is_no_eps_hat(linear, spoil):
+    """An array like x_t, else ValueError; the step remembers nothing of it."""
+    x, step = normal(0, 2, 3), dpm_solver_2m(linear)
+    with pytest.raises(ValueError, match="eps_hat must be"):
+        step(x, spoil(x), 500, 300, None)
+    step(x, x, 700, 300, None)

@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from draws import NOT_LIKE
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -200,3 +201,12 @@ def test_a_time_without_noise_has_no_weight(linear, t):
     """t runs 1..T where a network is trained."""
     with pytest.raises(ValueError, match="t must"):
         min_snr_weight(V, linear, t, 5.0)
+
+
+@pytest.mark.parametrize("spoil", NOT_LIKE.values(), ids=NOT_LIKE)
+@pytest.mark.parametrize("name", TARGETS)
+def test_what_is_no_prediction_is_refused(linear, name, spoil):
+    """predict returns an array like x_t, for every target."""
+    eps_fn = as_eps_fn(TARGETS[name], linear, lambda x_t, t: spoil(x_t))
+    with pytest.raises(ValueError, match=r"predict\(x_t, t\) must be"):
+        eps_fn(standard_normal(default_rng(0), (2, 3), "float64"), 5)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinydiff.diffusion import Schedule, log_snr_pairs, quadratic_pairs, timestep_pairs
+from tinydiff.diffusion.times import joined
 
 pytestmark = pytest.mark.sampler
 
@@ -155,3 +156,14 @@ def test_two_steps_in_log_snr_are_T_to_1_and_1_to_0():
 @pytest.fixture(scope="module")
 def linear_fine():
     return Schedule.linear(200_000)
+
+
+def test_joined_passes_a_chain_on_as_it_is():
+    """Any part of a chain, from anywhere, pair by pair as it is asked for."""
+    pairs = timestep_pairs(100, 7)
+    for part in (pairs, pairs[2:], pairs[:3], []):
+        assert list(joined(part)) == part
+    walk = joined(iter([(5, 3), (2, 0)]))
+    assert next(walk) == (5, 3)
+    with pytest.raises(ValueError, match=r"0 <= s < t, got \(2, 0\) after a step to 3"):
+        next(walk)

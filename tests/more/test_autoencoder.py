@@ -234,3 +234,19 @@ def test_the_gradient_is_the_derivative_along_a_random_direction(seed, labelled)
     parts = [float((p.grad * d).sum()) for p, d in zip(inputs, directions)]
     # The quotient is off by h^4/30 = 3e-14 times the fifth derivative (up to 1e6 here) and by 1e-15 |f| / h.
     assert abs(sum(parts) - slope) < 1e-6 * sum(map(abs, parts))
+
+
+@pytest.mark.parametrize("sigma", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_width_of_the_decoder_is_a_positive_number(sigma):
+    """sigma is finite and above 0, else ValueError: the bound divides by its square."""
+    x = Tensor(asarray(np.zeros((1, 4, 4, 1))))
+    with pytest.raises(ValueError, match="sigma must be finite and above 0"):
+        negative_elbo(x.data, x, x, x, sigma)
+
+
+@pytest.mark.parametrize("name", ["in_channels", "latent_channels", "num_groups", "num_classes"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, float("nan")])
+def test_a_size_out_of_range_is_refused(name, value, rng):
+    """Whole numbers from 1, else ValueError or TypeError."""
+    with pytest.raises((ValueError, TypeError)):
+        Autoencoder(**{name: value}, rng=rng)

@@ -218,3 +218,23 @@ def test_wrong_settings_and_labels_are_refused(rng):
         cross_entropy(logits, [0, 3])
     with pytest.raises(ValueError, match="labels"):
         cross_entropy(logits, [0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    "logits", [np.zeros((2, 3)), None, Tensor(asarray(np.zeros(3))), Tensor(asarray(np.zeros((1, 2, 3))))]
+)
+def test_logits_are_a_tensor_with_a_row_for_each_example(logits):
+    """(N, num_classes), else ValueError with what came instead."""
+    with pytest.raises(ValueError, match=r"logits must be a Tensor \(N, num_classes\), got"):
+        cross_entropy(logits, 0)
+
+
+@pytest.mark.parametrize("name", ["in_channels", "num_classes", "num_groups"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, math.nan])
+def test_a_size_out_of_range_is_refused(name, value, rng):
+    """Whole numbers from 1, for the channels of each level too: else ValueError or TypeError."""
+    with pytest.raises((ValueError, TypeError)):
+        Classifier(**{**SMALL, name: value}, rng=rng)
+    if value != 1.5:
+        with pytest.raises((ValueError, TypeError)):
+            Classifier(**{**SMALL, "channels": (value,)}, rng=rng)

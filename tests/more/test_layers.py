@@ -193,3 +193,10 @@ def test_heads_must_divide_the_channels(rng):
     """CrossAttention names both numbers where num_heads does not divide channels."""
     with pytest.raises(ValueError, match="num_heads=4 does not divide channels=6"):
         CrossAttention(6, 5, num_heads=4, num_groups=2, rng=rng)
+
+
+@pytest.mark.parametrize("num_heads", [0, -2, 1.5, float("nan")])
+def test_heads_of_cross_attention_are_whole_numbers_from_1(num_heads, rng):
+    """ValueError with both numbers, also for one that divides in a sense."""
+    with pytest.raises(ValueError, match=f"num_heads={num_heads} does not divide channels=6"):
+        CrossAttention(6, 4, num_heads=num_heads, num_groups=2, rng=rng)

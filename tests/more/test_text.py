@@ -355,3 +355,11 @@ def test_each_prompt_is_encoded_once(rng):
     for t in (3, 2, 1):
         prompted(x, t, [0, 1]).backward(asarray(np.ones((2, 4, 4, 1), "float32")))
     assert calls == [3] and all(p.grad is None for p in model.encoder.parameters())
+
+
+@pytest.mark.parametrize("name", ["num_words", "max_length", "features", "num_blocks", "num_heads"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, float("nan")])
+def test_a_size_of_the_encoder_out_of_range_is_refused(name, value, rng):
+    """Whole numbers from 1, else ValueError or TypeError."""
+    with pytest.raises((ValueError, TypeError)):
+        TextEncoder(**{"num_words": 5, "features": 8, name: value}, rng=rng)

@@ -198,7 +198,7 @@ def _mask(known: Any, x_0: Any) -> Any:
 def _probabilities(p: Any, n: int, num_classes: int | None = None) -> Any:
     """What class_probs has returned; ValueError unless it is a host array of n rows of probabilities."""
     shape: tuple[int, ...] = getattr(p, "shape", ())
-    if len(shape) != 2 or shape[0] != n or num_classes not in (None, shape[1]):
+    if not hasattr(p, "cumsum") or len(shape) != 2 or shape[0] != n or num_classes not in (None, shape[1]):
         raise ValueError(f"class_probs(x_t, t) must return ({n}, num_classes), got {shape or type(p).__name__}")
     inside = (p >= 0).all() and bool((abs(p.sum(1) - 1) < 1e-3).all())  # NaN compares False
     require(inside, "class_probs(x_t, t) must return probabilities, rows >= 0 of sum 1", f"{p.min()}..{p.max()}")

@@ -55,10 +55,10 @@ def classifier_free(
             return unconditional(model)(x_t, t)
         if scale == 1:
             return asarray(model(x_t, t, row_labels))
-        twice = host_integers("labels", [no_label] * n + row_labels.tolist(), 0, no_label)
-        eps = asarray(model(xp.concatenate([x_t, x_t]), t, twice))
+        twice = xp.concatenate([x_t, x_t])
+        eps = asarray(model(twice, t, host_integers("labels", [no_label] * n + row_labels.tolist(), 0, no_label)))
+        check_alike("model(x_t, t, labels)", eps, "x_t", twice)
         eps_u, eps_c = eps[:n], eps[n:]
-        check_alike("each half of model(x_t, t, labels)", eps_c, "x_t", x_t)
         eps_hat = eps_u + scale * (eps_c - eps_u)
         return eps_hat if correct is None else correct(x_t, t, eps_hat, eps_c)
 
