@@ -5,7 +5,7 @@ file in its place.  The target is therefore never half a file.  Every download h
 two processes may download the same target at the same time.  A failure or an interrupt removes the folder too.  The
 folder of a process that was killed is removed by a later download.
 
-Read next: ../train.py.
+This is the last file of data/.
 """
 
 import glob
