@@ -96,10 +96,11 @@ def draw_batch(dataset: Dataset, schedule: Schedule, num_classes: int | None, co
     """The batch of `step`, counted from 0.  It depends on the arguments alone, and its arrays are on the host.
 
     x_t, target: (B, H, W, C) float32.  t: (B,) uniform in 1..T.  labels: (B,); where a label was dropped the entry is
-    num_classes, "no label".  Raises ValueError if the data set has a label outside 0..num_classes - 1.  There is no
-    entry "labels" for a network without classes, and no "weight" (B,) where every t weighs the same.
+    num_classes, "no label".  There is no entry "labels" for a network without classes, and no "weight" (B,) where every
+    t weighs the same.
     """
-    n, target, rng = config.batch_size, TARGETS[config.target], default_rng("batch", config.seed, step)
+    n, target = config.batch_size, TARGETS[config.target]
+    rng = default_rng("batch", config.seed, step)
     t = rng.integers(1, schedule.T + 1, n)
     x_0, labels = dataset.batch(epoch_indices(len(dataset), n, config.seed, step))
     eps = rng.standard_normal(x_0.shape, dtype="float32")
@@ -107,7 +108,7 @@ def draw_batch(dataset: Dataset, schedule: Schedule, num_classes: int | None, co
     if config.min_snr is not None:
         batch["weight"] = min_snr_weight(target, schedule, t, config.min_snr).astype("float32")
     if num_classes is not None:
-        labels = host_integers("labels", labels, 0, num_classes - 1)  # num_classes itself would mean "no label"
+        labels = host_integers("labels", labels, 0, num_classes - 1)
         batch["labels"] = np.where(rng.random(n) < config.label_drop, num_classes, labels)
     return batch
 
