@@ -36,6 +36,17 @@ from tinydiff.backend import TinydiffError, use_backend
 LIMITS = {errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EFBIG, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM}
 
 
+def _excepthook(kind: type[BaseException], *error: Any) -> None:
+    """Ctrl-C while a program still imports its modules, before `run`: one word in place of a traceback."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("\ninterrupted", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, *error)
+
+
+sys.excepthook = _excepthook
+
+
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows the default of each option, except None and False, which mean that the option is off."""
 
@@ -134,8 +145,7 @@ def _fail(using: argparse.ArgumentParser, message: str) -> NoReturn:
     """Print the message within the terminal's width, and exit with code 2."""
     width = max(40, shutil.get_terminal_size().columns)
     fill = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False).fill  # paths stay whole
-    text = "".join(fill(line) + "\n" for line in f"error: {message}".splitlines())
-    using.exit(2, text)
+    using.exit(2, "".join(fill(line) + "\n" for line in f"error: {message}".splitlines()))
 
 
 def command(program: str | os.PathLike, *words: Any) -> str:
