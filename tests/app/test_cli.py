@@ -460,3 +460,19 @@ def test_a_command_can_be_typed_as_it_is_shown(tmp_path, monkeypatch):
     assert cli.again("--resume") == "python demos/train.py --out 'x y' --resume"
     monkeypatch.setattr(sys, "argv", ["demos/train.py", "--resume"])
     assert cli.again("--resume") == "python demos/train.py --resume"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_ctrl_c_while_modules_are_imported_is_one_word():
+    """Other errors keep their traceback; the process ends by the signal, which a shell shows as 130."""
+    script = "import signal, sys\nfrom tinydiff.app import cli\n"
+    for what, code, said in (("signal.raise_signal(2)", -2, "\ninterrupted\n"), ("1 / 0", 1, "Traceback")):
+        child = subprocess.run(
+            [sys.executable, "-c", script + what],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": ROOT},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        assert child.returncode == code and child.stderr.startswith(said)
+        assert (child.stderr == said) == (code == -2)

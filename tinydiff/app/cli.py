@@ -39,6 +39,17 @@ from tinydiff.backend import TinydiffError, use_backend
 LIMITS = {errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EFBIG, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM}
 
 
+def _excepthook(kind: type[BaseException], *error: Any) -> None:
+    """Ctrl-C while a program still imports its modules, before `run`: one word in place of a traceback."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("\ninterrupted", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, *error)
+
+
+sys.excepthook = _excepthook
+
+
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows the default of each option, except None and False, which mean that the option is off."""
 

@@ -20,7 +20,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
@@ -54,7 +53,7 @@ def stop_signals(at_once: Callable[[], Any] = lambda: None) -> Iterator[Stop]:
     """
     stop = Stop()
 
-    def request(number: int, frame: FrameType | None) -> None:
+    def request(number: int, frame: Any) -> None:
         stop.number = number
         caught.close()
         _wake_children()
@@ -77,7 +76,7 @@ def stop_signals(at_once: Callable[[], Any] = lambda: None) -> Iterator[Stop]:
 def ending_in_order() -> Iterator[None]:
     """Within the block SIGTERM and SIGHUP raise Stopped, as Ctrl-C raises KeyboardInterrupt: `finally` is obeyed."""
 
-    def end(number: int, frame: FrameType | None) -> None:
+    def end(number: int, frame: Any) -> None:
         raise Stopped(number)
 
     with _handler(end, NAMES[1:]):
@@ -85,7 +84,7 @@ def ending_in_order() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _handler(handler: Callable[[int, FrameType | None], None], names: tuple[str, ...]) -> Iterator[None]:
+def _handler(handler: Callable[[int, Any], None], names: tuple[str, ...]) -> Iterator[None]:
     """Within the block `handler` is called for these signals, except for those that are ignored."""
     with contextlib.ExitStack() as usual_handlers:
         if threading.current_thread() is threading.main_thread():
