@@ -97,7 +97,7 @@ def shapes_of(make: Callable[[Any], Module], most: int) -> dict[str, tuple[int, 
 
     Raises CheckpointError if there is no such network, or if it has more than `most` parameters.
     """
-    left, before = iter(range(most)), dict(vars(xp))
+    left, before = iter(range(most)), dict(xp.__dict__)
 
     def array(shape: Any, *_: Any, **__: Any) -> Any:
         if next(left, None) is None:
@@ -107,11 +107,11 @@ def shapes_of(make: Callable[[Any], Module], most: int) -> dict[str, tuple[int, 
         return a
 
     rng = SimpleNamespace(uniform=lambda low, high, shape: array(shape), standard_normal=array)
-    vars(xp).update(zeros=array, full=array, asarray=lambda a, **_: a)  # the functions that make parameters
+    xp.__dict__.update(zeros=array, full=array, asarray=lambda a, **_: a)  # the functions that make parameters
     try:
         return {name: p.shape for name, p in make(rng).named_parameters()}
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"contains settings of no network: {printable(str(error))}") from None
     finally:
-        vars(xp).clear()
-        vars(xp).update(before)
+        xp.__dict__.clear()
+        xp.__dict__.update(before)
