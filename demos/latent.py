@@ -427,7 +427,7 @@ if __name__ == "__main__":
     parser.add_argument("--pixel", metavar="CHECKPOINT", help="checkpoint.npz of train_mnist.py, to compare with")
     parser.add_argument("--classifier", metavar="CHECKPOINT", help="checkpoint.npz of train_classifier.py")
     parser.add_argument("--data", choices=NAMES, help="auto: MNIST, or drawn digits if MNIST cannot be loaded")
-    parser.add_argument("--data-dir", help="folder with the four .gz files of MNIST or Fashion-MNIST")
+    cli.add_data_dir(parser)
     parser.add_argument("--autoencoder-minutes", type=cli.positive_float, help="training time of the autoencoder")
     parser.add_argument("--minutes", type=cli.positive_float, help="training time of the U-Net")
     parser.add_argument("--batch-size", type=cli.positive_int, help="images a step")

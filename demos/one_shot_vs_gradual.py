@@ -340,7 +340,7 @@ if __name__ == "__main__":
     parser.add_argument("source", metavar="CHECKPOINT", help="checkpoint.npz of train_mnist.py, with classes")
     cli.add_backend(parser)
     parser.add_argument("--classifier", metavar="CHECKPOINT", help="checkpoint.npz of train_classifier.py")
-    parser.add_argument("--data-dir", help="folder with the four .gz files of MNIST or Fashion-MNIST")
+    cli.add_data_dir(parser)
     parser.add_argument("--minutes", type=cli.positive_float, help="training time of the VAE, and of the GAN")
     parser.add_argument("--batch-size", type=cli.positive_int, help="images a step")
     parser.add_argument("--num", type=cli.positive_int, help="samples of each model, a multiple of the classes")

@@ -411,7 +411,7 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=cli.positive_int, help="reverse steps, at most 50")
     parser.add_argument("--train-steps", type=cli.positive_int, help="steps of each training")
     parser.add_argument("--channels", type=cli.positive_int, help="channels of the small networks")
-    parser.add_argument("--data-dir", help="folder with the MNIST files")
+    cli.add_data_dir(parser)
     parser.add_argument("--seed", type=cli.non_negative_int, help="seed of weights, batches and noise")
     parser.add_argument("--out", help="folder for the picture and the table")
     parser.add_argument("--workers", type=cli.positive_int, help="processes to share the work (default: all cores)")

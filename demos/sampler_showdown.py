@@ -1,4 +1,4 @@
-"""How many steps does a sampler need?  DDPM with both variances, DDIM and DPM-Solver++(2M), from 5 steps to 1,000.
+"""Measure how many steps a sampler needs: DDPM with both variances, DDIM and DPM-Solver++(2M), 5 steps to 1,000.
 
     python demos/sampler_showdown.py runs/mnist/checkpoint.npz --classifier runs/classifier/checkpoint.npz
 
@@ -21,11 +21,13 @@ from tqdm import tqdm
 
 from tinydiff.app import cli, plots
 from tinydiff.app.checkpoint import atomic_write
-from tinydiff.app.choices import DDIM, DPM_SOLVER_2M
+from tinydiff.app.choices import DDIM, DPM_SOLVER_2M, check_classes, check_steps
 from tinydiff.app.classify import load_classifier
 from tinydiff.app.generate import DDPM, Recipe, generate, uniform
-from tinydiff.app.metrics import frechet_with_floor, wilson_interval
+from tinydiff.app.metrics import frechet_with_floor, interval, percent, wilson_interval
+from tinydiff.app.plots import log_scale
 from tinydiff.app.reading import features, look
+from tinydiff.app.tables import counted
 from tinydiff.app.trained import load_trained
 from tinydiff.backend import TinydiffError
 from tinydiff.data import load
@@ -48,6 +50,7 @@ SAMPLERS = {
 GUIDED = (("2M", 10), ("2M, even log SNR", 10), ("DDIM", 20))  # rows with few steps at the default guidance
 COLUMNS = ("sampler", "steps", "scale", "right", "num", "low", "high", "frechet", "floor", "seconds")
 SHOWN = 5  # digits of each row in the picture
+MOST = 6  # numbers of steps in the picture of the digits
 
 
 def main(
@@ -73,18 +76,19 @@ def main(
     pool, schedule, meta = load_trained(Path(checkpoint), workers)
     judge, _ = load_classifier(Path(classifier), workers)
     with pool, judge:
-        if max(*steps, longest) > schedule.T:
-            raise TinydiffError(f"{max(*steps, longest)} steps: the schedule has T = {schedule.T}, no more")
+        check_classes(checkpoint, pool.model)
+        check_steps(schedule.T, steps=max(steps), longest=longest)
         test = load(meta["data"]["name"], "test", data_dir, meta["train"]["seed"])
         real = np.concatenate(list(features(judge, real_digits(test, num))))
         wanted = [(name, n, 1.0) for n in steps for name in SAMPLERS] + [(*row, Recipe.scale) for row in GUIDED]
-        wanted = sorted([*wanted, ("DDPM, beta_tilde", longest, 1.0)], key=evaluations)  # the cheapest rows first
+        wanted.append(("DDPM, beta_tilde", longest, 1.0))
+        wanted = sorted(dict.fromkeys(wanted), key=evaluations)  # the cheapest rows first; longest may be among steps
         labels = [i % 10 for i in range(num)]
         rows, shown = [], {}
         try:
             with tqdm(total=num * sum(map(evaluations, wanted)), unit="eval", dynamic_ncols=True) as bar:
                 for name, n, scale in wanted:
-                    bar.set_postfix_str(f"{name}, {n} steps, scale {scale:g}")
+                    bar.set_postfix_str(f"{name}, {counted(n, 'step')}, scale {scale:g}")
                     step, pairs = SAMPLERS[name]
                     recipe = Recipe(schedule, tuple(meta["data"]["image_shape"]), step, n, scale, pairs=pairs)
                     path = out / "digits" / f"{name.replace(', ', '-').replace(' ', '_')}-{n}-{scale:g}.npz"
@@ -99,7 +103,8 @@ def main(
                     bar.update(num * evaluations((name, n, scale)))
         finally:  # also after Ctrl-C: the picture then shows the rows so far
             if rows:
-                title = f"{meta['data']['name']}, {meta['step']:,} steps of training, {num:,} digits each, no guidance"
+                training = f"{counted(meta['step'], 'step')} of training"
+                title = f"{meta['data']['name']}, {training}, {counted(num, 'digit')} each"
                 with atomic_write(out / "sampler_showdown.png") as file:
                     picture(rows, shown, steps, title).savefig(file, format="png")
     print(f"table and picture: {out}/sampler_showdown.csv, .png")
@@ -156,10 +161,10 @@ def save_table(path, rows):
 
 def line(row):
     """A row of the table as a line of text."""
-    return (
-        "{sampler:16} {steps:5} steps, scale {scale:g}: {share:6.1%} right ({low:.1%} to {high:.1%}), "
-        "Frechet {frechet:.4g} (real digits {floor:.4g}), {seconds:.0f} s"
-    ).format(share=row["right"] / row["num"], **row)
+    right, num = row["right"], row["num"]
+    steps = f"{row['sampler']:16} {row['steps']:4} step{' s'[row['steps'] != 1]}, scale {row['scale']:g}"
+    share = f"{percent(right / num):>6} ({interval(right, num)})"
+    return f"{steps}: {share}, Frechet {row['frechet']:.3f} (real {row['floor']:.3f}), {row['seconds']:.0f} s"
 
 
 def picture(rows, shown, steps, title):
@@ -187,8 +192,7 @@ def picture(rows, shown, steps, title):
     left.set_ylim(0)
     left.yaxis.set_major_formatter("{x:g}%")
     left.set_title("digits not read as the one asked for (95% interval)", fontsize=11)
-    right.set_yscale("log")
-    right.yaxis.set_major_formatter("{x:g}")
+    log_scale(right, "y")
     right.set_title("Frechet distance from test digits", fontsize=11)
     right.legend(frameon=False, fontsize=9)
     for axes in (left, right):
@@ -199,6 +203,7 @@ def picture(rows, shown, steps, title):
         axes.set_xlabel("steps")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
+    steps = [steps[i] for i in sorted({i * (len(steps) - 1) // (MOST - 1) for i in range(MOST)})]  # at most MOST
     grid = strips.subplots(len(SAMPLERS), len(steps), squeeze=False)
     for line_of_axes, name in zip(grid, SAMPLERS):
         for axes, n in zip(line_of_axes, steps):
@@ -206,7 +211,7 @@ def picture(rows, shown, steps, title):
             if (name, n, 1.0) in shown:
                 axes.imshow(plots.tile(shown[name, n, 1.0], SHOWN)[..., 0], cmap="gray", vmin=0, vmax=255)
             if name == next(iter(SAMPLERS)):
-                axes.set_title(f"{n} steps", fontsize=10)
+                axes.set_title(counted(n, "step"), fontsize=10)
         line_of_axes[0].text(-0.03, 0.5, name, transform=line_of_axes[0].transAxes, ha="right", va="center", fontsize=9)
     figure.suptitle(title, fontsize=12)
     return figure
@@ -218,10 +223,11 @@ if __name__ == "__main__":
     cli.add_backend(parser)
     parser.add_argument("--classifier", help="checkpoint.npz of train_classifier.py")
     parser.add_argument("--num", type=cli.positive_int, help="digits for each row, a multiple of 10")
-    parser.add_argument("--steps", type=cli.positive_int, nargs="+", help="numbers of steps of every sampler")
+    steps = cli.list_of(cli.positive_int)
+    parser.add_argument("--steps", type=steps, help="reverse steps of every sampler, at most the schedule's T")
     parser.add_argument("--longest", type=cli.positive_int, help="steps of the longest row, DDPM with beta_tilde")
     parser.add_argument("--seed", type=cli.non_negative_int, help="seed of the noise")
-    parser.add_argument("--data-dir", help="folder with the four .gz files of MNIST or Fashion-MNIST")
+    cli.add_data_dir(parser)
     parser.add_argument("--out", help="folder for the table, the picture and the digits")
     parser.add_argument("--workers", type=cli.positive_int, help="processes to share the work (default: all cores)")
     cli.run(main, parser)

@@ -97,7 +97,7 @@ if __name__ == "__main__":
     parser = cli.parser(__doc__, main)
     cli.add_backend(parser)
     parser.add_argument("--data", choices=NAMES, help="auto: MNIST, or drawn digits if MNIST cannot be loaded")
-    parser.add_argument("--data-dir", metavar="DIR", help="folder that holds the data files")
+    cli.add_data_dir(parser)
     parser.add_argument("--steps", type=cli.positive_int, help="number of training steps")
     parser.add_argument("--batch-size", type=cli.positive_int, help="images a step")
     parser.add_argument("--seed", type=cli.non_negative_int, help="seed of all random numbers")

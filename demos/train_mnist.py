@@ -168,7 +168,7 @@ if __name__ == "__main__":
         "--minutes", type=cli.positive_float, help="as many steps as fit into these minutes of training"
     )
     parser.add_argument("--data", choices=NAMES, help="auto: MNIST, or drawn digits if MNIST cannot be loaded")
-    parser.add_argument("--data-dir", help="folder with the four .gz files of MNIST or Fashion-MNIST")
+    cli.add_data_dir(parser)
     parser.add_argument("--target", choices=TARGETS, help=f"what the network learns to predict (default: {new.target})")
     parser.add_argument("--min-snr", type=cli.positive_float, help="gamma of min-SNR weights, such as 5")
     parser.add_argument("--sample-every", type=cli.positive_int, help="steps between sample grids")

@@ -32,7 +32,7 @@ ROOMS = {
     "data": Room(300, 150, 40),
     "fast": Room(1300, 350, 60),
     "more": Room(300, 150, 60),
-    "app": Room(1050, 150, 60),
+    "app": Room(1150, 150, 60),
 }
 FURTHER = {f"diffusion/{name}.py" for name in ("times", "targets", "likelihood", "editing", "variance", "flow")}
 NOT_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}

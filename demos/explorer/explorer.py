@@ -134,7 +134,7 @@ if __name__ == "__main__":
     parser.add_argument("--num", type=cli.positive_int, help="digits on which each mistake is measured, 10 or more")
     parser.add_argument("--classifier", help="checkpoint.npz of train_classifier.py, to read those digits")
     parser.add_argument("--train-steps", type=cli.non_negative_int, help="of each mistake in training, 0 for none")
-    parser.add_argument("--data-dir", help="folder with the data set's files")
+    cli.add_data_dir(parser)
     parser.add_argument("--seed", type=cli.non_negative_int, help="seed of all noise")
     parser.add_argument("--out", help="the file of the page")
     parser.add_argument("--workers", type=cli.positive_int, help="processes to share the work (default: all cores)")

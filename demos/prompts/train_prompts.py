@@ -130,7 +130,7 @@ if __name__ == "__main__":
         "--minutes", type=cli.positive_float, help=f"as many steps as fit into these minutes (default: {MINUTES:g})"
     )
     parser.add_argument("--data", choices=[n for n in NAMES if n != "fashion"], help="auto: MNIST, else drawn digits")
-    parser.add_argument("--data-dir", help="folder with the four .gz files of MNIST")
+    cli.add_data_dir(parser)
     run.add_options(parser)
     parser.add_argument("--workers", type=cli.positive_int, help="processes to share the work (default: all cores)")
     cli.run(main, parser)

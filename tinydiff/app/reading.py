@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tinydiff import ops
-from tinydiff.app.metrics import coverage, frechet_distance, spread
+from tinydiff.app.metrics import NEAREST, coverage, frechet_distance, spread
 from tinydiff.autograd import Tensor, enable_grad, no_grad
 from tinydiff.backend import TinydiffError, default_rng, to_numpy, xp
 from tinydiff.data import Dataset
@@ -20,6 +20,7 @@ from tinydiff.more.classifier import cross_entropy
 from tinydiff.nn import Module
 
 SLICE = 250  # images that a worker reads at a time
+NO_SPREAD = "-: spread needs two images of a class or more; choose a larger --num"  # below a table with such a cell
 
 
 def read(workers: Any, images: np.ndarray, t: np.ndarray | None = None) -> Iterator[np.ndarray]:
@@ -69,16 +70,17 @@ class Judge:
     num: the number of samples to be judged.  The judge keeps equally many test digits of each class, in random order.
     `real` is the judgement of the first num of these digits.  `others` are the features of the remaining ones; samples
     and `real` are compared with `others`.
-    Raises TinydiffError if num is not a multiple of the number of classes, or if the test set is too small.
+    Raises TinydiffError if num is not a multiple of the number of classes, less than 6, or too large for the test set.
     """
 
     def __init__(self, workers: Any, test: Dataset, num: int):
         self.workers, self.num = workers, num
         by_label = [np.flatnonzero(test.labels == k) for k in range(len(test.classes))]
-        least = min(map(len, by_label))
-        if num % len(by_label) or least * len(by_label) < 2 * num:
+        least, rarest = min((len(rows), name) for rows, name in zip(by_label, test.classes))
+        if num % len(by_label) or not NEAREST < num <= least // 2 * len(by_label):
             raise TinydiffError(
-                f"--num {num}: must be a multiple of {len(by_label)}, and the test set have twice as many of each class"
+                f"--num {num}: must be a multiple of {len(by_label)}, more than {NEAREST} and at most "
+                f"{least // 2 * len(by_label)}, because the test set has {least} images of class {rarest}"
             )
         rng = default_rng("judge", 0)
         images, labels = test.batch(np.stack([rng.permutation(rows)[:least] for rows in by_label], 1).reshape(-1))
