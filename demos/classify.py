@@ -1,7 +1,7 @@
 """Read generated digits with a classifier: what share is read as the label that the digit was drawn for?
 
     python demos/sample.py runs/mnist/checkpoint.npz --save-npz samples.npz
-    python demos/classify.py samples.npz --checkpoint runs/classifier/checkpoint.npz --out misread.png
+    python demos/classify.py samples.npz --out misread.png
 
 SAMPLES is an .npz file with `images` (N, 28, 28, 1) float32 in [-1, 1] and the `labels` (N,) that they were drawn for.
 """

@@ -1,10 +1,10 @@
 """Look at the forward process: how a digit becomes noise, and what a schedule changes.
 
-    python demos/forward_process.py                        a few seconds; pictures in runs/forward_process/
+    python demos/forward_process.py                        takes a few seconds
 
     noising.png                one digit under each schedule, from the data to noise
     schedules.png              remaining signal and signal-to-noise ratio of each schedule over time
-    chain_and_closed_form.png  1,000 small steps and one jump with the same noise give the same picture
+    chain_and_closed_form.png  1,000 small steps and one jump with the same noise: the same picture
     chain_statistics.png       mean and standard deviation of many chains beside the closed form
 
 Read next: tinydiff/diffusion/schedule.py and gaussian.py, which contain every formula used here.
@@ -195,7 +195,7 @@ if __name__ == "__main__":
     parser.add_argument("--out", help="folder for the pictures")
     parser.add_argument("--data", choices=NAMES, help="auto: MNIST, or drawn digits if MNIST cannot be loaded")
     cli.add_data_dir(parser)
-    parser.add_argument("--digit", type=int, choices=range(10), metavar="0-9", help="the class to show")
+    parser.add_argument("--digit", type=cli.whole(0, 9), help="the class to show")
     parser.add_argument("--seed", type=cli.non_negative_int, help="seed of the noise")
     parser.add_argument("--chains", type=cli.up_to_a_million, help="Markov chains for the statistics")
     cli.run(main, parser)

@@ -1,6 +1,6 @@
 """Measure what guidance improves and what it costs: right digits and diversity at several guidance scales.
 
-    python demos/guidance.py runs/mnist/checkpoint.npz --classifier runs/classifier/checkpoint.npz \\
+    python demos/guidance.py runs/mnist/checkpoint.npz \\
         --noisy-classifier runs/noisy_classifier/checkpoint.npz
 
 The demo prints a table, and writes the table and a picture to --out.  Every method and scale draws digits from the same

@@ -1,7 +1,7 @@
-"""Latent diffusion: an autoencoder makes small maps of pictures, a diffusion model draws such maps.  Is it cheaper?
+"""Train latent diffusion: an autoencoder makes small maps of pictures, a diffusion model draws such maps.
 
-    python demos/latent.py --pixel runs/mnist/checkpoint.npz         about 12 minutes of training, then the comparison
-    python demos/latent.py --from runs/latent/checkpoint.npz         draw and judge again, without training
+    python demos/latent.py --pixel runs/mnist/checkpoint.npz    train for 12 minutes, then compare
+    python demos/latent.py --from runs/latent/checkpoint.npz    compare again, without training
 
 First a variational autoencoder is trained, 28x28x1 <-> 7x7x4.  Its decoder has the standard deviation SIGMA, which is
 small, so decoded pictures are close to the originals.  Then the code of the U-Net, the process and the samplers works
@@ -28,15 +28,16 @@ import numpy as np
 from tqdm import tqdm
 
 from tinydiff.app import checkpoint, cli, plots, run, training
+from tinydiff.app.choices import check_classes, check_steps
 from tinydiff.app.classify import load_classifier
 from tinydiff.app.fit import fit, steps_that_fit
 from tinydiff.app.generate import Recipe, build_unet, generate
-from tinydiff.app.metrics import wilson_interval
-from tinydiff.app.reading import Judge, read
-from tinydiff.app.tables import progress, write_table
+from tinydiff.app.metrics import interval, percent, relative
+from tinydiff.app.reading import NO_SPREAD, Judge, check_num, read
+from tinydiff.app.tables import counted, progress, write_table
 from tinydiff.app.trained import load_network
 from tinydiff.autograd import OPS, no_grad
-from tinydiff.backend import FAST, default_rng, to_numpy
+from tinydiff.backend import FAST, TinydiffError, default_rng, to_numpy
 from tinydiff.backend import precision as current_precision
 from tinydiff.data import NAMES, epoch_indices, load
 from tinydiff.diffusion import Schedule, ddpm_step
@@ -53,6 +54,7 @@ UNET = {"base_channels": 64, "channel_mults": [1], "num_res_blocks": 2}
 SCHEDULE, TARGET = Schedule.cosine, "v"
 SLICE = 250  # pictures that a worker encodes or decodes at a time
 AT_ONCE = 50  # latents that a worker draws at a time.  Latents are small, so larger slices are faster
+AUTOENCODER_MINUTES, MINUTES = 4.0, 8.0  # of training
 ROUNDS = 5  # training steps that are timed in each space, in turn
 FEW = 64  # pictures in the batch whose operations and memory are counted
 
@@ -72,14 +74,14 @@ def main(
     plain=False,
     data="auto",
     data_dir=None,
-    autoencoder_minutes=4.0,
-    minutes=8.0,
+    autoencoder_minutes=AUTOENCODER_MINUTES,
+    minutes=MINUTES,
     batch_size=TrainConfig.batch_size,
     num_images=None,
     autoencoder=None,
     unet=None,
     num=500,
-    steps=Recipe.num_steps,
+    sample_steps=Recipe.num_steps,
     scale=Recipe.scale,
     seed=0,
     out="runs/latent",
@@ -87,6 +89,9 @@ def main(
 ):
     """autoencoder, unet: arguments of the networks, in place of the defaults.  Returns the rows of the table."""
     ranks = cli.start(backend, precision, plain=plain)
+    training_options = (data, autoencoder_minutes, minutes)
+    if source is not None and training_options != ("auto", AUTOENCODER_MINUTES, MINUTES):
+        raise TinydiffError("--data, --autoencoder-minutes and --minutes are for training: --from trains nothing")
     workers, out = workers or ranks.default_workers(), Path(out)
     out.mkdir(parents=True, exist_ok=True)
     if source is None:
@@ -94,6 +99,8 @@ def main(
         checkpoint.set_aside(source)
         dataset = load(data, "train", data_dir, seed, num_images)
         print(f"data: {dataset.source}; {workers} worker(s); results in {out}/")
+        check_steps(SCHEDULE().T, sample_steps=sample_steps)
+        check_num(num, load(dataset.name, "test", data_dir, seed))
         config = TrainConfig(num_steps=run.UNLIMITED, minutes=minutes, batch_size=batch_size, seed=seed, target=TARGET)
         train_both(source, dataset, autoencoder or {}, autoencoder_minutes, UNET | (unet or {}), config, ranks, workers)
     with ExitStack() as stack:
@@ -103,11 +110,13 @@ def main(
         test = load(meta["data"]["name"], "test", data_dir, seed)
         if pixel is not None:
             spaces = {"pixel": load_pixel(pixel, workers)} | spaces
+        for space in spaces.values():
+            check_steps(space.recipe.schedule.T, sample_steps=sample_steps)
         judge_pool, _ = load_classifier(Path(classifier), workers)
         for pool in (judge_pool, *(space.pool for space in spaces.values())):
             stack.enter_context(pool)
         judge, labels = Judge(judge_pool, test, num), np.arange(num) % len(test.classes)
-        images, seconds = draw_in_turn(spaces, labels, steps, scale, seed)
+        images, seconds = draw_in_turn(spaces, labels, sample_steps, scale, seed)
         x_0, digits = test.batch(np.arange(len(test)))
         z = coder.encode(x_0)
         decoded = coder.decode(z)
@@ -115,7 +124,8 @@ def main(
         table = Table([*spaces, "test digits"])
         for name, space in spaces.items():
             table.cost(name, space, datasets[name])
-            table[f"seconds a sample, {steps} steps, guidance {scale:g}", name] = f"{seconds[name] / num:.4f}"
+            how = f"{counted(sample_steps, 'step')}, guidance {scale:g}"
+            table[f"seconds a sample, {how}", name] = f"{seconds[name] / num:.4f}"
             table.quality(name, judge(images[name], labels), judge.real, num)
         model = coder.pool.model
         table["parameters of the autoencoder", "latent"] = f"{model.num_parameters():,}"
@@ -127,7 +137,7 @@ def main(
         table.quality("test digits", judge.real, judge.real, num)
         for name, pictures in (("latent", decoded), ("test digits", x_0)):
             right = np.concatenate(list(read(judge_pool, pictures))).argmax(1) == digits
-            table["all test digits, decoded from their latents: read right", name] = f"{right.mean():.2%}"
+            table["test digits decoded from latents: read right", name] = percent(right.mean(), 2)
         table["their root mean square error, of the range", "latent"] = (
             f"{((decoded - x_0) ** 2).mean() ** 0.5 / 2:.2%}"
         )
@@ -136,6 +146,8 @@ def main(
         for name, value in training_seconds(spaces, datasets, batch_size).items():  # last: it changes weights
             table[f"seconds a training step of {batch_size}", name] = f"{value:.3f}"
     write_table(out / "latent.md", table.rows())
+    if num == len(test.classes):
+        print(NO_SPREAD)
     print(f"table and picture: {out}/latent.md, latent.png")
     return table.rows()
 
@@ -224,7 +236,7 @@ def train_both(path, dataset, coder_config, coder_minutes, unet_config, config, 
             "sigma": SIGMA,
             "latent_shape": list(z.shape[1:]),
             "train": asdict(config),
-            "trained": f"{num_steps:,} + {state.step:,} steps of {config.batch_size}",
+            "trained": f"{num_steps:,} + {counted(state.step, 'step')} of {config.batch_size}",
             "precision": current_precision(),
             "noise": "host",
             "data": {"name": dataset.name, "source": dataset.source, "num": len(dataset)},
@@ -254,7 +266,8 @@ def load_pixel(path, workers):
     """The Space of a checkpoint of train_mnist.py."""
     pool, arrays, meta = load_network(Path(path), "diffusion", "ema/", unet_of, workers)
     recipe = Recipe(Schedule(arrays["schedule/beta"]), tuple(meta["data"]["image_shape"]), target=target_of(meta))
-    trained = f"{meta['step']:,} steps of {meta['train']['batch_size']}"
+    check_classes(path, pool.model)
+    trained = f"{counted(meta['step'], 'step')} of {meta['train']['batch_size']}"
     return Space(pool, recipe, lambda x: np.clip(x, -1, 1), trained)
 
 
@@ -361,11 +374,11 @@ class Table:
         self[f"MB a picture, training on {FEW}", name] = f"{peak_mb(step) / FEW:.2f}"
 
     def quality(self, name, judged, real, num):
-        low, high = wilson_interval(judged["right"], num)
-        self[f"read as asked, of {num}", name] = f"{judged['right'] / num:.1%} ({low:.1%} to {high:.1%})"
+        right = judged["right"]
+        self[f"read as asked, of {num}", name] = f"{percent(right / num)} ({interval(right, num)})"
         self["Frechet distance", name] = f"{judged['frechet']:.3f}"
-        self["coverage", name] = f"{judged['coverage']:.1%}"
-        self["spread within a class, of real digits'", name] = f"{judged['spread'] / real['spread']:.1%}"
+        self["coverage", name] = percent(judged["coverage"])
+        self["spread within a class, of real digits'", name] = percent(relative(judged["spread"], real["spread"]))
 
 
 # 2 M K N of the matrix products of an op, from its result y and its inputs.
@@ -422,9 +435,10 @@ if __name__ == "__main__":
     parser = cli.parser(__doc__, main)
     cli.add_backend(parser)
     parser.add_argument(
-        "--from", dest="source", metavar="CHECKPOINT", help="a checkpoint.npz of this demo: no training"
+        "--from", dest="source", metavar="CHECKPOINT", help="a checkpoint.npz of this demo (default: train one)"
     )
-    parser.add_argument("--pixel", metavar="CHECKPOINT", help="checkpoint.npz of train_mnist.py, to compare with")
+    pixel = "checkpoint.npz of train_mnist.py, to compare with (default: none)"
+    parser.add_argument("--pixel", metavar="CHECKPOINT", help=pixel)
     parser.add_argument("--classifier", metavar="CHECKPOINT", help="checkpoint.npz of train_classifier.py")
     parser.add_argument("--data", choices=NAMES, help="auto: MNIST, or drawn digits if MNIST cannot be loaded")
     cli.add_data_dir(parser)
@@ -432,7 +446,8 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=cli.positive_float, help="training time of the U-Net")
     parser.add_argument("--batch-size", type=cli.positive_int, help="images a step")
     parser.add_argument("--num", type=cli.positive_int, help="samples of each space, a multiple of the classes")
-    parser.add_argument("--steps", type=cli.positive_int, help="reverse steps, at most the schedule's T")
+    parser.add_argument("--sample-steps", type=cli.positive_int, help="reverse steps, at most the schedule's T")
+    parser.add_argument("--steps", dest="sample_steps", type=cli.positive_int, help=cli.HIDDEN)
     parser.add_argument("--scale", type=cli.non_negative_float, help="guidance: 0 ignores the label, 1 follows it")
     parser.add_argument("--seed", type=cli.non_negative_int, help="seed of weights, data and noise")
     parser.add_argument("--out", metavar="DIR", help="folder for the results")

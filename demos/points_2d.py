@@ -1,9 +1,9 @@
-"""Points in the plane: two moons, a spiral and eight Gaussians, learned by a small network and drawn from noise.
+"""Train a small network on points in the plane (moons, a spiral, eight Gaussians), and draw points from noise.
 
-    python demos/points_2d.py                          some 25 s a set; pictures in runs/points_2d/
+    python demos/points_2d.py                          some 25 s a set
     python demos/points_2d.py --data spiral --target v
 
-    points_2d_SET.png   paths of particles, samples beside held-out data, and the learned field at six times
+    points_2d_SET.png   paths of particles, samples beside held-out data, the field at six times
     points_2d.gif       the moving particles
     results.csv         the two-sample test that compares samples with held-out data
 
@@ -33,8 +33,9 @@ from tqdm import tqdm
 from tinydiff import ops
 from tinydiff.app import cli, training
 from tinydiff.app.checkpoint import atomic_write
+from tinydiff.app.choices import check_steps
 from tinydiff.app.run import recent_loss
-from tinydiff.app.tables import write_table
+from tinydiff.app.tables import counted, write_table
 from tinydiff.autograd import Tensor, no_grad
 from tinydiff.backend import TinydiffError, asarray, default_rng, standard_normal, to_numpy, xp
 from tinydiff.diffusion import (
@@ -69,7 +70,7 @@ def main(
     target="eps",
     steps=6000,
     batch_size=256,
-    flow_steps=200,
+    sample_steps=200,
     num=1000,
     seed=0,
     workers=None,
@@ -77,8 +78,7 @@ def main(
 ):
     """Train on each set, draw num points, compare them with num held-out points.  Returns the rows of results.csv."""
     ranks = cli.start(backend, precision, plain=plain)
-    if flow_steps > T:
-        raise TinydiffError(f"--flow-steps {flow_steps}: the schedule has T = {T} steps, no more")
+    check_steps(T, sample_steps=sample_steps)
     if num < 2:
         raise TinydiffError(f"--num {num}: a two-sample test needs 2 points or more")
     out = Path(out)
@@ -97,7 +97,7 @@ def main(
                 p.data[...] = average
             seconds = time.monotonic() - began
             jobs = [(min(SLICE, num - i), (seed, i // SLICE)) for i in range(0, num, SLICE)]
-            pairs = {"ddim": timestep_pairs(T, flow_steps), "ddpm": timestep_pairs(T, T)}
+            pairs = {"ddim": timestep_pairs(T, sample_steps), "ddpm": timestep_pairs(T, T)}
             paths = {  # (K, num, 2): the place of each particle at T, ..., 0
                 sampler: np.concatenate(
                     list(pool.map(partial(draw, STEPS[sampler], schedule, way, pairs[sampler]), jobs)), 1
@@ -125,8 +125,8 @@ def main(
             }
             rows.append(row | verdict)
         flows[name] = list(zip([T, *(s for _, s in pairs["ddim"])], paths["ddim"]))
-        title = f"{name}: target {target}, {steps:,} training steps"
-        caption = f"energy distance {distance:.4f}, real {floor:.4f}, p = {p:.2f}"
+        title = f"{name}: target {target}, {counted(steps, 'training step')}"
+        caption = f"energy distance {distance:.4g}, real {floor:.4g}, p = {p:.2f}"
         field = partial(flow_velocity, schedule, eps_fn_of(model, schedule, way))
         figure = portrait(schedule, field, flows[name], paths["ddpm"][-1], real, title, caption)
         _save(figure, out / f"points_2d_{name}.png")
@@ -259,7 +259,7 @@ def energy_distance(x, y):
     The distance is at least 0, and it is 0 if both sets have the same points.  For two samples of one distribution it
     falls as 1/n + 1/m.
     """
-    return float(_energy(_distances(x, y), _signs(x, y)[None])[0])
+    return float(max(0.0, _energy(_distances(x, y), _signs(x, y)[None])[0]))  # rounding may give -1e-16
 
 
 def energy_test(x, y, rng, permutations=PERMUTATIONS):
@@ -271,7 +271,8 @@ def energy_test(x, y, rng, permutations=PERMUTATIONS):
     signs = _signs(x, y)
     relabelled = np.stack([signs, *(rng.permutation(signs) for _ in range(permutations))])
     distances = _energy(_distances(x, y), relabelled)
-    return float(distances[0]), float(np.mean(distances >= distances[0] - 1e-12))  # 1e-12: equal up to rounding
+    p = np.mean(distances >= distances[0] - 1e-12)  # 1e-12: equal up to rounding
+    return float(max(0.0, distances[0])), float(p)
 
 
 def _distances(x, y):
@@ -308,11 +309,14 @@ def portrait(schedule, field, flow, samples, real, title, verdict):
     panels["end"].legend(fontsize=8, loc="upper right", framealpha=0.9, borderpad=0.3, handletextpad=0.1)
     axis = np.linspace(-VIEW, VIEW, 23)[1:-1]
     grid = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2).astype(np.float32)
+    for panel in range(6):
+        panels[panel].set_axis_off()  # with few steps some stay empty
     for panel, k in enumerate(_evenly_in_angle(schedule, flow[:-1], 6)):
         t, x_t = flow[k]
         velocity = field(grid, t)
         speed = np.linalg.norm(velocity, axis=1)
         axes = panels[panel]
+        axes.set_axis_on()
         axes.scatter(*x_t[:500].T, s=1.5, color="0.75")
         arrows = velocity / speed[:, None].clip(1e-6)
         axes.quiver(*grid.T, *arrows.T, speed, cmap="viridis_r", clim=(0, 3), scale=30, width=0.006, headwidth=4)
@@ -373,9 +377,9 @@ def _colours(x):
 
 
 def _evenly_in_angle(schedule, flow, num):
-    """Indices of num moments of the flow, evenly spread over phi, alpha_bar_t = cos(phi)^2, without the ends."""
+    """Indices of at most num moments of the flow, spread over phi, alpha_bar_t = cos(phi)^2, without the ends."""
     angles = np.array([np.arccos(schedule.alpha_bar[t] ** 0.5) for t, _ in flow])
-    return [int(abs(angles - phi).argmin()) for phi in np.linspace(1.45, 0.1, num)]
+    return sorted({int(abs(angles - phi).argmin()) for phi in np.linspace(1.45, 0.1, num)})
 
 
 if __name__ == "__main__":
@@ -385,9 +389,11 @@ if __name__ == "__main__":
     parser.add_argument("--target", choices=TARGETS, help="what the network is trained to predict")
     parser.add_argument("--steps", type=cli.positive_int, help="how many batches to train on")
     parser.add_argument("--batch-size", type=cli.positive_int, help="points a step")
-    parser.add_argument("--flow-steps", type=cli.positive_int, help=f"steps of DDIM, at most {T}")
-    parser.add_argument("--num", type=cli.positive_int, help="number of points to draw and to hold out, 2 or more")
+    parser.add_argument("--sample-steps", type=cli.positive_int, help=f"steps of DDIM, at most {T}")
+    parser.add_argument("--flow-steps", dest="sample_steps", type=cli.positive_int, help=cli.HIDDEN)
+    parser.add_argument("--num", type=cli.whole(2, 5000), help="number of points to draw and to hold out")
     parser.add_argument("--seed", type=cli.non_negative_int, help="seed of all random numbers")
-    parser.add_argument("--workers", type=cli.positive_int, help="processes that share the work (default: 2)")
+    most = "processes that share the work (default: all cores, at most 2)"
+    parser.add_argument("--workers", type=cli.positive_int, help=most)
     parser.add_argument("--out", metavar="DIR", help="folder for the results")
     cli.run(main, parser)

@@ -1,6 +1,6 @@
 """Measure how many steps a sampler needs: DDPM with both variances, DDIM and DPM-Solver++(2M), 5 steps to 1,000.
 
-    python demos/sampler_showdown.py runs/mnist/checkpoint.npz --classifier runs/classifier/checkpoint.npz
+    python demos/sampler_showdown.py runs/mnist/checkpoint.npz
 
 Each row of the table is a sampler with a number of steps.  The classifier measures the digits of a row in two ways: the
 share that is read as the label, and the Frechet distance of their features from those of test digits.  The floor is
@@ -85,6 +85,7 @@ def main(
         wanted = sorted(dict.fromkeys(wanted), key=evaluations)  # the cheapest rows first; longest may be among steps
         labels = [i % 10 for i in range(num)]
         rows, shown = [], {}
+        tqdm.write(HEADING)
         try:
             with tqdm(total=num * sum(map(evaluations, wanted)), unit="eval", dynamic_ncols=True) as bar:
                 for name, n, scale in wanted:
@@ -159,12 +160,14 @@ def save_table(path, rows):
         file.write(("\n".join(lines) + "\n").encode())
 
 
+HEADING = f"{'sampler':16}  steps  scale    read  (95% interval)       Frechet      real  seconds"
+
+
 def line(row):
-    """A row of the table as a line of text."""
-    right, num = row["right"], row["num"]
-    steps = f"{row['sampler']:16} {row['steps']:4} step{' s'[row['steps'] != 1]}, scale {row['scale']:g}"
-    share = f"{percent(right / num):>6} ({interval(right, num)})"
-    return f"{steps}: {share}, Frechet {row['frechet']:.3f} (real {row['floor']:.3f}), {row['seconds']:.0f} s"
+    """A row of the table as a line of text below HEADING."""
+    read = f"{percent(row['right'] / row['num']):>6}  {'(' + interval(row['right'], row['num']) + ')':18}"
+    frechet = f"{row['frechet']:9.4g} {row['floor']:9.4g}"
+    return f"{row['sampler']:16}  {row['steps']:5}  {row['scale']:5g}  {read} {frechet}  {row['seconds']:7.0f}"
 
 
 def picture(rows, shown, steps, title):

@@ -1,7 +1,7 @@
 """Train the classifier that reads generated digits.  After some minutes it reads 99.5% of MNIST's test digits right.
 
-    python demos/train_classifier.py                 then:  python demos/classify.py SAMPLES.npz
-    python demos/train_classifier.py --noisy --out runs/noisy_classifier        then:  python demos/guidance.py ...
+    python demos/train_classifier.py                                        for classify.py
+    python demos/train_classifier.py --noisy --out runs/noisy_classifier    for guidance.py
 
 --noisy trains a classifier that reads x_t at any t, for classifier guidance.  This classifier is tested on each test
 digit at a random t, and the demo prints the share of right answers in ranges of t.  (Near t = T the digit is gone, and
@@ -23,6 +23,7 @@ from tinydiff.app.classify import (
     save_classifier,
     train_classifier,
 )
+from tinydiff.app.metrics import percent
 from tinydiff.app.reading import misread_rows, read
 from tinydiff.app.tables import progress
 from tinydiff.backend import asarray, default_rng, standard_normal, to_numpy
@@ -67,7 +68,7 @@ def main(
         out.mkdir(parents=True, exist_ok=True)
         checkpoint.set_aside(out / "checkpoint.npz")
         save_classifier(out / "checkpoint.npz", pool, config, dataset, test, errors, schedule)
-    print(f"{test.source}: {errors} of {len(test):,} misread, {1 - errors / len(test):.2%} right")
+    print(f"{test.source}: {errors:,} of {len(test):,} misread, {percent(1 - errors / len(test), 2)} right")
     if noisy:
         print_by_time(schedule.T, t, probabilities.argmax(1) == labels)
     pictures, captions = misread_rows(images, labels, probabilities, test.classes)
@@ -75,6 +76,8 @@ def main(
         title = f"{test.name}: the most confidently misread of {errors} in {len(test):,}"
         columns = len(pictures) // len(captions)
         plots.save_grid(out / "misread.png", pictures, columns=columns, title=title, row_labels=captions)
+    else:
+        print(f"none misread: {out / 'misread.png'} is not written")
     return errors
 
 
@@ -90,7 +93,7 @@ def print_by_time(T, t, right):
     for low, high in ((i * T // 8, (i + 1) * T // 8) for i in range(8)):
         rows = (low < t) & (t <= high)
         if rows.any():
-            print(f"  t in {low + 1:4}..{high:4}: {right[rows].mean():6.1%} of {rows.sum():,}")
+            print(f"  t in {low + 1:4}..{high:4}: {percent(right[rows].mean()):>6} of {rows.sum():,}")
 
 
 if __name__ == "__main__":

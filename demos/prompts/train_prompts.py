@@ -1,7 +1,7 @@
 """Train a diffusion model that draws what a sentence describes: "a thick seven leaning right", "thin 3", "two".
 
-    python demos/prompts/train_prompts.py                    as many steps as fit into 18 minutes
-    python demos/prompts/train_prompts.py --resume           continue a run that was stopped or killed
+    python demos/prompts/train_prompts.py              as many steps as fit into 18 minutes
+    python demos/prompts/train_prompts.py --resume     continue a run that was stopped or killed
     python demos/prompts/prompt.py runs/prompts/checkpoint.npz "a thin seven leaning right"
 
 A caption names attributes that were measured on the picture.  A picture gets a new caption each time that it is in a
@@ -18,7 +18,9 @@ from captions import DIGITS, HELD_OUT, MAX_TOKENS, VOCABULARY, Captioned, build,
 from tqdm import tqdm
 
 from tinydiff.app import checkpoint, cli, plots, run, training
+from tinydiff.app.choices import check_steps
 from tinydiff.app.generate import Recipe, generate
+from tinydiff.app.tables import counted
 from tinydiff.backend import TinydiffError
 from tinydiff.data import NAMES
 from tinydiff.diffusion import Schedule
@@ -75,6 +77,7 @@ def main(
         workers = run.resumed_workers(meta, workers, backend)
 
     run.check_channels(model_config["unet"]["base_channels"])
+    check_steps(schedule.T, sample_steps=sample_steps)
     captioned = Captioned(dataset, schedule)
     recipe = Recipe(schedule, (*dataset.images.shape[1:3], 1), num_steps=sample_steps)
     out.mkdir(parents=True, exist_ok=True)
@@ -107,7 +110,7 @@ def final_pictures(state, pool, dataset, recipe, out):
         for frames in generate(pool, recipe, range(len(prompts)), PICTURE_SEED):
             parts.append(frames[-1])
             bar.update(len(frames[-1]))
-    title = f"{dataset.name}, {state.step:,} steps, guidance {recipe.scale:g}"
+    title = f"{dataset.name}, {counted(state.step, 'step')}, guidance {recipe.scale:g}"
     rows = [sentence.format("...") for sentence in SHOWN]
     plots.save_grid(out / "samples.png", np.concatenate(parts), columns=len(DIGITS), title=title, row_labels=rows)
     run.save_loss(state, out / "loss.png", f"{dataset.name} with captions, loss per pixel")
@@ -125,10 +128,9 @@ if __name__ == "__main__":
     parser = cli.parser(__doc__, main)
     cli.add_backend(parser)
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=cli.positive_int, help="number of training steps, without a time limit")
-    length.add_argument(
-        "--minutes", type=cli.positive_float, help=f"as many steps as fit into these minutes (default: {MINUTES:g})"
-    )
+    most = f"(default: {MINUTES:g} minutes)"
+    length.add_argument("--steps", type=cli.positive_int, help=f"training steps, without a time limit {most}")
+    length.add_argument("--minutes", type=cli.positive_float, help=f"train as long, without a limit of steps {most}")
     parser.add_argument("--data", choices=[n for n in NAMES if n != "fashion"], help="auto: MNIST, else drawn digits")
     cli.add_data_dir(parser)
     run.add_options(parser)

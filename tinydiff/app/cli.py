@@ -21,6 +21,7 @@ import itertools
 import os
 import re
 import reprlib
+import shlex
 import shutil
 import sys
 import textwrap
@@ -176,9 +177,9 @@ def list_of(item: Callable[[str], Any], repeats: bool = False) -> Callable[[str]
 
 
 def as_typed(value: Any) -> str:
-    """A default as a user would type it: 5,10 for a list, 0-9 for a run of three or more whole numbers."""
+    """A default as a user would type it: 5,10 for a list, 0-9 for a run of three or more whole numbers, 'a word'."""
     if not isinstance(value, list | tuple):
-        return f"{value:g}" if isinstance(value, float) else str(value)
+        return f"{value:g}" if isinstance(value, float) else shlex.quote(str(value))
     if not all(isinstance(item, int) for item in value):
         return ",".join(map(as_typed, value))
     numbered = itertools.groupby(enumerate(value), lambda pair: pair[1] - pair[0])  # rising by 1: one difference

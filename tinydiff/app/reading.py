@@ -64,6 +64,17 @@ def class_score(model: Module, labels: Any) -> Callable[[Any, int], Any]:
     return score_fn
 
 
+def check_num(num: int, test: Dataset) -> int:
+    """How many test images the rarest class has.  Raises TinydiffError if a Judge cannot judge num samples."""
+    counts = np.bincount(test.labels, minlength=len(test.classes))
+    least, rarest = int(counts.min()), test.classes[int(counts.argmin())]
+    most = least // 2 * len(counts)
+    if num % len(counts) or not NEAREST < num <= most:
+        needs = f"must be a multiple of {len(counts)}, more than {NEAREST} and at most {most}"
+        raise TinydiffError(f"--num {num}: {needs}, because the test set has {least} images of class {rarest}")
+    return least
+
+
 class Judge:
     """Measures samples with a classifier: the share read as their label, distance from real digits, and variety.
 
@@ -75,13 +86,8 @@ class Judge:
 
     def __init__(self, workers: Any, test: Dataset, num: int):
         self.workers, self.num = workers, num
+        least = check_num(num, test)
         by_label = [np.flatnonzero(test.labels == k) for k in range(len(test.classes))]
-        least, rarest = min((len(rows), name) for rows, name in zip(by_label, test.classes))
-        if num % len(by_label) or not NEAREST < num <= least // 2 * len(by_label):
-            raise TinydiffError(
-                f"--num {num}: must be a multiple of {len(by_label)}, more than {NEAREST} and at most "
-                f"{least // 2 * len(by_label)}, because the test set has {least} images of class {rarest}"
-            )
         rng = default_rng("judge", 0)
         images, labels = test.batch(np.stack([rng.permutation(rows)[:least] for rows in by_label], 1).reshape(-1))
         self.others = np.concatenate(list(features(workers, images[num:])))
