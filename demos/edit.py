@@ -107,8 +107,8 @@ def main(
             in_steps = counted(n, "step")
             x_T, back = edit(pool, partial(round_trip, schedule, n), x_0, in_steps, seed).swapaxes(0, 1)
             rmse = float(((back - x_0) ** 2).mean()) ** 0.5
-            error = f"RMSE {rmse:.4f}, {rmse / 2:.2%} of the range"
-            table[f"round trip, {in_steps}"] = f"{error}; x_T's std {x_T.std():.3f}"
+            error = f"RMSE {rmse:.3g}, {50 * rmse:.3g}% of the range"
+            table[f"round trip, {in_steps}"] = f"{error}; x_T's std {x_T.std():.3g}"
         blocks = list(picture_blocks(pool, schedule, dataset, fill_in, known, max(round_trips), seed))
     save_blocks(out / "edit.png", blocks)
     lines = [f"| {name} | {value} |" for name, value in table.items()]
@@ -123,7 +123,7 @@ class Table(dict):
 
     def __setitem__(self, name, value):
         super().__setitem__(name, value)
-        print(f"  {name:42}{value}", flush=True)
+        print(f"  {name:40}{value}", flush=True)
 
 
 # ------------------------------------------------------------- the edits: f(..., model, (x_0, rng's name)) -> (n, ...)

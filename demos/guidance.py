@@ -45,7 +45,7 @@ from tinydiff.data import load
 from tinydiff.diffusion import classifier_free, classifier_guided, rescaled, unconditional, within
 
 METHODS = ("free", "interval", "rescaled", "classifier")
-CLASSIFIER_SCALES = 1.0, 4.0, 8.0, 20.0
+SCALES, CLASSIFIER_SCALES = (0.0, 1.0, 2.0, 4.0, 8.0), (1.0, 4.0, 8.0, 20.0)
 SIGMA = 0.28, 2.9  # bounds of the interval: ratios of noise to signal, sqrt(1/alpha_bar - 1)
 PHI = 0.7  # Lin et al. 2023, section 3.4
 
@@ -59,7 +59,7 @@ def main(
     precision=None,
     plain=False,
     num=200,
-    scales=(0.0, 1.0, 2.0, 4.0, 8.0),
+    scales=None,
     classifier_scales=None,
     methods=None,
     steps=Recipe.num_steps,
@@ -74,7 +74,8 @@ def main(
     """
     ranks = cli.start(backend, precision, plain=plain)
     workers, out = workers or ranks.default_workers(), Path(out)
-    methods = chosen(methods, noisy_classifier, classifier_scales)
+    methods = chosen(methods, noisy_classifier, scales, classifier_scales)
+    scales = scales or SCALES
     out.mkdir(parents=True, exist_ok=True)
     pool, schedule, meta = load_trained(Path(checkpoint), workers)
     with pool, load_classifier(Path(classifier), workers)[0] as judge:
@@ -128,18 +129,18 @@ def main(
     return rows
 
 
-def chosen(methods, noisy_classifier, classifier_scales):
+def chosen(methods, noisy_classifier, scales, classifier_scales):
     """The names of the methods to measure.  Raises TinydiffError for options that do not go together."""
     if methods is None and noisy_classifier is None:
         print("no --noisy-classifier given: without the method classifier")
-        methods = METHODS[:-1]
-    methods = METHODS if methods is None else methods
+    methods = methods or (METHODS[:-1] if noisy_classifier is None else METHODS)
     if "classifier" in methods and noisy_classifier is None:
         raise TinydiffError("--methods classifier needs --noisy-classifier, the network that guides")
-    if "classifier" not in methods:
-        for option, value in (("noisy-classifier", noisy_classifier), ("classifier-scales", classifier_scales)):
-            if value is not None:
-                raise TinydiffError(f"--{option} is used by the method classifier only, which is not among --methods")
+    if "classifier" not in methods and (noisy_classifier is not None or classifier_scales is not None):
+        option = "--classifier-scales" if noisy_classifier is None else "--noisy-classifier"
+        raise TinydiffError(f"{option} is used by the method classifier only, which is not measured")
+    if list(methods) == ["classifier"] and scales is not None:
+        raise TinydiffError("--scales is used by the other methods only; for classifier give --classifier-scales")
     return methods
 
 
@@ -214,11 +215,11 @@ if __name__ == "__main__":
     cli.add_backend(parser)
     parser.add_argument("--classifier", help="checkpoint.npz of train_classifier.py, to read the digits")
     guide = "checkpoint.npz of train_classifier.py --noisy, to guide with (default: none, without this method)"
-    scales, own = cli.list_of(cli.non_negative_float), f"(default: {cli.as_typed(CLASSIFIER_SCALES)})"
+    scales, free, own = cli.list_of(cli.non_negative_float), cli.as_typed(SCALES), cli.as_typed(CLASSIFIER_SCALES)
     parser.add_argument("--noisy-classifier", help=guide)
     parser.add_argument("--num", type=cli.up_to_a_million, help="images a row")
-    parser.add_argument("--scales", type=scales, help="scales of classifier-free guidance")
-    parser.add_argument("--classifier-scales", type=scales, help=f"scales of classifier guidance {own}")
+    parser.add_argument("--scales", type=scales, help=f"scales of classifier-free guidance (default: {free})")
+    parser.add_argument("--classifier-scales", type=scales, help=f"of classifier guidance (default: {own})")
     parser.add_argument(
         "--methods", type=cli.list_of(method), help=f"some of {','.join(METHODS)} (default: all that are possible)"
     )

@@ -42,7 +42,7 @@ function startReverse() {
     const what = `at t = ${t}, ${SAMPLER_NAMES[sampler.value]}, ${numSteps.value} steps, scale ${scale.value}`;
     const wanted = scale.value === 0 ? "no label" : `label ${className(data.labels[digit.value])}`;
     draw(byId("x-t"), sheet, k, 0, `x t, ${wanted}, ${what}`);
-    draw(byId("eps-hat"), sheet, k, 1, t === 0 ? "No noise is left to be predicted" : `Epsilon hat, ${wanted}, ${what}`);
+    draw(byId("eps-hat"), sheet, k, 1, t === 0 ? "No noise is left to predict" : `Epsilon hat, ${wanted}, ${what}`);
     draw(byId("x-0-hat"), sheet, k, 2, `x 0 hat, ${wanted}, ${what}`);
     return t === 0 ? "t = 0: the picture" : `t = ${t}`;
   });

@@ -161,7 +161,8 @@ def print_table(report):
     row(what, [name.replace("_format", "") for name in names], "ratio")
     for median in report["medians"]:
         if median["job"] in (TRAIN, FORWARD):
-            cells = [f"{settings['batch_size'] / s:.1f} img/s" for s in median["seconds"].values()]
+            rates = [settings["batch_size"] / s for s in median["seconds"].values()]
+            cells = [f"{rate:.{0 if rate > 999 else 1}f} img/s" for rate in rates]
         else:
             cells = [milliseconds(stages) for stages in median["stages"].values()]
         row(median["what"], cells, number(ahead(median["seconds"])))

@@ -1,9 +1,11 @@
 """Demos are scripts, not a package: tests load one by its file name."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 from tinydiff.backend import FAST, backend_name, precision, use_backend
 
@@ -18,6 +20,27 @@ def same_backend_afterwards():
     if (backend_name(), precision(), bool(FAST)) != before:
         name, digits, fast = before
         use_backend(name, digits, plain=not fast)
+
+
+@pytest.fixture(autouse=True)
+def bars(monkeypatch):
+    """The progress bars that the test has shown.  Each ends at 100%, unless an error ended it."""
+    shown, start, close = [], tqdm.__init__, tqdm.close
+
+    def noted(bar, *args, **kwargs):
+        start(bar, *args, **kwargs)
+        if not bar.disable:
+            shown.append(bar)
+
+    def closed(bar):
+        if bar in shown and sys.exc_info()[0] not in (None, GeneratorExit):
+            shown.remove(bar)
+        close(bar)
+
+    monkeypatch.setattr(tqdm, "__init__", noted)
+    monkeypatch.setattr(tqdm, "close", closed)
+    yield shown
+    assert [f"{bar.desc}: {bar.n} of {bar.total}" for bar in shown if bar.n != bar.total] == []
 
 
 @pytest.fixture(scope="session")

@@ -58,5 +58,5 @@ def test_help_shows_the_defaults():
     """The script answers --help with each option and main's default for it."""
     shown = subprocess.run([sys.executable, PATH, "--help"], capture_output=True, text=True, check=True).stdout
     shown = " ".join(shown.split())  # argparse breaks lines
-    for part in ("--out", "(default: runs/forward_process)", "--digit 0-9", "(default: 3)", "(default: 4000)"):
+    for part in ("--out", "(default: runs/forward_process)", "--digit DIGIT", "(default: 3)", "(default: 4000)"):
         assert part in shown

@@ -146,12 +146,12 @@ def test_the_smallest_run_fills_table_and_pictures(demo, tmp_path, capsys):
         classifier=classifier,
         backend=backend_name(),
         out=tmp_path / "new",
-        steps=2,
+        sample_steps=2,
         **options,
     )
     assert [row[""] for row in rows] == ["test digits", "VAE", "GAN", "DDPM"]
     assert [row["evaluations a sample"] for row in rows] == ["", 1, 1, 4]
-    assert rows[1]["trained"].startswith("1 steps of 2, ") and rows[3]["trained"] == "1 steps of 2"
+    assert rows[1]["trained"].startswith("1 step of 2, ") and rows[3]["trained"] == "1 step of 2"
     assert rows[0]["spread, of real digits'"] == "100.0%" and rows[2]["seconds a sample"] > "0.0"
     written, printed = (tmp_path / "new" / "one_shot_vs_gradual.md").read_text(), capsys.readouterr().out
     for row in rows:

@@ -20,7 +20,7 @@ from tinydiff.diffusion import Schedule
 pytestmark = pytest.mark.program
 
 PATH = Path(__file__).parents[2] / "demos" / "points_2d.py"
-SMALLEST = {"steps": 2, "batch_size": 8, "flow_steps": 4, "num": 20, "workers": 1}
+SMALLEST = {"steps": 2, "batch_size": 8, "sample_steps": 4, "num": 20, "workers": 1}
 N = 20_000
 
 
@@ -74,14 +74,15 @@ def test_a_users_mistake_is_one_message_and_exit_code_2(tmp_path):
     command = [sys.executable, PATH, f"--out={tmp_path / 'out'}", "--num=1"]
     environment = {"PYTHONPATH": str(PATH.parents[1]), "COLUMNS": "500"}
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
-    assert result.returncode == 2 and "2 points or more" in result.stderr and "Traceback" not in result.stderr
+    assert result.returncode == 2 and "--num: must be a whole number from 2 to 5,000, got '1'" in result.stderr
+    assert "Traceback" not in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 
 def test_too_many_steps_are_refused_before_the_work(demo, tmp_path):
     """The message names the option and T."""
-    with pytest.raises(TinydiffError, match="--flow-steps 1001: the schedule has T = 1000 steps"):
-        demo.main(backend=backend_name(), out=tmp_path / "out", flow_steps=1001)
+    with pytest.raises(TinydiffError, match="--sample-steps 1001: the schedule has T = 1000 steps"):
+        demo.main(backend=backend_name(), out=tmp_path / "out", sample_steps=1001)
     assert not (tmp_path / "out").exists()
 
 

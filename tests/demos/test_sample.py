@@ -63,7 +63,7 @@ def test_samplers_and_times_differ(load_demo, trained, tmp_path):
 
 def test_more_steps_than_the_schedule_has_are_refused(load_demo, trained, tmp_path):
     """--steps above T names both numbers, and nothing is written."""
-    with pytest.raises(TinydiffError, match="num_steps=101: the schedule has T = 100 steps"):
+    with pytest.raises(TinydiffError, match="--steps 101: the schedule has T = 100 steps"):
         run(load_demo, trained, tmp_path, num=1, steps=101)
     assert list(tmp_path.iterdir()) == []
 

@@ -11,7 +11,7 @@ from tinydiff.backend import TinydiffError
 from tinydiff.diffusion import Schedule, ddim_step, dpm_solver_2m
 from tinydiff.diffusion.times import Pairs, quadratic_pairs
 
-labels = cli.list_of(cli.non_negative_int, repeats=True)  # option type: "7", "0-9", "3,3,7-9"
+labels = cli.list_of(cli.whole(0, 999), repeats=True)  # option type: "7", "0-9", "3,3,7-9"
 
 
 def check_steps(T: int, **steps: int) -> None:
@@ -19,13 +19,13 @@ def check_steps(T: int, **steps: int) -> None:
     for name, n in steps.items():
         if n > T:
             option = name.replace("_", "-")
-            raise TinydiffError(f"--{option} {n}: must be at most {T}, the number of steps in the schedule")
+            raise TinydiffError(f"--{option} {n}: the schedule has T = {T} steps, no more")
 
 
 def check_classes(path: Any, model: Any) -> None:
     """Raise TinydiffError for a checkpoint whose network was trained without classes."""
     if model.num_classes is None:
-        raise TinydiffError(f"{path}: its network has no classes, but this program asks it for classes")
+        raise TinydiffError(f"{path}: this program needs a network with classes, and this one has none")
 
 
 def check_labels(model: Any, **labels: Any) -> None:

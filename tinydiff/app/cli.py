@@ -163,7 +163,7 @@ def list_of(item: Callable[[str], Any], repeats: bool = False) -> Callable[[str]
         for part in map(str.strip, text.split(",")):
             first, last = map(int, ends.groups()) if (ends := _RANGE.fullmatch(part)) else (0, -1)
             if ends and not first < last < first + _LONGEST:
-                raise argparse.ArgumentTypeError(f"{part!r} must rise, by less than {_LONGEST:,}")
+                raise argparse.ArgumentTypeError(f"a range must rise, by less than {_LONGEST:,}, got {part!r}")
             words += map(str, range(first, last + 1)) if ends else [part]
         try:
             found = tuple(map(item, words))
@@ -189,7 +189,7 @@ def as_typed(value: Any) -> str:
 
 def _number(text: str, kind: type, what: str, fits: Callable[[Any], bool]) -> Any:
     with contextlib.suppress(ValueError):
-        if fits(value := kind(text)):
+        if text.isascii() and fits(value := kind(text)):
             return value
     raise argparse.ArgumentTypeError(f"must be {what}, got {reprlib.repr(text)}")
 
