@@ -27,12 +27,10 @@ from tqdm import tqdm
 
 from tinydiff.app import cli, plots
 from tinydiff.app.checkpoint import atomic_write
-from tinydiff.app.choices import check_steps
 from tinydiff.app.classify import load_classifier, load_noisy_classifier
-from tinydiff.app.generate import DDPM
+from tinydiff.app.generate import DDPM, check_steps
 from tinydiff.app.metrics import share
 from tinydiff.app.reading import class_probs, read
-from tinydiff.app.tables import counted
 from tinydiff.app.trained import load_trained
 from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, asarray, default_rng, standard_normal, to_numpy
@@ -89,7 +87,7 @@ def main(
         dataset = load(meta["data"]["name"], "test", data_dir, meta["train"]["seed"])
         check(num, digits, len(dataset))
         check_steps(schedule.T, steps=steps, round_trips=max(round_trips))
-        print(f"data: {dataset.source}; network: {counted(meta['step'], 'step')}; no labels are given")
+        print(f"data: {dataset.source}; network: {cli.counted(meta['step'], 'step')}; no labels are given")
         known = np.arange(dataset.images.shape[1])[:, None, None] < dataset.images.shape[1] // 2  # (H, 1, 1)
         reader = noisy_classifier and load_noisy_classifier(Path(noisy_classifier), schedule, pool.model.num_classes)
         fill_in = partial(complete, schedule, known, steps, resample or RESAMPLE, reader)
@@ -104,10 +102,10 @@ def main(
                 table[f"read as the original, {name}"] = result
         x_0, _ = spread(dataset, digits)
         for n in round_trips:
-            in_steps = counted(n, "step")
+            in_steps = cli.counted(n, "step")
             x_T, back = edit(pool, partial(round_trip, schedule, n), x_0, in_steps, seed).swapaxes(0, 1)
             rmse = float(((back - x_0) ** 2).mean()) ** 0.5
-            error = f"RMSE {rmse:.3g}, {50 * rmse:.3g}% of the range"
+            error = f"RMSE {rmse:.3g}, {50 * rmse:.4g}% of the range"
             table[f"round trip, {in_steps}"] = f"{error}; x_T's std {x_T.std():.3g}"
         blocks = list(picture_blocks(pool, schedule, dataset, fill_in, known, max(round_trips), seed))
     save_blocks(out / "edit.png", blocks)
@@ -237,7 +235,7 @@ def picture_blocks(pool, schedule, dataset, fill_in, known, steps, seed):
     x_T, back = edit(pool, partial(round_trip, schedule, steps), x_0, "picture: inversion", seed).swapaxes(0, 1)
     error = 10 * abs(back - x_0) - 1
     rows = ["x_0", "x_T", "decoded", "error x 10"]
-    yield f"inversion: x_0 to noise and back, {counted(steps, 'step')}", rows, [x_0, x_T / 2.5, back, error]
+    yield f"inversion: x_0 to noise and back, {cli.counted(steps, 'step')}", rows, [x_0, x_T / 2.5, back, error]
     shares = np.linspace(0, 1, SHOWN)
     between = edit(pool, partial(blend, schedule, steps, shares.tolist()), x_0[[0, 2, 5, 8]], "picture: blend", seed)
     yield "interpolation: a walk between two digits' x_T", ["" for _ in between], list(between)

@@ -24,7 +24,6 @@ from tqdm import tqdm
 from tinydiff.app import cli
 from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.plots import log_scale
-from tinydiff.app.tables import counted
 from tinydiff.app.trained import load_trained
 from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, asarray, default_rng, to_numpy
@@ -57,6 +56,8 @@ def main(
     workers = workers or ranks.default_workers()
     pool, schedule, meta = load_trained(Path(checkpoint), workers, ranks)
     with pool:
+        if schedule.T < 2:
+            raise TinydiffError(f"{checkpoint}: its schedule has one step, but the bound needs two or more")
         dataset = ranks.broadcast(partial(load, meta["data"]["name"], "test", data_dir, meta["train"]["seed"]))
         if not 2 <= num <= len(dataset):
             raise TinydiffError(f"--num {num}: must lie in 2..{len(dataset)}, the images of the test set")
@@ -72,7 +73,7 @@ def main(
                 bar.update(part[0].shape[1])
     terms = np.concatenate([nats for nats, _ in parts], 1) / math.log(2)  # (draws + 2, num), bits
     times = np.concatenate([t for _, t in parts], 1)
-    kind = f"{meta['data']['name']}, {counted(meta['step'], 'step')}, reverse variance {variance}"
+    kind = f"{meta['data']['name']}, {cli.counted(meta['step'], 'step')}, reverse variance {variance}"
     print(f"{kind}\nbits/dim of p(x), no label given: upper bound and standard error")
     for name, bits in (
         ("L_T", terms[0]),

@@ -19,7 +19,6 @@ from matplotlib.figure import Figure
 from tinydiff.app import cli
 from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.plots import tile
-from tinydiff.app.tables import counted
 from tinydiff.backend import TinydiffError, asarray, default_rng, host_integers, standard_normal, to_numpy, xp
 from tinydiff.data import NAMES, load
 from tinydiff.diffusion import Schedule, q_sample, q_x_t_given_x_s
@@ -67,7 +66,7 @@ def main(
     print(f"{linear.T:,} steps and one jump with the same noise differ by {gap:.1e} at most, float32's rounding")
     figure, error = chain_statistics(linear, chains, seed)
     _write(out / "chain_statistics.png", figure)
-    means = f"the means of {counted(chains, 'chain')} lie within {error:.1f} standard errors of the closed form"
+    means = f"the means of {cli.counted(chains, 'chain')} lie within {error:.1f} standard errors of the closed form"
     print(f"{means} (chance: up to 4)")
     print(f"pictures: {out}/noising.png, schedules.png, chain_and_closed_form.png, chain_statistics.png")
 
@@ -132,7 +131,7 @@ def chain_statistics(schedule, chains, seed):
     right.plot(t, true_std, color="0.3", lw=1.5, zorder=0, label="sqrt(1 - alpha_bar_t), the same for every pixel")
     _dress(left, "mean of x_t", "t")
     _dress(right, "standard deviation of x_t", "t")
-    dots = f"dots: {counted(chains, 'Markov chain')}, step by step"
+    dots = f"dots: {cli.counted(chains, 'Markov chain')}, step by step"
     figure.suptitle(f"lines: q(x_t | x_0) in closed form.  {dots}", fontsize=12)
     return figure, float(error.max())
 

@@ -33,12 +33,11 @@ from tqdm import tqdm
 
 from tinydiff.app import cli, plots
 from tinydiff.app.checkpoint import atomic_write
-from tinydiff.app.choices import check_classes, check_steps
+from tinydiff.app.choices import check_classes
 from tinydiff.app.classify import load_classifier, load_noisy_classifier
-from tinydiff.app.generate import Recipe, generate
+from tinydiff.app.generate import Recipe, check_steps, generate
 from tinydiff.app.metrics import interval, percent, relative, spread
 from tinydiff.app.reading import NO_SPREAD, class_score, look
-from tinydiff.app.tables import counted
 from tinydiff.app.trained import load_trained
 from tinydiff.backend import TinydiffError
 from tinydiff.data import load
@@ -110,8 +109,8 @@ def main(
                 wide, ink = relative(spread(features, labels), real[0]), relative(contrast(images), real[1])
                 rows.append((name, scale, right, num, wide, ink))
                 pictures.append(images[: pool.model.num_classes])
-    images, drawn = counted(num, "image"), f"DDPM in {counted(steps, 'step')}"
-    print(f"{meta['data']['name']}, {counted(meta['step'], 'step')}; {images} a row, {drawn}, seed {seed}")
+    images, drawn = cli.counted(num, "image"), f"DDPM in {cli.counted(steps, 'step')}"
+    print(f"{meta['data']['name']}, {cli.counted(meta['step'], 'step')}; {images} a row, {drawn}, seed {seed}")
     print(f"interval: {low} < t <= {high};  rescaled: phi = {PHI}")
     print("method      scale   asked  (95% interval)      spread  contrast   of real digits' 100%")
     for name, scale, right, _, wide, ink in rows:

@@ -28,13 +28,13 @@ import numpy as np
 from tqdm import tqdm
 
 from tinydiff.app import checkpoint, cli, plots, run, training
-from tinydiff.app.choices import check_classes, check_steps
+from tinydiff.app.choices import check_classes
 from tinydiff.app.classify import load_classifier
 from tinydiff.app.fit import fit, steps_that_fit
-from tinydiff.app.generate import Recipe, build_unet, generate
+from tinydiff.app.generate import Recipe, build_unet, check_steps, generate
 from tinydiff.app.metrics import interval, percent, relative
 from tinydiff.app.reading import NO_SPREAD, Judge, check_num, read
-from tinydiff.app.tables import counted, progress, write_table
+from tinydiff.app.tables import progress, write_table
 from tinydiff.app.trained import load_network
 from tinydiff.autograd import OPS, no_grad
 from tinydiff.backend import FAST, TinydiffError, default_rng, to_numpy
@@ -96,11 +96,11 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     if source is None:
         source = out / "checkpoint.npz"
-        checkpoint.set_aside(source)
-        dataset = load(data, "train", data_dir, seed, num_images)
-        print(f"data: {dataset.source}; {workers} worker(s); results in {out}/")
         check_steps(SCHEDULE().T, sample_steps=sample_steps)
-        check_num(num, load(dataset.name, "test", data_dir, seed))
+        dataset = load(data, "train", data_dir, seed, num_images)
+        check_num(load(dataset.name, "test", data_dir, seed), num)
+        checkpoint.set_aside(source)
+        print(f"data: {dataset.source}; {workers} worker(s); results in {out}/")
         config = TrainConfig(num_steps=run.UNLIMITED, minutes=minutes, batch_size=batch_size, seed=seed, target=TARGET)
         train_both(source, dataset, autoencoder or {}, autoencoder_minutes, UNET | (unet or {}), config, ranks, workers)
     with ExitStack() as stack:
@@ -124,7 +124,7 @@ def main(
         table = Table([*spaces, "test digits"])
         for name, space in spaces.items():
             table.cost(name, space, datasets[name])
-            how = f"{counted(sample_steps, 'step')}, guidance {scale:g}"
+            how = f"{cli.counted(sample_steps, 'step')}, guidance {scale:g}"
             table[f"seconds a sample, {how}", name] = f"{seconds[name] / num:.4f}"
             table.quality(name, judge(images[name], labels), judge.real, num)
         model = coder.pool.model
@@ -236,7 +236,7 @@ def train_both(path, dataset, coder_config, coder_minutes, unet_config, config, 
             "sigma": SIGMA,
             "latent_shape": list(z.shape[1:]),
             "train": asdict(config),
-            "trained": f"{num_steps:,} + {counted(state.step, 'step')} of {config.batch_size}",
+            "trained": f"{num_steps:,} + {cli.counted(state.step, 'step')} of {config.batch_size}",
             "precision": current_precision(),
             "noise": "host",
             "data": {"name": dataset.name, "source": dataset.source, "num": len(dataset)},
@@ -267,7 +267,7 @@ def load_pixel(path, workers):
     pool, arrays, meta = load_network(Path(path), "diffusion", "ema/", unet_of, workers)
     recipe = Recipe(Schedule(arrays["schedule/beta"]), tuple(meta["data"]["image_shape"]), target=target_of(meta))
     check_classes(path, pool.model)
-    trained = f"{counted(meta['step'], 'step')} of {meta['train']['batch_size']}"
+    trained = f"{cli.counted(meta['step'], 'step')} of {meta['train']['batch_size']}"
     return Space(pool, recipe, lambda x: np.clip(x, -1, 1), trained)
 
 

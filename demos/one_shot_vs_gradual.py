@@ -30,14 +30,14 @@ from tqdm import tqdm
 
 from tinydiff import ops
 from tinydiff.app import checkpoint, cli, plots
-from tinydiff.app.choices import check_classes, check_steps
+from tinydiff.app.choices import check_classes
 from tinydiff.app.classify import load_classifier
 from tinydiff.app.fit import fit, steps_that_fit
-from tinydiff.app.generate import Recipe, generate
+from tinydiff.app.generate import Recipe, check_steps, generate
 from tinydiff.app.metrics import interval, percent, relative
 from tinydiff.app.plots import log_scale, marker_of, step_scale
 from tinydiff.app.reading import NO_SPREAD, Judge
-from tinydiff.app.tables import counted, progress, write_table
+from tinydiff.app.tables import progress, write_table
 from tinydiff.app.trained import load_trained
 from tinydiff.autograd import Tensor, no_grad, pointwise
 from tinydiff.backend import asarray, default_rng, to_numpy, xp
@@ -111,7 +111,7 @@ def main(
                 began = time.monotonic()
                 curves[name] = train_one_shot(name, model, pool, dataset, minutes, batch_size, seed)
                 took = f"{(time.monotonic() - began) / 60:.1f} minutes"
-                trained = f"{counted(len(curves[name]), 'step')} of {batch_size}, {took}"
+                trained = f"{cli.counted(len(curves[name]), 'step')} of {batch_size}, {took}"
                 images, seconds = make_all(model, pool, labels, seed)
                 cost = {"evaluations": 1, "seconds": seconds, "parameters": pool.model.num_parameters()}
             rows.append(table_row(name, judge(images, labels), judge, trained=trained, **cost))
@@ -119,13 +119,13 @@ def main(
         recipe = Recipe(schedule, (size, size, 1), num_steps=sample_steps, scale=scale, keep=sample_steps)
         film, seconds = draw_all(recipe, ddpm, labels, seed)  # (sample_steps, N, H, W, 1)
         images = np.clip(film[-1], -1, 1)
-        trained = f"{counted(meta['step'], 'step')} of {meta['train']['batch_size']}"
+        trained = f"{cli.counted(meta['step'], 'step')} of {meta['train']['batch_size']}"
         if meta["train"]["minutes"] is not None:
             trained += f", at most {meta['train']['minutes']:g} minutes"
         cost = {"evaluations": sample_steps * (1 if scale in (0, 1) else 2), "seconds": seconds}
         cost["parameters"] = ddpm.model.num_parameters()
         rows.append(table_row("DDPM", judge(images, labels), judge, trained=trained, **cost))
-        pictures[f"DDPM, {counted(sample_steps, 'step')}"] = images[: 2 * classes]
+        pictures[f"DDPM, {cli.counted(sample_steps, 'step')}"] = images[: 2 * classes]
         shares = np.linspace(0, 1, classes)
         moments = np.unique(np.rint((sample_steps - 1) * (1 - (1 - shares) ** 1.5)).astype(int))  # closer at the end
         empty = np.ones((classes - len(moments), *film.shape[2:]), film.dtype)  # with few steps

@@ -37,7 +37,7 @@ from tinydiff.app.generate import SLICE, Recipe, build_unet
 from tinydiff.app.metrics import percent
 from tinydiff.app.plots import tile
 from tinydiff.app.reading import read
-from tinydiff.app.tables import WIDTH, counted
+from tinydiff.app.tables import WIDTH
 from tinydiff.app.trained import load_trained
 from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, default_rng, standard_normal, to_numpy, xp
@@ -134,9 +134,9 @@ def facts(schedule, steps, train_steps):
         "last_t": f"{pairs[-1][0]:,}",
         "last_noise": f"{std[pairs[-1][0]]:.1f}",
         "least_noise": f"{std[1]:.1f}",
-        "steps": counted(steps, "step"),
+        "steps": cli.counted(steps, "step"),
         "num_steps": f"{steps:,}",
-        "train_steps": counted(train_steps, "step"),
+        "train_steps": cli.counted(train_steps, "step"),
         "decay": f"{COLD_DECAY}",
         "random_start": percent(COLD_DECAY**train_steps, 0),
         "early_steps": f"{sum(t <= 50 for t, _ in timestep_pairs(1000, steps))}",  # on a schedule of T = 1,000

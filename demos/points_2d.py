@@ -33,9 +33,9 @@ from tqdm import tqdm
 from tinydiff import ops
 from tinydiff.app import cli, training
 from tinydiff.app.checkpoint import atomic_write
-from tinydiff.app.choices import check_steps
+from tinydiff.app.generate import check_steps
 from tinydiff.app.run import recent_loss
-from tinydiff.app.tables import counted, write_table
+from tinydiff.app.tables import write_table
 from tinydiff.autograd import Tensor, no_grad
 from tinydiff.backend import TinydiffError, asarray, default_rng, standard_normal, to_numpy, xp
 from tinydiff.diffusion import (
@@ -125,7 +125,7 @@ def main(
             }
             rows.append(row | verdict)
         flows[name] = list(zip([T, *(s for _, s in pairs["ddim"])], paths["ddim"]))
-        title = f"{name}: target {target}, {counted(steps, 'training step')}"
+        title = f"{name}: target {target}, {cli.counted(steps, 'training step')}"
         caption = f"energy distance {distance:.4g}, real {floor:.4g}, p = {p:.2f}"
         field = partial(flow_velocity, schedule, eps_fn_of(model, schedule, way))
         figure = portrait(schedule, field, flows[name], paths["ddpm"][-1], real, title, caption)
@@ -304,7 +304,9 @@ def portrait(schedule, field, flow, samples, real, title, verdict):
     panels["way"].scatter(*path[-1].T, s=5, color="black", zorder=3)
     panels["way"].set_title("from noise (grey) to data (black)", fontsize=10)
     panels["end"].scatter(*real.T, s=4, color="0.65", label=f"{len(real):,} held-out points")
-    panels["end"].scatter(*samples.T, s=4, color="C3", label=f"{len(samples):,} samples")
+    outside = int((abs(samples) > VIEW).any(1).sum())
+    label = f"{len(samples):,} samples" + (f", {outside:,} of them outside" if outside else "")
+    panels["end"].scatter(*samples.T, s=4, color="C3", label=label)
     panels["end"].set_title(verdict, fontsize=10)
     panels["end"].legend(fontsize=8, loc="upper right", framealpha=0.9, borderpad=0.3, handletextpad=0.1)
     axis = np.linspace(-VIEW, VIEW, 23)[1:-1]

@@ -16,9 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from tinydiff.app import cli, plots
-from tinydiff.app.choices import check_labels, check_steps
-from tinydiff.app.generate import Recipe
-from tinydiff.app.tables import counted
+from tinydiff.app.choices import check_labels
+from tinydiff.app.generate import Recipe, check_steps
 from tinydiff.app.trained import load_trained
 from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, default_rng, standard_normal, to_numpy, xp
@@ -62,7 +61,7 @@ def main(
         print(f"eta = {eta:<4g} pixels differ by {value:.2%} of the range")
     names = [f"eta = {eta:g}: {value:.1%}" for eta, value in spreads.items()]
     condition = "no label" if label is None else f"label {label}, guidance {scale:g}"
-    title = f"{meta['data']['name']}: one x_T, {counted(steps, 'step')}, {condition}"
+    title = f"{meta['data']['name']}: one x_T, {cli.counted(steps, 'step')}, {condition}"
     plots.save_grid(out / "same_start.png", np.concatenate(rows), columns=num, title=title, row_labels=names)
     print(f"picture: {out}/same_start.png")
     return spreads

@@ -17,9 +17,8 @@ from tqdm import tqdm
 
 from tinydiff.app import choices, cli, plots
 from tinydiff.app.checkpoint import atomic_write
-from tinydiff.app.choices import DDIM, DPM_SOLVER_2M, check_labels, check_steps, class_names, quadratic
-from tinydiff.app.generate import DDPM, Recipe, generate, uniform
-from tinydiff.app.tables import counted
+from tinydiff.app.choices import DDIM, DPM_SOLVER_2M, check_labels, class_names, quadratic
+from tinydiff.app.generate import DDPM, Recipe, check_steps, generate, uniform
 from tinydiff.app.trained import load_trained
 from tinydiff.backend import TinydiffError
 from tinydiff.diffusion import log_snr_pairs
@@ -76,11 +75,11 @@ def main(
         print(f"arrays: {save_npz}")
     columns = max(1, min(COLUMNS, -(-num // len(labels))))
     guided = "no labels" if classes is None else f"guidance {scale:g}"
-    title = f"{meta['data']['name']}, {counted(meta['step'], 'step')}, {sampler} {steps}, {guided}"
+    title = f"{meta['data']['name']}, {cli.counted(meta['step'], 'step')}, {sampler} {steps}, {guided}"
     names = [""] if classes is None else class_names(meta["data"]["name"], classes)
     pictures, row_labels, shown = rows_by_label(images, image_labels if classes else [0] * num, names, columns)
     plots.save_grid(out, pictures, columns=columns, title=title, row_labels=row_labels)
-    print(f"{counted(num, 'image')}: {out}" + (f", which shows {shown:,} of them" if shown < num else ""))
+    print(f"{cli.counted(num, 'image')}: {out}" + (f", which shows {shown:,} of them" if shown < num else ""))
 
 
 def rows_by_label(images, labels, names, columns):

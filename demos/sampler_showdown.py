@@ -21,13 +21,12 @@ from tqdm import tqdm
 
 from tinydiff.app import cli, plots
 from tinydiff.app.checkpoint import atomic_write
-from tinydiff.app.choices import DDIM, DPM_SOLVER_2M, check_classes, check_steps
+from tinydiff.app.choices import DDIM, DPM_SOLVER_2M, check_classes
 from tinydiff.app.classify import load_classifier
-from tinydiff.app.generate import DDPM, Recipe, generate, uniform
+from tinydiff.app.generate import DDPM, Recipe, check_steps, generate, uniform
 from tinydiff.app.metrics import frechet_with_floor, interval, percent, wilson_interval
 from tinydiff.app.plots import log_scale
 from tinydiff.app.reading import features, look
-from tinydiff.app.tables import counted
 from tinydiff.app.trained import load_trained
 from tinydiff.backend import TinydiffError
 from tinydiff.data import load
@@ -80,7 +79,8 @@ def main(
         check_steps(schedule.T, steps=max(steps), longest=longest)
         test = load(meta["data"]["name"], "test", data_dir, meta["train"]["seed"])
         real = np.concatenate(list(features(judge, real_digits(test, num))))
-        wanted = [(name, n, 1.0) for n in steps for name in SAMPLERS] + [(*row, Recipe.scale) for row in GUIDED]
+        wanted = [(name, n, 1.0) for n in steps for name in SAMPLERS]
+        wanted += [(name, n, Recipe.scale) for name, n in GUIDED if n <= schedule.T]
         wanted.append(("DDPM, beta_tilde", longest, 1.0))
         wanted = sorted(dict.fromkeys(wanted), key=evaluations)  # the cheapest rows first; longest may be among steps
         labels = [i % 10 for i in range(num)]
@@ -89,7 +89,7 @@ def main(
         try:
             with tqdm(total=num * sum(map(evaluations, wanted)), unit="eval", dynamic_ncols=True) as bar:
                 for name, n, scale in wanted:
-                    bar.set_postfix_str(f"{name}, {counted(n, 'step')}, scale {scale:g}")
+                    bar.set_postfix_str(f"{name}, {cli.counted(n, 'step')}, scale {scale:g}")
                     step, pairs = SAMPLERS[name]
                     recipe = Recipe(schedule, tuple(meta["data"]["image_shape"]), step, n, scale, pairs=pairs)
                     path = out / "digits" / f"{name.replace(', ', '-').replace(' ', '_')}-{n}-{scale:g}.npz"
@@ -104,8 +104,8 @@ def main(
                     bar.update(num * evaluations((name, n, scale)))
         finally:  # also after Ctrl-C: the picture then shows the rows so far
             if rows:
-                training = f"{counted(meta['step'], 'step')} of training"
-                title = f"{meta['data']['name']}, {training}, {counted(num, 'digit')} each"
+                training = f"{cli.counted(meta['step'], 'step')} of training"
+                title = f"{meta['data']['name']}, {training}, {cli.counted(num, 'digit')} each"
                 with atomic_write(out / "sampler_showdown.png") as file:
                     picture(rows, shown, steps, title).savefig(file, format="png")
     print(f"table and picture: {out}/sampler_showdown.csv, .png")
@@ -191,7 +191,8 @@ def picture(rows, shown, steps, title):
             left.errorbar(n, wrong, bars, **style)
             right.plot([row["steps"] for row in points], [row["frechet"] for row in points], **style)
     right.axhline(rows[0]["floor"], color="0.4", ls="--", lw=1.2, label="as many real digits")
-    right.plot([], [], "o", ms=6, mfc="white", color="0.3", label=f"open: with guidance {Recipe.scale:g}")
+    if any(row["scale"] != 1 for row in rows):
+        right.plot([], [], "o", ms=6, mfc="white", color="0.3", label=f"open: with guidance {Recipe.scale:g}")
     left.set_ylim(0)
     left.yaxis.set_major_formatter("{x:g}%")
     left.set_title("digits not read as the one asked for (95% interval)", fontsize=11)
@@ -214,7 +215,7 @@ def picture(rows, shown, steps, title):
             if (name, n, 1.0) in shown:
                 axes.imshow(plots.tile(shown[name, n, 1.0], SHOWN)[..., 0], cmap="gray", vmin=0, vmax=255)
             if name == next(iter(SAMPLERS)):
-                axes.set_title(counted(n, "step"), fontsize=10)
+                axes.set_title(cli.counted(n, "step"), fontsize=10)
         line_of_axes[0].text(-0.03, 0.5, name, transform=line_of_axes[0].transAxes, ha="right", va="center", fontsize=9)
     figure.suptitle(title, fontsize=12)
     return figure

@@ -20,9 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tinydiff.app import checkpoint, cli, plots, run, training
-from tinydiff.app.choices import check_steps
-from tinydiff.app.generate import Recipe, build_unet, frame_times, generate
-from tinydiff.app.tables import counted
+from tinydiff.app.generate import Recipe, build_unet, check_steps, frame_times, generate
 from tinydiff.data import NAMES, Dataset
 from tinydiff.diffusion import Schedule
 from tinydiff.diffusion.targets import TARGETS
@@ -139,7 +137,7 @@ def _final_pictures(state: Training, workers: Any, dataset: Dataset, recipe: Rec
     if rank > 0:
         return
     film = np.concatenate(frames, 1)  # (steps, N, H, W, C)
-    title = f"{dataset.name}, {counted(state.step, 'step')}, guidance {recipe.scale:g}"
+    title = f"{dataset.name}, {cli.counted(state.step, 'step')}, guidance {recipe.scale:g}"
     _save_by_class(out / "samples.png", film[-1], dataset, title)
     times = frame_times(recipe)
     columns = sorted({round((len(film) - 1) * (1 - (1 - i / 11) ** 1.5)) for i in range(12)})  # more towards the end

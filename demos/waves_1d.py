@@ -26,9 +26,9 @@ from tqdm import tqdm
 from tinydiff import ops
 from tinydiff.app import cli, training
 from tinydiff.app.checkpoint import atomic_write
-from tinydiff.app.choices import check_steps
+from tinydiff.app.generate import check_steps
 from tinydiff.app.run import recent_loss
-from tinydiff.app.tables import counted, write_table
+from tinydiff.app.tables import write_table
 from tinydiff.autograd import Tensor, no_grad, op
 from tinydiff.backend import asarray, default_rng, standard_normal, to_numpy, xp
 from tinydiff.diffusion import Schedule, ddpm_step, q_sample, sample, timestep_pairs
@@ -91,9 +91,9 @@ def main(
     for i, name in enumerate(TIMBRES):
         to = {f"to real {TIMBRES[j]}": round(spectral_distance(drawn[i], real[j]), 2) for j in range(len(TIMBRES))}
         rows.append({"drawn": name, **to, "real to real": round(spectral_distance(more_real[i], real[i]), 2)})
-    print(f"trained in {seconds:.0f} s; rms difference of mean spectra in dB, {counted(num, 'wave')} each:")
+    print(f"trained in {seconds:.0f} s; rms difference of mean spectra in dB, {cli.counted(num, 'wave')} each:")
     write_table(out / "results.csv", rows)
-    title = f"three timbres: {counted(steps, 'training step')}, {counted(sample_steps, 'DDPM step')}"
+    title = f"three timbres: {cli.counted(steps, 'training step')}, {cli.counted(sample_steps, 'DDPM step')}"
     picture = io.BytesIO()
     portrait(real, drawn, rows, title).savefig(picture, format="png")
     with atomic_write(out / "waves_1d.png") as file:  # 32 colours need a quarter of the space

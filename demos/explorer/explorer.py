@@ -20,9 +20,9 @@ import numpy as np
 
 from tinydiff.app import cli
 from tinydiff.app.checkpoint import atomic_write
-from tinydiff.app.choices import check_classes, check_labels, check_steps
+from tinydiff.app.choices import check_classes, check_labels
 from tinydiff.app.classify import load_classifier
-from tinydiff.app.tables import counted
+from tinydiff.app.generate import check_steps
 from tinydiff.app.trained import load_trained
 from tinydiff.backend import TinydiffError
 from tinydiff.data import load
@@ -67,7 +67,7 @@ def main(
         dataset = load(name, "test", data_dir, seed, LOOK_AMONG)
         (shown, _), (hidden, hidden_labels) = (dataset.batch(nth_of_each(dataset.labels, labels, n)) for n in (0, 1))
         data = {
-            "about": f"{checkpoint}, {counted(meta['step'], 'training step')} on {name}",
+            "about": f"{checkpoint}, {cli.counted(meta['step'], 'training step')} on {name}",
             "size": shape[:2],
             "classes": dataset.classes,
             "is_digits": dataset.classes[0] == "0",

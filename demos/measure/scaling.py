@@ -27,6 +27,7 @@ of them equally.  roofline.py measures the rates of the machine and counts the w
 import contextlib
 import multiprocessing
 import statistics
+import textwrap
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -43,6 +44,7 @@ from tqdm import tqdm
 from tinydiff.app import cli
 from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.plots import log_scale
+from tinydiff.app.tables import WIDTH
 from tinydiff.fast.workers import ONE_THREAD, available_cores, environment
 
 REFERENCE = {"batch_size": 64, "channels": 32, "size": SIDE, "cores": 1}
@@ -118,7 +120,7 @@ def growth_lines(growth):
     for sweep, by in growth:
         times = ", ".join(f"{value}: {milliseconds([s]).removesuffix(' ms')}" for value, s in by.items())
         result = f"p = {power_of(by):.2f}" if sweep.power else f"speed-up {speed_up(by)[-1]:.2f}"
-        lines.append(f"{sweep.label:<28} {times}; {result}")
+        lines.append(textwrap.fill(f"{sweep.label:<28} {times}; {result}", WIDTH, subsequent_indent=29 * " "))
     return lines
 
 

@@ -24,12 +24,10 @@ from tqdm import tqdm
 
 from tinydiff.app import cli, plots
 from tinydiff.app.checkpoint import atomic_write
-from tinydiff.app.choices import check_steps
 from tinydiff.app.classify import load_classifier
-from tinydiff.app.generate import Recipe, generate
+from tinydiff.app.generate import Recipe, check_steps, generate
 from tinydiff.app.metrics import share
 from tinydiff.app.reading import read
-from tinydiff.app.tables import counted
 from tinydiff.backend import default_rng
 
 SHOWN = 10  # images of each held-out combination
@@ -72,8 +70,8 @@ def main(
                 table[which + what] = share(right)
                 print(f"  {which + what:28}{table[which + what]}", flush=True)
     lines = [f"| {what} | {shares} |" for what, shares in table.items()]
-    drawn = f"guidance {scale:g}, DDPM in {counted(steps, 'step')}, seed {seed}"
-    head = f"| {counted(meta['step'], 'step')}, {drawn} | drawn as asked |"
+    drawn = f"guidance {scale:g}, DDPM in {cli.counted(steps, 'step')}, seed {seed}"
+    head = f"| {cli.counted(meta['step'], 'step')}, {drawn} | drawn as asked |"
     with atomic_write(out / "prompts.md") as file:
         file.write("\n".join([head, "|---|---|", *lines, ""]).encode())
     save_rows(out / "held_out.png", images, held_out)

@@ -25,9 +25,7 @@ from tqdm import tqdm
 from tinydiff import ops
 from tinydiff.app import cli, plots
 from tinydiff.app.checkpoint import atomic_write
-from tinydiff.app.choices import check_steps
-from tinydiff.app.generate import Recipe, generate
-from tinydiff.app.tables import counted
+from tinydiff.app.generate import Recipe, check_steps, generate
 from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, default_rng, standard_normal, to_numpy, xp
 from tinydiff.diffusion import sample, within
@@ -74,9 +72,9 @@ def main(
                 parts.append(frames[-1])
                 bar.update(len(frames[-1]))
         images = np.clip(np.concatenate(parts), -1, 1)
-        title = f"{prompt!r}{f' and not {negative!r}' if negative else ''}, guidance {scale:g}"
+        title = f"{quoted(prompt)}{f' and not {negative!r}' if negative else ''}, guidance {scale:g}"
         plots.save_grid(out, images, columns=min(num, 8), title=title)
-        print(f"{counted(num, 'image')}: {out}")
+        print(f"{cli.counted(num, 'image')}: {out}")
         if steering:
             words = ["start", *prompt.lower().split()]
             save_steering(steering, steer(pool.model, recipe, tokens, seed), words, prompt, swap)
@@ -106,6 +104,10 @@ def steer(model, recipe, tokens, seed):
             prompted = Prompted(model, [tokens], tokens)
             figure["maps"] = np.stack([maps(prompted, x_t, t) for t, x_t, _ in shown])
     return figure
+
+
+def quoted(prompt):
+    return repr(prompt) if prompt.strip() else "the empty prompt"
 
 
 def walk(recipe, eps_fn, seed):
@@ -165,9 +167,9 @@ def save_steering(path, parts, words, prompt, swap):
     attended = [m[..., None] * scale - 1 for m in parts["maps"].swapaxes(0, 1)[: len(words)]]  # the rest is padding
     attended = [m.repeat(2, 1).repeat(2, 2) for m in attended]  # to the size of the image
     blocks = [
-        (f"{prompt!r}", ["x_t", "x_0_hat"], [parts["x_t"] / 2, parts["x_0_hat"]], "gray"),
+        (quoted(prompt), ["x_t", "x_0_hat"], [parts["x_t"] / 2, parts["x_0_hat"]], "gray"),
         ("where each word is looked at", words, attended, "magma"),
-        (f"x_0_hat, {swap!r} in its place", ["never", "half-way", "always"],
+        (f"x_0_hat, {quoted(swap)} in its place", ["never", "half-way", "always"],
          [parts["x_0_hat"], parts["swapped"], parts["other"]], "gray"),
     ]  # fmt: skip
     heights = [len(rows) + 0.8 for _, _, rows, _ in blocks]

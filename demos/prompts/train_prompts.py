@@ -18,9 +18,7 @@ from captions import DIGITS, HELD_OUT, MAX_TOKENS, VOCABULARY, Captioned, build,
 from tqdm import tqdm
 
 from tinydiff.app import checkpoint, cli, plots, run, training
-from tinydiff.app.choices import check_steps
-from tinydiff.app.generate import Recipe, generate
-from tinydiff.app.tables import counted
+from tinydiff.app.generate import Recipe, check_steps, generate
 from tinydiff.backend import TinydiffError
 from tinydiff.data import NAMES
 from tinydiff.diffusion import Schedule
@@ -110,7 +108,7 @@ def final_pictures(state, pool, dataset, recipe, out):
         for frames in generate(pool, recipe, range(len(prompts)), PICTURE_SEED):
             parts.append(frames[-1])
             bar.update(len(frames[-1]))
-    title = f"{dataset.name}, {counted(state.step, 'step')}, guidance {recipe.scale:g}"
+    title = f"{dataset.name}, {cli.counted(state.step, 'step')}, guidance {recipe.scale:g}"
     rows = [sentence.format("...") for sentence in SHOWN]
     plots.save_grid(out / "samples.png", np.concatenate(parts), columns=len(DIGITS), title=title, row_labels=rows)
     run.save_loss(state, out / "loss.png", f"{dataset.name} with captions, loss per pixel")

@@ -249,6 +249,14 @@ def test_paragraphs_of_the_description_fill_the_terminal(monkeypatch):
     assert all(len(line) <= 50 for line in lines if line != command)
 
 
+def test_a_list_with_spaces_is_refused_with_the_way_to_write_it(monkeypatch, capsys):
+    """--steps 5 10 was a list once."""
+    with pytest.raises(SystemExit, match="2"):
+        options = [("steps", cli.list_of(cli.positive_int))]
+        _run(monkeypatch, lambda *, steps=(1,): steps, "--steps", "5", "10", options=options)
+    assert "unrecognized arguments: 10; a list is written with commas, such as 5,10" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("value", ["-1", "-1,2", "-.5", "-1e5", "-inf", "-nan,1"])
 def test_a_value_may_begin_with_a_minus(monkeypatch, capsys, value):
     """It is refused as the value that it is, not taken for an option."""

@@ -203,4 +203,4 @@ def test_a_class_that_the_test_set_lacks_is_named():
     test = random_pictures(90, default_rng(3))
     lacking = Dataset(test.name, test.images, np.where(test.labels == 1, 2, test.labels), "", ("a", "b", "c"))
     with pytest.raises(TinydiffError, match=r"--num 12: .* because the test set has 0 images of class b"):
-        check_num(12, lacking)
+        check_num(lacking, 12)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinydiff.app import tables
+from tinydiff.app import cli, tables
 
 pytestmark = pytest.mark.program
 
@@ -51,7 +51,7 @@ def test_a_printed_table_fits_100_columns(data, columns, rows):
 
 @pytest.mark.parametrize("n, text", [(0, "0 steps"), (1, "1 step"), (2, "2 steps"), (2000, "2,000 steps")])
 def test_one_thing_is_no_plural(n, text):
-    assert tables.counted(n, "step") == text
+    assert cli.counted(n, "step") == text
 
 
 def test_progress_passes_losses_on_and_shows_them(capsys):

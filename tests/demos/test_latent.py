@@ -12,7 +12,7 @@ from tinydiff import ops
 from tinydiff.app import checkpoint
 from tinydiff.app.alone import OneProcess, one_process
 from tinydiff.autograd import Tensor, no_grad
-from tinydiff.backend import FAST, asarray, backend_name, default_rng, to_numpy
+from tinydiff.backend import FAST, TinydiffError, asarray, backend_name, default_rng, to_numpy
 from tinydiff.data import load
 from tinydiff.diffusion import Schedule
 from tinydiff.nn import Conv2d, Linear, Module, UNet
@@ -74,6 +74,24 @@ def test_the_smallest_run_can_be_sampled_again(demo, files, tmp_path, capsys):
     for row in again:
         if row["measured"] in quality:
             assert row["latent"] == found[row["measured"]]["latent"]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"sample_steps": 2000}, "--sample-steps 2000: the schedule has T = 1000"),
+        ({"num": 15}, "--num 15: must be a multiple of 10, more than 5 and at most"),
+        ({"num": 1000}, "--num 1000: must be a multiple of 10, more than 5 and at most"),
+        ({"source": "c.npz", "data": "glyphs"}, "--data, --autoencoder-minutes and --minutes are for training"),
+        ({"source": "c.npz", "minutes": 1.0}, "--data, --autoencoder-minutes and --minutes are for training"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_the_training(demo, files, tmp_path, options, message):
+    """And before the checkpoint of an earlier run is set aside."""
+    (tmp_path / "checkpoint.npz").write_bytes(b"an earlier run")
+    with pytest.raises(TinydiffError, match=message):
+        demo.main(classifier=files / "classifier.npz", out=tmp_path, **{**FEW, **options})
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.npz"]
 
 
 def test_latents_have_mean_0_and_variance_1_channel_by_channel(demo, tmp_path):

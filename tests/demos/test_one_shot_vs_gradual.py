@@ -160,6 +160,38 @@ def test_the_smallest_run_fills_table_and_pictures(demo, tmp_path, capsys):
         assert 0.03 < imread(tmp_path / "new" / name)[..., :3].std() < 0.6
 
 
+@pytest.mark.parametrize("steps", [1, 2, 29])
+def test_every_curve_of_a_short_training_is_seen(demo, steps):
+    """Also one of a single point; each axis has labels, and steps are whole numbers."""
+    figure = demo.loss_figure({name: np.linspace(2, 1, steps) for name in ("VAE", "GAN", "DDPM")})
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        assert axes.get_lines()[1].get_marker() == "."
+        labels = [text.get_text() for text in axes.get_xticklabels()]
+        assert len(set(labels)) == len(labels) and all("." not in label for label in labels)
+        low, high = axes.get_ylim()
+        assert sum(low <= tick <= high for tick in axes.get_yticks()) >= 2
+
+
+def test_few_samples_make_a_true_table(demo, tmp_path, capsys):
+    """One sample of each class and one step: a dash for the spread, and a line that says why."""
+    files = save_untrained(tmp_path, 10)
+    options = {"minutes": 1e-6, "batch_size": 2, "channels": 8, "num": 10, "workers": 1, "sample_steps": 1}
+    paths = {"classifier": files / "classifier.npz", "out": tmp_path / "few"}
+    rows = demo.main(files / "checkpoint.npz", backend=backend_name(), **paths, **options)
+    assert [row["spread, of real digits'"] for row in rows] == ["-"] * 4
+    table, rest = capsys.readouterr().out.split("-: spread needs two images of a class")
+    assert "nan" not in table and max(len(line) for line in table.splitlines()[1:]) <= 100 and "table and" in rest
+
+
+def test_too_many_steps_are_refused_before_the_training(demo, tmp_path):
+    """The message has the option, its value and T."""
+    files = save_untrained(tmp_path, 10)
+    with pytest.raises(TinydiffError, match="--sample-steps 2000: the schedule has T ="):
+        options = {"classifier": files / "classifier.npz", "out": tmp_path, "workers": 1}
+        demo.main(files / "checkpoint.npz", sample_steps=2000, **options)
+
+
 def test_a_network_without_classes_is_refused(demo, tmp_path):
     """What is asked for is a digit."""
     files = save_untrained(tmp_path, None)

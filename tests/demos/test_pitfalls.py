@@ -50,6 +50,13 @@ def rows(demo, trained, data, tmp_path_factory):
         return demo.main(*trained, backend=backend_name(), out=out, **options), out
 
 
+def test_a_network_without_classes_is_refused(demo, trained, data, tmp_path):
+    """The mistakes are measured on digits that were asked for."""
+    save_checkpoint(tmp_path / "none.npz", data, num_classes=None)
+    with pytest.raises(TinydiffError, match=r"none\.npz: this program needs a network with classes"):
+        demo.main(tmp_path / "none.npz", trained[1], backend=backend_name(), out=tmp_path, workers=1)
+
+
 def test_every_mistake_has_its_row_sentence_and_digits(demo, rows):
     """One row each in the table and the picture, beside a right one in each group."""
     rows, out = rows

@@ -86,6 +86,26 @@ def test_too_many_steps_are_refused_before_the_work(demo, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_short_flow_shows_each_of_its_times_once(demo, steps):
+    """Panels without a time stay empty; the legend counts the samples that lie outside of the view."""
+    schedule, x = Schedule.linear(1000), np.array([[0, 0], [9, 9], [1, 1]], np.float32)
+    flow = [(t, x) for t in (*np.linspace(1000, 0, steps + 1).astype(int)[:-1].tolist(), 0)]
+    figure = demo.portrait(schedule, lambda grid, t: 0 * grid, flow, x, x, "", "")
+    titles = [axes.get_title() for axes in figure.axes if axes.get_title().startswith("t = ")]
+    assert len(titles) == len(set(titles)) <= steps and sum(not axes.axison for axes in figure.axes) == 6 - len(titles)
+    (legend,) = (axes.get_legend() for axes in figure.axes if axes.get_legend())
+    assert [text.get_text() for text in legend.get_texts()] == ["3 held-out points", "3 samples, 1 of them outside"]
+
+
+def test_equal_sets_are_never_at_a_negative_distance(demo):
+    """Rounding would give -1e-16 for many of these."""
+    for seed in range(50):
+        x = default_rng(seed).standard_normal((7, 2), dtype="float32")
+        assert 0 <= demo.energy_distance(x, x) < 1e-12
+        assert demo.energy_test(x, x, default_rng(1), permutations=9)[0] >= 0
+
+
 # The data.
 
 

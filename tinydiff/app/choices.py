@@ -14,14 +14,6 @@ from tinydiff.diffusion.times import Pairs, quadratic_pairs
 labels = cli.list_of(cli.whole(0, 999), repeats=True)  # option type: "7", "0-9", "3,3,7-9"
 
 
-def check_steps(T: int, **steps: int) -> None:
-    """Raise TinydiffError for an option of main that asks for more reverse steps than T."""
-    for name, n in steps.items():
-        if n > T:
-            option = name.replace("_", "-")
-            raise TinydiffError(f"--{option} {n}: the schedule has T = {T} steps, no more")
-
-
 def check_classes(path: Any, model: Any) -> None:
     """Raise TinydiffError for a checkpoint whose network was trained without classes."""
     if model.num_classes is None:

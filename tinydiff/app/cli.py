@@ -26,7 +26,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from tinydiff.app.alone import one_process
 from tinydiff.backend import TinydiffError, use_backend
@@ -53,12 +53,18 @@ class _Help(argparse.HelpFormatter):
         return "\n\n".join(p if re.search("^ ", p, re.MULTILINE) else _filled(p, width) for p in paragraphs)
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        loose = re.match(r"unrecognized arguments: [\d.]+", message)  # --steps 5 10
+        super().error(f"{message}; a list is written with commas, such as 5,10" if loose else message)
+
+
 def parser(description: str | None, main: Callable[..., Any]) -> argparse.ArgumentParser:
     """An argument parser.  Each option has the default of main's keyword argument of the same name.
 
     description: the text that --help shows, such as the docstring of the program.
     """
-    new = argparse.ArgumentParser(description=description, formatter_class=_Help, allow_abbrev=False)
+    new = _Parser(description=description, formatter_class=_Help, allow_abbrev=False)
     new._negative_number_matcher = _NEGATIVE  # argparse itself takes -1 for a value, but -1,2 and -inf for options
     parameters = inspect.signature(main).parameters.values()
     new.set_defaults(**{p.name: p.default for p in parameters if p.default is not p.empty})
@@ -174,6 +180,11 @@ def list_of(item: Callable[[str], Any], repeats: bool = False) -> Callable[[str]
         return found
 
     return items
+
+
+def counted(n: int, thing: str) -> str:
+    """A number of things: "1 step", "2,000 steps"."""
+    return f"{n:,} {thing}{'' if n == 1 else 's'}"
 
 
 def as_typed(value: Any) -> str:

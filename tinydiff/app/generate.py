@@ -92,6 +92,14 @@ def generate(workers: Any, recipe: Recipe, labels: Sequence[int], seed: int) -> 
         yield frames
 
 
+def check_steps(T: int, **steps: int) -> None:
+    """Raise TinydiffError for an option of main that asks for more reverse steps than T."""
+    for name, n in steps.items():
+        if n > T:
+            option = name.replace("_", "-")
+            raise TinydiffError(f"--{option} {n}: the schedule has T = {T} steps, no more")
+
+
 def frame_times(recipe: Recipe) -> list[int]:
     """The time t of each kept frame: from near T down to 0."""
     pairs = recipe.pairs(recipe.schedule, recipe.num_steps)

@@ -156,9 +156,9 @@ class _LogTicks(LogLocator):
     """Ticks at powers of ten.  A few decades also get 2 and 5 times these, and a small part of one gets even steps."""
 
     def tick_values(self, vmin: float, vmax: float) -> Any:
-        for locator in (LogLocator(), LogLocator(subs=(1, 2, 5))):
+        for locator, least in ((LogLocator(), 4), (LogLocator(subs=(1, 2, 5)), 2)):
             ticks = np.asarray(locator.tick_values(vmin, vmax))
-            if ((vmin <= ticks) & (ticks <= vmax)).sum() > 3:
+            if ((vmin <= ticks) & (ticks <= vmax)).sum() >= least:
                 return ticks
         return MaxNLocator(4).tick_values(vmin, vmax)
 

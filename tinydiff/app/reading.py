@@ -64,7 +64,7 @@ def class_score(model: Module, labels: Any) -> Callable[[Any, int], Any]:
     return score_fn
 
 
-def check_num(num: int, test: Dataset) -> int:
+def check_num(test: Dataset, num: int) -> int:
     """How many test images the rarest class has.  Raises TinydiffError if a Judge cannot judge num samples."""
     counts = np.bincount(test.labels, minlength=len(test.classes))
     least, rarest = int(counts.min()), test.classes[int(counts.argmin())]
@@ -86,7 +86,7 @@ class Judge:
 
     def __init__(self, workers: Any, test: Dataset, num: int):
         self.workers, self.num = workers, num
-        least = check_num(num, test)
+        least = check_num(test, num)
         by_label = [np.flatnonzero(test.labels == k) for k in range(len(test.classes))]
         rng = default_rng("judge", 0)
         images, labels = test.batch(np.stack([rng.permutation(rows)[:least] for rows in by_label], 1).reshape(-1))

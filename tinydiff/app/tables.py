@@ -28,11 +28,6 @@ def progress(losses: Iterator[float], num_steps: int, batch_size: int, name: str
             yield loss
 
 
-def counted(n: int, thing: str) -> str:
-    """A number of things: "1 step", "2,000 steps"."""
-    return f"{n:,} {thing}{'' if n == 1 else 's'}"
-
-
 def print_table(rows: list[dict[str, Any]]) -> None:
     """Print rows as a table of at most WIDTH characters.
 
