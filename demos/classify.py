@@ -1,21 +1,23 @@
-"""A classifier reads generated digits: what share is read as the label that the digit was drawn for?
+"""Read generated digits with a classifier: what share is read as the label that the digit was drawn for?
 
     python demos/sample.py runs/mnist/checkpoint.npz --save-npz samples.npz
-    python demos/classify.py samples.npz --checkpoint runs/classifier/checkpoint.npz --out misread.png
+    python demos/classify.py samples.npz --out misread.png
 
 SAMPLES is an .npz file with `images` (N, 28, 28, 1) float32 in [-1, 1] and the `labels` (N,) that they were drawn for.
 """
 
 import io
+import textwrap
 from pathlib import Path
 
 import numpy as np
 
 from tinydiff.app import cli, plots
 from tinydiff.app.classify import load_classifier
-from tinydiff.app.metrics import wilson_interval
+from tinydiff.app.metrics import interval, percent
 from tinydiff.app.outputs import file_to_write
 from tinydiff.app.reading import misread_rows, read
+from tinydiff.app.tables import WIDTH
 from tinydiff.backend import TinydiffError
 from tinydiff.data import DataError
 from tinydiff.data.limits import check_memory, read_file
@@ -42,10 +44,8 @@ def main(
         probabilities = np.concatenate(list(read(pool, images)))
     answer = probabilities.argmax(1)
     right, n = int((answer == labels).sum()), len(labels)
-    low, high = wilson_interval(right, n)
-    print(
-        f"{samples}: {right} of {n} read as the label asked for: {right / n:.1%} (95% interval {low:.1%} to {high:.1%})"
-    )
+    share = f"{percent(right / n)} (95% interval {interval(right, n)})"
+    print(f"{samples}: {right} of {n} read as the label asked for: {share}")
     for k, name in enumerate(classes):
         if (labels == k).any():
             print(class_line(name, answer[labels == k], k, classes))
@@ -93,18 +93,18 @@ def load_samples(path, image_shape, num_classes):
 
 
 def class_line(name, answer, asked, classes):
-    """One line about the images of class `asked`: how many are read as this class, and how the others are read."""
+    """A text about the images of class `asked`: how many are read as this class, and how the others are read."""
     counts = np.bincount(answer, minlength=len(classes))
     others = [f"{counts[k]} as {classes[k]}" for k in np.argsort(-counts, kind="stable") if counts[k] and k != asked]
-    share = f"{counts[asked] / len(answer):6.1%}  ({counts[asked]} of {len(answer)})"
-    return f"  {name}: {share}" + (f", {', '.join(others)}" if others else "")
+    read_right = f"  {name}: {percent(counts[asked] / len(answer)):>6}  ({counts[asked]} of {len(answer)})"
+    return textwrap.fill(", ".join([read_right, *others]), WIDTH, subsequent_indent="      ")
 
 
 if __name__ == "__main__":
     parser = cli.parser(__doc__, main)
     parser.add_argument("samples", metavar="SAMPLES", help=".npz file with images and labels")
     parser.add_argument("--checkpoint", metavar="PATH", help="a classifier that train_classifier.py has saved")
-    parser.add_argument("--out", metavar="PATH", help="picture of the misread images (.png)")
+    parser.add_argument("--out", metavar="PATH", help="picture of the misread images, a .png (default: no picture)")
     cli.add_backend(parser)
     parser.add_argument("--workers", type=cli.positive_int, help="worker processes (default: one a core)")
     cli.run(main, parser)

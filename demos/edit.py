@@ -1,4 +1,4 @@
-"""Edit test digits with a trained checkpoint: fill in, redraw, encode and decode, blend.  One picture, one table.
+"""Edit test digits with a trained checkpoint: fill in, redraw, encode and decode, blend.
 
     python demos/edit.py runs/mnist/checkpoint.npz
     python demos/edit.py runs/mnist/checkpoint.npz --classifier runs/classifier/checkpoint.npz \\
@@ -16,7 +16,6 @@ One evaluation of the network takes 1/660 s on two idle cores.  The default is 3
 labels 550) and 256 digits x 3 x 180 evaluations, 8 minutes in all.
 """
 
-import argparse
 import io
 from functools import partial
 from pathlib import Path
@@ -29,7 +28,7 @@ from tqdm import tqdm
 from tinydiff.app import cli, plots
 from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.classify import load_classifier, load_noisy_classifier
-from tinydiff.app.generate import DDPM
+from tinydiff.app.generate import DDPM, check_steps
 from tinydiff.app.kinds import data_name
 from tinydiff.app.kinds import load as load_kind
 from tinydiff.app.metrics import share
@@ -58,6 +57,7 @@ RESAMPLE = 10  # how often RePaint takes each step
 SHOWN = 10  # digits side by side in the picture
 LEVELS = (0.2, 0.4, 0.6, 0.8)  # SDEdit's t_start, as shares of T
 PIXEL_VAR = 0.3  # about the variance of a pixel in [-1, 1]
+RESAMPLE = 10
 AMBIGUOUS = ("4", "7", "9")  # digits whose upper halves may look alike
 
 
@@ -91,11 +91,12 @@ def main(
     pool, schedule, meta = load_trained(Path(checkpoint), workers)
     with pool:
         dataset = load(data_name(meta), "test", data_dir, meta["train"]["seed"])
-        check(num, digits, steps, round_trips, len(dataset), schedule.T)
-        print(f"data: {dataset.source}; network: {meta['step']:,} steps; no labels are given")
+        check(num, digits, len(dataset))
+        check_steps(schedule.T, steps=steps, round_trips=max(round_trips))
+        print(f"data: {dataset.source}; network: {cli.counted(meta['step'], 'step')}; no labels are given")
         known = np.arange(dataset.images.shape[1])[:, None, None] < dataset.images.shape[1] // 2  # (H, 1, 1)
         reader = noisy_classifier and load_noisy_classifier(Path(noisy_classifier), schedule, pool.model.num_classes)
-        fill_in = partial(complete, schedule, known, steps, resample, reader)
+        fill_in = partial(complete, schedule, known, steps, resample or RESAMPLE, reader)
         x_0, labels = spread(dataset, num)
         done = edit(pool, fill_in, x_0, "fill in", seed)
         changed = (plots.tile(done, 1) != plots.tile(x_0, 1)).reshape(-1)  # compared as 8-bit pixels
@@ -107,9 +108,11 @@ def main(
                 table[f"read as the original, {name}"] = result
         x_0, _ = spread(dataset, digits)
         for n in round_trips:
-            x_T, back = edit(pool, partial(round_trip, schedule, n), x_0, f"{n} steps", seed).swapaxes(0, 1)
+            in_steps = cli.counted(n, "step")
+            x_T, back = edit(pool, partial(round_trip, schedule, n), x_0, in_steps, seed).swapaxes(0, 1)
             rmse = float(((back - x_0) ** 2).mean()) ** 0.5
-            table[f"round trip, {n} steps"] = f"RMSE {rmse:.4f}, {rmse / 2:.2%} of the range; x_T's std {x_T.std():.3f}"
+            error = f"RMSE {rmse:.3g}, {50 * rmse:.4g}% of the range"
+            table[f"round trip, {in_steps}"] = f"{error}; x_T's std {x_T.std():.3g}"
         blocks = list(picture_blocks(pool, schedule, dataset, fill_in, known, max(round_trips), seed))
     save_blocks(out / "edit.png", blocks)
     lines = [f"| {name} | {value} |" for name, value in table.items()]
@@ -124,7 +127,7 @@ class Table(dict):
 
     def __setitem__(self, name, value):
         super().__setitem__(name, value)
-        print(f"  {name:42}{value}", flush=True)
+        print(f"  {name:40}{value}", flush=True)
 
 
 # ------------------------------------------------------------- the edits: f(..., model, (x_0, rng's name)) -> (n, ...)
@@ -200,15 +203,10 @@ def edit(pool, f, x_0, name, seed):
 # ------------------------------------------------------------------------------------------------- table and picture
 
 
-def check(num, digits, steps, round_trips, num_images, T):
-    for option, value, most, what in (
-        ("num", num, num_images, "images in the test set"),
-        ("digits", digits, num_images, "images in the test set"),
-        ("steps", steps, T, "steps in the schedule"),
-        ("round-trips", max(round_trips), T, "steps in the schedule"),
-    ):
-        if value > most:
-            raise TinydiffError(f"--{option} {value}: there are {most:,} {what}")
+def check(num, digits, num_images):
+    for option, value in (("num", num), ("digits", digits)):
+        if value > num_images:
+            raise TinydiffError(f"--{option} {value}: there are {num_images:,} images in the test set")
 
 
 def spread(dataset, n):
@@ -217,13 +215,17 @@ def spread(dataset, n):
 
 
 def readings(path, workers, images, labels, classes):
-    """[(which digits, share of them read as the original)]: without the ambiguous digits, and for all digits."""
+    """[(which images, share of them read as the original)]: for digits without the ambiguous ones, and for all."""
     pool, _ = load_classifier(path, workers)
     with pool:
         right = np.concatenate(list(read(pool, images))).argmax(1) == labels
-    clear = ~np.isin(labels, [k for k, name in enumerate(classes) if name in AMBIGUOUS])
-    counts = {f"without {', '.join(AMBIGUOUS)}": right[clear], "all digits": right}
-    return [(name, share(right)) for name, right in counts.items() if len(right)]
+    ambiguous = [k for k, name in enumerate(classes) if name in AMBIGUOUS]
+    clear = right[~np.isin(labels, ambiguous)]
+    rows = [("all digits", share(right))]
+    if ambiguous:
+        result = share(clear) if len(clear) else "-, there is no other digit"
+        rows.insert(0, (f"without {', '.join(AMBIGUOUS)}", result))
+    return rows
 
 
 def picture_blocks(pool, schedule, dataset, fill_in, known, steps, seed):
@@ -239,7 +241,7 @@ def picture_blocks(pool, schedule, dataset, fill_in, known, steps, seed):
     x_T, back = edit(pool, partial(round_trip, schedule, steps), x_0, "picture: inversion", seed).swapaxes(0, 1)
     error = 10 * abs(back - x_0) - 1
     rows = ["x_0", "x_T", "decoded", "error x 10"]
-    yield f"inversion: x_0 to noise and back, {steps} steps", rows, [x_0, x_T / 2.5, back, error]
+    yield f"inversion: x_0 to noise and back, {cli.counted(steps, 'step')}", rows, [x_0, x_T / 2.5, back, error]
     shares = np.linspace(0, 1, SHOWN)
     between = edit(pool, partial(blend, schedule, steps, shares.tolist()), x_0[[0, 2, 5, 8]], "picture: blend", seed)
     yield "interpolation: a walk between two digits' x_T", ["" for _ in between], list(between)
@@ -264,29 +266,23 @@ def save_blocks(path, blocks):
         Image.open(page).convert("L").quantize(16).save(file, "PNG", optimize=True)  # with 16 greys 67 kB, not 165
 
 
-def step_counts(text):
-    """Option type: whole numbers of at least 1, separated by commas."""
-    try:
-        return tuple(cli.positive_int(part) for part in text.split(","))
-    except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(f"must be whole numbers such as 10,20,50, got {text!r}") from None
-
-
 if __name__ == "__main__":
     parser = cli.parser(__doc__, main)
     parser.add_argument("checkpoint", help="checkpoint.npz of train_mnist.py")
     cli.add_backend(parser)
-    parser.add_argument("--classifier", help="checkpoint.npz of train_classifier.py, to read the filled-in digits")
-    parser.add_argument("--noisy-classifier", help="checkpoint.npz of train_classifier.py --noisy, to draw labels")
-    parser.add_argument("--num", type=cli.positive_int, help="test digits to fill in")
-    parser.add_argument("--steps", type=cli.positive_int, help="reverse steps of inpainting")
     parser.add_argument(
-        "--resample", type=cli.positive_int, help=f"how often RePaint takes each step (default: {RESAMPLE})"
+        "--classifier", help="checkpoint.npz of train_classifier.py, to read the results (default: none)"
     )
+    noisy = "checkpoint.npz of train_classifier.py --noisy, to draw labels (default: none)"
+    often = f"how often inpainting without --noisy-classifier takes each step (default: {RESAMPLE})"
+    parser.add_argument("--noisy-classifier", help=noisy)
+    parser.add_argument("--num", type=cli.positive_int, help="test digits to fill in")
+    parser.add_argument("--steps", type=cli.positive_int, help="reverse steps of inpainting, at most the schedule's T")
+    parser.add_argument("--resample", type=cli.positive_int, help=often)
     parser.add_argument("--digits", type=cli.positive_int, help="test digits to encode and decode")
-    parser.add_argument("--round-trips", type=step_counts, help="numbers of steps for the round trips")
+    parser.add_argument("--round-trips", type=cli.list_of(cli.positive_int), help="steps of the round trips")
     parser.add_argument("--seed", type=cli.non_negative_int, help="of the noise")
-    parser.add_argument("--data-dir", help="folder with the four .gz files of MNIST or Fashion-MNIST")
+    cli.add_data_dir(parser)
     parser.add_argument("--out", help="folder for edit.png and edit.md")
     parser.add_argument("--workers", type=cli.positive_int, help="processes to share the work (default: all cores)")
     cli.run(main, parser)

@@ -1,4 +1,4 @@
-"""How well does a checkpoint compress the test set?  Its variational bound in bits per dimension.
+"""Measure how well a checkpoint compresses the test set: its variational bound in bits per dimension.
 
     python demos/evaluate.py runs/mnist/checkpoint.npz
     python demos/evaluate.py runs/mnist/checkpoint.npz --num 500 --variance beta --out bits.png
@@ -25,6 +25,7 @@ from tinydiff.app import cli
 from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.kinds import data_name
 from tinydiff.app.outputs import file_to_write
+from tinydiff.app.plots import log_scale
 from tinydiff.app.trained import load_trained
 from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, asarray, default_rng, to_numpy
@@ -57,6 +58,8 @@ def main(
     workers = workers or ranks.default_workers()
     pool, schedule, meta = load_trained(Path(checkpoint), workers, ranks)
     with pool:
+        if schedule.T < 2:
+            raise TinydiffError(f"{checkpoint}: its schedule has one step, but the bound needs two or more")
         dataset = ranks.broadcast(partial(load, data_name(meta), "test", data_dir, meta["train"]["seed"]))
         if not 2 <= num <= len(dataset):
             raise TinydiffError(f"--num {num}: must lie in 2..{len(dataset)}, the images of the test set")
@@ -72,8 +75,8 @@ def main(
                 bar.update(part[0].shape[1])
     terms = np.concatenate([nats for nats, _ in parts], 1) / math.log(2)  # (draws + 2, num), bits
     times = np.concatenate([t for _, t in parts], 1)
-    kind = f"{meta['data']['name']}, {meta['step']:,} steps, reverse variance {variance}"
-    print(f"bits/dim of p(x), no label given, upper bound and standard error: {kind}")
+    kind = f"{meta['data']['name']}, {cli.counted(meta['step'], 'step')}, reverse variance {variance}"
+    print(f"{kind}\nbits/dim of p(x), no label given: upper bound and standard error")
     for name, bits in (
         ("L_T", terms[0]),
         ("sum of L_{t-1}", terms[1:-1].sum(0)),
@@ -114,9 +117,7 @@ def references(dataset, x_0, decoder_var):
     levels = asarray(np.arange(256) / 127.5 - 1)
     nats = -to_numpy(discretized_log_prob(levels, levels, asarray(decoder_var)))
     counts = np.bincount(dataset.images.ravel(), minlength=256)
-    explanation = (
-        f"if x_0_hat were x_0: the decoder's std is {decoder_var**0.5:.2g}, grey levels are {2 / 255:.2g} apart"
-    )
+    explanation = f"if x_0_hat were x_0: std {decoder_var**0.5:.2g} of the decoder, grey levels {2 / 255:.2g} apart"
     yield "L_0", nats @ counts / counts.sum() / math.log(2), explanation
 
 
@@ -133,7 +134,7 @@ def spent(schedule, terms, times, title):
     figure = Figure(figsize=(11, 4.2), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2)
     left.stairs(bits / np.diff(edges), edges, lw=1.8, baseline=None)
-    left.set_yscale("log")
+    log_scale(left, "y")
     left.set_title("bits/dim of each L_{t-1}", fontsize=11)
     down = terms[0].mean() + np.append(bits[::-1].cumsum()[::-1], 0)  # bits spent from t = T down to each edge
     right.plot(edges, down, lw=1.8)
@@ -142,8 +143,7 @@ def spent(schedule, terms, times, title):
     right.set_title("bits/dim spent from t = T down to here", fontsize=11)
     right.legend(frameon=False, fontsize=9)
     for axes in (left, right):
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter("{x:g}")
+        log_scale(axes, "x")
         axes.set_xlabel("t")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
@@ -159,7 +159,7 @@ if __name__ == "__main__":
     parser.add_argument("--draws", type=cli.positive_int, help="times t that are drawn for each image")
     parser.add_argument("--variance", choices=VARIANCES, help="of the reverse steps; L_0 always has beta_1")
     parser.add_argument("--seed", type=cli.non_negative_int, help="of times and noise")
-    parser.add_argument("--data-dir", help="folder with the four .gz files of MNIST or Fashion-MNIST")
-    parser.add_argument("--out", help="also draw the bits against t, a .png")
+    cli.add_data_dir(parser)
+    parser.add_argument("--out", help="also draw the bits against t, a .png (default: no picture)")
     cli.add_parallel(parser)
     cli.run(main, parser)

@@ -1,10 +1,10 @@
 """Look at the forward process: how a digit becomes noise, and what a schedule changes.
 
-    python demos/forward_process.py                        a few seconds; pictures in runs/forward_process/
+    python demos/forward_process.py                        takes a few seconds
 
     noising.png                one digit under each schedule, from the data to noise
     schedules.png              remaining signal and signal-to-noise ratio of each schedule over time
-    chain_and_closed_form.png  1,000 small steps and one jump with the same noise give the same picture
+    chain_and_closed_form.png  1,000 small steps and one jump with the same noise: the same picture
     chain_statistics.png       mean and standard deviation of many chains beside the closed form
 
 Read next: tinydiff/diffusion/schedule.py and gaussian.py, which contain every formula used here.
@@ -18,7 +18,7 @@ from tinydiff.app import cli
 from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.outputs import own_folder
 from tinydiff.app.plots import tile
-from tinydiff.backend import asarray, default_rng, host_integers, standard_normal, to_numpy, xp
+from tinydiff.backend import TinydiffError, asarray, default_rng, host_integers, standard_normal, to_numpy, xp
 from tinydiff.data import NAMES, load
 from tinydiff.data.limits import check_memory
 from tinydiff.diffusion import Schedule, q_sample, q_x_t_given_x_s
@@ -51,7 +51,10 @@ def main(
     dataset = load(data, data_dir=data_dir, seed=seed, num=1000)  # enough to contain a picture of each class
     digit = host_integers("digit", digit, 0, len(dataset.classes) - 1)
     name = dataset.classes[digit]
-    x_0 = asarray(dataset.batch(np.flatnonzero(dataset.labels == digit)[:1])[0])
+    rows = np.flatnonzero(dataset.labels == digit)
+    if not len(rows):
+        raise TinydiffError(f"--digit {digit}: no image of class {name} is among the first {len(dataset):,}")
+    x_0 = asarray(dataset.batch(rows[:1])[0])
     schedules = {name: make() for name, make in SCHEDULES.items()}
     linear = schedules["linear"]
     print(f"data: {dataset.source}")
@@ -63,7 +66,8 @@ def main(
     print(f"{linear.T:,} steps and one jump with the same noise differ by {gap:.1e} at most, float32's rounding")
     figure, error = chain_statistics(linear, chains, seed)
     _write(out / "chain_statistics.png", figure)
-    print(f"the means of {chains:,} chains lie within {error:.1f} standard errors of the closed form (chance: up to 4)")
+    means = f"the means of {cli.counted(chains, 'chain')} lie within {error:.1f} standard errors of the closed form"
+    print(f"{means} (chance: up to 4)")
     print(f"pictures: {out}/noising.png, schedules.png, chain_and_closed_form.png, chain_statistics.png")
 
 
@@ -127,7 +131,8 @@ def chain_statistics(schedule, chains, seed):
     right.plot(t, true_std, color="0.3", lw=1.5, zorder=0, label="sqrt(1 - alpha_bar_t), the same for every pixel")
     _dress(left, "mean of x_t", "t")
     _dress(right, "standard deviation of x_t", "t")
-    figure.suptitle(f"lines: q(x_t | x_0) in closed form.  dots: {chains:,} Markov chains, step by step", fontsize=12)
+    dots = f"dots: {cli.counted(chains, 'Markov chain')}, step by step"
+    figure.suptitle(f"lines: q(x_t | x_0) in closed form.  {dots}", fontsize=12)
     return figure, float(error.max())
 
 
@@ -188,8 +193,8 @@ if __name__ == "__main__":
     cli.add_backend(parser)
     parser.add_argument("--out", help="folder for the pictures")
     parser.add_argument("--data", choices=NAMES, help="auto: MNIST, or drawn digits if MNIST cannot be loaded")
-    parser.add_argument("--data-dir", help="folder that holds the MNIST files")
-    parser.add_argument("--digit", type=int, choices=range(10), metavar="0-9", help="the class to show")
+    cli.add_data_dir(parser)
+    parser.add_argument("--digit", type=cli.whole(0, 9), help="the class to show")
     parser.add_argument("--seed", type=cli.non_negative_int, help="seed of the noise")
-    parser.add_argument("--chains", type=cli.positive_int, help="Markov chains for the statistics")
+    parser.add_argument("--chains", type=cli.up_to_a_million, help="Markov chains for the statistics")
     cli.run(main, parser)

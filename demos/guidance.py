@@ -1,27 +1,29 @@
-"""What does guidance improve, and what does it cost?  Right digits and diversity at several guidance scales.
+"""Measure what guidance improves and what it costs: right digits and diversity at several guidance scales.
 
-    python demos/guidance.py runs/mnist/checkpoint.npz --classifier runs/classifier/checkpoint.npz \\
+    python demos/guidance.py runs/mnist/checkpoint.npz \\
         --noisy-classifier runs/noisy_classifier/checkpoint.npz
 
 The demo prints a table, and writes the table and a picture to --out.  Every method and scale draws digits from the same
 noise.  The columns are:
 
     asked     share of the digits that the classifier reads as their label
-    spread    how different the digits of one class are: the root mean square distance of their features (the inputs of
-              the classifier's last layer) from the mean of the class, relative to that of real test digits
-    contrast  the standard deviation of the pixels of an image, relative to that of real test digits
+    spread    how different the digits of one class are: the root mean square distance of their
+              features (the inputs of the classifier's last layer) from the mean of the class,
+              relative to that of real test digits
+    contrast  the standard deviation of the pixels of an image, relative to real test digits
 
 The methods are:
 
     free        classifier-free guidance: the network predicts with and without the label
-    interval    the same at middle noise levels only (Kynkaanniemi et al. 2024), at the largest scale
-    rescaled    the same with the contrast of Lin et al. 2023, at the largest scale
-    classifier  the network predicts without a label, and a noisy classifier (train_classifier.py --noisy) guides it,
-                at scales of its own
+    interval    the same at middle noise levels only (Kynkaanniemi et al. 2024), largest scale
+    rescaled    the same with the contrast of Lin et al. 2023, largest scale
+    classifier  the network predicts without a label, and a noisy classifier
+                (train_classifier.py --noisy) guides it, at scales of its own
 """
 
 import csv
 import io
+from argparse import ArgumentTypeError
 from functools import partial
 from pathlib import Path
 
@@ -31,12 +33,13 @@ from tqdm import tqdm
 
 from tinydiff.app import cli, plots
 from tinydiff.app.checkpoint import atomic_write
+from tinydiff.app.choices import check_classes
 from tinydiff.app.classify import load_classifier, load_noisy_classifier
-from tinydiff.app.generate import Recipe, check_room, generate
+from tinydiff.app.generate import Recipe, check_room, check_steps, generate
 from tinydiff.app.kinds import data_name
-from tinydiff.app.metrics import spread, wilson_interval
+from tinydiff.app.metrics import interval, percent, relative, spread
 from tinydiff.app.outputs import own_folder
-from tinydiff.app.reading import class_score, look
+from tinydiff.app.reading import NO_SPREAD, class_score, look
 from tinydiff.app.trained import load_trained
 from tinydiff.backend import TinydiffError
 from tinydiff.data import load
@@ -57,26 +60,27 @@ def main(
     precision=None,
     plain=False,
     num=200,
-    scales=SCALES,
-    classifier_scales=CLASSIFIER_SCALES,
-    methods=METHODS,
+    scales=None,
+    classifier_scales=None,
+    methods=None,
     steps=Recipe.num_steps,
     seed=0,
     data_dir=None,
     out="runs/guidance",
     workers=None,
 ):
-    """Write table and picture.  Returns the rows of the table: (method, scale, right, num, spread, contrast)."""
+    """Write table and picture.  Returns the rows of the table: (method, scale, right, num, spread, contrast).
+
+    methods: None for all, without "classifier" if there is no noisy classifier.
+    """
     ranks = cli.start(backend, precision, plain=plain)
     workers, out = workers or ranks.default_workers(), own_folder(out, "guidance.csv", "guidance.png")
-    check_options(methods, noisy_classifier, scales, classifier_scales)
-    if "classifier" in methods and noisy_classifier is None:
-        print("no --noisy-classifier given: without the method classifier")
-        methods = [name for name in methods if name != "classifier"]
+    methods = chosen(methods, noisy_classifier, scales, classifier_scales)
+    scales = scales or SCALES
     pool, schedule, meta = load_trained(Path(checkpoint), workers)
     with pool, load_classifier(Path(classifier), workers)[0] as judge:
-        if pool.model.num_classes is None:
-            raise TinydiffError(f"{checkpoint}: guidance needs a network with classes")
+        check_classes(checkpoint, pool.model)
+        check_steps(schedule.T, steps=steps)
         sigma = (1 / schedule.alpha_bar - 1) ** 0.5
         low, high = (int((sigma <= bound).sum()) - 1 for bound in SIGMA)  # the last time with sigma <= bound
         largest = [max(scales)]
@@ -84,7 +88,7 @@ def main(
         plan["rescaled"] = partial(with_contrast, schedule), largest
         if "classifier" in methods:
             leader = load_noisy_classifier(Path(noisy_classifier), schedule, pool.model.num_classes)
-            plan["classifier"] = partial(by_classifier, schedule, leader), classifier_scales
+            plan["classifier"] = partial(by_classifier, schedule, leader), classifier_scales or CLASSIFIER_SCALES
         cells = [(name, scale, plan[name][0]) for name in METHODS if name in methods for scale in plan[name][1]]
         test = load(data_name(meta), "test", data_dir, meta["train"]["seed"])
         images, test_labels = test.batch(np.arange(min(2000, len(test))) * len(test) // min(2000, len(test)))
@@ -104,14 +108,18 @@ def main(
                 images = np.clip(np.concatenate(parts), -1, 1)
                 answer, features = look(judge, images)
                 right = int((answer == labels).sum())
-                rows.append((name, scale, right, num, spread(features, labels) / real[0], contrast(images) / real[1]))
+                wide, ink = relative(spread(features, labels), real[0]), relative(contrast(images), real[1])
+                rows.append((name, scale, right, num, wide, ink))
                 pictures.append(images[: pool.model.num_classes])
-    print(f"{meta['data']['name']}, {meta['step']:,} steps; {num} images a row, DDPM in {steps} steps, seed {seed}")
+    images, drawn = cli.counted(num, "image"), f"DDPM in {cli.counted(steps, 'step')}"
+    print(f"{meta['data']['name']}, {cli.counted(meta['step'], 'step')}; {images} a row, {drawn}, seed {seed}")
     print(f"interval: {low} < t <= {high};  rescaled: phi = {PHI}")
     print("method      scale   asked  (95% interval)      spread  contrast   of real digits' 100%")
     for name, scale, right, _, wide, ink in rows:
-        a, b = wilson_interval(right, num)
-        print(f"{name:10}  {scale:5g}  {right / num:6.1%}  ({a:.1%} to {b:.1%}){wide:12.1%}{ink:10.1%}")
+        asked = f"{percent(right / num):>6}  ({interval(right, num)})"
+        print(f"{name:10}  {scale:5g}  {asked:26}{percent(wide):>8}{percent(ink):>10}")
+    if any(np.isnan(wide) for *_, wide, _ in rows):
+        print(NO_SPREAD)
     table = io.StringIO()
     csv.writer(table).writerows([("method", "scale", "right", "num", "spread", "contrast"), *rows])
     with atomic_write(out / "guidance.csv") as file:
@@ -122,18 +130,19 @@ def main(
     return rows
 
 
-def check_options(methods, noisy_classifier, scales, classifier_scales):
-    """Raise TinydiffError for an option that would have no effect with these methods."""
-    if noisy_classifier is None and methods is not METHODS and "classifier" in methods:
-        raise TinydiffError("--methods classifier: it guides with a noisy classifier; add --noisy-classifier")
-    guided = "classifier" in methods and noisy_classifier is not None
-    for option, given, used in (
-        ("--noisy-classifier", noisy_classifier is not None, guided),
-        ("--classifier-scales", classifier_scales is not CLASSIFIER_SCALES, guided),
-        ("--scales", scales is not SCALES, set(methods) - {"classifier"}),
-    ):
-        if given and not used:
-            raise TinydiffError(f"{option}: no method of this run uses it; leave it out, or see --methods")
+def chosen(methods, noisy_classifier, scales, classifier_scales):
+    """The names of the methods to measure.  Raises TinydiffError for options that do not go together."""
+    if methods is None and noisy_classifier is None:
+        print("no --noisy-classifier given: without the method classifier")
+    methods = methods or (METHODS[:-1] if noisy_classifier is None else METHODS)
+    if "classifier" in methods and noisy_classifier is None:
+        raise TinydiffError("--methods classifier needs --noisy-classifier, the network that guides")
+    if "classifier" not in methods and (noisy_classifier is not None or classifier_scales is not None):
+        option = "--classifier-scales" if noisy_classifier is None else "--noisy-classifier"
+        raise TinydiffError(f"{option} is used by the method classifier only, which is not measured")
+    if list(methods) == ["classifier"] and scales is not None:
+        raise TinydiffError("--scales is used by the other methods only; for classifier give --classifier-scales")
+    return methods
 
 
 # Guides: (model, labels, scale) -> eps_fn, in the form that a Recipe takes.
@@ -165,9 +174,11 @@ def draw(rows, pictures):
     shares = [("read as asked", [r[2] / r[3] for r in rows]), ("spread within a class", [r[4] for r in rows])]
     for axes, (title, values) in zip(panels, [*shares, ("contrast", [r[5] for r in rows])]):
         for name, style in zip(METHODS, ("C0o-", "C2s", "C3D", "C1^-")):
-            points = [(scales.index(r[1]), 100 * v) for r, v in zip(rows, values) if r[0] == name]
+            points = [(scales.index(r[1]), 100 * v) for r, v in zip(rows, values) if r[0] == name and not np.isnan(v)]
             if points:
                 axes.plot(*zip(*points), style, label=name, ms=6 if len(points) > 1 else 8, lw=1.6, alpha=0.85)
+        if np.isnan(values).any():
+            axes.text(0.5, 0.5, "-: no class has two images", transform=axes.transAxes, ha="center", va="bottom")
         axes.axhline(100, color="0.6", lw=1, ls=":")
         axes.set_title(
             f"{title}, %" + (" of real digits'" if title != "read as asked" else ""), loc="left", fontsize=10
@@ -187,19 +198,16 @@ def draw(rows, pictures):
     axes.set_xticks([])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.set_title("asked for 0 to 9, every row from the same noise", loc="left", fontsize=10)
+    asked = "0" if columns == 1 else f"0 to {columns - 1}"
+    axes.set_title(f"asked for {asked}, every row from the same noise", loc="left", fontsize=10)
     return figure
 
 
-def names(text):
-    """Option type: some of METHODS, separated by commas."""
-    if wrong := set(text.split(",")) - set(METHODS):
-        raise ValueError(f"{wrong}")
-    return text.split(",")
-
-
-def numbers(text):
-    return [cli.non_negative_float(word) for word in text.split(",")]
+def method(text):
+    """Option type: one of METHODS."""
+    if text not in METHODS:
+        raise ArgumentTypeError(f"must be one of {', '.join(METHODS)}, got {text!r}")
+    return text
 
 
 if __name__ == "__main__":
@@ -207,14 +215,18 @@ if __name__ == "__main__":
     parser.add_argument("checkpoint", help="checkpoint.npz of train_mnist.py")
     cli.add_backend(parser)
     parser.add_argument("--classifier", help="checkpoint.npz of train_classifier.py, to read the digits")
-    parser.add_argument("--noisy-classifier", help="checkpoint.npz of train_classifier.py --noisy, to guide with")
-    parser.add_argument("--num", type=cli.positive_int, help="images a row")
-    parser.add_argument("--scales", type=numbers, help="scales of classifier-free guidance, such as 0,1,2")
-    parser.add_argument("--classifier-scales", type=numbers, help="scales of classifier guidance")
-    parser.add_argument("--methods", type=names, help=f"some of {','.join(METHODS)}")
+    guide = "checkpoint.npz of train_classifier.py --noisy, to guide with (default: none, without this method)"
+    scales, free, own = cli.list_of(cli.non_negative_float), cli.as_typed(SCALES), cli.as_typed(CLASSIFIER_SCALES)
+    parser.add_argument("--noisy-classifier", help=guide)
+    parser.add_argument("--num", type=cli.up_to_a_million, help="images a row")
+    parser.add_argument("--scales", type=scales, help=f"scales of classifier-free guidance (default: {free})")
+    parser.add_argument("--classifier-scales", type=scales, help=f"of classifier guidance (default: {own})")
+    parser.add_argument(
+        "--methods", type=cli.list_of(method), help=f"some of {','.join(METHODS)} (default: all that are possible)"
+    )
     parser.add_argument("--steps", type=cli.positive_int, help="reverse steps, at most the schedule's T")
     parser.add_argument("--seed", type=cli.non_negative_int, help="seed of the noise")
-    parser.add_argument("--data-dir", help="folder with the four .gz files of MNIST or Fashion-MNIST")
+    cli.add_data_dir(parser)
     parser.add_argument("--out", metavar="DIR", help="folder for the results")
     parser.add_argument("--workers", type=cli.positive_int, help="processes to share the work (default: all cores)")
     cli.run(main, parser)

@@ -1,8 +1,8 @@
-"""Latent diffusion: an autoencoder makes small maps of pictures, a diffusion model draws such maps.  Is it cheaper?
+"""Train latent diffusion: an autoencoder makes small maps of pictures, a diffusion model draws such maps.
 
-    python demos/latent.py --pixel runs/mnist/checkpoint.npz         about 12 minutes of training, then the comparison
-    python demos/latent.py --resume                                  continue a training that was stopped
-    python demos/latent.py --from runs/latent/checkpoint.npz         draw and judge again, without training
+    python demos/latent.py --pixel runs/mnist/checkpoint.npz    train for 12 minutes, then compare
+    python demos/latent.py --resume                             continue a training that was stopped
+    python demos/latent.py --from runs/latent/checkpoint.npz    compare again, without training
 
 First a variational autoencoder is trained, 28x28x1 <-> 7x7x4.  Its decoder has the standard deviation SIGMA, which is
 small, so decoded pictures are close to the originals.  Then the code of the U-Net, the process and the samplers works
@@ -31,14 +31,15 @@ import numpy as np
 from tqdm import tqdm
 
 from tinydiff.app import checkpoint, cli, kinds, plots, run, training
+from tinydiff.app.choices import check_classes
 from tinydiff.app.classify import load_classifier
 from tinydiff.app.fit import any_training, finish, steps_that_fit
-from tinydiff.app.generate import Recipe, build_unet, current, generate
+from tinydiff.app.generate import Recipe, build_unet, check_steps, current, generate
 from tinydiff.app.kinds import BETA, KINDS, SIZE, Kind, data_name, fits_pictures
 from tinydiff.app.kinds import load as load_kind
-from tinydiff.app.metrics import wilson_interval
+from tinydiff.app.metrics import interval, percent, relative
 from tinydiff.app.outputs import own_folder
-from tinydiff.app.reading import Judge, check_num, read
+from tinydiff.app.reading import NO_SPREAD, Judge, check_num, read
 from tinydiff.app.rules import LINE, Rule, items, old, one_of, whole
 from tinydiff.app.tables import write_table
 from tinydiff.app.trained import load_network
@@ -62,6 +63,7 @@ SCHEDULE, TARGET = Schedule.cosine, "v"
 AUTOENCODER_MINUTES, MINUTES = 4.0, 8.0
 SLICE = 250  # pictures that a worker encodes or decodes at a time
 AT_ONCE = 50  # latents that a worker draws at a time.  Latents are small, so larger slices are faster
+AUTOENCODER_MINUTES, MINUTES = 4.0, 8.0  # of training
 ROUNDS = 5  # training steps that are timed in each space, in turn
 FEW = 64  # pictures in the batch whose operations and memory are counted
 
@@ -88,7 +90,7 @@ def main(
     autoencoder=None,
     unet=None,
     num=500,
-    steps=Recipe.num_steps,
+    sample_steps=Recipe.num_steps,
     scale=Recipe.scale,
     seed=0,
     out="runs/latent",
@@ -114,8 +116,7 @@ def main(
                 T = min(T, Schedule(arrays["schedule/beta"]).T)
         if source is None and path and os.path.realpath(path) == os.path.realpath(out / "checkpoint.npz"):
             raise TinydiffError(f"--out {out}: {path} is read, and would be replaced there; choose another --out")
-    if steps > T:
-        raise TinydiffError(f"--steps {steps}: the schedule has T = {T}, no more")
+    check_steps(T, sample_steps=sample_steps)
     if source is None:
         source = out / "checkpoint.npz"
         dataset = load(data, "train", data_dir, seed, num_images)
@@ -137,7 +138,7 @@ def main(
         for pool in (judge_pool, *(space.pool for space in spaces.values())):
             stack.enter_context(pool)
         judge, labels = Judge(judge_pool, test, num), np.arange(num) % len(test.classes)
-        images, seconds = draw_in_turn(spaces, labels, steps, scale, seed)
+        images, seconds = draw_in_turn(spaces, labels, sample_steps, scale, seed)
         x_0, digits = test.batch(np.arange(len(test)))
         z = coder.encode(x_0)
         decoded = coder.decode(z)
@@ -145,7 +146,8 @@ def main(
         table = Table([*spaces, "test digits"])
         for name, space in spaces.items():
             table.cost(name, space, datasets[name])
-            table[f"seconds a sample, {steps} steps, guidance {scale:g}", name] = f"{seconds[name] / num:.4f}"
+            how = f"{cli.counted(sample_steps, 'step')}, guidance {scale:g}"
+            table[f"seconds a sample, {how}", name] = f"{seconds[name] / num:.4f}"
             table.quality(name, judge(images[name], labels), judge.real, num)
         model = coder.pool.model
         table["parameters of the autoencoder", "latent"] = f"{model.num_parameters():,}"
@@ -157,7 +159,7 @@ def main(
         table.quality("test digits", judge.real, judge.real, num)
         for name, pictures in (("latent", decoded), ("test digits", x_0)):
             right = np.concatenate(list(read(judge_pool, pictures))).argmax(1) == digits
-            table["all test digits, decoded from their latents: read right", name] = f"{right.mean():.2%}"
+            table["test digits decoded from latents: read right", name] = percent(right.mean(), 2)
         table["their root mean square error, of the range", "latent"] = (
             f"{((decoded - x_0) ** 2).mean() ** 0.5 / 2:.2%}"
         )
@@ -166,6 +168,8 @@ def main(
         for name, value in training_seconds(spaces, datasets, batch_size).items():  # last: it changes weights
             table[f"seconds a training step of {batch_size}", name] = f"{value:.3f}"
     write_table(out / "latent.md", table.rows())
+    if num == len(test.classes):
+        print(NO_SPREAD)
     print(f"done: open {out}/latent.png; table: {out}/latent.md")
     print(f"next: {cli.command(__file__, '--from', source)}")
     return table.rows()
@@ -256,7 +260,7 @@ def train_both(path, dataset, coder_config, coder_minutes, unet_config, config, 
             "sigma": SIGMA,
             "latent_shape": list(z.shape[1:]),
             "train": asdict(config),
-            "trained": f"{num_steps:,} + {state.step:,} steps of {config.batch_size}",
+            "trained": f"{num_steps:,} + {cli.counted(state.step, 'step')} of {config.batch_size}",
             "precision": current_precision(),
             "noise": "host",
             "data": {"name": dataset.name, "source": dataset.source, "num": len(dataset)},
@@ -330,7 +334,8 @@ def load_pixel(path, workers):
     if pool.model.num_classes is None:
         raise TinydiffError(f"--pixel {path}: the comparison needs a network with classes")
     recipe = Recipe(Schedule(arrays["schedule/beta"]), tuple(meta["data"]["image_shape"]), target=target_of(meta))
-    trained = f"{meta['step']:,} steps of {meta['train']['batch_size']}"
+    check_classes(path, pool.model)
+    trained = f"{cli.counted(meta['step'], 'step')} of {meta['train']['batch_size']}"
     return Space(pool, recipe, lambda x: np.clip(x, -1, 1), trained)
 
 
@@ -437,11 +442,11 @@ class Table:
         self[f"MB a picture, training on {FEW}", name] = f"{peak_mb(step) / FEW:.2f}"
 
     def quality(self, name, judged, real, num):
-        low, high = wilson_interval(judged["right"], num)
-        self[f"read as asked, of {num}", name] = f"{judged['right'] / num:.1%} ({low:.1%} to {high:.1%})"
+        right = judged["right"]
+        self[f"read as asked, of {num}", name] = f"{percent(right / num)} ({interval(right, num)})"
         self["Frechet distance", name] = f"{judged['frechet']:.3f}"
-        self["coverage", name] = f"{judged['coverage']:.1%}"
-        self["spread within a class, of real digits'", name] = f"{judged['spread'] / real['spread']:.1%}"
+        self["coverage", name] = percent(judged["coverage"])
+        self["spread within a class, of real digits'", name] = percent(relative(judged["spread"], real["spread"]))
 
 
 # 2 M K N of the matrix products of an op, from its result y and its inputs.
@@ -498,17 +503,19 @@ if __name__ == "__main__":
     parser = cli.parser(__doc__, main)
     cli.add_backend(parser)
     parser.add_argument(
-        "--from", dest="source", metavar="CHECKPOINT", help="a checkpoint.npz of this demo: no training"
+        "--from", dest="source", metavar="CHECKPOINT", help="a checkpoint.npz of this demo (default: train one)"
     )
-    parser.add_argument("--pixel", metavar="CHECKPOINT", help="checkpoint.npz of train_mnist.py, to compare with")
+    pixel = "checkpoint.npz of train_mnist.py, to compare with (default: none)"
+    parser.add_argument("--pixel", metavar="CHECKPOINT", help=pixel)
     parser.add_argument("--classifier", metavar="CHECKPOINT", help="checkpoint.npz of train_classifier.py")
     parser.add_argument("--data", choices=NAMES, help="auto: MNIST, or drawn digits if MNIST cannot be loaded")
-    parser.add_argument("--data-dir", help="folder with the four .gz files of MNIST or Fashion-MNIST")
+    cli.add_data_dir(parser)
     parser.add_argument("--autoencoder-minutes", type=cli.positive_float, help="training time of the autoencoder")
     parser.add_argument("--minutes", type=cli.positive_float, help="training time of the U-Net")
     parser.add_argument("--batch-size", type=cli.positive_int, help="images a step")
     parser.add_argument("--num", type=cli.positive_int, help="samples of each space, a multiple of the classes")
-    parser.add_argument("--steps", type=cli.positive_int, help="reverse steps, at most the schedule's T")
+    parser.add_argument("--sample-steps", type=cli.positive_int, help="reverse steps, at most the schedule's T")
+    parser.add_argument("--steps", dest="sample_steps", type=cli.positive_int, help=cli.HIDDEN)
     parser.add_argument("--scale", type=cli.non_negative_float, help="guidance: 0 ignores the label, 1 follows it")
     parser.add_argument("--seed", type=cli.non_negative_int, help="seed of weights, data and noise")
     parser.add_argument("--out", metavar="DIR", help="folder for the results")

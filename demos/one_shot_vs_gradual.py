@@ -1,17 +1,18 @@
-"""One shot against gradual: a VAE and a GAN, trained for some minutes each, and a diffusion model are compared.
+"""Train a VAE and a GAN for some minutes each, and compare both with a diffusion model: one shot against gradual.
 
-    python demos/one_shot_vs_gradual.py runs/mnist/checkpoint.npz --classifier runs/classifier/checkpoint.npz
+    python demos/one_shot_vs_gradual.py runs/mnist/checkpoint.npz
 
 All three models get the label.  The demo trains the VAE and the GAN for --minutes each.  train_mnist.py has trained the
 diffusion model; the table contains its number of training steps.
 
-    VAE    decodes z ~ N(0, 1): one evaluation.  The loss is the variational bound, with the decoder N(x_hat, SIGMA^2)
-           (Kingma & Welling 2014).  The picture is x_hat, without the decoder's noise.  z is one vector.  A map of
-           vectors, as in latent.py, would fail here: each place would be drawn independently of the others.
-    GAN    makes a picture from z ~ N(0, 1): one evaluation.  A discriminator learns to tell real pictures from made
-           ones.  The generator learns to make pictures that the discriminator takes for real.  Both are trained in
-           every step (Goodfellow et al. 2014).
-    DDPM   takes --steps steps from noise to picture, with guidance: two evaluations a step.
+    VAE    decodes z ~ N(0, 1): one evaluation.  The loss is the variational bound, with the decoder
+           N(x_hat, SIGMA^2) (Kingma & Welling 2014).  The picture is x_hat, without the decoder's
+           noise.  z is one vector.  A map of vectors, as in latent.py, would fail here: each place
+           would be drawn independently of the others.
+    GAN    makes a picture from z ~ N(0, 1): one evaluation.  A discriminator learns to tell real
+           pictures from made ones.  The generator learns to make pictures that the discriminator
+           takes for real.  Both are trained in every step (Goodfellow et al. 2014).
+    DDPM   takes --sample-steps steps from noise to picture; with guidance, two evaluations a step.
 
 The demo writes to --out: the table one_shot_vs_gradual.md, and the pictures one_shot_vs_gradual.png and loss.png.
 Ctrl-C, SIGTERM and SIGHUP save and end a training; the same command with --resume continues it.
@@ -30,19 +31,21 @@ from tqdm import tqdm
 
 from tinydiff import ops
 from tinydiff.app import checkpoint, cli, plots
+from tinydiff.app.choices import check_classes
 from tinydiff.app.classify import load_classifier
 from tinydiff.app.fit import any_training, finish, steps_that_fit
-from tinydiff.app.generate import Recipe, frame_times, generate
+from tinydiff.app.generate import Recipe, check_steps, generate
 from tinydiff.app.kinds import data_name
 from tinydiff.app.kinds import load as load_kind
-from tinydiff.app.metrics import wilson_interval
+from tinydiff.app.metrics import interval, percent, relative
 from tinydiff.app.outputs import own_folder
-from tinydiff.app.reading import Judge
+from tinydiff.app.plots import log_scale, marker_of, step_scale
+from tinydiff.app.reading import NO_SPREAD, Judge
 from tinydiff.app.run import check_batch
 from tinydiff.app.tables import write_table
 from tinydiff.app.trained import load_trained
 from tinydiff.autograd import Tensor, no_grad, pointwise
-from tinydiff.backend import TinydiffError, asarray, default_rng, to_numpy, xp
+from tinydiff.backend import asarray, default_rng, to_numpy, xp
 from tinydiff.data import epoch_indices, load
 from tinydiff.more.autoencoder import Autoencoder, negative_elbo
 from tinydiff.more.classifier import Classifier
@@ -87,7 +90,7 @@ def main(
     batch_size=TrainConfig.batch_size,
     channels=32,
     num=500,
-    steps=Recipe.num_steps,
+    sample_steps=Recipe.num_steps,
     scale=Recipe.scale,
     seed=0,
     out="runs/one_shot_vs_gradual",
@@ -101,13 +104,11 @@ def main(
     ddpm_losses = load_kind(Path(source), "diffusion")[0]["metrics"][:, 0]
     ddpm, schedule, meta = load_trained(Path(source), workers)
     with ddpm, load_classifier(Path(classifier), workers)[0] as judge_pool:
-        if ddpm.model.num_classes is None:
-            raise TinydiffError(f"{source}: the comparison needs a network with classes")
+        check_classes(source, ddpm.model)
+        check_steps(schedule.T, sample_steps=sample_steps)
         dataset, test = (load(data_name(meta), split, data_dir, seed) for split in ("train", "test"))
-        size = test.images.shape[1]
+        judge, classes, size = Judge(judge_pool, test, num), len(test.classes), test.images.shape[1]
         check_batch(batch_size, test.images.shape[1:])
-        recipe = Recipe(schedule, (size, size, 1), num_steps=steps, scale=scale, keep=steps)
-        judge, classes = Judge(judge_pool, test, num), len(test.classes)
         labels = np.arange(num) % classes
         print(f"data: {dataset.source}; {workers} worker(s), {minutes:g} minutes a model; results in {out}/")
         one_each = [np.flatnonzero(test.labels == k)[0] for k in range(classes)]
@@ -119,25 +120,29 @@ def main(
             with ranks.workers(model.build, workers) as pool:
                 keep = (unfinished[-1], settings, resume)
                 curves[name] = train_one_shot(name, model, pool, dataset, minutes, batch_size, seed, keep)
-                trained = f"{len(curves[name]):,} steps of {batch_size}, about {minutes:g} minutes"
+                trained = f"{cli.counted(len(curves[name]), 'step')} of {batch_size}, about {minutes:g} minutes"
                 images, seconds = make_all(model, pool, labels, seed)
                 cost = {"evaluations": 1, "seconds": seconds, "parameters": pool.model.num_parameters()}
             rows.append(table_row(name, judge(images, labels), judge, trained=trained, **cost))
             pictures[f"{name}, one shot"] = images[: 2 * classes]
-        film, seconds = draw_all(recipe, ddpm, labels, seed)  # (steps, N, H, W, 1)
+        recipe = Recipe(schedule, (size, size, 1), num_steps=sample_steps, scale=scale, keep=sample_steps)
+        film, seconds = draw_all(recipe, ddpm, labels, seed)  # (sample_steps, N, H, W, 1)
         images = np.clip(film[-1], -1, 1)
-        trained = f"{meta['step']:,} steps of {meta['train']['batch_size']}"
+        trained = f"{cli.counted(meta['step'], 'step')} of {meta['train']['batch_size']}"
         if meta["train"]["minutes"] is not None:
             trained += f", at most {meta['train']['minutes']:g} minutes"
-        cost = {"evaluations": steps * (1 if scale in (0, 1) else 2), "seconds": seconds}
+        cost = {"evaluations": sample_steps * (1 if scale in (0, 1) else 2), "seconds": seconds}
         cost["parameters"] = ddpm.model.num_parameters()
         rows.append(table_row("DDPM", judge(images, labels), judge, trained=trained, **cost))
-        pictures[f"DDPM, {steps} steps"] = images[: 2 * classes]
+        pictures[f"DDPM, {cli.counted(sample_steps, 'step')}"] = images[: 2 * classes]
         shares = np.linspace(0, 1, classes)
-        moments = np.rint((steps - 1) * (1 - (1 - shares) ** 1.5)).astype(int)  # closer together towards the end
-        pictures[f"its last digit, t = {frame_times(recipe)[0]} to 0"] = film[moments, classes - 1]
+        moments = np.unique(np.rint((sample_steps - 1) * (1 - (1 - shares) ** 1.5)).astype(int))  # closer at the end
+        empty = np.ones((classes - len(moments), *film.shape[2:]), film.dtype)  # with few steps
+        pictures["its last digit on the way"] = np.concatenate([film[moments, classes - 1], empty])
         curves["DDPM"] = ddpm_losses
     write_table(out / "one_shot_vs_gradual.md", rows)
+    if num == classes:
+        print(NO_SPREAD)
     labels = [name if i == 0 else "" for name, a in pictures.items() for i in range(len(a) // classes)]
     title = f"{dataset.name}: digits in one shot, and step by step"
     path = out / "one_shot_vs_gradual.png"
@@ -317,17 +322,17 @@ def make(model, job):
 
 
 def table_row(name, judged, judge, *, trained="", parameters="", evaluations="", seconds=""):
-    low, high = wilson_interval(judged["right"], judge.num)
+    right, num = judged["right"], judge.num
     return {
         "": name,
         "trained": trained,
         "parameters": parameters and f"{parameters:,}",
         "evaluations a sample": evaluations,
         "seconds a sample": seconds and f"{seconds:.5f}",
-        f"read as asked, of {judge.num}": f"{judged['right'] / judge.num:.1%} ({low:.1%} to {high:.1%})",
+        f"read as asked, of {num}": f"{percent(right / num)} ({interval(right, num)})",
         "Frechet distance": f"{judged['frechet']:.3f}",
-        "coverage": f"{judged['coverage']:.1%}",
-        "spread, of real digits'": f"{judged['spread'] / judge.real['spread']:.1%}",
+        "coverage": percent(judged["coverage"]),
+        "spread, of real digits'": percent(relative(judged["spread"], judge.real["spread"])),
     }
 
 
@@ -343,13 +348,13 @@ def loss_figure(curves):
         window = max(1, len(curve) // 50)
         smooth = np.convolve(curve, np.ones(window) / window, "valid")
         axes.plot(np.arange(1, len(curve) + 1), curve, lw=0.6, alpha=0.3)
-        axes.plot(np.arange(len(smooth)) + (window + 1) / 2, smooth, "C0", lw=1.8)
+        axes.plot(np.arange(len(smooth)) + (window + 1) / 2, smooth, "C0", lw=1.8, marker=marker_of(curve))
         if name == "GAN":
             axes.axhline(3 * math.log(2), color="0.4", ls=":", lw=1.2)
         else:
-            axes.set_yscale("log")
+            log_scale(axes, "y")
         axes.set_title(f"{name}: {meanings[name]}", fontsize=10, loc="left")
-        axes.set_xlabel("step")
+        step_scale(axes)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
@@ -360,11 +365,12 @@ if __name__ == "__main__":
     parser.add_argument("source", metavar="CHECKPOINT", help="checkpoint.npz of train_mnist.py, with classes")
     cli.add_backend(parser)
     parser.add_argument("--classifier", metavar="CHECKPOINT", help="checkpoint.npz of train_classifier.py")
-    parser.add_argument("--data-dir", help="folder with the four .gz files of MNIST or Fashion-MNIST")
+    cli.add_data_dir(parser)
     parser.add_argument("--minutes", type=cli.positive_float, help="training time of the VAE, and of the GAN")
     parser.add_argument("--batch-size", type=cli.positive_int, help="images a step")
     parser.add_argument("--num", type=cli.positive_int, help="samples of each model, a multiple of the classes")
-    parser.add_argument("--steps", type=cli.positive_int, help="reverse steps of the DDPM, at most the schedule's T")
+    parser.add_argument("--sample-steps", type=cli.positive_int, help="reverse steps of the DDPM, at most its T")
+    parser.add_argument("--steps", dest="sample_steps", type=cli.positive_int, help=cli.HIDDEN)
     parser.add_argument("--scale", type=cli.non_negative_float, help="guidance of the DDPM: 1 follows the label")
     parser.add_argument("--seed", type=cli.non_negative_int, help="seed of weights, data and noise")
     parser.add_argument("--out", metavar="DIR", help="folder for the results")

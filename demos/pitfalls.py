@@ -1,26 +1,26 @@
-"""What does each classic mistake cost?  Each mistake is made on purpose and measured beside the correct method.
+"""Make each classic mistake on purpose, and measure what it costs beside the correct method.
 
     python demos/pitfalls.py runs/mnist/checkpoint.npz runs/classifier/checkpoint.npz
 
 Mistakes in sampling are made with the checkpoint's network.  For mistakes in training, small networks are trained for
 --train-steps steps each; the row to compare with is a correct training of the same length.  The columns are:
 
-    read as asked   share of the digits that the classifier reads as their label; chance alone gives 10%
-    border          mean grey level, 0 to 255, of the outermost pixels, which are black in real digits
-    moved           RMS difference from the correct picture, in grey levels; only for mistakes in sampling, because
-                    there all rows have the same network and the same noise
+    read as asked   share of the digits that the classifier reads as their label; by chance 10%
+    border          mean grey level, 0 to 255, of the outermost pixels; black in real digits
+    moved           RMS difference from the correct picture, in grey levels; only for mistakes in
+                    sampling, because there all rows have the same network and the same noise
 
 Guidance is off (scale 1), because guidance would hide a part of the damage.  The demo takes about 7 minutes on 2 idle
 cores; if it is stopped, nothing is kept.  It writes pitfalls.png and pitfalls.md to --out, with a sentence on each
-mistake.  The result: most mistakes in training ruin the digits.  Most mistakes in sampling leave only some grey, which
-the eye misses and only a test finds.
+mistake.  A mistake whose pictures hardly move is one that the eye misses and only a test finds.
 """
 
 import io
 import itertools
+import textwrap
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -31,11 +31,15 @@ from tqdm import tqdm
 
 from tinydiff.app import cli, training
 from tinydiff.app.checkpoint import atomic_write
+from tinydiff.app.choices import check_classes
 from tinydiff.app.classify import load_classifier
 from tinydiff.app.generate import SLICE, Recipe, build_unet
+from tinydiff.app.kinds import data_name
+from tinydiff.app.metrics import percent
 from tinydiff.app.outputs import own_folder
 from tinydiff.app.plots import tile
 from tinydiff.app.reading import read
+from tinydiff.app.tables import WIDTH
 from tinydiff.app.trained import load_trained
 from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, default_rng, standard_normal, to_numpy, xp
@@ -75,7 +79,7 @@ def larger_variance(schedule, step, eps_fn, pairs, x_T, rng):
     return right(schedule, partial(step, variance=Schedule.beta_t_given_s), eps_fn, pairs, x_T, rng)
 
 
-def network_told(other, schedule, step, eps_fn, pairs, x_T, rng):
+def network_gets(other, schedule, step, eps_fn, pairs, x_T, rng):
     """The network gets the t of other(pairs) in place of the true t."""
     wrong_t = {t: wrong for (t, _), (wrong, _) in zip(pairs, other(pairs))}
     return right(schedule, step, lambda x_t, t: eps_fn(x_t, wrong_t[t]), pairs, x_T, rng)
@@ -110,64 +114,99 @@ def step_ahead(pairs):
 
 @dataclass(frozen=True)
 class Case:
-    """A row of the picture: the mistake, and one sentence that explains the result."""
+    """A row of the picture: the mistake, and a sentence on it with names of `facts` in braces.
+
+    takes_another: whether the mistake takes the time of another step, which a run of one step does not have.
+    """
 
     name: str
     why: str
     draw: Callable = right
+    takes_another: bool = False
+
+
+def facts(schedule, steps, train_steps):
+    """{name: text} of the numbers in the sentences: a run of so many steps on this schedule, and of such trainings."""
+    std = schedule.one_minus_alpha_bar**0.5 * 127.5  # of the noise in x_t, in grey levels
+    pairs = timestep_pairs(schedule.T, steps)
+    return {
+        "T": f"{schedule.T:,}",
+        "signal_T": f"{schedule.alpha_bar[-1] ** 0.5:.2g}",
+        "jump": f"{round(schedule.T / steps):,}",
+        "last_t": f"{pairs[-1][0]:,}",
+        "last_noise": f"{std[pairs[-1][0]]:.1f}",
+        "least_noise": f"{std[1]:.1f}",
+        "steps": cli.counted(steps, "step"),
+        "num_steps": f"{steps:,}",
+        "train_steps": cli.counted(train_steps, "step"),
+        "decay": f"{COLD_DECAY}",
+        "random_start": percent(COLD_DECAY**train_steps, 0),
+        "early_steps": f"{sum(t <= 50 for t, _ in timestep_pairs(1000, steps))}",  # on a schedule of T = 1,000
+    }
+
+
+def explained(case, numbers):
+    """The case with its sentence for the numbers of `facts`."""
+    if case.takes_another and numbers["steps"] == "1 step":
+        return replace(case, why="A run of one step has no step before it and none after it, so nothing changes.")
+    return replace(case, why=case.why.format(**numbers))
 
 
 SAMPLING = (
     Case("as it should be", "Ancestral steps with variance beta_tilde, and no noise in the last."),
     Case(
         "x_0_hat of x_T, in one step",
-        "The error of eps_hat is divided by sqrt(alpha_bar_T) = 0.0064; even without an error all digits of a class "
-        "would be the same grey blur, their mean.",
+        "The error of eps_hat is divided by sqrt(alpha_bar_T) = {signal_T}. Even without an error x_0_hat is the mean "
+        "of all digits of the class from which x_T may have come.",
         in_one_step,
     ),
     Case(
         "noise added at the last step",
-        "The last step ends at the data, so its noise stays in the picture: with 50 steps ten grey levels, with 1,000 "
-        "only one, which nobody sees.",
+        "The last step ends at the data, so its noise stays in the picture: here noise of {last_noise} grey levels, "
+        "with {T} steps of {least_noise}.",
         noise_at_the_end,
     ),
     Case(
         "variance beta, not beta_tilde",
-        "Not a mistake, but the other choice of Ho et al.: with 1,000 steps the two hardly differ, but with 50 steps "
-        "the larger variance leaves specks of grey.",
+        "Not a mistake, but the other choice of Ho et al. The larger variance leaves noise for later steps to remove. "
+        "The fewer the steps, the more the two differ.",
         larger_variance,
     ),
     Case(
-        "network told t - 1",
-        "The network hardly notices one step of 1,000: the mistake is harmless, so only a test finds it.",
-        partial(network_told, one_less),
+        "network gets t - 1",
+        "The network expects the noise of a time that is lower by 1 of {T}.",
+        partial(network_gets, one_less),
     ),
     Case(
-        "network told t, a step ahead",
-        "The network expects too little noise: one step of 50 is 20 of 1,000, which changes strokes but not digits.",
-        partial(network_told, step_ahead),
+        "network gets t of the next step",
+        "The network expects too little noise, that of a time which is lower by about {jump} of {T}.",
+        partial(network_gets, step_ahead),
+        takes_another=True,
     ),
     Case(
-        "network told t, a step behind",
-        "The network expects too much noise and removes a part of the digit as noise; black turns grey, but the digits "
-        "are still readable.",
-        partial(network_told, step_behind),
+        "network gets t of the step before",
+        "The network expects too much noise, that of a time which is higher by about {jump} of {T}. So it takes a part "
+        "of the digit for noise.",
+        partial(network_gets, step_behind),
+        takes_another=True,
     ),
     Case(
         "coefficients of t - 1",
-        "Also harmless, and smaller than with a wrong t for the network: a third of a grey level.",
+        "The network gets the true t, but each step is computed for a time that is lower by 1 of {T}.",
         partial(coefficients_of, one_less),
     ),
     Case(
-        "coefficients a step ahead",
-        "Each step removes too little noise.  The network gets the true t, so the next step removes the rest; only the "
-        "rest after the last steps stays.",
+        "coefficients of the next step",
+        "Each step removes too little noise. The network gets the true t, so the next step can remove the rest, except "
+        "at the end.",
         partial(coefficients_of, step_ahead),
+        takes_another=True,
     ),
     Case(
-        "coefficients a step behind",
-        "The chain ends one step early: the noise of the last time before 0 stays in the picture.",
+        "coefficients of the step before",
+        "The chain ends one step early: the noise of t = {last_t}, {last_noise} grey levels, stays in the picture.",
         partial(coefficients_of, step_behind),
+        takes_another=True,
     ),
 )
 
@@ -200,7 +239,8 @@ TRAINING = (
     Run("as it should be", "Linear schedule, T = 1,000; pixels in -1..1; the average of the weights warms up."),
     Run(
         "average without warm-up",
-        "With decay 0.9999 the average is still 96% random start after 400 steps; the weights themselves are fine.",
+        "With decay {decay} the average is still {random_start} random start after {train_steps}. The weights "
+        "themselves are those of the correct training.",
         warm_up=False,
     ),
     Run(
@@ -210,7 +250,8 @@ TRAINING = (
     ),
     Run(
         "beta = 0.1: alpha_bar_T = 2e-46",
-        "After 50 of 1,000 steps all is noise: 19 of 20 examples teach nothing, and 50 steps of 20 skip the rest.",
+        "After 50 of 1,000 times nearly all is noise, so 19 of 20 examples teach nothing. Reverse steps that begin at "
+        "these 50 times: {early_steps} of {num_steps}.",
         schedule=partial(flat_schedule, 0.1),
     ),
     Run(
@@ -220,12 +261,13 @@ TRAINING = (
     ),
     Run(
         "pixels in 0..1",
-        "Half the signal with the same noise, and a mean other than 0: this only shifts the schedule, harmless here.",
+        "Half the signal with the same noise, and a mean other than 0: as on a schedule with more noise.",
         low=0.0,
     ),
     Run(
         "pixels in 0..255",
-        "Noise of std 1 cannot hide such pixels: x_T contains up to 1.6 of x_0, and the network gets inputs above 100.",
+        "Noise of std 1 cannot hide such pixels: a white pixel is still 1.6 in x_T, and the network gets inputs up to "
+        "255.",
         low=0.0,
         high=255.0,
     ),
@@ -261,7 +303,7 @@ def main(
     precision=None,
     plain=False,
     num=100,
-    steps=Recipe.num_steps,
+    sample_steps=Recipe.num_steps,
     train_steps=400,
     channels=16,
     data_dir=None,
@@ -278,22 +320,22 @@ def main(
         raise TinydiffError(f"--channels {channels}: must be a multiple of 8, the groups of each group norm")
     reader, _ = load_classifier(Path(classifier), workers)
     pool, schedule, meta = load_trained(Path(checkpoint), workers)
-    if pool.model.num_classes is None:
-        raise TinydiffError(f"{checkpoint}: the mistakes are measured on digits, so the network needs classes")
-    if steps > min(schedule.T, FEW):
-        raise TinydiffError(f"--steps {steps}: must be at most {min(schedule.T, FEW)}, the steps of the shortest chain")
-    dataset = load(meta["data"]["name"], "train", data_dir, seed)
-    labels = np.arange(num) % 10
+    check_classes(checkpoint, pool.model)
+    if sample_steps > min(schedule.T, FEW):
+        most = f"must be at most {min(schedule.T, FEW)}, the steps of the shortest chain"
+        raise TinydiffError(f"--sample-steps {sample_steps}: {most}")
+    dataset = load(data_name(meta), "train", data_dir, seed)
+    labels, numbers = np.arange(num) % pool.model.num_classes, facts(schedule, sample_steps, train_steps)
     jobs = jobs_of(labels, seed)
     shape = tuple(meta["data"]["image_shape"])
     drawn = []  # (group, case, images)
 
     with pool, tqdm(SAMPLING, desc="sampling") as bar:
         for case in bar:
-            images = draw(pool, case.draw, schedule, steps, jobs, shape)
-            drawn.append((f"one trained network, drawn in {steps} steps", case, images))
-    for run, images in train_and_draw(dataset, channels, train_steps, seed, ranks, workers, steps, jobs, shape):
-        drawn.append((f"a small network, {train_steps} steps of training", run, images))
+            images = draw(pool, case.draw, schedule, sample_steps, jobs, shape)
+            drawn.append((f"one trained network, drawn in {numbers['steps']}", explained(case, numbers), images))
+    for run, images in train_and_draw(dataset, channels, train_steps, seed, ranks, workers, sample_steps, jobs, shape):
+        drawn.append((f"a small network, {numbers['train_steps']} of training", explained(run, numbers), images))
     right_images = drawn[0][2]
     with reader:
         rows = [
@@ -355,7 +397,7 @@ def measure(reader, images, labels, right_images=None):
     figures = {}
     if reader is not None:
         read_right = np.concatenate(list(read(reader, images))).argmax(1) == labels
-        figures["read as asked"] = f"{read_right.mean():.0%}"
+        figures["read as asked"] = percent(read_right.mean(), 0)
     border = np.ones(images.shape[1:3], bool)
     border[1:-1, 1:-1] = False
     figures["border"] = f"{(images[:, border] + 1).mean() * 127.5:.1f}"
@@ -370,10 +412,14 @@ def report(rows, out):
     for group, cases in itertools.groupby(rows, lambda row: row[0]):
         cases = list(cases)
         names = list(cases[0][3])
+        print(f"{group:46}" + "".join(f"  {name:>13}" for name in names))
         lines += [f"| {group} | {' | '.join(names)} | |", "|---" * (len(names) + 2) + "|"]
-        lines += [f"| {c.name} | {' | '.join(figures.values())} | {c.why} |" for _, c, _, figures in cases] + [""]
+        for _, case, _, figures in cases:
+            print(f"  {case.name:44}" + "".join(f"  {cell:>13}" for cell in figures.values()))
+            print(textwrap.fill(case.why, WIDTH, initial_indent="      ", subsequent_indent="      "))
+            lines.append(f"| {case.name} | {' | '.join(figures.values())} | {case.why} |")
+        lines.append("")
     text = "\n".join(lines)
-    print(text)
     with atomic_write(out / "pitfalls.md") as file:
         file.write(text.encode())
     with atomic_write(out / "pitfalls.png") as file:
@@ -411,11 +457,12 @@ if __name__ == "__main__":
     parser.add_argument("checkpoint", help="checkpoint.npz of train_mnist.py")
     parser.add_argument("classifier", help="checkpoint.npz of train_classifier.py")
     cli.add_backend(parser)
-    parser.add_argument("--num", type=cli.positive_int, help="images for each row; ten of them are shown")
-    parser.add_argument("--steps", type=cli.positive_int, help="reverse steps, at most 50")
+    parser.add_argument("--num", type=cli.whole(10, 10_000), help="images for each row; ten of them are shown")
+    parser.add_argument("--sample-steps", type=cli.positive_int, help=f"reverse steps, at most {FEW}")
+    parser.add_argument("--steps", dest="sample_steps", type=cli.positive_int, help=cli.HIDDEN)
     parser.add_argument("--train-steps", type=cli.positive_int, help="steps of each training")
     parser.add_argument("--channels", type=cli.positive_int, help="channels of the small networks")
-    parser.add_argument("--data-dir", help="folder with the MNIST files")
+    cli.add_data_dir(parser)
     parser.add_argument("--seed", type=cli.non_negative_int, help="seed of weights, batches and noise")
     parser.add_argument("--out", help="folder for the picture and the table")
     parser.add_argument("--workers", type=cli.positive_int, help="processes to share the work (default: all cores)")

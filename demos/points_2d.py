@@ -1,9 +1,9 @@
-"""Points in the plane: two moons, a spiral and eight Gaussians, learned by a small network and drawn from noise.
+"""Train a small network on points in the plane (moons, a spiral, eight Gaussians), and draw points from noise.
 
-    python demos/points_2d.py                          some 25 s a set; pictures in runs/points_2d/
+    python demos/points_2d.py                          some 25 s a set
     python demos/points_2d.py --data spiral --target v
 
-    points_2d_SET.png   paths of particles, samples beside held-out data, and the learned field at six times
+    points_2d_SET.png   paths of particles, samples beside held-out data, the field at six times
     points_2d.gif       the moving particles
     results.csv         the two-sample test that compares samples with held-out data
 
@@ -35,6 +35,7 @@ from tinydiff import ops
 from tinydiff.app import cli
 from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.fit import any_training, finish
+from tinydiff.app.generate import check_steps
 from tinydiff.app.outputs import own_folder
 from tinydiff.app.run import check_batch
 from tinydiff.app.tables import write_table
@@ -73,7 +74,7 @@ def main(
     target="eps",
     steps=6000,
     batch_size=256,
-    flow_steps=200,
+    sample_steps=200,
     num=1000,
     seed=0,
     workers=None,
@@ -82,8 +83,7 @@ def main(
 ):
     """Train on each set, draw num points, compare them with num held-out points.  Returns the rows of results.csv."""
     ranks = cli.start(backend, precision, plain=plain)
-    if flow_steps > T:
-        raise TinydiffError(f"--flow-steps {flow_steps}: the schedule has T = {T} steps, no more")
+    check_steps(T, sample_steps=sample_steps)
     if num < 2:
         raise TinydiffError(f"--num {num}: a two-sample test needs 2 points or more")
     check_memory(f"--num {num}", 96.0 * num**2 + 20.0 * num * T)  # differences of all pairs of points, and paths
@@ -102,7 +102,7 @@ def main(
                 p.data[...] = average
             seconds = time.monotonic() - began
             jobs = [(min(SLICE, num - i), (seed, i // SLICE)) for i in range(0, num, SLICE)]
-            pairs = {"ddim": timestep_pairs(T, flow_steps), "ddpm": timestep_pairs(T, T)}
+            pairs = {"ddim": timestep_pairs(T, sample_steps), "ddpm": timestep_pairs(T, T)}
             paths = {  # (K, num, 2): the place of each particle at T, ..., 0
                 sampler: np.concatenate(
                     list(pool.map(partial(draw, STEPS[sampler], schedule, way, pairs[sampler]), jobs)), 1
@@ -130,8 +130,8 @@ def main(
             }
             rows.append(row | verdict)
         flows[name] = list(zip([T, *(s for _, s in pairs["ddim"])], paths["ddim"]))
-        title = f"{name}: target {target}, {steps:,} training steps"
-        caption = f"energy distance {distance:.4f}, real {floor:.4f}, p = {p:.2f}"
+        title = f"{name}: target {target}, {cli.counted(steps, 'training step')}"
+        caption = f"energy distance {distance:.4g}, real {floor:.4g}, p = {p:.2f}"
         field = partial(flow_velocity, schedule, eps_fn_of(model, schedule, way))
         figure = portrait(schedule, field, flows[name], paths["ddpm"][-1], real, title, caption)
         _save(figure, out / f"points_2d_{name}.png")
@@ -267,7 +267,7 @@ def energy_distance(x, y):
     The distance is at least 0, and it is 0 if both sets have the same points.  For two samples of one distribution it
     falls as 1/n + 1/m.
     """
-    return float(_energy(_distances(x, y), _signs(x, y)[None])[0])
+    return float(max(0.0, _energy(_distances(x, y), _signs(x, y)[None])[0]))  # rounding may give -1e-16
 
 
 def energy_test(x, y, rng, permutations=PERMUTATIONS):
@@ -279,7 +279,8 @@ def energy_test(x, y, rng, permutations=PERMUTATIONS):
     signs = _signs(x, y)
     relabelled = np.stack([signs, *(rng.permutation(signs) for _ in range(permutations))])
     distances = _energy(_distances(x, y), relabelled)
-    return float(distances[0]), float(np.mean(distances >= distances[0] - 1e-12))  # 1e-12: equal up to rounding
+    p = np.mean(distances >= distances[0] - 1e-12)  # 1e-12: equal up to rounding
+    return float(max(0.0, distances[0])), float(p)
 
 
 def _distances(x, y):
@@ -311,16 +312,21 @@ def portrait(schedule, field, flow, samples, real, title, verdict):
     panels["way"].scatter(*path[-1].T, s=5, color="black", zorder=3)
     panels["way"].set_title("from noise (grey) to data (black)", fontsize=10)
     panels["end"].scatter(*real.T, s=4, color="0.65", label=f"{len(real):,} held-out points")
-    panels["end"].scatter(*samples.T, s=4, color="C3", label=f"{len(samples):,} samples")
+    outside = int((abs(samples) > VIEW).any(1).sum())
+    label = f"{len(samples):,} samples" + (f", {outside:,} of them outside" if outside else "")
+    panels["end"].scatter(*samples.T, s=4, color="C3", label=label)
     panels["end"].set_title(verdict, fontsize=10)
     panels["end"].legend(fontsize=8, loc="upper right", framealpha=0.9, borderpad=0.3, handletextpad=0.1)
     axis = np.linspace(-VIEW, VIEW, 23)[1:-1]
     grid = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2).astype(np.float32)
+    for panel in range(6):
+        panels[panel].set_axis_off()  # with few steps some stay empty
     for panel, k in enumerate(_evenly_in_angle(schedule, flow[:-1], 6)):
         t, x_t = flow[k]
         velocity = field(grid, t)
         speed = np.linalg.norm(velocity, axis=1)
         axes = panels[panel]
+        axes.set_axis_on()
         axes.scatter(*x_t[:500].T, s=1.5, color="0.75")
         arrows = velocity / speed[:, None].clip(1e-6)
         axes.quiver(*grid.T, *arrows.T, speed, cmap="viridis_r", clim=(0, 3), scale=30, width=0.006, headwidth=4)
@@ -381,9 +387,9 @@ def _colours(x):
 
 
 def _evenly_in_angle(schedule, flow, num):
-    """Indices of num moments of the flow, evenly spread over phi, alpha_bar_t = cos(phi)^2, without the ends."""
+    """Indices of at most num moments of the flow, spread over phi, alpha_bar_t = cos(phi)^2, without the ends."""
     angles = np.array([np.arccos(schedule.alpha_bar[t] ** 0.5) for t, _ in flow])
-    return [int(abs(angles - phi).argmin()) for phi in np.linspace(1.45, 0.1, num)]
+    return sorted({int(abs(angles - phi).argmin()) for phi in np.linspace(1.45, 0.1, num)})
 
 
 if __name__ == "__main__":
@@ -393,10 +399,12 @@ if __name__ == "__main__":
     parser.add_argument("--target", choices=TARGETS, help="what the network is trained to predict")
     parser.add_argument("--steps", type=cli.positive_int, help="how many batches to train on")
     parser.add_argument("--batch-size", type=cli.positive_int, help="points a step")
-    parser.add_argument("--flow-steps", type=cli.positive_int, help=f"steps of DDIM, at most {T}")
-    parser.add_argument("--num", type=cli.positive_int, help="number of points to draw and to hold out, 2 or more")
+    parser.add_argument("--sample-steps", type=cli.positive_int, help=f"steps of DDIM, at most {T}")
+    parser.add_argument("--flow-steps", dest="sample_steps", type=cli.positive_int, help=cli.HIDDEN)
+    parser.add_argument("--num", type=cli.whole(2, 5000), help="number of points to draw and to hold out")
     parser.add_argument("--seed", type=cli.non_negative_int, help="seed of all random numbers")
-    parser.add_argument("--workers", type=cli.positive_int, help="processes that share the work (default: 2)")
+    most = "processes that share the work (default: all cores, at most 2)"
+    parser.add_argument("--workers", type=cli.positive_int, help=most)
     parser.add_argument("--out", metavar="DIR", help="folder for the results")
     parser.add_argument("--resume", action="store_true", help="continue a training that was stopped")
     cli.run(main, parser)

@@ -1,4 +1,4 @@
-"""One start, many ends: from the same x_T, DDIM with eta = 0 draws one picture, with eta = 1 a new one each time.
+"""Draw many pictures from one x_T: DDIM with eta = 0 draws one picture, with eta = 1 a new one each time.
 
     python demos/same_start.py runs/mnist/checkpoint.npz
     python demos/same_start.py runs/mnist/checkpoint.npz --label 3
@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from tinydiff.app import cli, plots
-from tinydiff.app.generate import Recipe, check_room
+from tinydiff.app.choices import check_labels
+from tinydiff.app.generate import Recipe, check_room, check_steps
 from tinydiff.app.outputs import own_folder
 from tinydiff.app.trained import load_trained
 from tinydiff.autograd import no_grad
@@ -35,22 +36,24 @@ def main(
     label=None,
     num=10,
     steps=Recipe.num_steps,
-    scale=Recipe.scale,
+    scale=None,
     seed=0,
     out="runs/same_start",
     workers=None,
 ):
     """Returns {eta: standard deviation of a pixel over the columns, mean over the pixels, as a share of the range}."""
     ranks = cli.start(backend, precision, plain=plain)
-    if label is None and scale != Recipe.scale:
-        raise TinydiffError(f"--scale {scale:g}: guidance needs a label; add --label")
+    if num < 2:
+        raise TinydiffError(f"--num {num}: must be at least 2, because pictures are compared with each other")
+    if scale is not None and label is None:
+        raise TinydiffError(f"--scale {scale:g}: guidance needs --label")
+    scale = Recipe.scale if scale is None else scale
     out = own_folder(out, "same_start.png")
     pool, schedule, meta = load_trained(Path(checkpoint), workers or ranks.default_workers(len(ETAS)))
     with pool:
-        if steps > schedule.T:
-            raise TinydiffError(f"--steps {steps}: the schedule has T = {schedule.T}, no more")
-        if label is not None and not 0 <= label < (pool.model.num_classes or 0):
-            raise TinydiffError(f"--label {label}: this network has {pool.model.num_classes or 0} labels, from 0 on")
+        check_steps(schedule.T, steps=steps)
+        if label is not None:
+            check_labels(pool.model, label=label)
         check_room(num * len(ETAS), meta["data"]["image_shape"])
         shape = (num, *meta["data"]["image_shape"])
         rows = list(pool.map(partial(ends, schedule, shape, label, steps, scale, seed), ETAS))
@@ -59,7 +62,7 @@ def main(
         print(f"eta = {eta:<4g} pixels differ by {value:.2%} of the range")
     names = [f"eta = {eta:g}: {value:.1%}" for eta, value in spreads.items()]
     condition = "no label" if label is None else f"label {label}, guidance {scale:g}"
-    title = f"{meta['data']['name']}: one x_T, {steps} steps, {condition}"
+    title = f"{meta['data']['name']}: one x_T, {cli.counted(steps, 'step')}, {condition}"
     plots.save_grid(out / "same_start.png", np.concatenate(rows), columns=num, title=title, row_labels=names)
     print(f"picture: {out}/same_start.png")
     return spreads
@@ -80,10 +83,12 @@ if __name__ == "__main__":
     parser.add_argument("checkpoint", help="checkpoint.npz of train_mnist.py")
     cli.add_backend(parser)
     parser.add_argument("--label", type=cli.non_negative_int, help="the digit to draw (default: no label)")
-    parser.add_argument("--num", type=cli.positive_int, help="pictures for each eta")
+    parser.add_argument("--num", type=cli.whole(2, 1000), help="pictures for each eta")
     parser.add_argument("--steps", type=cli.positive_int, help="reverse steps, at most the schedule's T")
-    parser.add_argument("--scale", type=cli.non_negative_float, help="guidance scale, used if a label is given")
+    parser.add_argument("--scale", type=cli.non_negative_float, help=f"guidance of --label (default: {Recipe.scale:g})")
     parser.add_argument("--seed", type=cli.non_negative_int, help="seed of the start and of the noise")
     parser.add_argument("--out", metavar="DIR", help="folder for the picture")
-    parser.add_argument("--workers", type=cli.positive_int, help="processes to share the work (default: all cores)")
+    parser.add_argument(
+        "--workers", type=cli.positive_int, help="processes to share the work (default: all cores, at most 4)"
+    )
     cli.run(main, parser)

@@ -1,12 +1,12 @@
 """Draw images from a trained checkpoint.
 
     python demos/sample.py runs/mnist/checkpoint.npz --num 100
-    python demos/sample.py runs/mnist/checkpoint.npz --labels 3,7 --scale 1 --sampler ddim --steps 20
+    python demos/sample.py runs/mnist/checkpoint.npz --labels 3,7 --sampler ddim --steps 20
     python demos/sample.py runs/mnist/checkpoint.npz --sampler 2m --times logsnr --steps 10
     mpiexec -n 4 python demos/sample.py runs/mnist/checkpoint.npz --num 1000 --parallel mpi
 
-The --num images get the labels in turn, and the picture is sorted by label.  --save-npz also writes the arrays:
-images (N, 28, 28, 1) float32 in [-1, 1] and labels (N,).
+The --num images get the labels in turn.  The picture is sorted by label and shows at most 1,000 images.  --save-npz
+also writes the arrays: images (N, 28, 28, 1) float32 in [-1, 1] and labels (N,).
 """
 
 import os
@@ -18,14 +18,16 @@ from tqdm import tqdm
 
 from tinydiff.app import choices, cli, plots
 from tinydiff.app.checkpoint import atomic_write
-from tinydiff.app.choices import DDIM, DPM_SOLVER_2M, quadratic
-from tinydiff.app.generate import DDPM, Recipe, check_room, generate, uniform
+from tinydiff.app.choices import DDIM, DPM_SOLVER_2M, check_labels, class_names, quadratic
+from tinydiff.app.generate import DDPM, Recipe, check_room, check_steps, generate, uniform
 from tinydiff.app.outputs import file_to_write
 from tinydiff.app.trained import load_trained
 from tinydiff.backend import TinydiffError
 from tinydiff.diffusion import log_snr_pairs
 
 STEPS = {"ddpm": DDPM, "ddim": DDIM, "2m": DPM_SOLVER_2M}
+LABELS = tuple(range(10))
+COLUMNS, SHOWN = 20, 1000  # columns and images of the picture, at most
 TIMES = {"uniform": uniform, "quadratic": quadratic, "logsnr": log_snr_pairs}
 
 
@@ -36,7 +38,7 @@ def main(
     precision=None,
     plain=False,
     num=100,
-    labels=tuple(range(10)),
+    labels=LABELS,
     scale=Recipe.scale,
     sampler="ddpm",
     times="uniform",
@@ -57,7 +59,12 @@ def main(
     pool, schedule, meta = load_trained(Path(checkpoint), workers, ranks)
     with pool:
         check_room(num, meta["data"]["image_shape"])
-        check_labels(labels, pool.model.num_classes)
+        check_steps(schedule.T, steps=steps)
+        classes = pool.model.num_classes
+        if classes is not None or labels != LABELS:
+            check_labels(pool.model, labels=labels)
+        if classes is None and scale != Recipe.scale:
+            raise TinydiffError(f"--scale {scale:g}: guidance needs a network with classes, and this has none")
         recipe = Recipe(schedule, tuple(meta["data"]["image_shape"]), STEPS[sampler], steps, scale, pairs=TIMES[times])
         image_labels = sorted(labels[i % len(labels)] for i in range(num))
         parts = []
@@ -72,24 +79,37 @@ def main(
         with atomic_write(save_npz) as file:
             np.savez(file, images=images, labels=np.array(image_labels))
         print(f"arrays: {save_npz}")
-    columns = max(1, min(20, -(-num // len(labels))))
-    title = f"{meta['data']['name']}, {meta['step']:,} steps, {sampler} {steps}, guidance {scale:g}"
-    plots.save_grid(out, images, columns=columns, title=title)
-    print(f"{num} images: {out}")
+    columns = max(1, min(COLUMNS, -(-num // len(labels))))
+    guided = "no labels" if classes is None else f"guidance {scale:g}"
+    title = f"{meta['data']['name']}, {cli.counted(meta['step'], 'step')}, {sampler} {steps}, {guided}"
+    names = [""] if classes is None else class_names(meta["data"]["name"], classes)
+    pictures, row_labels, shown = rows_by_label(images, image_labels if classes else [0] * num, names, columns)
+    plots.save_grid(out, pictures, columns=columns, title=title, row_labels=row_labels)
+    print(f"{cli.counted(num, 'image')}: {out}" + (f", which shows {shown:,} of them" if shown < num else ""))
 
 
-def check_labels(labels, num_classes):
-    """Raise TinydiffError for a label that the network does not know: label num_classes would be "no label"."""
-    if num_classes is not None and max(labels) >= num_classes:
-        raise TinydiffError(f"--labels {max(labels)}: this network has the labels 0 to {num_classes - 1}")
+def rows_by_label(images, labels, names, columns):
+    """(pictures, row labels, number of images among them): a grid in which each label begins a new row.
+
+    labels: of the images, sorted.  names: of the labels; the first row of a label shows it.  Empty places are white.
+    Each label has the same share of the SHOWN images, in whole rows.
+    """
+    pictures, row_labels, shown = [], [], 0
+    rows = max(1, SHOWN // (columns * len(set(labels))))
+    for k in dict.fromkeys(labels):
+        chosen = images[np.equal(labels, k)][: columns * rows]
+        pictures += [chosen, np.ones((-len(chosen) % columns, *images.shape[1:]), images.dtype)]
+        row_labels += [names[k]] + [""] * ((len(chosen) - 1) // columns)
+        shown += len(chosen)
+    return np.concatenate(pictures), row_labels, shown
 
 
 if __name__ == "__main__":
     parser = cli.parser(__doc__, main)
     parser.add_argument("checkpoint", help="checkpoint.npz of train_mnist.py")
     cli.add_backend(parser)
-    parser.add_argument("--num", type=cli.positive_int, help="images to draw")
-    parser.add_argument("--labels", type=choices.labels, help="digits to draw, such as 0-9 or 3,7")
+    parser.add_argument("--num", type=cli.up_to_a_million, help="images to draw")
+    parser.add_argument("--labels", type=choices.labels, help="digits to draw, in turn, such as 3,7")
     parser.add_argument("--scale", type=cli.non_negative_float, help="guidance: 0 ignores the label, 1 follows it")
     parser.add_argument("--sampler", choices=STEPS, help="ddpm: ancestral sampling; ddim, 2m: no noise on the way")
     parser.add_argument(
@@ -98,6 +118,6 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=cli.positive_int, help="reverse steps, at most the schedule's T")
     parser.add_argument("--seed", type=cli.non_negative_int, help="seed of the noise")
     parser.add_argument("--out", help="the picture, a .png")
-    parser.add_argument("--save-npz", help="also write the arrays to this .npz")
+    parser.add_argument("--save-npz", help="also write the arrays to this .npz (default: no arrays)")
     cli.add_parallel(parser)
     cli.run(main, parser)

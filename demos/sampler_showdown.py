@@ -1,6 +1,6 @@
-"""How many steps does a sampler need?  DDPM with both variances, DDIM and DPM-Solver++(2M), from 5 steps to 1,000.
+"""Measure how many steps a sampler needs: DDPM with both variances, DDIM and DPM-Solver++(2M), 5 steps to 1,000.
 
-    python demos/sampler_showdown.py runs/mnist/checkpoint.npz --classifier runs/classifier/checkpoint.npz
+    python demos/sampler_showdown.py runs/mnist/checkpoint.npz
 
 Each row of the table is a sampler with a number of steps.  The classifier measures the digits of a row in two ways: the
 share that is read as the label, and the Frechet distance of their features from those of test digits.  The floor is
@@ -25,12 +25,13 @@ from tqdm import tqdm
 from tinydiff.app import checkpoint as checkpoints
 from tinydiff.app import cli, plots
 from tinydiff.app.checkpoint import atomic_write
-from tinydiff.app.choices import DDIM, DPM_SOLVER_2M
+from tinydiff.app.choices import DDIM, DPM_SOLVER_2M, check_classes
 from tinydiff.app.classify import load_classifier
-from tinydiff.app.generate import DDPM, Recipe, generate, uniform
+from tinydiff.app.generate import DDPM, Recipe, check_steps, generate, uniform
 from tinydiff.app.kinds import data_name
-from tinydiff.app.metrics import frechet_with_floor, wilson_interval
+from tinydiff.app.metrics import frechet_with_floor, interval, percent, wilson_interval
 from tinydiff.app.outputs import own_folder
+from tinydiff.app.plots import log_scale
 from tinydiff.app.reading import features, look
 from tinydiff.app.trained import load_trained
 from tinydiff.backend import TinydiffError, backend_name, xp
@@ -57,6 +58,7 @@ SAMPLERS = {
 GUIDED = (("2M", 10), ("2M, even log SNR", 10), ("DDIM", 20))  # rows with few steps at the default guidance
 COLUMNS = ("sampler", "steps", "scale", "right", "num", "low", "high", "frechet", "floor", "seconds")
 SHOWN = 5  # digits of each row in the picture
+MOST = 6  # numbers of steps in the picture of the digits
 
 
 def main(
@@ -90,18 +92,21 @@ def main(
     }
     judge, _ = load_classifier(Path(classifier), workers)
     with pool, judge:
-        if max(*steps, longest) > schedule.T:
-            raise TinydiffError(f"{max(*steps, longest)} steps: the schedule has T = {schedule.T}, no more")
+        check_classes(checkpoint, pool.model)
+        check_steps(schedule.T, steps=max(steps), longest=longest)
         test = load(data_name(meta), "test", data_dir, meta["train"]["seed"])
         real = np.concatenate(list(features(judge, real_digits(test, num))))
-        wanted = [(name, n, 1.0) for n in steps for name in SAMPLERS] + [(*row, Recipe.scale) for row in GUIDED]
-        wanted = sorted([*wanted, ("DDPM, beta_tilde", longest, 1.0)], key=evaluations)  # the cheapest rows first
+        wanted = [(name, n, 1.0) for n in steps for name in SAMPLERS]
+        wanted += [(name, n, Recipe.scale) for name, n in GUIDED if n <= schedule.T]
+        wanted.append(("DDPM, beta_tilde", longest, 1.0))
+        wanted = sorted(dict.fromkeys(wanted), key=evaluations)  # the cheapest rows first; longest may be among steps
         labels = [i % 10 for i in range(num)]
         rows, shown = [], {}
+        tqdm.write(HEADING)
         try:
             with tqdm(total=num * sum(map(evaluations, wanted)), unit="eval", dynamic_ncols=True) as bar:
                 for name, n, scale in wanted:
-                    bar.set_postfix_str(f"{name}, {n} steps, scale {scale:g}")
+                    bar.set_postfix_str(f"{name}, {cli.counted(n, 'step')}, scale {scale:g}")
                     step, pairs = SAMPLERS[name]
                     recipe = Recipe(schedule, tuple(meta["data"]["image_shape"]), step, n, scale, pairs=pairs)
                     which = {"sampler": name, "steps": n, "scale": scale}
@@ -116,7 +121,8 @@ def main(
                     bar.update(num * evaluations((name, n, scale)))
         finally:  # also after Ctrl-C: the picture then shows the rows so far
             if rows:
-                title = f"{meta['data']['name']}, {meta['step']:,} steps of training, {num:,} digits each, no guidance"
+                training = f"{cli.counted(meta['step'], 'step')} of training"
+                title = f"{meta['data']['name']}, {training}, {cli.counted(num, 'digit')} each"
                 with atomic_write(out / "sampler_showdown.png") as file:
                     picture(rows, shown, steps, title).savefig(file, format="png")
     print(f"table and picture: {out}/sampler_showdown.csv, .png")
@@ -170,12 +176,14 @@ def save_table(path, rows):
         file.write(("\n".join(lines) + "\n").encode())
 
 
+HEADING = f"{'sampler':16}  steps  scale    read  (95% interval)       Frechet      real  seconds"
+
+
 def line(row):
-    """A row of the table as a line of text."""
-    return (
-        "{sampler:16} {steps:5} steps, scale {scale:g}: {share:6.1%} right ({low:.1%} to {high:.1%}), "
-        "Frechet {frechet:.4g} (real digits {floor:.4g}), {seconds:.0f} s"
-    ).format(share=row["right"] / row["num"], **row)
+    """A row of the table as a line of text below HEADING."""
+    read = f"{percent(row['right'] / row['num']):>6}  {'(' + interval(row['right'], row['num']) + ')':18}"
+    frechet = f"{row['frechet']:9.4g} {row['floor']:9.4g}"
+    return f"{row['sampler']:16}  {row['steps']:5}  {row['scale']:5g}  {read} {frechet}  {row['seconds']:7.0f}"
 
 
 def picture(rows, shown, steps, title):
@@ -199,12 +207,12 @@ def picture(rows, shown, steps, title):
             left.errorbar(n, wrong, bars, **style)
             right.plot([row["steps"] for row in points], [row["frechet"] for row in points], **style)
     right.axhline(rows[0]["floor"], color="0.4", ls="--", lw=1.2, label="as many real digits")
-    right.plot([], [], "o", ms=6, mfc="white", color="0.3", label=f"open: with guidance {Recipe.scale:g}")
+    if any(row["scale"] != 1 for row in rows):
+        right.plot([], [], "o", ms=6, mfc="white", color="0.3", label=f"open: with guidance {Recipe.scale:g}")
     left.set_ylim(0)
     left.yaxis.set_major_formatter("{x:g}%")
     left.set_title("digits not read as the one asked for (95% interval)", fontsize=11)
-    right.set_yscale("log")
-    right.yaxis.set_major_formatter("{x:g}")
+    log_scale(right, "y")
     right.set_title("Frechet distance from test digits", fontsize=11)
     right.legend(frameon=False, fontsize=9)
     for axes in (left, right):
@@ -215,6 +223,7 @@ def picture(rows, shown, steps, title):
         axes.set_xlabel("steps")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
+    steps = [steps[i] for i in sorted({i * (len(steps) - 1) // (MOST - 1) for i in range(MOST)})]  # at most MOST
     grid = strips.subplots(len(SAMPLERS), len(steps), squeeze=False)
     for line_of_axes, name in zip(grid, SAMPLERS):
         for axes, n in zip(line_of_axes, steps):
@@ -222,7 +231,7 @@ def picture(rows, shown, steps, title):
             if (name, n, 1.0) in shown:
                 axes.imshow(plots.tile(shown[name, n, 1.0], SHOWN)[..., 0], cmap="gray", vmin=0, vmax=255)
             if name == next(iter(SAMPLERS)):
-                axes.set_title(f"{n} steps", fontsize=10)
+                axes.set_title(cli.counted(n, "step"), fontsize=10)
         line_of_axes[0].text(-0.03, 0.5, name, transform=line_of_axes[0].transAxes, ha="right", va="center", fontsize=9)
     figure.suptitle(title, fontsize=12)
     return figure
@@ -234,10 +243,11 @@ if __name__ == "__main__":
     cli.add_backend(parser)
     parser.add_argument("--classifier", help="checkpoint.npz of train_classifier.py")
     parser.add_argument("--num", type=cli.positive_int, help="digits for each row, a multiple of 10")
-    parser.add_argument("--steps", type=cli.positive_int, nargs="+", help="numbers of steps of every sampler")
+    steps = cli.list_of(cli.positive_int)
+    parser.add_argument("--steps", type=steps, help="reverse steps of every sampler, at most the schedule's T")
     parser.add_argument("--longest", type=cli.positive_int, help="steps of the longest row, DDPM with beta_tilde")
     parser.add_argument("--seed", type=cli.non_negative_int, help="seed of the noise")
-    parser.add_argument("--data-dir", help="folder with the four .gz files of MNIST or Fashion-MNIST")
+    cli.add_data_dir(parser)
     parser.add_argument("--out", help="folder for the table, the picture and the digits")
     parser.add_argument("--workers", type=cli.positive_int, help="processes to share the work (default: all cores)")
     cli.run(main, parser)

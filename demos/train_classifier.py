@@ -1,7 +1,7 @@
 """Train the classifier that reads generated digits.  After some minutes it reads 99.5% of MNIST's test digits right.
 
-    python demos/train_classifier.py                 then:  python demos/classify.py SAMPLES.npz
-    python demos/train_classifier.py --noisy --out runs/noisy_classifier        then:  python demos/guidance.py ...
+    python demos/train_classifier.py                                        for classify.py
+    python demos/train_classifier.py --noisy --out runs/noisy_classifier    for guidance.py
 
 --noisy trains a classifier that reads x_t at any t, for classifier guidance.  This classifier is tested on each test
 digit at a random t, and the demo prints the share of right answers in ranges of t.  (Near t = T the digit is gone, and
@@ -26,6 +26,7 @@ from tinydiff.app.classify import (
     save_classifier,
 )
 from tinydiff.app.fit import finish
+from tinydiff.app.metrics import percent
 from tinydiff.app.outputs import own_folder
 from tinydiff.app.reading import misread_rows, read
 from tinydiff.app.run import check_batch
@@ -74,7 +75,7 @@ def main(
         checkpoint.set_aside(out / "checkpoint.npz")
         save_classifier(out / "checkpoint.npz", pool, config, dataset, test, errors, schedule)
         unfinished.unlink()
-    print(f"{test.source}: {errors} of {len(test):,} misread, {1 - errors / len(test):.2%} right")
+    print(f"{test.source}: {errors:,} of {len(test):,} misread, {percent(1 - errors / len(test), 2)} right")
     if noisy:
         print_by_time(schedule.T, t, probabilities.argmax(1) == labels)
     pictures, captions = misread_rows(images, labels, probabilities, test.classes)
@@ -82,6 +83,8 @@ def main(
         title = f"{test.name}: the most confidently misread of {errors} in {len(test):,}"
         columns = len(pictures) // len(captions)
         plots.save_grid(out / "misread.png", pictures, columns=columns, title=title, row_labels=captions)
+    else:
+        print(f"none misread: {out / 'misread.png'} is not written")
     print(f"done: {out}/checkpoint.npz{'; open ' + str(out / 'misread.png') if captions else ''}")
     print(f"next: {next_command(out / 'checkpoint.npz', noisy)}")
     return errors
@@ -108,14 +111,14 @@ def print_by_time(T, t, right):
     for low, high in ((i * T // 8, (i + 1) * T // 8) for i in range(8)):
         rows = (low < t) & (t <= high)
         if rows.any():
-            print(f"  t in {low + 1:4}..{high:4}: {right[rows].mean():6.1%} of {rows.sum():,}")
+            print(f"  t in {low + 1:4}..{high:4}: {percent(right[rows].mean()):>6} of {rows.sum():,}")
 
 
 if __name__ == "__main__":
     parser = cli.parser(__doc__, main)
     cli.add_backend(parser)
     parser.add_argument("--data", choices=NAMES, help="auto: MNIST, or drawn digits if MNIST cannot be loaded")
-    parser.add_argument("--data-dir", metavar="DIR", help="folder that holds the data files")
+    cli.add_data_dir(parser)
     parser.add_argument("--steps", type=cli.positive_int, help="number of training steps")
     parser.add_argument("--batch-size", type=cli.positive_int, help="images a step")
     parser.add_argument("--seed", type=cli.non_negative_int, help="seed of all random numbers")

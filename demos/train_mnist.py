@@ -4,7 +4,7 @@
     python demos/train_mnist.py --minutes 60         a long run
     python demos/train_mnist.py --resume             continue a run that was stopped or killed
     python demos/train_mnist.py --target v --min-snr 5
-    python demos/train_mnist.py --plain              with the plain functions of the book, in one process
+    python demos/train_mnist.py --plain              with the plain functions of the book
     mpiexec -n 4 python demos/train_mnist.py --parallel mpi
 
 The run writes to --out: checkpoint.npz, metrics.csv and grids of samples in progress/ (always from the same noise).  At
@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tinydiff.app import checkpoint, cli, plots, run, training
-from tinydiff.app.generate import Recipe, build_unet, frame_times, generate
+from tinydiff.app.generate import Recipe, build_unet, check_steps, frame_times, generate
 from tinydiff.app.kinds import data_name
 from tinydiff.app.outputs import own_folder
 from tinydiff.data import NAMES, Dataset
@@ -86,6 +86,7 @@ def main(
         workers = run.resumed_workers(meta, workers, backend)
 
     run.check_channels(model_config["base_channels"])
+    check_steps(schedule.T, sample_steps=sample_steps)
     run.check_batch(config.batch_size, dataset.images.shape[1:], model_config["base_channels"], ranks.size)
     recipe = Recipe(
         schedule,
@@ -137,10 +138,10 @@ def _final_pictures(state: Training, workers: Any, dataset: Dataset, recipe: Rec
     if rank > 0:
         return
     film = np.concatenate(frames, 1)  # (steps, N, H, W, C)
-    title = f"{dataset.name}, {state.step:,} steps, guidance {recipe.scale:g}"
+    title = f"{dataset.name}, {cli.counted(state.step, 'step')}, guidance {recipe.scale:g}"
     _save_by_class(out / "samples.png", film[-1], dataset, title)
     times = frame_times(recipe)
-    columns = [round((len(film) - 1) * (1 - (1 - i / 11) ** 1.5)) for i in range(12)]  # more of them towards the end
+    columns = sorted({round((len(film) - 1) * (1 - (1 - i / 11) ** 1.5)) for i in range(12)})  # more towards the end
     one_each = film[:, :: len(labels) // len(dataset.classes)]
     plots.save_filmstrip(out / "denoising.png", one_each[columns], [times[i] for i in columns], f"denoising: {title}")
     plots.save_gif(out / "denoising.gif", film[::-2, ::2][::-1], columns=10)  # half of the frames, half of the digits
@@ -165,14 +166,15 @@ if __name__ == "__main__":
     parser = cli.parser(__doc__, main)
     cli.add_backend(parser)
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=cli.positive_int, help="number of training steps, without a time limit")
-    length.add_argument(
-        "--minutes", type=cli.positive_float, help="as many steps as fit into these minutes of training"
-    )
+    most = f"(default: {new.num_steps} steps, but at most {new.minutes:g} minutes)"
+    length.add_argument("--steps", type=cli.positive_int, help=f"training steps, without a time limit {most}")
+    length.add_argument("--minutes", type=cli.positive_float, help=f"train as long, without a limit of steps {most}")
     parser.add_argument("--data", choices=NAMES, help="auto: MNIST, or drawn digits if MNIST cannot be loaded")
-    parser.add_argument("--data-dir", help="folder with the four .gz files of MNIST or Fashion-MNIST")
+    cli.add_data_dir(parser)
     parser.add_argument("--target", choices=TARGETS, help=f"what the network learns to predict (default: {new.target})")
-    parser.add_argument("--min-snr", type=cli.positive_float, help="gamma of min-SNR weights, such as 5")
+    parser.add_argument(
+        "--min-snr", type=cli.positive_float, help="gamma of min-SNR weights, such as 5 (default: no weights)"
+    )
     parser.add_argument("--sample-every", type=cli.positive_int, help="steps between sample grids")
     parser.add_argument("--scale", type=cli.non_negative_float, help="guidance of the pictures: 1 follows the label")
     run.add_options(parser)

@@ -1,10 +1,10 @@
-"""Sound: a network of 1 x 5 convolutions learns the waveforms of three timbres and draws new ones.
+"""Train a network of 1 x 5 convolutions on the waveforms of three timbres, and draw new sounds.
 
-    python demos/waves_1d.py                      two minutes; results in runs/waves_1d/
+    python demos/waves_1d.py                      two minutes
 
     waves_1d.png   real and drawn waveforms of each timbre, and their mean spectra
     waves_1d.wav   a few drawn notes of each timbre, to listen to
-    results.csv    the distance in dB between drawn spectra of each timbre and real spectra of each timbre
+    results.csv    the distance in dB between drawn and real spectra, for each pair of timbres
 
 Ctrl-C, SIGTERM and SIGHUP save and end the training; the same command with --resume continues it.
 
@@ -29,11 +29,12 @@ from tinydiff import ops
 from tinydiff.app import cli
 from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.fit import any_training, finish
+from tinydiff.app.generate import check_steps
 from tinydiff.app.outputs import own_folder
 from tinydiff.app.run import check_batch
 from tinydiff.app.tables import write_table
 from tinydiff.autograd import Tensor, no_grad, op
-from tinydiff.backend import TinydiffError, asarray, default_rng, standard_normal, to_numpy, xp
+from tinydiff.backend import asarray, default_rng, standard_normal, to_numpy, xp
 from tinydiff.data.limits import check_memory
 from tinydiff.diffusion import Schedule, ddpm_step, q_sample, sample, timestep_pairs
 from tinydiff.more.layers import NormSilu
@@ -59,7 +60,7 @@ def main(
     plain=False,
     steps=1500,
     batch_size=64,
-    sampling_steps=200,
+    sample_steps=200,
     num=64,
     seed=0,
     workers=None,
@@ -68,8 +69,7 @@ def main(
 ):
     """Train, draw num waves of each timbre and compare their spectra.  Returns the rows of the table of distances."""
     ranks = cli.start(backend, precision, plain=plain)
-    if sampling_steps > T:
-        raise TinydiffError(f"--sampling-steps {sampling_steps}: the schedule has T = {T} steps, no more")
+    check_steps(T, sample_steps=sample_steps)
     check_memory(f"--num {num}", 300_000.0 * num)  # the complex spectra of the waves, and their powers
     check_batch(batch_size, (LENGTH, 1))
     out = own_folder(out, "waves_1d.png", "waves_1d.wav", "results.csv")
@@ -85,7 +85,7 @@ def main(
         seconds = time.monotonic() - began
         slices = [(timbre, n) for timbre in range(len(TIMBRES)) for n in _slices(num)]
         jobs = [([timbre] * n, (seed, i)) for i, (timbre, n) in enumerate(slices)]
-        pairs = timestep_pairs(T, sampling_steps)
+        pairs = timestep_pairs(T, sample_steps)
         drawn = np.concatenate(
             list(tqdm(pool.map(partial(draw, schedule, pairs), jobs), "drawing", len(jobs), dynamic_ncols=True))
         ).reshape(len(TIMBRES), num, LENGTH)
@@ -96,9 +96,9 @@ def main(
     for i, name in enumerate(TIMBRES):
         to = {f"to real {TIMBRES[j]}": round(spectral_distance(drawn[i], real[j]), 2) for j in range(len(TIMBRES))}
         rows.append({"drawn": name, **to, "real to real": round(spectral_distance(more_real[i], real[i]), 2)})
-    print(f"trained in {seconds:.0f} s; rms difference of mean spectra in dB, {num} waves each:")
+    print(f"trained in {seconds:.0f} s; rms difference of mean spectra in dB, {cli.counted(num, 'wave')} each:")
     write_table(out / "results.csv", rows)
-    title = f"three timbres: {steps:,} training steps, {sampling_steps} DDPM steps"
+    title = f"three timbres: {cli.counted(steps, 'training step')}, {cli.counted(sample_steps, 'DDPM step')}"
     picture = io.BytesIO()
     portrait(real, drawn, rows, title).savefig(picture, format="png")
     with atomic_write(out / "waves_1d.png") as file:  # 32 colours need a quarter of the space
@@ -325,8 +325,9 @@ if __name__ == "__main__":
     cli.add_backend(parser)
     parser.add_argument("--steps", type=cli.positive_int, help="number of training steps")
     parser.add_argument("--batch-size", type=cli.positive_int, help="waves a step")
-    parser.add_argument("--sampling-steps", type=cli.positive_int, help=f"steps of DDPM, at most {T}")
-    parser.add_argument("--num", type=cli.positive_int, help="waves to draw of each timbre")
+    parser.add_argument("--sample-steps", type=cli.positive_int, help=f"steps of DDPM, at most {T}")
+    parser.add_argument("--sampling-steps", dest="sample_steps", type=cli.positive_int, help=cli.HIDDEN)
+    parser.add_argument("--num", type=cli.whole(1, 10_000), help="waves to draw of each timbre")
     parser.add_argument("--seed", type=cli.non_negative_int, help="seed of all random numbers")
     parser.add_argument("--workers", type=cli.positive_int, help="processes that share the work (default: all cores)")
     parser.add_argument("--out", metavar="DIR", help="folder for the results")

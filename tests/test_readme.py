@@ -1,6 +1,7 @@
 """The five READMEs keep their word: their links, maps, glossary, examples and quotes are those of the source."""
 
 import ast
+import inspect
 import pkgutil
 import re
 import runpy
@@ -10,6 +11,7 @@ import pytest
 
 from tinydiff import diffusion, train
 from tinydiff.backend import backend_name
+from tinydiff.train import TrainConfig
 
 pytestmark = pytest.mark.program
 
@@ -116,6 +118,75 @@ def test_every_demo_is_on_the_tour_or_among_the_commands():
     assert len(programs) > 20
     named = set(re.findall(r"python (demos/[\w/]+\.py)", PAGES["demos/README.md"]))
     assert {path.relative_to(ROOT).as_posix() for path in programs} == named
+
+
+# -------------------------------------------------------------------------------- numbers that are defaults of the code
+
+
+def defaults(program: str) -> dict:
+    """The keyword defaults of a demo's main, and the module's own names beside them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend((ROOT / "demos" / program).parent)
+        names = runpy.run_path(str(ROOT / "demos" / program))
+    parameters = inspect.signature(names["main"]).parameters.values()
+    return names | {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+NUMBERS = [  # program, what its code says, the sentence that says it too; a page, or else the program's own docstring
+    ("train_mnist.py", lambda d: TrainConfig.num_steps, r"([\d,]+) steps, or as many as fit into \d+ minutes", ""),
+    ("train_mnist.py", lambda d: TrainConfig.minutes, r"steps, or as many as fit into (\d+) minutes", ""),
+    ("train_mnist.py", lambda d: TrainConfig.num_steps, r"takes\n([\d,]+) steps, or as many as fit", "README.md"),
+    ("train_mnist.py", lambda d: TrainConfig.minutes, r"or as many as fit into (\d+) minutes", "README.md"),
+    ("train_mnist.py", lambda d: d["sample_every"], r"`progress/` \(a grid every (\d+) steps", "demos/README.md"),
+    ("train_mnist.py", lambda d: d["sample_every"], r"how digits appear from step (\d+) on", "demos/README.md"),
+    ("forward_process.py", lambda d: d["chains"] // 4, r"also show (thousands) of chains", "demos/README.md"),
+    ("prompts/train_prompts.py", lambda d: d["MINUTES"], r"as many steps as fit into (\d+) minutes", ""),
+    ("prompts/train_prompts.py", lambda d: d["MINUTES"], r"After the default (\d+) minutes", "demos/README.md"),
+    ("prompts/evaluate_prompts.py", lambda d: d["num"], r"998 of ([\d,]+) prompts", "demos/README.md"),
+    ("guidance.py", lambda d: d["num"], r"guidance.py\), (\d+) digits for each row", "demos/README.md"),
+    ("edit.py", lambda d: d["num"], r"The lower half of (\d+) test digits", "demos/README.md"),
+    ("edit.py", lambda d: d["digits"], r"encoding and decoding in 100 steps, (\d+) digits", "demos/README.md"),
+    ("edit.py", lambda d: max(d["round_trips"]), r"encoding and decoding in (\d+) steps", "demos/README.md"),
+    ("edit.py", lambda d: d["num"], r"default is (\d+) digits x", ""),
+    ("edit.py", lambda d: (d["steps"] - 1) * d["RESAMPLE"] + 1, r"digits x (\d+) evaluations \(with drawn", ""),
+    ("edit.py", lambda d: d["steps"] * 11, r"with drawn\s+labels (\d+)\)", ""),
+    ("edit.py", lambda d: d["digits"], r"and (\d+) digits x 3 x", ""),
+    ("edit.py", lambda d: sum(d["round_trips"]), r"digits x 3 x (\d+) evaluations", ""),
+    ("points_2d.py", lambda d: d["num"], r"cannot tell ([\d,]+) samples from", "demos/README.md"),
+    ("sampler_showdown.py", lambda d: d["num"], r"the share of ([\d,]+) digits read as asked", "demos/README.md"),
+    ("sampler_showdown.py", lambda d: d["num"], r"default of ([\d,]+) digits takes", ""),
+    ("sampler_showdown.py", lambda d: round(showdown_evaluations(d) / 1e6, 1), r"takes ([\d.]+) million", ""),
+    ("sampler_showdown.py", lambda d: min(d["steps"]), r"DPM-Solver\+\+\(2M\), (\d+) steps to", ""),
+    ("sampler_showdown.py", lambda d: d["longest"], r"steps to ([\d,]+)\.", ""),
+    ("evaluate.py", lambda d: d["num"], r"The default is ([\d,]+) images", ""),
+    ("evaluate.py", lambda d: d["draws"] + 1, r"images\s+with (\d+) evaluations each", ""),
+    ("latent.py", lambda d: d["autoencoder_minutes"] + d["minutes"], r"train for (\d+) minutes, then compare", ""),
+    ("explorer/explorer.py", lambda d: pitfalls_default("train_steps"), r"5 minutes with (\d+) steps", ""),
+    ("measure/benchmark.py", lambda d: 64, r"On the CPU \(on_cpu.py\): batch (\d+)", ""),
+    ("exercises/exercise.py", lambda d: len(d["EXERCISES"]), r"list +(fifteen) exercises", ""),
+    ("exercises/exercise.py", lambda d: len(d["EXERCISES"]), r"(fifteen) parts of the book to", "demos/README.md"),
+]
+WORDS = {"fifteen": 15, "thousands": 1000}
+
+
+def showdown_evaluations(d: dict) -> int:
+    rows = [(name, n, 1.0) for n in d["steps"] for name in d["SAMPLERS"]] + [("", d["longest"], 1.0)]
+    return d["num"] * sum(map(d["evaluations"], [*rows, *((*row, 2.0) for row in d["GUIDED"])]))
+
+
+def pitfalls_default(name: str) -> int:
+    return defaults("pitfalls.py")[name]
+
+
+def test_numbers_of_the_texts_are_the_defaults_of_the_code():
+    """What a page or a docstring says of the default run is what the code does by default."""
+    loaded = {}
+    for program, value, sentence, page in NUMBERS:
+        names = loaded.setdefault(program, None) or defaults(program)
+        loaded[program] = names
+        (text,) = re.findall(sentence, PAGES[page] if page else names["__doc__"])
+        number = WORDS.get(text) or float(text.replace(",", ""))
+        assert number == value(names), f"{page or program}: {sentence} is {text}, the code has {value(names)}"
 
 
 # ---------------------------------------------------------------------------- the glossary and the equation index

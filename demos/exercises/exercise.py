@@ -1,10 +1,10 @@
-"""Learn by building: a part of the package is taken out, you write it anew, and the laws of the suite judge it.
+"""Take a part out of the package, write it anew, and let the laws of the suite judge it: learn by building.
 
-    python demos/exercises/exercise.py list                   fifteen exercises, 10 to 30 minutes each
-    python demos/exercises/exercise.py start closed_form      a copy of the package without a few statements
-    python demos/exercises/exercise.py check                  the laws of this exercise judge your copy
-    python demos/exercises/exercise.py hint                   one more hint, of three
-    python demos/exercises/exercise.py solution               the statements that were taken out
+    python demos/exercises/exercise.py list               fifteen exercises, 10 to 30 minutes each
+    python demos/exercises/exercise.py start closed_form  a copy without a few statements
+    python demos/exercises/exercise.py check              the laws of this exercise judge your copy
+    python demos/exercises/exercise.py hint               one more hint, of three
+    python demos/exercises/exercise.py solution           the statements that were taken out
 
 A copy lies in runs/exercise/NAME/.  Nothing else is touched, so any number of exercises may be under way.  Without a
 name, start takes the next exercise, and the other commands take the one that was worked on last.  A check runs the
@@ -44,7 +44,7 @@ def main(action="list", name=None, *, dir=FOLDER, fresh=False):
     if fresh and action != "start":
         raise TinydiffError(f"--fresh goes with start, not with {action}")
     if name and action == "list":
-        raise TinydiffError(f"list shows all exercises: leave {name} out")
+        raise TinydiffError(f"list shows every exercise; for {name} alone choose start, check, hint or solution")
     if action == "list":
         show_list(folder)
     elif action == "start":
@@ -314,7 +314,7 @@ if __name__ == "__main__":
     parser = cli.parser(__doc__, main)
     actions = ["list", "start", "check", "hint", "solution"]
     parser.add_argument("action", nargs="?", choices=actions, help="what to do")
-    parser.add_argument("name", nargs="?", help="an exercise, by its name or number")
+    parser.add_argument("name", nargs="?", help="an exercise, by its name or number (default: the next, or the last)")
     parser.add_argument("--dir", help="folder of the working copies")
     parser.add_argument("--fresh", action="store_true", help="start again, and throw your work away")
     cli.run(main, parser)

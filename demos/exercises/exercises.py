@@ -477,7 +477,7 @@ EXERCISES = (
         name="time_code",
         title="The code of the time",
         minutes=10,
-        teaches="how a network is told t: as hands of clocks from fast to slow, so that near times have similar codes",
+        teaches="how a network gets t: as hands of clocks from fast to slow, so that near times have similar codes",
         task="Write _time_code, the row of one time k: 2 half numbers, first all sines and then all cosines. Compute "
         "them with Python's floats, which are float64. time_code puts the rows together and casts them in the end.",
         cuts=(Cut("nn/unet.py", "_time_code", "sines and cosines of k times the frequencies f_i"),),

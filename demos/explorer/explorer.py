@@ -1,7 +1,8 @@
 """Write one HTML page that shows real runs of a checkpoint, where a reader can watch diffusion, play and predict.
 
-    python demos/explorer/explorer.py runs/mnist/checkpoint.npz         some 2 minutes on 2 cores; runs/explorer.html
-    python demos/explorer/explorer.py runs/mnist/checkpoint.npz --classifier runs/classifier/checkpoint.npz
+    python demos/explorer/explorer.py runs/mnist/checkpoint.npz      some 2 minutes on 2 cores
+    python demos/explorer/explorer.py runs/mnist/checkpoint.npz \\
+        --classifier runs/classifier/checkpoint.npz
     python demos/explorer/explorer.py runs/mnist/checkpoint.npz --train-steps 400
 
 The page opens from the disk, loads no other file and needs no internet.  The functions of the package draw and measure
@@ -13,16 +14,16 @@ Read next: explorer_runs.py.
 
 import json
 import re
-from argparse import ArgumentTypeError
 from pathlib import Path
 
 import explorer_runs as runs
 import numpy as np
 
-from tinydiff.app import choices, cli
+from tinydiff.app import cli
 from tinydiff.app.checkpoint import atomic_write
+from tinydiff.app.choices import check_classes, check_labels
 from tinydiff.app.classify import load_classifier
-from tinydiff.app.generate import check_room
+from tinydiff.app.generate import check_room, check_steps
 from tinydiff.app.kinds import data_name
 from tinydiff.app.outputs import file_to_write
 from tinydiff.app.trained import load_trained
@@ -40,7 +41,7 @@ def main(
     precision=None,
     plain=False,
     labels=tuple(range(10)),
-    steps=(5, 10, 20, 50),
+    sample_steps=(5, 10, 20, 50),
     moments=41,
     point_steps=2000,
     num=30,
@@ -61,14 +62,16 @@ def main(
     reader = load_classifier(Path(classifier), 1)[0] if classifier else None
     pool, schedule, meta = load_trained(Path(checkpoint), workers)
     with pool:
-        check(pool.model, schedule, meta, labels, steps)
+        check(checkpoint, pool.model, meta, labels)
+        check_steps(schedule.T, sample_steps=max(sample_steps))
+        steps = tuple(sorted(sample_steps))
         name, shape = data_name(meta), tuple(meta["data"]["image_shape"])
         check_room(num, shape)
         dataset = load(name, "test", data_dir, seed, LOOK_AMONG)
         training_set = load(name, "train", data_dir, seed) if train_steps else None
         (shown, _), (hidden, hidden_labels) = (dataset.batch(nth_of_each(dataset.labels, labels, n)) for n in (0, 1))
         data = {
-            "about": f"{checkpoint}, {meta['step']:,} training steps on {name}",
+            "about": f"{checkpoint}, {cli.counted(meta['step'], 'training step')} on {name}",
             "size": shape[:2],
             "classes": dataset.classes,
             "is_digits": dataset.classes[0] == "0",
@@ -87,16 +90,12 @@ def main(
     return data
 
 
-def check(model, schedule, meta, labels, steps):
-    """Raise TinydiffError if the page cannot show this network, these labels or these numbers of steps."""
-    if model.num_classes is None:
-        raise TinydiffError("the explorer shows what a label does: it needs a network with classes, and this has none")
+def check(path, model, meta, labels):
+    """Raise TinydiffError if the page cannot show this network or these labels."""
+    check_classes(path, model)
     if meta["data"]["image_shape"][-1] != 1:
         raise TinydiffError(f"the explorer shows grey images, and these have shape {meta['data']['image_shape']}")
-    if max(labels) >= model.num_classes:
-        raise TinydiffError(f"--labels {max(labels)}: this network has labels 0 to {model.num_classes - 1}")
-    if max(steps) > schedule.T:
-        raise TinydiffError(f"--steps {max(steps)}: the schedule has T = {schedule.T}, no more")
+    check_labels(model, labels=labels)
 
 
 def nth_of_each(all_labels, labels, n):
@@ -120,26 +119,21 @@ def part(name):
     return text
 
 
-def step_counts(text):
-    """Option type: rising whole numbers, separated by commas."""
-    counts = tuple(cli.positive_int(part) for part in text.split(","))
-    if list(counts) != sorted(set(counts)):
-        raise ArgumentTypeError(f"must be rising whole numbers such as 5,10,50, got {text!r}")
-    return counts
-
-
 if __name__ == "__main__":
     parser = cli.parser(__doc__, main)
     parser.add_argument("checkpoint", help="checkpoint.npz of train_mnist.py")
     cli.add_backend(parser)
-    parser.add_argument("--labels", type=choices.labels, help="digits to show, such as 0-9 or 3,7")
-    parser.add_argument("--steps", type=step_counts, help="numbers of reverse steps to choose from, such as 5,50")
-    parser.add_argument("--moments", type=cli.positive_int, help="moments of each time line, 3 or more")
+    steps = cli.list_of(cli.positive_int)
+    parser.add_argument("--labels", type=cli.list_of(cli.non_negative_int), help="digits to show, such as 3,7")
+    parser.add_argument("--sample-steps", type=steps, help="numbers of reverse steps to choose from")
+    parser.add_argument("--steps", dest="sample_steps", type=steps, help=cli.HIDDEN)
+    parser.add_argument("--moments", type=cli.whole(3, 1000), help="moments of each time line")
     parser.add_argument("--point-steps", type=cli.positive_int, help="training steps for each set of points")
-    parser.add_argument("--num", type=cli.positive_int, help="digits on which each mistake is measured, 10 or more")
-    parser.add_argument("--classifier", help="checkpoint.npz of train_classifier.py, to read those digits")
+    reader = "checkpoint.npz of train_classifier.py, to read those digits (default: none)"
+    parser.add_argument("--num", type=cli.whole(10, 10_000), help="digits on which each mistake is measured")
+    parser.add_argument("--classifier", help=reader)
     parser.add_argument("--train-steps", type=cli.non_negative_int, help="of each mistake in training, 0 for none")
-    parser.add_argument("--data-dir", help="folder with the data set's files")
+    cli.add_data_dir(parser)
     parser.add_argument("--seed", type=cli.non_negative_int, help="seed of all noise")
     parser.add_argument("--out", help="the file of the page")
     parser.add_argument("--workers", type=cli.positive_int, help="processes to share the work (default: all cores)")

@@ -121,8 +121,8 @@ def reverse(pool, schedule, shape, labels, steps, moments, seed):
     jobs = [(sampler, num_steps, scale) for sampler in SAMPLERS for num_steps in steps for scale in SCALES]
     record = partial(trajectory, schedule, shape, labels, moments, seed)
     runs = {}
-    answers = tqdm(pool.map(record, jobs), "reverse", len(jobs))
-    for (times, seen), (sampler, num_steps, scale) in zip(answers, jobs):  # in this order zip reads answers to the end
+    recorded = tqdm(pool.map(record, jobs), "reverse", len(jobs))  # zip must ask the bar first, else it ends below 100%
+    for (times, seen), (sampler, num_steps, scale) in zip(recorded, jobs):
         sheets = [sheet(seen[:, :, i]) for i in range(seen.shape[2])]
         alpha_bar = rounded(schedule.alpha_bar[list(times)])
         runs[f"{sampler} {num_steps} {scale}"] = {"times": times, "alpha_bar": alpha_bar, "sheets": sheets}
@@ -225,6 +225,7 @@ def mistakes(pool, reader, schedule, meta, most_steps, num, train_steps, trainin
     each mistake in training, or 0 to leave these mistakes out; training_set is then not used.
     """
     steps = min(most_steps, pitfalls.FEW)
+    numbers = pitfalls.facts(schedule, steps, max(train_steps, 1))
     labels = np.arange(num) % pool.model.num_classes
     how = steps, pitfalls.jobs_of(labels, seed), tuple(meta["data"]["image_shape"])
     groups = {
@@ -239,6 +240,7 @@ def mistakes(pool, reader, schedule, meta, most_steps, num, train_steps, trainin
         right = drawn[0][1]
         right_figures = pitfalls.measure(reader, right, labels)
         for case, images in drawn[1:]:
+            case = pitfalls.explained(case, numbers)
             figures = pitfalls.measure(reader, images, labels, right if group == "sampling" else None)
             pair = {"right": sheet(right[None, :SHOWN]), "wrong": sheet(images[None, :SHOWN])}
             texts = {"name": case.name, "why": case.why, "figures": figures, "right_figures": right_figures}

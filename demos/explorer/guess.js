@@ -43,7 +43,7 @@ function startGuess() {
     byId("guess-less").disabled = true;
     byId("guess-reveal").hidden = false;
     draw(byId("riddle-answer"), item.answer, 0, 0, `The picture: ${className(label)}`);
-    draw(byId("riddle-seen"), item.sheet, k, 1, `What the network, told no label, makes of it at t = ${times[k]}`);
+    draw(byId("riddle-seen"), item.sheet, k, 1, `What the network makes of it without a label at t = ${times[k]}`);
     byId("guess-history").append(element("li", {}, `${className(label)} at t = ${times[k]}${tries}`));
   }
 

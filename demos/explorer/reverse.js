@@ -9,7 +9,7 @@ const SAMPLER_NOTES = {
 };
 const SCALE_NOTES = {
   0: "At scale 0 no label is asked for: which one you choose makes no difference.",
-  1: "At scale 1 the network is told the label.",
+  1: "At scale 1 the network gets the label.",
   3: "At scale 3 it goes three times as far from “anything” to “this label”, and is asked twice a step.",
 };
 
@@ -42,7 +42,7 @@ function startReverse() {
     const what = `at t = ${t}, ${SAMPLER_NAMES[sampler.value]}, ${numSteps.value} steps, scale ${scale.value}`;
     const wanted = scale.value === 0 ? "no label" : `label ${className(data.labels[digit.value])}`;
     draw(byId("x-t"), sheet, k, 0, `x t, ${wanted}, ${what}`);
-    draw(byId("eps-hat"), sheet, k, 1, t === 0 ? "No noise is left to be told" : `Epsilon hat, ${wanted}, ${what}`);
+    draw(byId("eps-hat"), sheet, k, 1, t === 0 ? "No noise is left to predict" : `Epsilon hat, ${wanted}, ${what}`);
     draw(byId("x-0-hat"), sheet, k, 2, `x 0 hat, ${wanted}, ${what}`);
     return t === 0 ? "t = 0: the picture" : `t = ${t}`;
   });

@@ -1,4 +1,4 @@
-"""How fast are a training step, sampling and each op, and how much memory do they take?  tinydiff beside PyTorch.
+"""Measure how fast a training step, sampling and each op are, and how much memory they take, beside PyTorch.
 
     python demos/measure/benchmark.py                    about 2 minutes on 2 cores
     python demos/measure/benchmark.py --plain            also with the plain functions of the book
@@ -14,16 +14,17 @@ as many BLAS threads.  No ratio to PyTorch uses this contestant.
 On the CPU (on_cpu.py): batch 64, float32, PyTorch eager in both memory layouts.  A check comes first: both networks
 must have the same number of parameters and, with copied weights, the same output and gradients.
 
-    train step   forward, backward, clipping, Adam, average of the weights: on all workers (PyTorch: as many threads),
-                 and on one core (one process with one BLAS thread; one thread)
+    train step   forward, backward, clipping, Adam, average of the weights: on all workers (PyTorch:
+                 as many threads), and on one core (one process with one BLAS thread; one thread)
     forward      a forward pass without gradient, which sampling repeats
-    the ops      forward + backward on one core, with the images of one worker (batch size / workers).  Each shape that
-                 occurs in the network is measured once, and (xN) is how often it occurs.  The convolutions are all 3x3
-                 ones, also those with stride 2 and those with one channel.  One row has the geometric mean of their
-                 ratios.  The first convolution computes no gradient of its input, because no layer precedes it.
+    the ops      forward + backward on one core, with the images of one worker (batch size /
+                 workers).  Each shape that occurs in the network is measured once, and (xN) is how
+                 often it occurs.  The convolutions are all 3x3 ones, also those with stride 2 and
+                 those with one channel.  One row has the geometric mean of their ratios.  The
+                 first convolution computes no gradient of its input, because no layer precedes it.
     optimizer    clipping, Adam, average over all parameters, on one core
-    peak memory  the sum of the peak memory of our processes, beside that of PyTorch's one process.  It is read after
-                 the training steps, before anything else runs (Linux only)
+    peak memory  the sum of the peak memory of our processes, beside that of PyTorch's one process.
+                 It is read after the training steps, before anything else runs (Linux only)
 
 On a GPU (on_gpu.py): training step, forward and the device's memory.  PyTorch runs eager and compiled, each in both
 memory layouts.  TF32 is on for both sides, or off with --precision float32.
@@ -38,7 +39,7 @@ import on_cpu
 import on_gpu
 from figures import write_json
 
-from tinydiff.app import cli
+from tinydiff.app import cli, run
 from tinydiff.app.outputs import file_to_write
 from tinydiff.backend import TinydiffError
 from tinydiff.backend import precision as current_precision
@@ -64,7 +65,8 @@ def main(
     if on_a_gpu and workers is not None:
         raise TinydiffError(f"--workers {workers}: a GPU has one process; leave it out")
     if not on_a_gpu and batch_sizes is not None and len(batch_sizes) > 1:
-        raise TinydiffError(f"--batch-size {' '.join(map(str, batch_sizes))}: one at a time on the CPU")
+        raise TinydiffError(f"--batch-size {cli.as_typed(batch_sizes)}: must be one number on the CPU")
+    run.check_channels(channels)
     if json_path is not None:
         file_to_write("--json", json_path, ".json")
     ranks = cli.start(backend, precision)
@@ -84,17 +86,16 @@ def main(
 if __name__ == "__main__":
     parser = cli.parser(__doc__, main)
     cli.add_backend(parser)
+    sizes = cli.list_of(cli.positive_int)
     parser.add_argument(
-        *("--batch-size", "--batch-sizes"),
-        dest="batch_sizes",
-        type=cli.positive_int,
-        nargs="+",
-        help="images a step (default: 64; on a GPU 128 and 512)",
+        "--batch-size", dest="batch_sizes", type=sizes, help="images a step (default: 64; on a GPU 128,512)"
     )
+    parser.add_argument("--batch-sizes", type=sizes, help=cli.HIDDEN)
     parser.add_argument("--channels", type=cli.positive_int, help="channels of the first level")
-    parser.add_argument("--rounds", type=cli.positive_int, help="number of rounds that count")
+    parser.add_argument("--rounds", type=cli.whole(1, 1000), help="number of rounds that count")
     parser.add_argument(
         "--workers", type=cli.positive_int, help="our processes, PyTorch's threads (default: all cores)"
     )
-    parser.add_argument("--json", dest="json_path", metavar="FILE", help="also write the numbers to this file")
+    also = "also write the numbers to this file (default: none)"
+    parser.add_argument("--json", dest="json_path", metavar="FILE", help=also)
     cli.run(main, parser)

@@ -35,6 +35,12 @@ def number(x):
     return "-" if x is None else f"{x:.2f}"
 
 
+def milliseconds(stages):
+    """The seconds of each stage as milliseconds with three digits: "0.10+0.57 ms"."""
+    digits = (2 if 1e3 * s < 9.995 else 1 if 1e3 * s < 99.95 else 0 for s in stages)
+    return "+".join(f"{1e3 * s:.{n}f}" for s, n in zip(stages, digits)) + " ms"
+
+
 def write_json(path, report):
     """Write the whole report.  If writing fails, an old file is unchanged."""
     with atomic_write(path) as file:

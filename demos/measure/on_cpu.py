@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
 from contestant import FORWARD, TRAIN, WARM_UP, Contestant, take_turns
-from figures import ahead, medians, memory_ratio, number, plain_ratio
+from figures import ahead, medians, memory_ratio, milliseconds, number, plain_ratio
 from machine import describe_cpu, speed_variables
 from ours import OURS, PLAIN, SIDE, Ours
 from tqdm import tqdm
@@ -154,24 +154,25 @@ def print_table(report):
     names = list(report["peak_mb"])
 
     def row(what, cells, last):
-        print(f"{what:<45}" + "".join(f"{cell:>18}" for cell in cells) + f"{last:>8}")
+        print(f"{what:<37}" + "".join(f" {cell:>13}" for cell in cells) + f" {last:>6}")
 
     settings, nothing = report["settings"], [""] * len(names)
     what = f"batch {settings['batch_size']}, each op at {settings['op_images']} image(s)"
     row(what, [name.replace("_format", "") for name in names], "ratio")
     for median in report["medians"]:
         if median["job"] in (TRAIN, FORWARD):
-            cells = [f"{settings['batch_size'] / s:.1f} img/s" for s in median["seconds"].values()]
+            rates = [settings["batch_size"] / s for s in median["seconds"].values()]
+            cells = [f"{rate:.{0 if rate > 999 else 1}f} img/s" for rate in rates]
         else:
-            cells = [" + ".join(f"{1e3 * s:.2f}" for s in stages) + " ms" for stages in median["stages"].values()]
+            cells = [milliseconds(stages) for stages in median["stages"].values()]
         row(median["what"], cells, number(ahead(median["seconds"])))
     row("convolutions, geometric mean", nothing, number(report["conv_ratio"]))
     cells = [f"{number(mb)} MB" for mb in report["peak_mb"].values()]
-    row("peak memory, all processes (low is good)", cells, number(report["memory_ratio"]))
+    row("peak memory, low is good", cells, number(report["memory_ratio"]))
     row("training, all workers / 1 worker", nothing, number(report["worker_scaling"]))
     if PLAIN in names:
-        row("time of a train step, 1 core: plain / fast", nothing, number(report["plain_step_ratio_1core"]))
-        row("time of a forward, 1 core: plain / fast", nothing, number(report["plain_sampling_ratio_1core"]))
+        row("train step, 1 core: time plain / fast", nothing, number(report["plain_step_ratio_1core"]))
+        row("forward, 1 core: time plain / fast", nothing, number(report["plain_sampling_ratio_1core"]))
 
 
 def _label(cores, job, count):

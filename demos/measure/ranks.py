@@ -1,16 +1,17 @@
-"""How fast is a training step on worker processes or MPI ranks, and how fast would it be on many ranks?
+"""Measure a training step on worker processes or MPI ranks, and predict it for many ranks.
 
-    python demos/measure/ranks.py --workers 1                                 one core, and a prediction from it
+    python demos/measure/ranks.py --workers 1                        with a prediction
     python demos/measure/ranks.py --workers 2
     mpiexec -n 2 python demos/measure/ranks.py --parallel mpi
-    mpiexec -n 2 --mca btl tcp,self python demos/measure/ranks.py --parallel mpi          over TCP
+    mpiexec -n 2 --mca btl tcp,self python demos/measure/ranks.py --parallel mpi      over TCP
 
 Each command measures the training step of the reference U-Net with a batch of 64 images, split over the workers, so
 that the commands can be compared in images a second.  MPI ranks also time the Allreduce alone, for one number (the
 latency of two messages) and for the gradient.  With one worker the program also evaluates a model of many ranks (weak
 scaling, B images on every rank):
 
-    T(n) = B c + D d + n B e + u + 2 (n - 1)/n S/bandwidth + 2 (n - 1) latency     efficiency = T(1)/T(n)
+    T(n) = B c + D d + n B e + u + 2 (n - 1)/n S/bandwidth + 2 (n - 1) latency
+    efficiency = T(1)/T(n)
 
 c: seconds to compute an image.  d: seconds to draw an image.  A rank draws D images: its own, and those in the same
 blocks of the batch (app/blocks.py), at most B and two blocks.  e: seconds for an image of any rank, whose time t is
@@ -66,7 +67,8 @@ def main(*, parallel="local", workers=None, rounds=15, out=None):
             size = costs["numbers"]
             one, whole = (seconds(partial(ranks.allreduce_mean, np.ones(n, "float32")), 5 * rounds) for n in (1, size))
             print(f"Allreduce: {1e6 * one:.1f} us for 4 bytes, {1e3 * whole:.2f} ms for {4 * size:,} bytes")
-            print(f"so {1e6 * one / 2:.1f} us a message and {4e-9 * size / (whole - one):.2f} GB/s each way")
+            rate = f"{4e-9 * size / (whole - one):.2f} GB/s" if whole > one else "too much to measure"
+            print(f"so {1e6 * one / 2:.1f} us a message and {rate} each way")
     if not writes:
         return
     costs["e"] = measure_others(dataset, rounds)
@@ -185,6 +187,6 @@ def picture(costs):
 if __name__ == "__main__":
     parser = cli.parser(__doc__, main)
     cli.add_parallel(parser)
-    parser.add_argument("--rounds", type=cli.positive_int, help="how often each part is timed")
-    parser.add_argument("--out", help=f"folder for table and picture (default: {OUT})")
+    parser.add_argument("--rounds", type=cli.whole(1, 1000), help="how often each part is timed")
+    parser.add_argument("--out", help="folder for table and picture, with one worker")
     cli.run(main, parser)

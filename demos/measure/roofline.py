@@ -182,7 +182,7 @@ def step_lines(step, rates):
         ("products over channels", product.operations, product.bytes, roofline(product), product.seconds),
         ("transforms, sums over pixels", thin.operations, thin.bytes, roofline(thin), thin.seconds),
         ("tanh", None, tanh.bytes, tanh.operations * rates["tanh"] / 1e9, tanh.seconds),
-        ("parameters, gradient, moments, average", None, step["state"], through_memory(step["state"]), step["update"]),
+        ("weights, gradient, moments, average", None, step["state"], through_memory(step["state"]), step["update"]),
         ("maps kept for the backward pass", None, step["maps"], through_memory(step["maps"]), None),
     ]
     least, took = (sum(row[i] or 0 for row in rows) for i in (3, 4))
@@ -197,4 +197,4 @@ def step_lines(step, rates):
 
 
 def _row(what, cells):
-    return f"{what:<40}" + "".join(f"{cell:>9}" for cell in cells)
+    return f"{what:<36}" + "".join(f" {cell:>8}" for cell in cells)

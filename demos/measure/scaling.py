@@ -1,22 +1,24 @@
-"""How fast is this machine, what does a training step need at this speed, and how does the time of a step grow?
+"""Measure how fast this machine is, what a training step needs at this speed, and how the time of a step grows.
 
-    python demos/measure/scaling.py        about 2 minutes on 2 cores; the picture is runs/scaling/scaling.png
+    python demos/measure/scaling.py        about 2 minutes on 2 cores
 
-NumPy only, float32.  One table is printed:
+NumPy only, float32.  One table is printed, and the picture scaling.png is written to --out:
 
-    the machine  the rates of one core, in a process with one BLAS thread: matrix products of a shape that is frequent
-                 in Winograd's convolution, copies (bytes read + bytes written) of arrays that fit into no cache and
-                 of arrays of 256 KB, and tanh
-    a step       a training step of the reference U-Net on one core: forward, backward, clipping, Adam, average of the
-                 weights.  Operations are 2 M K N of each matrix product, counted in the calls of the step.  The row of
-                 the direct convolution counts the same step without Winograd's algorithm.  Bytes are those that each
-                 product reads and writes, the maps that are kept for the backward pass, and the optimizer's arrays.
-                 "least" is the time at the rates above.  For a product it is the longer of two times: that of its
-                 operations and that of its bytes in cache.  Maps and the optimizer's arrays pass through memory
-                 twice.  For the step it is the sum.  "took" is measured call by call.  The whole step is measured too,
-                 and "all else" is the rest of it.
-    growth       milliseconds a step against batch, channels and resolution on one core, and against workers.  p is the
-                 power of the best fit, time ~ x^p.
+    the machine  the rates of one core, in a process with one BLAS thread: matrix products of a
+                 shape that is frequent in Winograd's convolution, copies (bytes read + bytes
+                 written) of arrays that fit into no cache and of arrays of 256 KB, and tanh
+    a step       a training step of the reference U-Net on one core: forward, backward, clipping,
+                 Adam, average of the weights.  Operations are 2 M K N of each matrix product,
+                 counted in the calls of the step.  The row of the direct convolution counts the
+                 same step without Winograd's algorithm.  Bytes are those that each product reads
+                 and writes, the maps that are kept for the backward pass, and the optimizer's
+                 arrays.  "least" is the time at the rates above.  For a product it is the longer of
+                 two times: that of its operations and that of its bytes in cache.  Maps and the
+                 optimizer's arrays pass through memory twice.  For the step it is the sum.  "took"
+                 is measured call by call.  The whole step is measured too, and "all else" is the
+                 rest of it.
+    growth       milliseconds a step against batch, channels and resolution on one core, and against
+                 workers.  p is the power of the best fit, time ~ x^p.
 
 The numbers are medians over rounds.  A round goes over all configurations of a sweep, so that a busy machine slows all
 of them equally.  roofline.py measures the rates of the machine and counts the work of a step.
@@ -25,14 +27,15 @@ of them equally.  roofline.py measures the rates of the machine and counts the w
 import contextlib
 import multiprocessing
 import statistics
+import textwrap
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 from contestant import TRAIN, WARM_UP, Contestant
+from figures import milliseconds
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 from ours import SIDE, Ours
 from roofline import RATES, measure_rates, measure_step, step_lines
 from tqdm import tqdm
@@ -40,6 +43,8 @@ from tqdm import tqdm
 from tinydiff.app import cli
 from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.outputs import own_folder
+from tinydiff.app.plots import log_scale
+from tinydiff.app.tables import WIDTH
 from tinydiff.fast.processes import ONE_THREAD, available_cores, environment
 
 REFERENCE = {"batch_size": 64, "channels": 32, "size": SIDE, "cores": 1}
@@ -112,9 +117,9 @@ def growth_lines(growth):
     """One row for each sweep: milliseconds, and the power or the speed-up."""
     lines = ["ms a step"]
     for sweep, by in growth:
-        times = ", ".join(f"{value}: {1e3 * s:.1f}" for value, s in by.items())
+        times = ", ".join(f"{value}: {milliseconds([s]).removesuffix(' ms')}" for value, s in by.items())
         result = f"p = {power_of(by):.2f}" if sweep.power else f"speed-up {speed_up(by)[-1]:.2f}"
-        lines.append(f"{sweep.label:<40} {times}; {result}")
+        lines.append(textwrap.fill(f"{sweep.label:<28} {times}; {result}", WIDTH, subsequent_indent=29 * " "))
     return lines
 
 
@@ -156,11 +161,8 @@ def _dress(axes, sweep):
     axes.set_xlabel(sweep.label)
     axes.set_ylabel("ms a step" if sweep.power else "speed-up")
     if sweep.power:
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:,g}")
-        axes.minorticks_off()
+        log_scale(axes, "x")
+        log_scale(axes, "y")
     else:
         axes.set_ylim(bottom=0)
     axes.set_xticks(sweep.values, [str(value) for value in sweep.values])
@@ -172,5 +174,5 @@ def _dress(axes, sweep):
 if __name__ == "__main__":
     parser = cli.parser(__doc__, main)
     parser.add_argument("--out", help="folder for the picture")
-    parser.add_argument("--rounds", type=cli.positive_int, help="how often each step is timed")
+    parser.add_argument("--rounds", type=cli.whole(1, 1000), help="how often each step is timed")
     cli.run(main, parser)

@@ -1,4 +1,4 @@
-"""Does a model of train_prompts.py draw what the prompts describe?  Its images are measured, with 95% intervals.
+"""Measure whether a model of train_prompts.py draws what the prompts describe, with 95% intervals.
 
     python demos/prompts/evaluate_prompts.py runs/prompts/checkpoint.npz
 
@@ -25,7 +25,7 @@ from tqdm import tqdm
 from tinydiff.app import cli, plots
 from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.classify import load_classifier
-from tinydiff.app.generate import Recipe, check_room, generate
+from tinydiff.app.generate import Recipe, check_room, check_steps, generate
 from tinydiff.app.metrics import share
 from tinydiff.app.outputs import own_folder
 from tinydiff.app.reading import read
@@ -57,6 +57,7 @@ def main(
     pool, schedule, meta = load_trained(Path(checkpoint), workers)
     table = {}
     with pool, judge:
+        check_steps(schedule.T, steps=steps)
         check_room(max(num, num_held_out), meta["data"]["image_shape"])
         held_out = [tuple(row) for row in meta["held_out"]]
         every = [(d, t, s) for d in DIGITS for t in NAMES["thickness"] for s in NAMES["slant"]]
@@ -70,7 +71,8 @@ def main(
                 table[which + what] = share(right)
                 print(f"  {which + what:28}{table[which + what]}", flush=True)
     lines = [f"| {what} | {shares} |" for what, shares in table.items()]
-    head = f"| {meta['step']:,} steps, guidance {scale:g}, DDPM in {steps} steps, seed {seed} | drawn as asked |"
+    drawn = f"guidance {scale:g}, DDPM in {cli.counted(steps, 'step')}, seed {seed}"
+    head = f"| {cli.counted(meta['step'], 'step')}, {drawn} | drawn as asked |"
     with atomic_write(out / "prompts.md") as file:
         file.write("\n".join([head, "|---|---|", *lines, ""]).encode())
     save_rows(out / "held_out.png", images, held_out)
@@ -129,8 +131,8 @@ if __name__ == "__main__":
     parser.add_argument("checkpoint", help="checkpoint.npz of train_prompts.py")
     cli.add_backend(parser)
     parser.add_argument("--classifier", help="checkpoint.npz of train_classifier.py")
-    parser.add_argument("--num", type=cli.positive_int, help="number of prompts")
-    parser.add_argument("--num-held-out", type=cli.positive_int, help="prompts that name a held-out combination")
+    parser.add_argument("--num", type=cli.up_to_a_million, help="number of prompts")
+    parser.add_argument("--num-held-out", type=cli.up_to_a_million, help="prompts that name a held-out combination")
     parser.add_argument("--scale", type=cli.non_negative_float, help="guidance: 0 ignores the prompt, 1 follows it")
     parser.add_argument("--steps", type=cli.positive_int, help="reverse steps, at most the schedule's T")
     parser.add_argument("--seed", type=cli.non_negative_int, help="seed of words and noise")

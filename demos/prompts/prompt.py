@@ -2,7 +2,8 @@
 
     python demos/prompts/prompt.py runs/prompts/checkpoint.npz "a thick seven leaning right"
     python demos/prompts/prompt.py runs/prompts/checkpoint.npz "two" --negative "thick" --scale 3
-    python demos/prompts/prompt.py runs/prompts/checkpoint.npz "a thin seven" --steering steering.png --swap "thick two"
+    python demos/prompts/prompt.py runs/prompts/checkpoint.npz "a thin seven" \\
+        --steering steering.png --swap "thick two"
 
 Guidance leads from the negative prompt, which is empty by default, in the direction of the prompt, --scale times as
 far.  --steering writes a second picture, which shows how the words steer the steps from one x_T.  Its first block shows
@@ -25,7 +26,7 @@ from tqdm import tqdm
 from tinydiff import ops
 from tinydiff.app import cli, plots
 from tinydiff.app.checkpoint import atomic_write
-from tinydiff.app.generate import Recipe, check_room, generate
+from tinydiff.app.generate import Recipe, check_room, check_steps, generate
 from tinydiff.app.outputs import file_to_write
 from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, default_rng, standard_normal, to_numpy, xp
@@ -33,8 +34,8 @@ from tinydiff.diffusion import sample, within
 from tinydiff.more.layers import CrossAttention
 from tinydiff.more.text import Prompted
 
+MOMENTS = 10  # the number of times t in the steering figure, at most
 SWAP = "a thick two"
-MOMENTS = 10  # the number of times t in the steering figure
 
 
 def main(
@@ -51,7 +52,7 @@ def main(
     seed=0,
     out="runs/prompt.png",
     steering=None,
-    swap=SWAP,
+    swap=None,
     workers=None,
 ):
     """Write the pictures.  Returns the images (num, H, W, 1) in [-1, 1]."""
@@ -61,12 +62,14 @@ def main(
         file_to_write("--steering", steering, ".png")
         if os.path.realpath(steering) == os.path.realpath(out):
             raise TinydiffError(f"--steering {steering}: this is the picture of --out too; choose another name")
-    elif swap != SWAP:
-        raise TinydiffError(f"--swap {swap!r}: it is shown in the picture of --steering only; add --steering FILE")
+    elif swap is not None:
+        raise TinydiffError(f"--swap {swap!r}: it is for the picture of --steering, which is not given")
+    swap = SWAP if swap is None else swap
     if negative and scale == 1:
         raise TinydiffError(f"--negative {negative!r}: guidance 1 leads away from no prompt; choose another --scale")
     pool, schedule, meta = load_trained(Path(checkpoint), workers or ranks.default_workers())
     with pool:
+        check_steps(schedule.T, steps=steps)
         check_room(num, meta["data"]["image_shape"])
         tokens, other, avoided = (tokenize(text, meta["vocabulary"]) for text in (prompt, swap, negative))
         guide = partial(by_prompt, [tokens, other], avoided)
@@ -77,9 +80,9 @@ def main(
                 parts.append(frames[-1])
                 bar.update(len(frames[-1]))
         images = np.clip(np.concatenate(parts), -1, 1)
-        title = f"{prompt!r}{f' and not {negative!r}' if negative else ''}, guidance {scale:g}"
+        title = f"{quoted(prompt)}{f' and not {negative!r}' if negative else ''}, guidance {scale:g}"
         plots.save_grid(out, images, columns=min(num, 8), title=title)
-        print(f"{num} images: {out}")
+        print(f"{cli.counted(num, 'image')}: {out}")
         if steering:
             words = ["start", *prompt.lower().split()]
             save_steering(steering, steer(pool.model, recipe, tokens, seed), words, prompt, swap)
@@ -91,7 +94,7 @@ def main(
 
 
 def steer(model, recipe, tokens, seed):
-    """The contents of the figure, from the first x_T of `generate`, at MOMENTS times t that are spread over the steps.
+    """The contents of the figure, from the first x_T of `generate`, at up to MOMENTS times t, spread over the steps.
 
     Returns {"t": times, "x_t", "x_0_hat", "swapped", "other": (K, H, W, 1) each, "maps": (K, words, h, w)}.
     """
@@ -101,7 +104,7 @@ def steer(model, recipe, tokens, seed):
     figure = {"t": []}
     for name, eps_fn in ways.items():
         states = list(walk(recipe, eps_fn, seed))
-        shown = [states[round(i * (len(states) - 1) / (MOMENTS - 1))] for i in range(MOMENTS)]
+        shown = [states[k] for k in sorted({round(i * (len(states) - 1) / (MOMENTS - 1)) for i in range(MOMENTS)})]
         figure[name] = np.concatenate([to_numpy(x_0_hat) for _, _, x_0_hat in shown])
         if name == "x_0_hat":
             figure["t"] = [t for t, _, _ in shown]
@@ -109,6 +112,10 @@ def steer(model, recipe, tokens, seed):
             prompted = Prompted(model, [tokens], tokens)
             figure["maps"] = np.stack([maps(prompted, x_t, t) for t, x_t, _ in shown])
     return figure
+
+
+def quoted(prompt):
+    return repr(prompt) if prompt.strip() else "the empty prompt"
 
 
 def walk(recipe, eps_fn, seed):
@@ -164,24 +171,24 @@ def cross_attentions(module):
 
 def save_steering(path, parts, words, prompt, swap):
     """Save three blocks, with time to the right: image, maps of the words, swapped prompt.  parts: from `steer`."""
-    scale = 2 / parts["maps"].max()
+    scale, columns = 2 / parts["maps"].max(), len(parts["t"])
     attended = [m[..., None] * scale - 1 for m in parts["maps"].swapaxes(0, 1)[: len(words)]]  # the rest is padding
     attended = [m.repeat(2, 1).repeat(2, 2) for m in attended]  # to the size of the image
     blocks = [
-        (f"{prompt!r}", ["x_t", "x_0_hat"], [parts["x_t"] / 2, parts["x_0_hat"]], "gray"),
+        (quoted(prompt), ["x_t", "x_0_hat"], [parts["x_t"] / 2, parts["x_0_hat"]], "gray"),
         ("where each word is looked at", words, attended, "magma"),
-        (f"x_0_hat, {swap!r} in its place", ["never", "half-way", "always"],
+        (f"x_0_hat, {quoted(swap)} in its place", ["never", "half-way", "always"],
          [parts["x_0_hat"], parts["swapped"], parts["other"]], "gray"),
     ]  # fmt: skip
     heights = [len(rows) + 0.8 for _, _, rows, _ in blocks]
     figure = Figure(figsize=(8, 0.72 * sum(heights)), dpi=100, layout="constrained", facecolor="white")
     for axes, (title, labels, rows, colours) in zip(figure.subplots(len(blocks), 1, height_ratios=heights), blocks):
-        canvas = plots.tile(np.concatenate(rows), MOMENTS)
+        canvas = plots.tile(np.concatenate(rows), columns)
         axes.imshow(canvas[..., 0], cmap=colours, vmin=0, vmax=255, interpolation="nearest")
         axes.set_title(title, fontsize=12, loc="left")
         side = canvas.shape[0] / len(rows)
         axes.set_yticks([(i + 0.5) * side for i in range(len(rows))], labels, fontsize=10)
-        axes.set_xticks([(i + 0.5) * side for i in range(MOMENTS)], [f"t = {t}" for t in parts["t"]], fontsize=8)
+        axes.set_xticks([(i + 0.5) * side for i in range(columns)], [f"t = {t}" for t in parts["t"]], fontsize=8)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
     with atomic_write(path) as file:
@@ -193,13 +200,15 @@ if __name__ == "__main__":
     parser.add_argument("checkpoint", help="checkpoint.npz of train_prompts.py")
     parser.add_argument("prompt", help="a sentence in the words of captions.py")
     cli.add_backend(parser)
-    parser.add_argument("--num", type=cli.positive_int, help="images to draw")
+    parser.add_argument("--num", type=cli.whole(1, 1000), help="images to draw")
     parser.add_argument("--scale", type=cli.non_negative_float, help="guidance: 0 ignores the prompt, 1 follows it")
     parser.add_argument("--negative", help="a prompt that guidance leads away from")
     parser.add_argument("--steps", type=cli.positive_int, help="reverse steps, at most the schedule's T")
     parser.add_argument("--seed", type=cli.non_negative_int, help="seed of the noise")
     parser.add_argument("--out", help="the picture, a .png")
-    parser.add_argument("--steering", metavar="FILE", help="also write a .png that shows how words steer the steps")
-    parser.add_argument("--swap", help="the other prompt in the picture of --steering")
+    steering = "also write a .png that shows how words steer the steps (default: none)"
+    swap = f"the other prompt in the picture of --steering (default: {cli.as_typed(SWAP)})"
+    parser.add_argument("--steering", metavar="FILE", help=steering)
+    parser.add_argument("--swap", help=swap)
     parser.add_argument("--workers", type=cli.positive_int, help="processes to share the work (default: all cores)")
     cli.run(main, parser)

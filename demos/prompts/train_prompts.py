@@ -1,7 +1,7 @@
 """Train a diffusion model that draws what a sentence describes: "a thick seven leaning right", "thin 3", "two".
 
-    python demos/prompts/train_prompts.py                    as many steps as fit into 18 minutes
-    python demos/prompts/train_prompts.py --resume           continue a run that was stopped or killed
+    python demos/prompts/train_prompts.py              as many steps as fit into 18 minutes
+    python demos/prompts/train_prompts.py --resume     continue a run that was stopped or killed
     python demos/prompts/prompt.py runs/prompts/checkpoint.npz "a thin seven leaning right"
 
 A caption names attributes that were measured on the picture.  A picture gets a new caption each time that it is in a
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from tinydiff.app import checkpoint, cli, plots, run, training
 from tinydiff.app.checkpoint import CheckpointError
-from tinydiff.app.generate import Recipe, generate
+from tinydiff.app.generate import Recipe, check_steps, generate
 from tinydiff.app.kinds import data_name
 from tinydiff.app.outputs import own_folder
 from tinydiff.backend import TinydiffError
@@ -81,6 +81,7 @@ def main(
         workers = run.resumed_workers(meta, workers, backend)
 
     run.check_channels(model_config["unet"]["base_channels"])
+    check_steps(schedule.T, sample_steps=sample_steps)
     run.check_batch(config.batch_size, dataset.images.shape[1:], model_config["unet"]["base_channels"])
     captioned = Captioned(dataset, schedule)
     recipe = Recipe(schedule, (*dataset.images.shape[1:3], 1), num_steps=sample_steps)
@@ -113,7 +114,7 @@ def final_pictures(state, pool, dataset, recipe, out):
         for frames in generate(pool, recipe, range(len(prompts)), PICTURE_SEED):
             parts.append(frames[-1])
             bar.update(len(frames[-1]))
-    title = f"{dataset.name}, {state.step:,} steps, guidance {recipe.scale:g}"
+    title = f"{dataset.name}, {cli.counted(state.step, 'step')}, guidance {recipe.scale:g}"
     rows = [sentence.format("...") for sentence in SHOWN]
     plots.save_grid(out / "samples.png", np.concatenate(parts), columns=len(DIGITS), title=title, row_labels=rows)
     run.save_loss(state, out / "loss.png", f"{dataset.name} with captions, loss per pixel")
@@ -133,12 +134,11 @@ if __name__ == "__main__":
     parser = cli.parser(__doc__, main)
     cli.add_backend(parser)
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=cli.positive_int, help="number of training steps, without a time limit")
-    length.add_argument(
-        "--minutes", type=cli.positive_float, help=f"as many steps as fit into these minutes (default: {MINUTES:g})"
-    )
+    most = f"(default: {MINUTES:g} minutes)"
+    length.add_argument("--steps", type=cli.positive_int, help=f"training steps, without a time limit {most}")
+    length.add_argument("--minutes", type=cli.positive_float, help=f"train as long, without a limit of steps {most}")
     parser.add_argument("--data", choices=[n for n in NAMES if n != "fashion"], help="auto: MNIST, else drawn digits")
-    parser.add_argument("--data-dir", help="folder with the four .gz files of MNIST")
+    cli.add_data_dir(parser)
     run.add_options(parser)
     parser.add_argument("--workers", type=cli.positive_int, help="processes to share the work (default: all cores)")
     cli.run(main, parser)

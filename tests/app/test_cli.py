@@ -167,10 +167,10 @@ def test_a_lack_of_memory_is_one_line(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("kind", "good", "bad"),
     [
-        (cli.positive_int, {"1": 1, "20_000": 20000}, ["0", "-1", "1.0", "1e3", "", "ten"]),
-        (cli.non_negative_int, {"0": 0, "7": 7}, ["-1", "0.5", "nan"]),
-        (cli.positive_float, {"1e-3": 1e-3, "2": 2.0}, ["0", "-1", "nan", "inf", "1e999", "x"]),
-        (cli.non_negative_float, {"0": 0.0, "2.5": 2.5}, ["-0.1", "nan", "inf"]),
+        (cli.positive_int, {"1": 1, "20_000": 20000}, ["0", "-1", "1.0", "1e3", "", "ten", "1000000001"]),
+        (cli.non_negative_int, {"0": 0, f"{2**63 - 1}": 2**63 - 1}, ["-1", "0.5", "nan", "1e30", f"{2**63}"]),
+        (cli.positive_float, {"1e-3": 1e-3, "2": 2.0}, ["0", "-1", "nan", "inf", "1e999", "x", "1e30"]),
+        (cli.non_negative_float, {"0": 0.0, "2.5": 2.5}, ["-0.1", "nan", "inf", "1e30"]),
     ],
 )
 def test_a_number_out_of_range_is_refused_with_its_value(monkeypatch, capsys, kind, good, bad):
@@ -199,12 +199,85 @@ def test_labels_are_the_digits_and_ranges_in_order(ranges, comma):
     assert choices.labels(text) == tuple(i for a, b in ranges for i in range(a, b + 1))
 
 
-@pytest.mark.parametrize("text", ["", "10", "-1", "9-0", "1,,2", "a", "0-", "3;4", "1.0", "\N{ARABIC-INDIC DIGIT ONE}"])
-def test_labels_that_are_no_digits_are_refused(text):
-    """Anything else is refused with the rule and the value."""
+@pytest.mark.parametrize(
+    "text",
+    ["", "1000", "-1", "9-0", "3-3", "1,,2", "a", "0-", "3;4", "1.0", "\N{ARABIC-INDIC DIGIT ONE}", "0-99999999"],
+)
+def test_labels_that_are_no_numbers_are_refused(text):
+    """Anything else is refused with the rule and the value; a range of a million is refused before it is made."""
     with pytest.raises(argparse.ArgumentTypeError) as error:
         choices.labels(text)
-    assert "0-9" in str(error.value) and repr(text) in str(error.value)
+    part = "" if ",," in text else text
+    assert repr(part) in str(error.value) and ("range" in str(error.value) or "from 0 to 999" in str(error.value))
+
+
+@given(st.lists(st.integers(1, 10**9), min_size=1, max_size=30))
+def test_a_list_is_what_is_typed_for_it(numbers):
+    """as_typed and list_of are inverses; runs are written as ranges; an item that occurs twice is refused by name."""
+    text = cli.as_typed(tuple(numbers))
+    assert cli.list_of(cli.positive_int, repeats=True)(text) == tuple(numbers) and " " not in text
+    if len(set(numbers)) < len(numbers):
+        with pytest.raises(argparse.ArgumentTypeError, match="must occur once"):
+            cli.list_of(cli.positive_int)(text)
+    else:
+        assert cli.list_of(cli.positive_int)(text) == tuple(numbers)
+
+
+@given(st.lists(st.integers(0, 10**6).map(lambda n: n / 8), min_size=1, unique=True), st.integers(0, 30))
+def test_the_item_that_is_wrong_is_named(numbers, place):
+    """Wherever it stands in the list; the other items are read as they are."""
+    words = [repr(number) for number in numbers]
+    assert cli.list_of(cli.non_negative_float)(",".join(words)) == tuple(numbers)
+    words.insert(min(place, len(words)), "nan")
+    with pytest.raises(argparse.ArgumentTypeError, match="each item must be a number from 0 to 1,000,000, got 'nan'"):
+        cli.list_of(cli.non_negative_float)(",".join(words))
+
+
+def test_defaults_are_written_as_one_types_them():
+    """Numbers without zeros at the end, lists with commas, runs as ranges, and quotes where a shell needs them."""
+    typed = {(5, 10): "5,10", tuple(range(10)): "0-9", (1, 2, 4, 5, 6): "1,2,4-6"}
+    typed |= {2.0: "2", 1e-3: "0.001", 10_000: "10000"}
+    typed |= {(0.0, 1.5, 20.0): "0,1.5,20", "runs/mnist": "runs/mnist", "a thick two": "'a thick two'", "": "''"}
+    for value, text in typed.items():
+        assert cli.as_typed(value) == text
+
+
+def test_paragraphs_of_the_description_fill_the_terminal(monkeypatch):
+    """Commands and lists, whose lines are indented, stay as they are."""
+    monkeypatch.setenv("COLUMNS", "52")
+    command = "    python demos/long.py --with options    what it does"
+    text = "Do it. " + "A word and a word. " * 20 + f"\n\n{command}\n\nEnd."
+    lines = cli.parser(text, lambda: None).format_help().splitlines()
+    assert command in lines and "End." in lines
+    assert all(len(line) <= 50 for line in lines if line != command)
+
+
+def test_a_list_with_spaces_is_refused_with_the_way_to_write_it(monkeypatch, capsys):
+    """--steps 5 10 was a list once."""
+    with pytest.raises(SystemExit, match="2"):
+        options = [("steps", cli.list_of(cli.positive_int))]
+        _run(monkeypatch, lambda *, steps=(1,): steps, "--steps", "5", "10", options=options)
+    assert "unrecognized arguments: 10; a list is written with commas, such as 5,10" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["-1", "-1,2", "-.5", "-1e5", "-inf", "-nan,1"])
+def test_a_value_may_begin_with_a_minus(monkeypatch, capsys, value):
+    """It is refused as the value that it is, not taken for an option."""
+
+    def main(*, scales=None):
+        raise AssertionError(scales)
+
+    with pytest.raises(SystemExit, match="2"):
+        _run(monkeypatch, main, "--scales", value, options=[("scales", cli.list_of(cli.non_negative_float))])
+    assert f"got {value.split(',')[0]!r} in {value!r}" in capsys.readouterr().err
+
+
+def test_a_long_value_is_shown_in_part(monkeypatch, capsys):
+    """A message has one line, whatever was typed."""
+    for kind in (cli.positive_int, cli.list_of(cli.positive_int)):
+        with pytest.raises(SystemExit, match="2"):
+            _run(monkeypatch, lambda *, n=1: n, "--n", "9" * 10_000, options=[("n", kind)])
+        assert len(capsys.readouterr().err.splitlines()[-1]) < 300
 
 
 def test_an_error_the_user_can_put_right_has_no_traceback(monkeypatch, capsys):

@@ -191,9 +191,25 @@ def test_a_gpu_draws_more_at_once(monkeypatch, backend, sizes):
 
     class Workers:
         def map(self, _, jobs):
-            return [len(labels) for labels, _ in jobs]
+            return [np.zeros((1, len(labels))) for labels, _ in jobs]
 
-    assert generate(Workers(), replace(RECIPE, at_once=None), [0] * 125, 0) == sizes
+    drawn = generate(Workers(), replace(RECIPE, at_once=None), [0] * 125, 0)
+    assert [frames.shape[1] for frames in drawn] == sizes
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_an_image_that_is_no_picture_ends_the_drawing(wrong):
+    """A NaN or an infinity is an error at the first slice that has it; the message has the guidance scale."""
+
+    class Workers:
+        def map(self, _, jobs):
+            for i, _ in enumerate(jobs):
+                yield np.full((2, 1, 4, 4, 1), wrong if i == 1 else 0.5, np.float32)
+
+    drawn = generate(Workers(), replace(RECIPE, at_once=1, scale=1e6), [0, 1, 2], 0)
+    next(drawn)
+    with pytest.raises(TinydiffError, match=r"scale=1e\+06: the network draws NaN or infinity"):
+        next(drawn)
 
 
 def test_a_recipe_may_draw_more_at_once(workers):

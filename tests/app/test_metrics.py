@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinydiff.app.metrics import coverage, frechet_distance, frechet_with_floor, share, wilson_interval
+from tinydiff.app.metrics import (
+    coverage,
+    frechet_distance,
+    frechet_with_floor,
+    interval,
+    percent,
+    relative,
+    share,
+    wilson_interval,
+)
 
 pytestmark = pytest.mark.program
 
@@ -169,7 +178,7 @@ def test_the_intervals_ends_are_the_shares_that_the_count_just_contradicts(count
     """Each end q solves |right/n - q| = z sqrt(q (1 - q)/n), and the share itself lies between them."""
     right, n = count
     low, high = wilson_interval(right, n)
-    assert -1e-12 < low <= right / n + 1e-12 and right / n - 1e-12 <= high < 1 + 1e-12  # rounding of float64
+    assert 0 <= low <= right / n + 1e-12 and right / n - 1e-12 <= high <= 1  # rounding of float64
     assert high - low > 0.5 / n  # never a certainty
     for q in (low, high):
         assert (right / n - q) ** 2 == pytest.approx(1.96**2 * q * (1 - q) / n, abs=1e-12)
@@ -179,6 +188,52 @@ def test_a_share_is_said_with_its_interval():
     """Wilson's interval of 90 in 100 is 82.6% to 94.5%; of all, it still ends below certainty at its lower end."""
     assert share(np.arange(100) < 90) == "90 of 100, 90.0% (95% interval 82.6% to 94.5%)"
     assert share(np.ones(100, bool)) == "100 of 100, 100.0% (95% interval 96.3% to 100.0%)"
+
+
+@given(st.integers(1, 10**6))
+def test_none_and_all_have_exact_ends(n):
+    """None right: the interval begins at 0, and its text at 0.0%, not at -0.0%.  All right: it ends at 1."""
+    low, high = wilson_interval(0, n)
+    assert (low, math.copysign(1, low)) == (0, 1) and interval(0, n).startswith("0.0% to ")
+    assert wilson_interval(n, n)[1] == 1 and interval(n, n).endswith(" to 100.0%")
+    assert 1 - wilson_interval(n, n)[0] == pytest.approx(high)
+
+
+@pytest.mark.parametrize("right, n", [(0, 0), (-1, 5), (6, 5), (1, -1), (float("nan"), 5)])
+def test_a_share_of_nothing_or_more_than_all_has_no_interval(right, n):
+    """The error has both numbers."""
+    with pytest.raises(ValueError, match=f"right={right}, n={n}"):
+        wilson_interval(right, n)
+    with pytest.raises(ValueError, match="right=0, n=0"):
+        share(np.zeros(0, bool))
+
+
+@given(st.integers(0, 10**6), st.integers(1, 10**6), st.integers(0, 3))
+def test_only_all_is_100_and_only_none_is_0(right, n, digits):
+    """A share is written with its digits; rounding never makes it all or none."""
+    right = min(right, n)
+    text = percent(right / n, digits)
+    assert (text == f"{1:.{digits}%}") == (right == n) and (text == f"{0:.{digits}%}") == (right == 0)
+    bound = float(text.strip("<>%")) / 100
+    if text[0] == ">":
+        assert right / n > bound - 1e-12
+    elif text[0] == "<":
+        assert right / n < bound + 1e-12
+    else:
+        assert abs(right / n - bound) <= 0.5 * 10 ** -(digits + 2) + 1e-12
+
+
+def test_a_ratio_that_is_none_is_a_dash():
+    """nan, and anything relative to 0; a ratio above 1 is written as it is."""
+    assert [percent(x) for x in (float("nan"), relative(1.0, 0.0), relative(3, 2))] == ["-", "-", "150.0%"]
+    assert percent(relative(0.0, 2.0)) == "0.0%" and percent(relative(float("nan"), 2.0)) == "-"
+
+
+@given(seeds, st.integers(2, 6), st.integers(1, 40))
+def test_equal_sets_are_never_at_a_negative_distance(seed, n, D):
+    """Rounding can put the sum below 0, most easily with fewer rows than features."""
+    rows = np.random.default_rng(seed).normal(size=(n, D))
+    assert 0 <= frechet_distance(rows, rows) <= 1e-11
 
 
 def loop_coverage(samples, real, k):

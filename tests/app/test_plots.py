@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from PIL import Image
 
 from tinydiff.app import plots
 from tinydiff.app.checkpoint import CheckpointError
-from tinydiff.app.plots import save_filmstrip, save_gif, save_grid, save_loss, tile
+from tinydiff.app.plots import log_scale, save_filmstrip, save_gif, save_grid, save_loss, step_scale, tile
 from tinydiff.backend import default_rng
 
 pytestmark = pytest.mark.program
@@ -315,3 +316,54 @@ def test_matplotlib_loads_only_for_pictures_and_pyplot_never(path):
     """`import tinydiff` stays free of matplotlib, and drawing leaves no global figures."""
     root = str(Path(plots.__file__).parents[2])
     subprocess.run([sys.executable, "-c", _IMPORTS, str(path)], env={**os.environ, "PYTHONPATH": root}, check=True)
+
+
+def labels_in_view(axes, which):
+    """The texts of the ticks that lie within the limits of an axis."""
+    axes.figure.draw_without_rendering()
+    axis = getattr(axes, f"{which}axis")
+    low, high = sorted(axis.get_view_interval())
+    return [text.get_text() for text, place in zip(axis.get_ticklabels(), axis.get_ticklocs()) if low <= place <= high]
+
+
+@given(
+    st.floats(-12, 12), st.sampled_from([0, 1e-12, 1e-6, 1e-3, 0.01, 0.1, 0.3, 0.7, 1, 2, 5, 20]), st.sampled_from("xy")
+)
+def test_a_log_axis_always_has_labels(exponent, decades, which):
+    """Two ticks or more with different labels, and not too many: within a decade, without any range, over twenty."""
+    axes, values = Figure(figsize=(5, 4)).subplots(), [10.0**exponent, 10.0 ** (exponent + decades)]
+    axes.plot(*((values, [1, 2]) if which == "x" else ([1, 2], values)))
+    log_scale(axes, which)
+    labels = labels_in_view(axes, which)
+    assert 2 <= len(set(labels)) == len(labels) <= 14, (values, labels)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 30, 2000])
+def test_steps_are_whole_numbers(steps):
+    """No label occurs twice, not even where there is one step only."""
+    axes = Figure().subplots()
+    axes.plot(np.arange(1, steps + 1), np.ones(steps))
+    step_scale(axes)
+    labels = labels_in_view(axes, "x")
+    assert 1 <= len(labels) == len(set(labels)) and ("1" in labels or steps > 3)
+
+
+@pytest.mark.parametrize("steps", [1, 29, 30])
+def test_every_curve_of_a_short_run_is_seen(tmp_path, monkeypatch, steps):
+    """A curve of one point has no line, so it has a dot: the loss, its mean, and the loss in each range of t."""
+    figures = []
+    monkeypatch.setattr(plots, "Figure", lambda **options: figures.append(Figure(**options)) or figures[-1])
+    save_loss(tmp_path / "loss.png", np.arange(1, steps + 1), np.full(steps, 0.5), np.full((steps, 2), 0.5), ["a", "b"])
+    curves = [line for axes in figures[0].axes for line in axes.get_lines()]
+    assert len(curves) == 4 and all((curve.get_marker() == ".") == (steps < 30) for curve in curves)
+    assert all(len(labels_in_view(axes, "y")) > 1 for axes in figures[0].axes)  # equal values: no range
+
+
+def test_a_long_name_is_cut_and_stays_on_one_line(tmp_path):
+    """A title or a label of any length, with any white space, makes a page of bounded size."""
+    names = ["x" * 100_000, "two\nlines\tand a tab"]
+    save_grid(tmp_path / "g.png", np.zeros((2, 4, 4, 1)), columns=1, title="a\n" * 100_000, row_labels=names)
+    save_filmstrip(tmp_path / "f.png", np.zeros((1, 1, 4, 4, 1)), [10**50], title="y" * 100_000)
+    for name in ("g.png", "f.png"):
+        with Image.open(tmp_path / name) as page:
+            assert page.width < 3000 and page.height < 200

@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 
 from tinydiff.app.classify import build_classifier
 from tinydiff.app.metrics import coverage, frechet_distance, spread
-from tinydiff.app.reading import SLICE, Judge, class_probs, class_score, features, look, misread_rows, read
+from tinydiff.app.reading import (
+    SLICE,
+    Judge,
+    check_num,
+    class_probs,
+    class_score,
+    features,
+    look,
+    misread_rows,
+    read,
+)
 from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, asarray, default_rng, standard_normal, to_numpy
 from tinydiff.data import Dataset
@@ -182,8 +192,9 @@ def test_a_judge_takes_as_many_of_each_class():
 
         Listening(workers, test, 12)
         assert seen[0].tolist() == [4, 4, 4]
-        for num in (10, 3 * (least // 2 + 1)):
-            with pytest.raises(TinydiffError, match=f"--num {num}: must be a multiple of 3"):
+        for num in (10, 3, 3 * (least // 2 + 1)):
+            bounds = f"must be a multiple of 3, more than 5 and at most {least // 2 * 3}"
+            with pytest.raises(TinydiffError, match=f"--num {num}: {bounds}, because the test set has {least} images"):
                 Judge(workers, test, num)
 
 
@@ -205,3 +216,11 @@ def test_what_is_no_row_of_logits_for_each_image_is_refused(spoil, rng):
     for use in (class_probs(model), class_score(model, 1)):
         with pytest.raises(ValueError, match=r"a classifier must return a Tensor \(2, num_classes\), got"):
             use(x_t, 5)
+
+
+def test_a_class_that_the_test_set_lacks_is_named():
+    """With no image of a class no number can be judged; the message says of which."""
+    test = random_pictures(90, default_rng(3))
+    lacking = Dataset(test.name, test.images, np.where(test.labels == 1, 2, test.labels), "", ("a", "b", "c"))
+    with pytest.raises(TinydiffError, match=r"--num 12: .* because the test set has 0 images of class b"):
+        check_num(lacking, 12)

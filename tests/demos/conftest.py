@@ -1,9 +1,11 @@
 """Demos are scripts, not a package: tests load one by its file name."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 from tinydiff.app import outputs
 from tinydiff.backend import FAST, backend_name, precision, use_backend
@@ -26,6 +28,27 @@ def folders_given_back():
     """A main that is called here owns its folders until the test ends, and not for the life of this process."""
     yield
     outputs.release()
+
+
+@pytest.fixture(autouse=True)
+def bars(monkeypatch):
+    """The progress bars that the test has shown.  Each ends at 100%, unless an error ended it."""
+    shown, start, close = [], tqdm.__init__, tqdm.close
+
+    def noted(bar, *args, **kwargs):
+        start(bar, *args, **kwargs)
+        if not bar.disable:
+            shown.append(bar)
+
+    def closed(bar):
+        if bar in shown and sys.exc_info()[0] not in (None, GeneratorExit):
+            shown.remove(bar)
+        close(bar)
+
+    monkeypatch.setattr(tqdm, "__init__", noted)
+    monkeypatch.setattr(tqdm, "close", closed)
+    yield shown
+    assert [f"{bar.desc}: {bar.n} of {bar.total}" for bar in shown if bar.n != bar.total] == []
 
 
 @pytest.fixture(scope="session")

@@ -54,6 +54,15 @@ def test_it_counts_the_images_read_as_the_label_asked_for(demo, read_glyphs, tmp
     assert out.stat().st_size > 500
 
 
+def test_a_share_is_never_rounded_to_all_or_none(demo):
+    """One wrong of ten thousand is not 100%, one right is not 0%."""
+    answer = np.zeros(10_000, int)
+    answer[0] = 1
+    names = list("0123456789")
+    assert demo.class_line("0", answer, 0, names).startswith("  0: >99.9%  (9999 of 10000), 1 as 1")
+    assert "<0.1%  (1 of 10000), 9999 as 0" in demo.class_line("1", answer, 1, names)
+
+
 def test_no_picture_where_nothing_is_misread(demo, read_glyphs, tmp_path, capsys):
     """All right: 100%, and --out says that there is nothing to show."""
     path, images, answer = read_glyphs

@@ -48,7 +48,7 @@ def test_the_smallest_run_fills_table_and_picture(demo, trained, tmp_path, capsy
     table = demo.main(trained / "checkpoint.npz", backend=backend_name(), out=out, **judges, **SMALL)
     assert table["known pixels changed"] == f"0 of {7 * 14 * 28:,}"
     assert table["read as the original, all digits"].split(",")[0].endswith("of 7")
-    assert [name for name in table if "round trip" in name] == ["round trip, 1 steps", "round trip, 2 steps"]
+    assert [name for name in table if "round trip" in name] == ["round trip, 1 step", "round trip, 2 steps"]
     printed, written = capsys.readouterr().out, (out / "edit.md").read_text()
     for name, value in table.items():
         assert f"| {name} | {value} |" in written and value in printed
@@ -126,8 +126,9 @@ def test_the_seed_decides_everything(demo):
     [
         ({"num": 31}, "--num 31: there are 30 images"),
         ({"digits": 31}, "--digits 31: there are 30 images"),
-        ({"steps": 101}, "--steps 101: there are 100 steps"),
-        ({"round_trips": (10, 101)}, "--round-trips 101: there are 100 steps"),
+        ({"steps": 101}, "--steps 101: the schedule has T = 100 steps"),
+        ({"round_trips": (10, 101)}, "--round-trips 101: the schedule has T = 100 steps"),
+        ({"noisy_classifier": "any.npz", "resample": 3}, "--resample 3: with --noisy-classifier each step"),
     ],
 )
 def test_what_does_not_fit_is_refused(demo, trained, tmp_path, options, message):
@@ -142,7 +143,7 @@ def test_a_bad_checkpoint_is_one_message_and_exit_code_2(tmp_path, monkeypatch, 
     for words, message in (
         ([tmp_path / "missing.npz"], "does not exist"),
         ([tmp_path / "kind.npz"], "'classifier', not 'diffusion'"),
-        (["x", "--round-trips", "10,0"], "must be whole numbers such as 10,20,50"),
+        (["x", "--round-trips", "10,0"], "a whole number from 1 to 1,000,000,000, got '0' in '10,0'"),
     ):
         options = ["--workers", 1, "--out", tmp_path / "o", "--backend", backend_name()]
         monkeypatch.setattr("sys.argv", [str(PATH), *map(str, [*words, *options])])

@@ -45,6 +45,23 @@ def demo(load_demo, monkeypatch, test_set):
     return demo
 
 
+@pytest.mark.parametrize("T", [1, 2])
+def test_a_chain_of_two_steps_is_the_shortest(demo, tmp_path, capsys, T):
+    """One step has no L_{t-1}: the message says so; with two the table and both axes have their numbers."""
+    path, short = tmp_path / "short.npz", Schedule([0.9999] * T)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Schedule, "linear", staticmethod(lambda T=1000: short))
+        save_checkpoint(path, load("glyphs", num=10), T=T)
+    if T == 1:
+        with pytest.raises(TinydiffError, match="its schedule has one step, but the bound needs two or more"):
+            run(demo, path)
+        return
+    run(demo, path, num=2, draws=1, out=tmp_path / "bits.png")
+    printed = capsys.readouterr().out
+    table, _ = printed.split("where the bits go")
+    assert "nan" not in table and max(map(len, table.splitlines()[1:])) <= 100
+
+
 def run(demo, trained, **options):
     options = {"workers": 1, "num": 7, "draws": 3, **options}
     return demo.main(trained, backend=backend_name(), **options)

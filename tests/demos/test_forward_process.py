@@ -2,13 +2,15 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from tinydiff.backend import asarray, backend_name
+from tinydiff.backend import TinydiffError, asarray, backend_name
+from tinydiff.data import load
 from tinydiff.diffusion import Schedule
 
 pytestmark = pytest.mark.program
@@ -54,9 +56,18 @@ def test_a_class_that_is_not_there_is_refused(demo, tmp_path, digit):
         demo.main(backend=backend_name(), out=tmp_path, data="glyphs", digit=digit)
 
 
+def test_a_class_that_the_data_lack_is_named(load_demo, tmp_path, monkeypatch):
+    """A set whose first thousand images have no such class."""
+    demo, data = load_demo("forward_process"), load("glyphs", num=40)
+    lacking = replace(data, labels=np.where(data.labels == 8, 3, data.labels))
+    monkeypatch.setattr(demo, "load", lambda *_, **__: lacking)
+    with pytest.raises(TinydiffError, match="--digit 8: no image of class 8 is among the first 40"):
+        demo.main(digit=8, out=tmp_path, backend=backend_name())
+
+
 def test_help_shows_the_defaults():
     """The script answers --help with each option and main's default for it."""
     shown = subprocess.run([sys.executable, PATH, "--help"], capture_output=True, text=True, check=True).stdout
     shown = " ".join(shown.split())  # argparse breaks lines
-    for part in ("--out", "(default: runs/forward_process)", "--digit 0-9", "(default: 3)", "(default: 4000)"):
+    for part in ("--out", "(default: runs/forward_process)", "--digit DIGIT", "(default: 3)", "(default: 4000)"):
         assert part in shown

@@ -89,30 +89,34 @@ def test_the_table_is_of_the_images_that_were_drawn(demo, files, tmp_path, capsy
 
 
 def test_without_a_noisy_classifier_the_rest_is_drawn(demo, files, tmp_path, capsys):
-    """It says so, and only the methods that were asked for are in the table."""
-    unset = {"noisy": None, "classifier_scales": demo.CLASSIFIER_SCALES}
-    rows = run(demo, files, tmp_path, scales=[2.0], **unset)
-    assert [row[:2] for row in rows] == [("free", 2), ("interval", 2), ("rescaled", 2)]
+    """It says so.  A method that was asked for is never left out, and no option is without effect."""
+    rows = run(demo, files, tmp_path, noisy=None, scales=[2.0, 1.0], classifier_scales=None)
+    assert [row[:2] for row in rows] == [("free", 2), ("free", 1), ("interval", 2), ("rescaled", 2)]
     assert "without the method classifier" in capsys.readouterr().out
-    rows = run(demo, files, tmp_path, methods=["rescaled"], scales=[2.0, 1.0], **unset)
-    assert [row[:2] for row in rows] == [("rescaled", 2)]
-    assert "without the method classifier" not in capsys.readouterr().out
+    for options, message in (
+        ({"methods": ["rescaled", "classifier"], "noisy": None}, "--methods classifier needs --noisy-classifier"),
+        ({"methods": ["rescaled"], "classifier_scales": None}, "--noisy-classifier is used by the method classifier"),
+        ({"methods": ["rescaled"], "noisy": None}, "--classifier-scales is used by the method classifier only"),
+        ({"methods": ["classifier"]}, "--scales is used by the other methods only"),
+    ):
+        with pytest.raises(TinydiffError, match=message):
+            run(demo, files, tmp_path / "none", **options)
+    assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"noisy": None, "methods": ["classifier", "free"]}, "--methods classifier: it guides with a noisy classifier"),
-        ({"noisy": None}, "--classifier-scales: no method of this run uses it"),
-        ({"methods": ["free"]}, "--noisy-classifier: no method of this run uses it"),
-        ({"methods": ["classifier"]}, "--scales: no method of this run uses it"),
-        ({"num": 10**15}, "--num 1000000000000000: that needs about"),
-    ],
-)
-def test_an_option_that_would_do_nothing_is_refused(demo, files, tmp_path, options, message):
-    """What was asked for and cannot be had, or has no effect, is a TinydiffError that names the option."""
-    with pytest.raises(TinydiffError, match=message):
-        run(demo, files, tmp_path, **options)
+@pytest.mark.parametrize("num", [1, 3, 10, 11])
+def test_few_images_make_a_true_table_and_picture(demo, files, tmp_path, capsys, num):
+    """Where no class has two images there is no spread: a dash, a line that says why, and a word in the panel."""
+    texts, rows = [], run(demo, files, tmp_path, noisy=None, scales=[1.0], classifier_scales=None, num=num)
+    for axes in demo.draw(rows, np.zeros((len(rows) * min(num, 10), 28, 28, 1))).axes:
+        texts += [axes.get_title("left"), *(text.get_text() for text in axes.texts)]
+    printed, _ = capsys.readouterr().out.split("table and picture")
+    alone = "-: spread needs two images of a class" in printed
+    assert alone == (num <= 10) == ("-: no class has two images" in texts)
+    assert "nan" not in printed and "-0.0%" not in printed and max(map(len, printed.splitlines())) <= 100
+    asked = {1: "asked for 0,", 3: "asked for 0 to 2,"}.get(num, "asked for 0 to 9,")
+    assert [text for text in texts if text.startswith("asked for")] == [f"{asked} every row from the same noise"]
+    assert f"{num} image{'s' * (num > 1)} a row" in printed
 
 
 def test_a_classifier_of_other_noise_is_refused(demo, files, tmp_path):
@@ -164,7 +168,7 @@ def test_from_the_command_line(files, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", [str(PATH), str(files / "unet.npz"), *map(str, words)])
     runpy.run_path(str(PATH), run_name="__main__")
     printed = capsys.readouterr().out
-    assert "3 images a row, DDPM in 1 steps, seed 4" in printed
+    assert "3 images a row, DDPM in 1 step, seed 4" in printed
     assert (tmp_path / "new" / "folder" / "guidance.png").stat().st_size > 5000
     checkpoint.save(tmp_path / "kind.npz", {}, {"kind": "classifier"})
     for wrong in ([str(tmp_path / "kind.npz")], [str(files / "unet.npz"), "--methods", "free,none"]):

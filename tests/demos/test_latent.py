@@ -28,7 +28,7 @@ TINY = {
     "autoencoder": {"channels": [8, 8], "latent_channels": 2},
     "unet": {"base_channels": 8, "num_res_blocks": 1},
 }
-FEW = {"num": 20, "steps": 2, "workers": 1, "backend": backend_name()}
+FEW = {"num": 20, "sample_steps": 2, "workers": 1, "backend": backend_name()}
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,8 @@ def test_the_smallest_run_can_be_sampled_again(demo, files, tmp_path, capsys):
 
     again = demo.main(source=out / "checkpoint.npz", classifier=classifier, out=tmp_path / "again", **FEW)
     assert "pixel" not in again[0]
-    quality = [name for name in found if name.startswith(("read", "Frechet", "coverage", "spread", "all", "their"))]
+    starts = ("read", "Frechet", "coverage", "spread", "test digits", "their")
+    quality = [name for name in found if name.startswith(starts)]
     assert len(quality) == 6
     for row in again:
         if row["measured"] in quality:
@@ -85,7 +86,7 @@ def test_the_smallest_run_can_be_sampled_again(demo, files, tmp_path, capsys):
         ({"source": "gone.npz", "minutes": 8.0, "autoencoder_minutes": 4.0}, "gone.npz does not exist"),
         ({"num": 21}, "--num 21: must be a multiple of 10"),
         ({"num": 10_000}, "--num 10000: must be a multiple of 10, and the test set have twice"),
-        ({"steps": 101}, "--steps 101: the schedule has T = 100"),
+        ({"sample_steps": 101}, "--sample-steps 101: the schedule has T = 100"),
         ({"source": "gone.npz", "minutes": 3.0}, "--minutes: with --from nothing is trained"),
         ({"source": "gone.npz", "minutes": 8.0, "data": "mnist"}, "--data: with --from nothing is trained"),
     ],

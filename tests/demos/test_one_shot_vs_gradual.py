@@ -146,18 +146,50 @@ def test_the_smallest_run_fills_table_and_pictures(demo, tmp_path, capsys):
         classifier=classifier,
         backend=backend_name(),
         out=tmp_path / "new",
-        steps=2,
+        sample_steps=2,
         **options,
     )
     assert [row[""] for row in rows] == ["test digits", "VAE", "GAN", "DDPM"]
     assert [row["evaluations a sample"] for row in rows] == ["", 1, 1, 4]
-    assert rows[1]["trained"].startswith("1 steps of 2, ") and rows[3]["trained"] == "1 steps of 2"
+    assert rows[1]["trained"].startswith("1 step of 2, ") and rows[3]["trained"] == "1 step of 2"
     assert rows[0]["spread, of real digits'"] == "100.0%" and rows[2]["seconds a sample"] > "0.0"
     written, printed = (tmp_path / "new" / "one_shot_vs_gradual.md").read_text(), capsys.readouterr().out
     for row in rows:
         assert "| " + " | ".join(map(str, row.values())) + " |" in written and str(row["coverage"]) in printed
     for name in ("one_shot_vs_gradual.png", "loss.png"):
         assert 0.03 < imread(tmp_path / "new" / name)[..., :3].std() < 0.6
+
+
+@pytest.mark.parametrize("steps", [1, 2, 29])
+def test_every_curve_of_a_short_training_is_seen(demo, steps):
+    """Also one of a single point; each axis has labels, and steps are whole numbers."""
+    figure = demo.loss_figure({name: np.linspace(2, 1, steps) for name in ("VAE", "GAN", "DDPM")})
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        assert axes.get_lines()[1].get_marker() == "."
+        labels = [text.get_text() for text in axes.get_xticklabels()]
+        assert len(set(labels)) == len(labels) and all("." not in label for label in labels)
+        low, high = axes.get_ylim()
+        assert sum(low <= tick <= high for tick in axes.get_yticks()) >= 2
+
+
+def test_few_samples_make_a_true_table(demo, tmp_path, capsys):
+    """One sample of each class and one step: a dash for the spread, and a line that says why."""
+    files = save_untrained(tmp_path, 10)
+    options = {"minutes": 1e-6, "batch_size": 2, "channels": 8, "num": 10, "workers": 1, "sample_steps": 1}
+    paths = {"classifier": files / "classifier.npz", "out": tmp_path / "few"}
+    rows = demo.main(files / "checkpoint.npz", backend=backend_name(), **paths, **options)
+    assert [row["spread, of real digits'"] for row in rows] == ["-"] * 4
+    table, rest = capsys.readouterr().out.split("-: spread needs two images of a class")
+    assert "nan" not in table and max(len(line) for line in table.splitlines()[1:]) <= 100 and "table and" in rest
+
+
+def test_too_many_steps_are_refused_before_the_training(demo, tmp_path):
+    """The message has the option, its value and T."""
+    files = save_untrained(tmp_path, 10)
+    with pytest.raises(TinydiffError, match="--sample-steps 2000: the schedule has T ="):
+        options = {"classifier": files / "classifier.npz", "out": tmp_path, "workers": 1}
+        demo.main(files / "checkpoint.npz", sample_steps=2000, **options)
 
 
 def test_a_network_without_classes_is_refused(demo, tmp_path):

@@ -44,24 +44,70 @@ def trained(tmp_path_factory, data):
 def rows(demo, trained, data, tmp_path_factory):
     """What main returns and writes, in its smallest form."""
     out = tmp_path_factory.mktemp("pitfalls")
-    options = {"num": 10, "steps": 2, "train_steps": 1, "channels": 8, "workers": 1, "precision": "float32"}
+    options = {"num": 10, "sample_steps": 2, "train_steps": 1, "channels": 8, "workers": 1, "precision": "float32"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "load", lambda *_: data)  # 60,000 glyphs take seconds to draw
         return demo.main(*trained, backend=backend_name(), out=out, **options), out
 
 
+def test_a_network_without_classes_is_refused(demo, trained, data, tmp_path):
+    """The mistakes are measured on digits that were asked for."""
+    save_checkpoint(tmp_path / "none.npz", data, num_classes=None)
+    with pytest.raises(TinydiffError, match=r"none\.npz: this program needs a network with classes"):
+        demo.main(tmp_path / "none.npz", trained[1], backend=backend_name(), out=tmp_path, workers=1)
+
+
 def test_every_mistake_has_its_row_sentence_and_digits(demo, rows):
     """One row each in the table and the picture, beside a right one in each group."""
     rows, out = rows
-    assert [case for _, case, _, _ in rows if case in demo.SAMPLING] == list(demo.SAMPLING)
-    assert {case for _, case, _, _ in rows if case not in demo.SAMPLING} == set(demo.TRAINING)
+    assert [case.name for case in demo.SAMPLING] == [case.name for _, case, _, _ in rows[: len(demo.SAMPLING)]]
+    assert {case.name for case in demo.TRAINING} == {case.name for _, case, _, _ in rows[len(demo.SAMPLING) :]}
     table = (out / "pitfalls.md").read_text()
-    for _, case, images, figures in rows:
+    for i, (_, case, images, figures) in enumerate(rows):
         assert case.why and f"| {case.name} | {' | '.join(figures.values())} | {case.why} |" in table
-        assert ("moved" in figures) == (case in demo.SAMPLING)
+        assert ("moved" in figures) == (i < len(demo.SAMPLING)) and "{" not in case.why
         assert images.shape == (10, 28, 28, 1) and abs(images).max() <= 1
     with Image.open(out / "pitfalls.png") as picture:
         assert 700 < picture.width < 1100 and picture.height > 20 * len(rows)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10, 50])
+@pytest.mark.parametrize("T", [50, 100, 1000])
+def test_the_sentences_are_of_the_run(demo, T, steps):
+    """Their numbers are those of this schedule and this run, and one step has no other step to take a time from."""
+    schedule = Schedule.linear(T)
+    numbers = demo.facts(schedule, steps, 400)
+    why = {case.name: demo.explained(case, numbers).why for case in (*demo.SAMPLING, *demo.TRAINING)}
+    last_t = timestep_pairs(T, steps)[-1][0]
+    noise = schedule.beta_t_given_s(last_t, 0) ** 0.5 * 127.5  # of a step from there to the data, in grey levels
+    assert f"here noise of {noise:.1f} grey levels, with {T:,} steps" in why["noise added at the last step"]
+    assert f"= {schedule.alpha_bar[T] ** 0.5:.2g}." in why["x_0_hat of x_T, in one step"]
+    assert f"lower by 1 of {T:,}" in why["network gets t - 1"]
+    begins = sum(t <= 50 for t, _ in timestep_pairs(1000, steps))
+    assert f"at these 50 times: {begins} of {steps}." in why["beta = 0.1: alpha_bar_T = 2e-46"]
+    others = [text for name, text in why.items() if "step before" in name or "next step" in name]
+    assert len(others) == 4 and all(text.startswith("A run of one step") == (steps == 1) for text in others)
+    if steps > 1:
+        assert f"higher by about {round(T / steps)} of {T:,}" in why["network gets t of the step before"]
+        assert f"t = {last_t}, {noise:.1f} grey levels" in why["coefficients of the step before"]
+
+
+@pytest.mark.parametrize("train_steps, share", [(1, ">99%"), (400, "96%"), (100_000, "<1%")])
+def test_the_cold_average_is_as_random_as_its_sentence_says(demo, train_steps, share):
+    """After n updates 0.9999^n of the average is what it started from; a share is never rounded to all or to none."""
+    numbers = demo.facts(Schedule.linear(100), 5, train_steps)
+    (case,) = (case for case in demo.TRAINING if "without warm-up" in case.name)
+    assert f"still {share} random start after {train_steps:,} step" in demo.explained(case, numbers).why
+
+
+def test_the_table_fits_100_columns(demo, tmp_path, capsys):
+    """Names, figures and sentences, at their widest."""
+    numbers = demo.facts(Schedule.linear(1000), 50, 10**9)
+    figures = {"read as asked": "100%", "border": "255.0", "moved": "255.0"}
+    cases = [demo.explained(case, numbers) for case in (*demo.SAMPLING, *demo.TRAINING)]
+    demo.report([("one trained network", case, np.zeros((10, 4, 4, 1)), figures) for case in cases], tmp_path)
+    table, _ = capsys.readouterr().out.split("results: ")
+    assert max(map(len, table.splitlines())) <= 100 and all(case.name in table for case in cases)
 
 
 def test_the_right_row_is_what_sample_draws(rows, trained):
@@ -121,7 +167,7 @@ def test_the_network_is_told_another_t(demo, walk):
         (demo.step_ahead, [80, 60, 40, 20, 20]),
         (demo.step_behind, [100, 100, 80, 60, 40]),
     ):
-        _, told = walk(partial(demo.network_told, other))
+        _, told = walk(partial(demo.network_gets, other))
         assert told == times
 
 
@@ -189,7 +235,11 @@ def test_read_as_asked_is_the_share_of_the_classifiers_answers(demo, data):
 
 @pytest.mark.parametrize(
     ("option", "message"),
-    [({"num": 9}, "--num 9"), ({"channels": 12}, "--channels 12"), ({"steps": 51}, "--steps 51: must be at most 50")],
+    [
+        ({"num": 9}, "--num 9"),
+        ({"channels": 12}, "--channels 12"),
+        ({"sample_steps": 51}, "--sample-steps 51: must be at most 50"),
+    ],
 )
 def test_bad_options_are_named(demo, trained, tmp_path, option, message):
     """Before any work is done."""

@@ -20,7 +20,7 @@ from tinydiff.diffusion import Schedule
 pytestmark = pytest.mark.program
 
 PATH = Path(__file__).parents[2] / "demos" / "points_2d.py"
-SMALLEST = {"steps": 2, "batch_size": 8, "flow_steps": 4, "num": 20, "workers": 1}
+SMALLEST = {"steps": 2, "batch_size": 8, "sample_steps": 4, "num": 20, "workers": 1}
 N = 20_000
 
 
@@ -74,15 +74,36 @@ def test_a_users_mistake_is_one_message_and_exit_code_2(tmp_path):
     command = [sys.executable, PATH, f"--out={tmp_path / 'out'}", "--num=1"]
     environment = {"PYTHONPATH": str(PATH.parents[1]), "COLUMNS": "500"}
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
-    assert result.returncode == 2 and "2 points or more" in result.stderr and "Traceback" not in result.stderr
+    assert result.returncode == 2 and "--num: must be a whole number from 2 to 5,000, got '1'" in result.stderr
+    assert "Traceback" not in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 
 def test_too_many_steps_are_refused_before_the_work(demo, tmp_path):
     """The message names the option and T."""
-    with pytest.raises(TinydiffError, match="--flow-steps 1001: the schedule has T = 1000 steps"):
-        demo.main(backend=backend_name(), out=tmp_path / "out", flow_steps=1001)
+    with pytest.raises(TinydiffError, match="--sample-steps 1001: the schedule has T = 1000 steps"):
+        demo.main(backend=backend_name(), out=tmp_path / "out", sample_steps=1001)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_short_flow_shows_each_of_its_times_once(demo, steps):
+    """Panels without a time stay empty; the legend counts the samples that lie outside of the view."""
+    schedule, x = Schedule.linear(1000), np.array([[0, 0], [9, 9], [1, 1]], np.float32)
+    flow = [(t, x) for t in (*np.linspace(1000, 0, steps + 1).astype(int)[:-1].tolist(), 0)]
+    figure = demo.portrait(schedule, lambda grid, t: 0 * grid, flow, x, x, "", "")
+    titles = [axes.get_title() for axes in figure.axes if axes.get_title().startswith("t = ")]
+    assert len(titles) == len(set(titles)) <= steps and sum(not axes.axison for axes in figure.axes) == 6 - len(titles)
+    (legend,) = (axes.get_legend() for axes in figure.axes if axes.get_legend())
+    assert [text.get_text() for text in legend.get_texts()] == ["3 held-out points", "3 samples, 1 of them outside"]
+
+
+def test_equal_sets_are_never_at_a_negative_distance(demo):
+    """Rounding would give -1e-16 for many of these."""
+    for seed in range(50):
+        x = default_rng(seed).standard_normal((7, 2), dtype="float32")
+        assert 0 <= demo.energy_distance(x, x) < 1e-12
+        assert demo.energy_test(x, x, default_rng(1), permutations=9)[0] >= 0
 
 
 # The data.

@@ -55,16 +55,17 @@ def test_the_start_is_one_and_the_seed_names_it(load_demo):
     assert (noisy[0] != noisy[1]).any() and asarray(noisy).dtype == "float32"
 
 
-WRONG = [
-    ({"steps": 101}, "--steps 101"),
-    ({"label": 10}, "--label 10"),
-    ({"scale": 3.0}, "--scale 3: guidance needs a label; add --label"),
-    ({"num": 10**15}, "--num 4000000000000000: that needs"),
-]
-
-
-@pytest.mark.parametrize("options, said", WRONG)
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"steps": 101}, "--steps 101: the schedule has T = 100"),
+        ({"label": 10}, "--label 10: must be at most 9"),
+        ({"num": 1}, "--num 1: must be at least 2"),
+        ({"num": 10**15}, "--num 4000000000000000: that needs"),
+        ({"scale": 3.0}, "--scale 3: guidance needs --label"),
+    ],
+)
 def test_what_does_not_fit_is_refused(load_demo, path, tmp_path, options, said):
-    """More steps than T, a label that the network does not know, a scale without a label, more than memory holds."""
+    """More steps than T, a label that the network does not have, a single picture, guidance without a label."""
     with pytest.raises(TinydiffError, match=said):
         load_demo("same_start").main(path, backend=backend_name(), out=tmp_path, workers=1, **options)

@@ -11,6 +11,7 @@ from PIL import Image
 from tiny_runs import save_checkpoint
 
 from tinydiff.app import checkpoint
+from tinydiff.app.choices import class_names
 from tinydiff.backend import TinydiffError, backend_name
 from tinydiff.data import load
 
@@ -45,6 +46,68 @@ def test_arrays_hold_images_and_the_labels_asked_for(load_demo, trained, tmp_pat
         assert picture.width > 12 * 28 and picture.height > 2 * 28
 
 
+@pytest.mark.parametrize(
+    "num, labels, columns, names",
+    [
+        (23, (3, 7), 12, ["3", "7"]),
+        (1, (5,), 1, ["5"]),
+        (7, (0, 1, 2, 3), 2, ["0", "1", "2", "3"]),
+        (45, (2, 9), 20, ["2", "", "9", ""]),
+        (6, (4, 4, 8), 2, ["4", "", "8"]),
+    ],
+)
+def test_each_label_begins_a_row_that_has_its_name(load_demo, num, labels, columns, names):
+    """Every image stands in a row of its label, in order; what is left of the row is white."""
+    demo, image_labels = load_demo("sample"), sorted(labels[i % len(labels)] for i in range(num))
+    images = np.arange(num, dtype=np.float32)[:, None, None, None] / 1000 * np.ones((1, 2, 2, 1), np.float32)
+    classes = [f"{k}" for k in range(10)]
+    pictures, row_labels, shown = demo.rows_by_label(images, image_labels, classes, columns)
+    assert row_labels == names and len(pictures) == len(names) * columns and shown == num
+    rows, name = pictures[:, 0, 0, 0].reshape(-1, columns), ""
+    seen = []
+    for row, label in zip(rows, row_labels):
+        name = label or name
+        here = np.rint(row[row < 1] * 1000).astype(int).tolist()
+        assert here and (row[len(here) :] == 1).all() and {image_labels[i] for i in here} == {int(name)}
+        seen += here
+    assert seen == list(range(num))
+
+
+def test_a_large_request_has_a_picture_of_bounded_size(load_demo):
+    """A thousand images, the same share of each label; the labels are those of the images that are shown."""
+    demo, image_labels = load_demo("sample"), np.repeat(np.arange(10), 5000)
+    images = np.zeros((50_000, 1, 1, 1), np.float32)
+    pictures, row_labels, shown = demo.rows_by_label(images, image_labels, list("0123456789"), 20)
+    assert shown == len(pictures) == 1000 and [name for name in row_labels if name] == list("0123456789")
+
+
+def test_the_names_of_the_rows_are_those_of_the_data_set():
+    """Digits, clothes, and numbers for a data set that is not built in."""
+    assert class_names("mnist", 10) == class_names("glyphs", 10) == list("0123456789")
+    assert class_names("fashion", 10)[9] == "Ankle boot" and class_names("mine", 3) == ["0", "1", "2"]
+    assert class_names("fashion", 3) == ["0", "1", "2"]
+
+
+def test_a_network_without_classes_takes_no_labels(load_demo, tmp_path, capsys):
+    """Its images are drawn without a label, and an option that would have no effect is refused."""
+    path = tmp_path / "none.npz"
+    save_checkpoint(path, load("glyphs", num=10), num_classes=None)
+    images, _ = run(load_demo, path, tmp_path, num=3)
+    assert len(images) == 3 and "3 images: " in capsys.readouterr().out
+    for options, message in (
+        ({"labels": (3, 7)}, "--labels 3,7: the network has no classes"),
+        ({"scale": 5.0}, "--scale 5: guidance needs a network with classes"),
+    ):
+        with pytest.raises(TinydiffError, match=message):
+            run(load_demo, path, tmp_path, num=1, **options)
+
+
+def test_a_label_that_the_network_does_not_have_is_refused(load_demo, trained, tmp_path):
+    """Label 10 of ten classes would mean "no label"."""
+    with pytest.raises(TinydiffError, match="--labels 10: must be at most 9, the last class"):
+        run(load_demo, trained, tmp_path, num=1, labels=(3, 10))
+
+
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm", "2m"])
 def test_the_seed_decides_everything(load_demo, trained, tmp_path, sampler):
     """The same seed gives the same bits, another seed another image, for each sampler."""
@@ -64,7 +127,7 @@ def test_samplers_and_times_differ(load_demo, trained, tmp_path):
 
 def test_more_steps_than_the_schedule_has_are_refused(load_demo, trained, tmp_path):
     """--steps above T names both numbers, and nothing is written."""
-    with pytest.raises(TinydiffError, match="num_steps=101: the schedule has T = 100 steps"):
+    with pytest.raises(TinydiffError, match="--steps 101: the schedule has T = 100 steps"):
         run(load_demo, trained, tmp_path, num=1, steps=101)
     assert list(tmp_path.iterdir()) == []
 

@@ -184,6 +184,25 @@ def test_a_number_that_the_test_set_cannot_match_is_refused(demo, trained, tmp_p
         run(demo, trained, tmp_path, **options)
 
 
+def test_a_network_without_classes_is_refused(demo, trained, tmp_path):
+    """It ignores the label that its digits would be read against."""
+    save_checkpoint(tmp_path / "none.npz", load("glyphs", num=10), num_classes=None)
+    with pytest.raises(TinydiffError, match=r"none\.npz: this program needs a network with classes"):
+        demo.main(tmp_path / "none.npz", classifier=trained / "classifier.npz", out=tmp_path, workers=1)
+
+
+def test_a_row_is_drawn_once(demo, trained, tmp_path):
+    """Also where --longest is among --steps; the picture has labels on its logarithmic axis, and at most six strips."""
+    rows = run(demo, trained, tmp_path, steps=(1, 2, 3, 4, 5, 6, 7, 8), longest=8)
+    assert len({(row["sampler"], row["steps"], row["scale"]) for row in rows}) == len(rows) == 5 * 8 + 3
+    figure = demo.picture(rows, {}, (1, 2, 3, 4, 5, 6, 7, 8), "")
+    figure.draw_without_rendering()
+    distance = figure.axes[1]
+    low, high = distance.get_ylim()
+    assert sum(low <= tick <= high for tick in distance.get_yticks()) >= 2
+    assert [axes.get_title() for axes in figure.axes[2:8]] == [f"{n} step{'s' * (n > 1)}" for n in (1, 2, 3, 5, 6, 8)]
+
+
 def test_options_reach_main(trained, tmp_path, monkeypatch, test_set):
     """From the command line; more steps than the schedule has end with code 2."""
     monkeypatch.setattr("tinydiff.data.load", lambda *_: test_set)

@@ -39,6 +39,16 @@ def test_the_saved_network_misreads_as_many_test_digits_as_the_demo_says(demo, t
     assert min(picture.shape[:2]) > 80 and picture.std() > 0.05  # something is on it
 
 
+def test_where_nothing_is_misread_there_is_no_picture(demo, tmp_path, capsys, monkeypatch):
+    """And a line says so; all right is 100.00%."""
+    images, labels = load("glyphs", "test", num=30).batch(np.arange(30))
+    monkeypatch.setattr(demo, "read", lambda *_: [np.eye(10)[labels]])
+    assert demo.main(backend=backend_name(), out=tmp_path, **SMALLEST) == 0
+    printed = capsys.readouterr().out
+    assert "0 of 30 misread, 100.00% right" in printed and "misread.png is not written" in printed
+    assert not (tmp_path / "misread.png").exists() and len(images) == 30
+
+
 def test_a_noisy_one_is_tested_at_every_time(demo, tmp_path, capsys):
     """--noisy: each test digit at its own t; the shares by t add up to the share in all; its noise is in the file."""
     errors = demo.main(backend=backend_name(), out=tmp_path, noisy=True, **SMALLEST)

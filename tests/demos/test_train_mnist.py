@@ -310,7 +310,7 @@ def test_kill_9_at_random_moments_loses_nothing_but_time(tmp_path, kills):
         (["--data=nonsense"], "choose from"),
         (["--target=noise"], "choose from"),
         (["--min-snr=0"], "above 0"),
-        (["--steps=0"], "at least 1"),
+        (["--steps=0"], "from 1 to"),
         (["--steps=2", "--minutes=1"], "not allowed with"),
         (["--sample-steps=2000", "--steps=1"], "T = 1000 steps"),
         (["--channels=12", "--steps=1"], "--channels 12: must be a multiple of 8"),

@@ -19,7 +19,7 @@ from tinydiff.backend import asarray, backend_name, default_rng, to_numpy
 pytestmark = pytest.mark.program
 
 PATH = Path(__file__).parents[2] / "demos" / "waves_1d.py"
-SMALLEST = {"steps": 2, "batch_size": 3, "sampling_steps": 2, "num": 3, "workers": 1}
+SMALLEST = {"steps": 2, "batch_size": 3, "sample_steps": 2, "num": 3, "workers": 1}
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +54,10 @@ def test_the_seed_decides_everything(demo, monkeypatch, tmp_path):
 
 def test_a_users_mistake_is_one_message_and_exit_code_2(tmp_path):
     """More steps than the schedule has: exit code 2, no traceback, nothing written."""
-    command = [sys.executable, PATH, f"--out={tmp_path / 'out'}", "--sampling-steps=1001"]
+    command = [sys.executable, PATH, f"--out={tmp_path / 'out'}", "--sample-steps=1001"]
     environment = {"PYTHONPATH": str(PATH.parents[1]), "COLUMNS": "500"}
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
-    message = "--sampling-steps 1001: the schedule has T = 1000 steps"
+    message = "--sample-steps 1001: the schedule has T = 1000 steps"
     assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr
     assert list(tmp_path.iterdir()) == []
 

@@ -1,23 +1,41 @@
 """The choices of a user who draws images: labels, samplers and times.  Read next: rules.py."""
 
-import argparse
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
+import numpy as np
+
+from tinydiff.app import cli
+from tinydiff.backend import TinydiffError
 from tinydiff.diffusion import Schedule, ddim_step, dpm_solver_2m
 from tinydiff.diffusion.times import Pairs, quadratic_pairs
 
+labels = cli.list_of(cli.whole(0, 999), repeats=True)  # option type: "7", "0-9", "3,3,7-9"
 
-def labels(text: str) -> tuple[int, ...]:
-    """Option type: digits 0..9 and ranges of digits, separated by commas, in the order given: "7", "0-9", "3,3,7-9"."""
-    chosen: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*([0-9])\s*(?:-\s*([0-9])\s*)?", part)
-        if not match or (match[2] and match[2] < match[1]):
-            raise argparse.ArgumentTypeError(f"must be digits or rising ranges such as 7, 0-9 or 1,3,5-7, got {text!r}")
-        chosen += range(int(match[1]), int(match[2] or match[1]) + 1)
-    return tuple(chosen)
+
+def check_classes(path: Any, model: Any) -> None:
+    """Raise TinydiffError for a checkpoint whose network was trained without classes."""
+    if model.num_classes is None:
+        raise TinydiffError(f"{path}: this program needs a network with classes, and this one has none")
+
+
+def check_labels(model: Any, **labels: Any) -> None:
+    """Raise TinydiffError for an option of main with a label, or a list of labels, that the network does not have."""
+    for option, label in labels.items():
+        if model.num_classes is None:
+            raise TinydiffError(f"--{option} {cli.as_typed(label)}: the network has no classes")
+        if (largest := max(np.atleast_1d(label))) >= model.num_classes:
+            raise TinydiffError(f"--{option} {largest}: must be at most {model.num_classes - 1}, the last class")
+
+
+def class_names(data: str, num_classes: int) -> Sequence[str]:
+    """The names of the classes of a built-in data set; for another data set their numbers."""
+    if data == "fashion" and num_classes == 10:
+        from tinydiff.data.mnist import CLOTHES  # a run opens only the files of its own data set
+
+        return CLOTHES
+    return [str(k) for k in range(num_classes)]
 
 
 def DDIM(schedule: Schedule, eta: float = 0.0) -> Callable:

@@ -11,16 +11,17 @@
         cli.run(main, parser)
 
 A default is written once, as a keyword default of main.  Importers, tests and the command line all use this default,
-and --help shows it.  Read next: alone.py.
+and --help shows it as a user would type it.  Read next: alone.py.
 """
 
 import argparse
 import contextlib
 import errno
 import inspect
-import math
+import itertools
 import os
 import re
+import reprlib
 import shlex
 import shutil
 import sys
@@ -49,21 +50,41 @@ def _excepthook(kind: type[BaseException], *error: Any) -> None:
 
 sys.excepthook = _excepthook
 
+HIDDEN = argparse.SUPPRESS  # the help text of an earlier name of an option, which --help does not show
+_NEGATIVE = re.compile(r"-(\d|\.\d|inf|nan).*")  # a value such as -1, not an option
+_RANGE = re.compile(r"(\d{1,9})\s*-\s*(\d{1,9})", re.ASCII)
+_LONGEST = 1000  # numbers in a range
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows the default of each option, except None and False, which mean that the option is off."""
+
+class _Help(argparse.HelpFormatter):
+    """Shows the default of each option, except None and False, which mean that the option is off.
+
+    The paragraphs of the description fill the width of the terminal.  Those with indented lines stay as they are.
+    """
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        off = action.default is None or action.default is False
-        return action.help if off else super()._get_help_string(action)
+        if any(action.default is off for off in (None, False, argparse.SUPPRESS)):
+            return action.help
+        return f"{action.help} (default: {as_typed(action.default).replace('%', '%%')})"
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = text.strip().split("\n\n")
+        return "\n\n".join(p if re.search("^ ", p, re.MULTILINE) else _filled(p, width) for p in paragraphs)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        loose = re.match(r"unrecognized arguments: [\d.]+", message)  # --steps 5 10
+        super().error(f"{message}; a list is written with commas, such as 5,10" if loose else message)
 
 
 def parser(description: str | None, main: Callable[..., Any]) -> argparse.ArgumentParser:
     """An argument parser.  Each option has the default of main's keyword argument of the same name.
 
-    description: the text that --help shows, line by line as it is written, such as the docstring of the program.
+    description: the text that --help shows, such as the docstring of the program.
     """
-    new = argparse.ArgumentParser(description=description, formatter_class=_Help, allow_abbrev=False)
+    new = _Parser(description=description, formatter_class=_Help, allow_abbrev=False)
+    new._negative_number_matcher = _NEGATIVE  # argparse itself takes -1 for a value, but -1,2 and -inf for options
     parameters = inspect.signature(main).parameters.values()
     new.set_defaults(**{p.name: p.default for p in parameters if p.default is not p.empty})
     return new
@@ -71,10 +92,16 @@ def parser(description: str | None, main: Callable[..., Any]) -> argparse.Argume
 
 def add_backend(to: argparse.ArgumentParser) -> None:
     """Add --backend, --precision and --plain, the options of every program that trains or draws."""
-    precision = "of a GPU's matrix products: tf32 (its default) rounds each factor to 10 bits and is faster"
+    precision = "of matrix products; tf32 rounds each factor to 10 bits and is faster (default: tf32 on a GPU)"
     to.add_argument("--backend", choices=["numpy", "cupy"], help="arrays on the CPU, or on an NVIDIA GPU")
     to.add_argument("--precision", choices=["float32", "tf32"], help=precision)
     to.add_argument("--plain", action="store_true", help="compute with the plain functions of the book: slower")
+
+
+def add_data_dir(to: Any) -> None:
+    """Add --data-dir to a parser, or to a group of a parser."""
+    where = "(default: $TINYDIFF_DATA, or the user's cache folder)"
+    to.add_argument("--data-dir", metavar="DIR", help=f"folder with the files of the data set {where}")
 
 
 def add_parallel(to: Any) -> None:
@@ -172,24 +199,64 @@ def again(*more: str) -> str:
     return command(program, *words, *(word for word in more if word not in words))
 
 
-def positive_int(text: str) -> int:
-    """Option type: an integer of at least 1."""
-    return _number(text, int, "a whole number of at least 1", lambda n: n >= 1)
+def whole(least: int, most: int) -> Callable[[str], int]:
+    """Option type: an integer in least..most."""
+    return lambda text: _number(text, int, f"a whole number from {least} to {most:,}", lambda n: least <= n <= most)
 
 
-def non_negative_int(text: str) -> int:
-    """Option type: an integer of at least 0."""
-    return _number(text, int, "a whole number of at least 0", lambda n: n >= 0)
+positive_int = whole(1, 10**9)
+up_to_a_million = whole(1, 10**6)  # a number of images to draw
+non_negative_int = whole(0, 2**63 - 1)
 
 
 def positive_float(text: str) -> float:
-    """Option type: a finite number above 0."""
-    return _number(text, float, "a number above 0", lambda x: 0 < x < math.inf)
+    """Option type: a number above 0, at most 1e9."""
+    return _number(text, float, "a number above 0, at most 1,000,000,000", lambda x: 0 < x <= 1e9)
 
 
 def non_negative_float(text: str) -> float:
-    """Option type: a finite number of at least 0."""
-    return _number(text, float, "a number of at least 0", lambda x: 0 <= x < math.inf)
+    """Option type: a number from 0 to 1e6."""
+    return _number(text, float, "a number from 0 to 1,000,000", lambda x: 0 <= x <= 1e6)
+
+
+def list_of(item: Callable[[str], Any], repeats: bool = False) -> Callable[[str], tuple[Any, ...]]:
+    """Option type: items separated by commas, such as 5,10.  2-5 is the list 2,3,4,5.
+
+    item: the option type of each item.  repeats: whether an item may occur twice.
+    """
+
+    def items(text: str) -> tuple[Any, ...]:
+        words: list[str] = []
+        for part in map(str.strip, text.split(",")):
+            first, last = map(int, ends.groups()) if (ends := _RANGE.fullmatch(part)) else (0, -1)
+            if ends and not first < last < first + _LONGEST:
+                raise argparse.ArgumentTypeError(f"a range must rise, by less than {_LONGEST:,}, got {part!r}")
+            words += map(str, range(first, last + 1)) if ends else [part]
+        try:
+            found = tuple(map(item, words))
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentTypeError(f"each item {error} in {reprlib.repr(text)}") from None
+        if not repeats and len(set(found)) < len(found):
+            raise argparse.ArgumentTypeError(f"each item must occur once, got {reprlib.repr(text)}")
+        return found
+
+    return items
+
+
+def counted(n: int, thing: str) -> str:
+    """A number of things: "1 step", "2,000 steps"."""
+    return f"{n:,} {thing}{'' if n == 1 else 's'}"
+
+
+def as_typed(value: Any) -> str:
+    """A default as a user would type it: 5,10 for a list, 0-9 for a run of three or more whole numbers, 'a word'."""
+    if not isinstance(value, list | tuple):
+        return f"{value:g}" if isinstance(value, float) else shlex.quote(str(value))
+    if not all(isinstance(item, int) for item in value):
+        return ",".join(map(as_typed, value))
+    numbered = itertools.groupby(enumerate(value), lambda pair: pair[1] - pair[0])  # rising by 1: one difference
+    runs = [[item for _, item in run] for _, run in numbered]
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ",".join(map(str, run)) for run in runs)
 
 
 def escaped(text: str) -> str:
@@ -212,9 +279,14 @@ class _Escaped:
 
 def _number(text: str, kind: type, what: str, fits: Callable[[Any], bool]) -> Any:
     with contextlib.suppress(ValueError):
-        if fits(value := kind(text)):
+        if text.isascii() and fits(value := kind(text)):
             return value
-    raise argparse.ArgumentTypeError(f"must be {what}, got {_short(repr(text))}")
+    raise argparse.ArgumentTypeError(f"must be {what}, got {reprlib.repr(text)}")
+
+
+def _filled(text: str, width: int) -> str:
+    """The text in lines of at most `width` characters.  A longer word, such as a path, stays whole."""
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
 
 
 def _end_without(name: str, error: OSError) -> NoReturn:

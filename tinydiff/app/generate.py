@@ -86,11 +86,22 @@ def generate(workers: Any, recipe: Recipe, labels: Sequence[int], seed: int) -> 
     labels: each in 0..num_classes, where num_classes means "no label".  For a network without classes only the number
     of the labels matters.
     Yields the slices in order.  A slice of n labels is an array (keep, n, H, W, C), float32: n images in each of `keep`
-    frames.  Values lie near [-1, 1].
+    frames.  Values lie near [-1, 1].  Raises TinydiffError for an image with a NaN or an infinity.
     """
     n = recipe.at_once or (SLICE if backend_name() == "numpy" else GPU_SLICE)
     jobs = [(labels[i : i + n], (seed, i // n)) for i in range(0, len(labels), n)]
-    return workers.map(partial(_draw_slice, recipe), jobs)
+    for frames in workers.map(partial(_draw_slice, recipe), jobs):
+        if not np.isfinite(frames[-1]).all():
+            raise TinydiffError(f"scale={recipe.scale:g}: the network draws NaN or infinity; try a smaller scale")
+        yield frames
+
+
+def check_steps(T: int, **steps: int) -> None:
+    """Raise TinydiffError for an option of main that asks for more reverse steps than T."""
+    for name, n in steps.items():
+        if n > T:
+            option = name.replace("_", "-")
+            raise TinydiffError(f"--{option} {n}: the schedule has T = {T} steps, no more")
 
 
 def check_room(num: int, image_shape: Sequence[int]) -> None:

@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+NEAREST = 5  # the neighbour whose distance defines "nearby" in coverage
+
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """d^2 between the Gaussians fitted to the rows of a (N, D) and b (M, D), for any N, M >= 2, else ValueError.
@@ -35,7 +37,8 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     if len(mean_a) != len(mean_b):
         raise ValueError(f"a and b must have the same features, got {len(mean_a)} and {len(mean_b)}")
     overlap = np.linalg.svd(F_a @ F_b.T, compute_uv=False).sum()
-    return float(((mean_a - mean_b) ** 2).sum() + (F_a**2).sum() + (F_b**2).sum() - 2 * overlap)
+    squared = ((mean_a - mean_b) ** 2).sum() + (F_a**2).sum() + (F_b**2).sum() - 2 * overlap
+    return max(0.0, float(squared))  # for equal sets rounding can give -1e-14
 
 
 def frechet_with_floor(samples: np.ndarray, real: np.ndarray) -> tuple[float, float]:
@@ -50,7 +53,7 @@ def frechet_with_floor(samples: np.ndarray, real: np.ndarray) -> tuple[float, fl
     return frechet_distance(samples, real[n:]), frechet_distance(real[:n], real[n:])
 
 
-def coverage(samples: np.ndarray, real: np.ndarray, k: int = 5) -> float:
+def coverage(samples: np.ndarray, real: np.ndarray, k: int = NEAREST) -> float:
     """The share of real rows that have a sample nearby (Naeem et al. 2020).
 
     Nearby: at most as far away as the k-th nearest neighbour of the real row among the other real rows.
@@ -76,22 +79,48 @@ def spread(features: np.ndarray, labels: np.ndarray) -> float:
 
 
 def wilson_interval(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """The interval that contains the true share with 95% confidence, given `right` of n (Wilson 1927).
+    """The interval that contains the true share with 95% confidence, given `right` of n >= 1, else ValueError (Wilson
+    1927).
 
         (p + z^2/2n  -+  z sqrt(p (1 - p)/n + z^2/4n^2)) / (1 + z^2/n),   p = right/n
 
     Unlike p -+ z sqrt(p (1 - p)/n), this interval stays within 0..1.  If all or none are right, its width is not 0.
     """
+    if not 0 <= right <= n or n < 1:
+        raise ValueError(f"right must lie in 0..n and n must be at least 1, got right={right}, n={n}")
     p = right / n
     middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+    low, high = (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+    return (low if right > 0 else 0.0), (high if right < n else 1.0)  # without rounding, which gives -2e-17 for 0
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """A share as text, such as "97.5%", or "-" for a nan.
+
+    Only 0 and 1 become "0.0%" and "100.0%".  If rounding would hide the difference, the text is "<0.1%" or ">99.9%".
+    """
+    if math.isnan(share):
+        return "-"
+    text, unit = f"{share:.{digits}%}", 0.1 ** (digits + 2)
+    if 0 < share < 1 and text in (f"{0:.{digits}%}", f"{1:.{digits}%}"):
+        return f"<{unit:.{digits}%}" if share < 0.5 else f">{1 - unit:.{digits}%}"
+    return text
+
+
+def relative(a: float, b: float) -> float:
+    """a/b, or nan if b is 0."""
+    return a / b if b else float("nan")
+
+
+def interval(right: int, n: int) -> str:
+    """wilson_interval as the text "96.1% to 98.1%"."""
+    return " to ".join(f"{end:.1%}" for end in wilson_interval(right, n))
 
 
 def share(right: np.ndarray) -> str:
-    """The text "k of n, p (95% interval low to high)" for booleans (n,), of which k are true."""
+    """The text "k of n, p (95% interval low to high)" for booleans (n,), of which k are true; n >= 1."""
     k, n = int(right.sum()), len(right)
-    low, high = wilson_interval(k, n)
-    return f"{k} of {n}, {k / n:.1%} (95% interval {low:.1%} to {high:.1%})"
+    return f"{k} of {n}, {percent(k / max(n, 1))} (95% interval {interval(k, n)})"
 
 
 def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -28,6 +28,7 @@ _MARGIN = 12  # pixels around a picture
 _INK = "#333333"
 _GREYS = 16  # of an animation: noise hardly compresses, so only 16 grey levels halve the file
 _HOLD_MS = 2000  # how long an animation shows its last frame
+_LONGEST = 120  # characters of a title or a label
 
 
 def tile(images: Any, columns: int, gap: int = 1, scale: int = 1) -> np.ndarray:
@@ -60,7 +61,8 @@ def save_grid(
 ) -> None:
     """Write a .png of images in rows of `columns`, with a title above and a label left of each row.
 
-    images: (N, H, W, C) as for `tile`.  row_labels: None, or one label for each row, else ValueError.
+    images: (N, H, W, C) as for `tile`.  row_labels: None, or one label for each row, else ValueError.  A title or a
+    label is one line of at most _LONGEST characters; the rest is cut.
     """
     _check_suffix(path, ".png")
     canvas = tile(images, columns, scale=scale)
@@ -124,9 +126,9 @@ def save_loss(
     loss, bucket_loss = (np.where(np.isfinite(a) & (a > 0), a, np.nan) for a in (loss, bucket_loss))
     figure = Figure(figsize=(10.5, 4), dpi=128, layout="constrained", facecolor="white")
     left, right = figure.subplots(1, 2, sharex=True)
-    marker = "." if len(steps) < 30 else ""  # with dots even a curve of one point is visible
+    marker = marker_of(steps)
     left.plot(steps, loss, marker=marker, color="C0", alpha=0.3, lw=0.7, label="as measured")
-    left.plot(steps, _running_mean(loss), color="C0", lw=1.8, label="running mean")
+    left.plot(steps, _running_mean(loss), marker=marker, color="C0", lw=1.8, label="running mean")
     colours = colormaps["viridis"](np.linspace(0, 0.9, len(bucket_names)))
     for name, colour, values in zip(bucket_names, colours, bucket_loss.T):
         right.plot(steps, _running_mean(values), marker=marker, color=colour, lw=1.5, label=name)
@@ -137,10 +139,45 @@ def save_loss(
         figure.savefig(file, format="png")
 
 
+def marker_of(points: Any) -> str:
+    """The marker of a curve: a dot if the points are few, because a curve of one point has no line."""
+    return "." if len(points) < 30 else ""
+
+
+def log_scale(axes: Axes, which: str) -> None:
+    """Make the axis "x" or "y" logarithmic, with two labelled ticks or more for any positive data."""
+    axes.set(**{f"{which}scale": "log"})
+    axis = {"x": axes.xaxis, "y": axes.yaxis}[which]
+    axis.set(major_locator=_LogTicks(), major_formatter="{x:,g}", minor_locator=NullLocator())
+    axes.autoscale_view(scalex=which == "x", scaley=which == "y")
+
+
+def step_scale(axes: Axes) -> None:
+    """Label the x axis with whole numbers of training steps."""
+    axes.set_xlabel("step", color=_INK)
+    axes.xaxis.set(major_locator=MaxNLocator(5, integer=True, min_n_ticks=1), major_formatter="{x:,.0f}")
+
+
+class _LogTicks(LogLocator):
+    """Ticks at powers of ten.  A few decades also get 2 and 5 times these, and a small part of one gets even steps."""
+
+    def tick_values(self, vmin: float, vmax: float) -> Any:
+        for locator, least in ((LogLocator(), 4), (LogLocator(subs=(1, 2, 5)), 2)):
+            ticks = np.asarray(locator.tick_values(vmin, vmax))
+            if ((vmin <= ticks) & (ticks <= vmax)).sum() >= least:
+                return ticks
+        return MaxNLocator(4).tick_values(vmin, vmax)
+
+    def nonsingular(self, vmin: float, vmax: float) -> tuple[float, float]:
+        vmin, vmax = super().nonsingular(vmin, vmax)
+        return (vmin / 1.05, vmax * 1.05) if vmax < 1.01 * vmin else (vmin, vmax)  # labels have six digits
+
+
 def _save_picture(
     path: Path, pixels: np.ndarray, title: str, row_labels: Sequence[str] = (), column_labels: Sequence[str] = ()
 ) -> None:
     """Write uint8 pixels (H, W, C) unchanged on a white page, with text above the picture and left of it."""
+    title, row_labels, column_labels = _short(title), [*map(_short, row_labels)], [*map(_short, column_labels)]
     height, width, _ = pixels.shape
     small, large = (ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size) for size in (13, 17))
     left = _MARGIN + max((math.ceil(small.getlength(label)) + _MARGIN for label in row_labels if label), default=0)
@@ -162,6 +199,11 @@ def _save_picture(
 def _check_suffix(path: Path, suffix: str) -> None:
     if Path(path).suffix.lower() != suffix:
         raise ValueError(f"path must end in {suffix}, the kind of picture that is written, got {path}")
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}..."
 
 
 def _check_at_least_1(**numbers: int) -> None:
@@ -187,10 +229,8 @@ def _running_mean(values: np.ndarray) -> np.ndarray:
 def _dress(axes: Axes, title: str, **place_of_legend: Any) -> None:
     axes.legend(**place_of_legend, frameon=False, labelcolor=_INK)
     axes.set_title(title, loc="left", color=_INK, fontsize=11)
-    axes.set_xlabel("step", color=_INK)
-    axes.set_yscale("log")
-    axes.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_locator=NullLocator())
-    axes.xaxis.set(major_locator=MaxNLocator(5, integer=True), major_formatter="{x:,.0f}")
+    step_scale(axes)
+    log_scale(axes, "y")
     axes.grid(color="0.92", linewidth=0.8)
     axes.tick_params(colors=_INK, length=3)
     axes.spines[["top", "right"]].set_visible(False)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tinydiff import ops
-from tinydiff.app.metrics import coverage, frechet_distance, spread
+from tinydiff.app.metrics import NEAREST, coverage, frechet_distance, spread
 from tinydiff.autograd import Tensor, enable_grad, no_grad
 from tinydiff.backend import TinydiffError, default_rng, require, to_numpy, xp
 from tinydiff.data import Dataset
@@ -20,6 +20,7 @@ from tinydiff.more.classifier import cross_entropy
 from tinydiff.nn import Module
 
 SLICE = 250  # images that a worker reads at a time
+NO_SPREAD = "-: spread needs two images of a class or more; choose a larger --num"  # below a table with such a cell
 
 
 def read(workers: Any, images: np.ndarray, t: np.ndarray | None = None) -> Iterator[np.ndarray]:
@@ -63,13 +64,15 @@ def class_score(model: Module, labels: Any) -> Callable[[Any, int], Any]:
     return score_fn
 
 
-def check_num(test: Dataset, num: int) -> None:
-    """Raise TinydiffError if num is not a multiple of the number of classes, or if the test set is too small."""
+def check_num(test: Dataset, num: int) -> int:
+    """How many test images the rarest class has.  Raises TinydiffError if a Judge cannot judge num samples."""
     counts = np.bincount(test.labels, minlength=len(test.classes))
-    if num % len(counts) or counts.min() * len(counts) < 2 * num:
-        raise TinydiffError(
-            f"--num {num}: must be a multiple of {len(counts)}, and the test set have twice as many of each class"
-        )
+    least, rarest = int(counts.min()), test.classes[int(counts.argmin())]
+    most = least // 2 * len(counts)
+    if num % len(counts) or not NEAREST < num <= most:
+        needs = f"must be a multiple of {len(counts)}, more than {NEAREST} and at most {most}"
+        raise TinydiffError(f"--num {num}: {needs}, because the test set has {least} images of class {rarest}")
+    return least
 
 
 class Judge:
@@ -78,14 +81,13 @@ class Judge:
     num: the number of samples to be judged.  The judge keeps equally many test digits of each class, in random order.
     `real` is the judgement of the first num of these digits.  `others` are the features of the remaining ones; samples
     and `real` are compared with `others`.
-    Raises TinydiffError as check_num does.
+    Raises TinydiffError if num is not a multiple of the number of classes, less than 6, or too large for the test set.
     """
 
     def __init__(self, workers: Any, test: Dataset, num: int):
         self.workers, self.num = workers, num
-        check_num(test, num)
+        least = check_num(test, num)
         by_label = [np.flatnonzero(test.labels == k) for k in range(len(test.classes))]
-        least = min(map(len, by_label))
         rng = default_rng("judge", 0)
         images, labels = test.batch(np.stack([rng.permutation(rows)[:least] for rows in by_label], 1).reshape(-1))
         self.others = np.concatenate(list(features(workers, images[num:])))

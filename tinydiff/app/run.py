@@ -41,7 +41,7 @@ def add_options(parser: ArgumentParser) -> None:
     new = TrainConfig()
     parser.add_argument("--batch-size", type=cli.positive_int, help=f"images a step (default: {new.batch_size})")
     parser.add_argument("--channels", type=cli.positive_int, help="channels of the first level (default: 32)")
-    parser.add_argument("--num-images", type=cli.positive_int, help="train on this many images only, the first ones")
+    parser.add_argument("--num-images", type=cli.positive_int, help="train on the first images only (default: all)")
     parser.add_argument("--out", help="folder for everything that the run writes")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out, with its settings")
     parser.add_argument("--seed", type=cli.non_negative_int, help=f"of weights, data and noise (default: {new.seed})")

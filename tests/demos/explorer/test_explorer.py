@@ -327,7 +327,9 @@ def test_each_mistake_stands_beside_the_right_thing(runs, made):
     data, _ = made
     rows = data["mistakes"]["rows"]
     _, *wrong = runs.SAMPLING
-    assert [(row["name"], row["why"]) for row in rows] == [(case.name, case.why) for case in wrong]
+    numbers = runs.pitfalls.facts(Schedule.linear(100), 4, 1)
+    explained = [runs.pitfalls.explained(case, numbers) for case in wrong]
+    assert [(row["name"], row["why"]) for row in rows] == [(case.name, case.why) for case in explained]
     for row in rows:
         assert set(row["figures"]) == {"read as asked", "border", "moved"}
         assert set(row["right_figures"]) == {"read as asked", "border"}
@@ -395,7 +397,7 @@ def test_the_functions_that_the_page_names_exist(demo):
     [
         ({"moments": 2}, "--moments 2"),
         ({"num": 9}, "--num 9"),
-        ({"steps": (4, 101)}, "--steps 101: the schedule has T = 100"),
+        ({"sample_steps": (101, 4)}, "--sample-steps 101: the schedule has T = 100"),
     ],
 )
 def test_bad_options_are_named(demo, trained, smallest, tmp_path, option, message):
@@ -408,24 +410,24 @@ def test_bad_options_are_named(demo, trained, smallest, tmp_path, option, messag
 
 def test_a_network_that_the_page_cannot_show_is_refused(demo):
     """One without labels, one of colours, and a label that it does not know."""
-    schedule = Schedule.linear(100)
     grey = {"data": {"image_shape": [28, 28, 1]}}
     for config, meta, labels, message in (
         ({}, grey, (0,), "with classes"),
         ({"num_classes": 10}, {"data": {"image_shape": [28, 28, 3]}}, (0,), "grey images"),
-        ({"num_classes": 5}, grey, (0, 5), "--labels 5: this network has labels 0 to 4"),
+        ({"num_classes": 5}, grey, (0, 5), "--labels 5: must be at most 4"),
     ):
         model = build_unet({"base_channels": 8, **config}, 0)
         with pytest.raises(TinydiffError, match=message):
-            demo.check(model, schedule, meta, labels, (2,))
+            demo.check("path", model, meta, labels)
 
 
 def test_a_file_that_is_no_checkpoint_ends_with_2(tmp_path):
-    """One line that names it, no traceback; the same for steps that do not rise."""
+    """One line that names it, no traceback; the same for a number of steps that is given twice."""
     bad = tmp_path / "bad.npz"
     bad.write_bytes(b"not a checkpoint")
     script = ROOT / "demos" / "explorer" / "explorer.py"
-    for options, message in (([], "bad.npz is not a tinydiff checkpoint"), (["--steps", "9,3"], "must be rising")):
+    twice = ["--sample-steps", "9,3,9"]
+    for options, message in (([], "bad.npz is not a tinydiff checkpoint"), (twice, "must occur once, got '9,3,9'")):
         command = [sys.executable, script, bad, "--out", tmp_path / "page.html", *options]
         ended = subprocess.run(command, capture_output=True, text=True)
         output = " ".join(ended.stderr.split())
@@ -440,7 +442,7 @@ def test_two_workers_make_the_same_page(demo, trained, tmp_path):
     pages = []
     for workers in ("1", "2"):
         out = tmp_path / "page.html"
-        options = ["--labels", "3", "--steps", "2", "--moments", "3", "--point-steps", "1", "--num", "10"]
+        options = ["--labels", "3", "--sample-steps", "2", "--moments", "3", "--point-steps", "1", "--num", "10"]
         command = [sys.executable, demo.__file__, trained[0], *options, "--workers", workers, "--out", out]
         subprocess.run(command, check=True, capture_output=True)
         pages.append(out.read_bytes())

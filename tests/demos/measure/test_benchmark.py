@@ -105,8 +105,10 @@ def test_what_a_backend_does_not_have_is_refused(program):
     """Workers on a GPU, several batch sizes on the CPU: one line that names the option and its value."""
     with pytest.raises(TinydiffError, match="--workers 2"):
         program.main(backend="cupy", workers=2)
-    with pytest.raises(TinydiffError, match="--batch-size 64 128"):
+    with pytest.raises(TinydiffError, match="--batch-size 64,128: must be one number"):
         program.main(batch_sizes=[64, 128])
+    with pytest.raises(TinydiffError, match="--channels 12: must be a multiple of 8"):
+        program.main(channels=12)
 
 
 def test_without_a_gpu_it_ends_with_that(program, monkeypatch):

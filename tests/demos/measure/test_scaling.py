@@ -36,7 +36,7 @@ def test_it_prints_its_table_and_draws_its_four_panels(scaling, tmp_path, capsys
     printed = capsys.readouterr().out
     for text in (*scaling.RATES.values(), "a step of 2 images", "direct convolution", "products over channels"):
         assert text in printed
-    rows = {line[:40].strip(): line[40:] for line in printed.splitlines()}
+    rows = {line[:width].strip(): line[width:] for line in printed.splitlines() for width in (28, 36)}
     for sweep in tiny:
         assert all(f" {value}: " in rows[sweep.label] for value in sweep.values)
     assert " 1: " in rows["worker processes"] and " 2: " in rows["worker processes"]

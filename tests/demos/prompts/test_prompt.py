@@ -172,10 +172,11 @@ def test_a_bad_prompt_or_checkpoint_is_one_message_and_exit_code_2(trained, tmp_
         ([good, "a thik seven"], "does not know the word 'thik'; did you mean thick or thin"),
         ([good, "two", "--negative", "thikc"], "'thikc'"),
         ([good, "two", "--swap", "tree", "--steering", tmp_path / "s.png"], "'tree'; did you mean three"),
-        ([good, "two", "--swap", "three"], "--swap 'three': it is shown in the picture of --steering only"),
         ([good, "two", "--steering", tmp_path / "o.png"], "this is the picture of --out too"),
         ([good, "two", "--steering", tmp_path / "s.jpeg"], "the name must end in .png"),
         ([good, "two", "--steering", tmp_path], "the name must end in .png"),
+        ([good, "two", "--swap", "three"], "--swap 'three': it is for the picture of --steering, which is not given"),
+        ([good, "two", "--steps", 101], "--steps 101: the schedule has T = 100 steps"),
         ([tmp_path / "kind.npz", "two"], "'diffusion', not 'prompts'"),
         ([tmp_path / "missing.npz", "two"], "does not exist"),
     ):
