@@ -22,10 +22,10 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from tinydiff.app import cli
+from tinydiff.app.axes import log_scale
 from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.kinds import data_name
 from tinydiff.app.outputs import file_to_write
-from tinydiff.app.plots import log_scale
 from tinydiff.app.trained import load_trained
 from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, asarray, default_rng, to_numpy

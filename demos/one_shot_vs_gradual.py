@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from tinydiff import ops
 from tinydiff.app import checkpoint, cli, plots
+from tinydiff.app.axes import log_scale, marker_of, step_scale
 from tinydiff.app.choices import check_classes
 from tinydiff.app.classify import load_classifier
 from tinydiff.app.fit import any_training, finish, steps_that_fit
@@ -39,7 +40,6 @@ from tinydiff.app.kinds import data_name
 from tinydiff.app.kinds import load as load_kind
 from tinydiff.app.metrics import interval, percent, relative
 from tinydiff.app.outputs import own_folder
-from tinydiff.app.plots import log_scale, marker_of, step_scale
 from tinydiff.app.reading import NO_SPREAD, Judge
 from tinydiff.app.run import check_batch
 from tinydiff.app.tables import write_table

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from tinydiff.app import checkpoint as checkpoints
 from tinydiff.app import cli, plots
+from tinydiff.app.axes import log_scale
 from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.choices import DDIM, DPM_SOLVER_2M, check_classes
 from tinydiff.app.classify import load_classifier
@@ -31,7 +32,6 @@ from tinydiff.app.generate import DDPM, Recipe, check_steps, generate, uniform
 from tinydiff.app.kinds import data_name
 from tinydiff.app.metrics import frechet_with_floor, interval, percent, wilson_interval
 from tinydiff.app.outputs import own_folder
-from tinydiff.app.plots import log_scale
 from tinydiff.app.reading import features, look
 from tinydiff.app.trained import load_trained
 from tinydiff.backend import TinydiffError, backend_name, xp

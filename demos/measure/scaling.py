@@ -41,9 +41,9 @@ from roofline import RATES, measure_rates, measure_step, step_lines
 from tqdm import tqdm
 
 from tinydiff.app import cli
+from tinydiff.app.axes import log_scale
 from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.outputs import own_folder
-from tinydiff.app.plots import log_scale
 from tinydiff.app.tables import WIDTH
 from tinydiff.fast.processes import ONE_THREAD, available_cores, environment
 

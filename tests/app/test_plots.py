@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from tinydiff.app import plots
+from tinydiff.app.axes import log_scale, step_scale
 from tinydiff.app.checkpoint import CheckpointError
-from tinydiff.app.plots import log_scale, save_filmstrip, save_gif, save_grid, save_loss, step_scale, tile
+from tinydiff.app.plots import save_filmstrip, save_gif, save_grid, save_loss, tile
 from tinydiff.backend import default_rng
 
 pytestmark = pytest.mark.program

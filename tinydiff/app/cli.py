@@ -11,17 +11,15 @@
         cli.run(main, parser)
 
 A default is written once, as a keyword default of main.  Importers, tests and the command line all use this default,
-and --help shows it as a user would type it.  Read next: alone.py.
+and --help shows it as a user would type it.  Read next: options.py.
 """
 
 import argparse
 import contextlib
 import errno
 import inspect
-import itertools
 import os
 import re
-import reprlib
 import shlex
 import shutil
 import sys
@@ -32,6 +30,17 @@ from typing import Any, NoReturn
 from tinydiff.app import streams
 from tinydiff.app.alone import one_process
 from tinydiff.app.archive import printable
+from tinydiff.app.options import (  # noqa: F401  (programs write cli.positive_int)
+    as_typed,
+    counted,
+    list_of,
+    non_negative_float,
+    non_negative_int,
+    positive_float,
+    positive_int,
+    up_to_a_million,
+    whole,
+)
 from tinydiff.app.outputs import release
 from tinydiff.app.signals import Stopped, ending_in_order
 from tinydiff.backend import TinydiffError, use_backend
@@ -52,8 +61,6 @@ sys.excepthook = _excepthook
 
 HIDDEN = argparse.SUPPRESS  # the help text of an earlier name of an option, which --help does not show
 _NEGATIVE = re.compile(r"-(\d|\.\d|inf|nan).*")  # a value such as -1, not an option
-_RANGE = re.compile(r"(\d{1,9})\s*-\s*(\d{1,9})", re.ASCII)
-_LONGEST = 1000  # numbers in a range
 
 
 class _Help(argparse.HelpFormatter):
@@ -199,66 +206,6 @@ def again(*more: str) -> str:
     return command(program, *words, *(word for word in more if word not in words))
 
 
-def whole(least: int, most: int) -> Callable[[str], int]:
-    """Option type: an integer in least..most."""
-    return lambda text: _number(text, int, f"a whole number from {least} to {most:,}", lambda n: least <= n <= most)
-
-
-positive_int = whole(1, 10**9)
-up_to_a_million = whole(1, 10**6)  # a number of images to draw
-non_negative_int = whole(0, 2**63 - 1)
-
-
-def positive_float(text: str) -> float:
-    """Option type: a number above 0, at most 1e9."""
-    return _number(text, float, "a number above 0, at most 1,000,000,000", lambda x: 0 < x <= 1e9)
-
-
-def non_negative_float(text: str) -> float:
-    """Option type: a number from 0 to 1e6."""
-    return _number(text, float, "a number from 0 to 1,000,000", lambda x: 0 <= x <= 1e6)
-
-
-def list_of(item: Callable[[str], Any], repeats: bool = False) -> Callable[[str], tuple[Any, ...]]:
-    """Option type: items separated by commas, such as 5,10.  2-5 is the list 2,3,4,5.
-
-    item: the option type of each item.  repeats: whether an item may occur twice.
-    """
-
-    def items(text: str) -> tuple[Any, ...]:
-        words: list[str] = []
-        for part in map(str.strip, text.split(",")):
-            first, last = map(int, ends.groups()) if (ends := _RANGE.fullmatch(part)) else (0, -1)
-            if ends and not first < last < first + _LONGEST:
-                raise argparse.ArgumentTypeError(f"a range must rise, by less than {_LONGEST:,}, got {part!r}")
-            words += map(str, range(first, last + 1)) if ends else [part]
-        try:
-            found = tuple(map(item, words))
-        except argparse.ArgumentTypeError as error:
-            raise argparse.ArgumentTypeError(f"each item {error} in {reprlib.repr(text)}") from None
-        if not repeats and len(set(found)) < len(found):
-            raise argparse.ArgumentTypeError(f"each item must occur once, got {reprlib.repr(text)}")
-        return found
-
-    return items
-
-
-def counted(n: int, thing: str) -> str:
-    """A number of things: "1 step", "2,000 steps"."""
-    return f"{n:,} {thing}{'' if n == 1 else 's'}"
-
-
-def as_typed(value: Any) -> str:
-    """A default as a user would type it: 5,10 for a list, 0-9 for a run of three or more whole numbers, 'a word'."""
-    if not isinstance(value, list | tuple):
-        return f"{value:g}" if isinstance(value, float) else shlex.quote(str(value))
-    if not all(isinstance(item, int) for item in value):
-        return ",".join(map(as_typed, value))
-    numbered = itertools.groupby(enumerate(value), lambda pair: pair[1] - pair[0])  # rising by 1: one difference
-    runs = [[item for _, item in run] for _, run in numbered]
-    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ",".join(map(str, run)) for run in runs)
-
-
 def escaped(text: str) -> str:
     """Lines of text for a terminal.  Names and paths may come from a stranger, so what is not printable is escaped."""
     return "\n".join(printable(line, 10_000) for line in text.split("\n"))
@@ -275,13 +222,6 @@ class _Escaped:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
-
-
-def _number(text: str, kind: type, what: str, fits: Callable[[Any], bool]) -> Any:
-    with contextlib.suppress(ValueError):
-        if text.isascii() and fits(value := kind(text)):
-            return value
-    raise argparse.ArgumentTypeError(f"must be {what}, got {reprlib.repr(text)}")
 
 
 def _filled(text: str, width: int) -> str:

@@ -6,7 +6,7 @@ square of `scale` x `scale` screen pixels, without blur.  The loss curves are dr
 global state.
 
 `import tinydiff` must not load this file, because matplotlib takes longer to import than all the rest.
-Read next: generate.py.
+Read next: axes.py.
 """
 
 import math
@@ -18,14 +18,13 @@ import numpy as np
 from matplotlib import colormaps, font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from PIL import Image, ImageDraw, ImageFont
 
+from tinydiff.app.axes import INK, log_scale, marker_of, step_scale
 from tinydiff.app.checkpoint import atomic_write
 from tinydiff.backend import to_numpy
 
 _MARGIN = 12  # pixels around a picture
-_INK = "#333333"
 _GREYS = 16  # of an animation: noise hardly compresses, so only 16 grey levels halve the file
 _HOLD_MS = 2000  # how long an animation shows its last frame
 _LONGEST = 120  # characters of a title or a label
@@ -134,43 +133,9 @@ def save_loss(
         right.plot(steps, _running_mean(values), marker=marker, color=colour, lw=1.5, label=name)
     _dress(left, "training loss", loc="upper right")
     _dress(right, "training loss by time t, running mean", loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.suptitle(title, x=0.01, ha="left", color=_INK)
+    figure.suptitle(title, x=0.01, ha="left", color=INK)
     with atomic_write(path) as file:
         figure.savefig(file, format="png")
-
-
-def marker_of(points: Any) -> str:
-    """The marker of a curve: a dot if the points are few, because a curve of one point has no line."""
-    return "." if len(points) < 30 else ""
-
-
-def log_scale(axes: Axes, which: str) -> None:
-    """Make the axis "x" or "y" logarithmic, with two labelled ticks or more for any positive data."""
-    axes.set(**{f"{which}scale": "log"})
-    axis = {"x": axes.xaxis, "y": axes.yaxis}[which]
-    axis.set(major_locator=_LogTicks(), major_formatter="{x:,g}", minor_locator=NullLocator())
-    axes.autoscale_view(scalex=which == "x", scaley=which == "y")
-
-
-def step_scale(axes: Axes) -> None:
-    """Label the x axis with whole numbers of training steps."""
-    axes.set_xlabel("step", color=_INK)
-    axes.xaxis.set(major_locator=MaxNLocator(5, integer=True, min_n_ticks=1), major_formatter="{x:,.0f}")
-
-
-class _LogTicks(LogLocator):
-    """Ticks at powers of ten.  A few decades also get 2 and 5 times these, and a small part of one gets even steps."""
-
-    def tick_values(self, vmin: float, vmax: float) -> Any:
-        for locator, least in ((LogLocator(), 4), (LogLocator(subs=(1, 2, 5)), 2)):
-            ticks = np.asarray(locator.tick_values(vmin, vmax))
-            if ((vmin <= ticks) & (ticks <= vmax)).sum() >= least:
-                return ticks
-        return MaxNLocator(4).tick_values(vmin, vmax)
-
-    def nonsingular(self, vmin: float, vmax: float) -> tuple[float, float]:
-        vmin, vmax = super().nonsingular(vmin, vmax)
-        return (vmin / 1.05, vmax * 1.05) if vmax < 1.01 * vmin else (vmin, vmax)  # labels have six digits
 
 
 def _save_picture(
@@ -188,10 +153,10 @@ def _save_picture(
     page.paste(Image.fromarray(np.repeat(pixels, 3 // pixels.shape[2], 2)), (left, top))
     draw = ImageDraw.Draw(page)
     for i, label in enumerate(row_labels):
-        draw.text((left - _MARGIN, top + height * (i + 0.5) / len(row_labels)), label, _INK, small, "rm")
+        draw.text((left - _MARGIN, top + height * (i + 0.5) / len(row_labels)), label, INK, small, "rm")
     for i, label in enumerate(column_labels):
-        draw.text((left + width * (i + 0.5) / len(column_labels), top - _MARGIN // 2), label, _INK, small, "md")
-    draw.text((left, top - _MARGIN // 2 - heads), title, _INK, large, "ld")
+        draw.text((left + width * (i + 0.5) / len(column_labels), top - _MARGIN // 2), label, INK, small, "md")
+    draw.text((left, top - _MARGIN // 2 - heads), title, INK, large, "ld")
     with atomic_write(path) as file:
         page.save(file, "PNG")
 
@@ -227,11 +192,11 @@ def _running_mean(values: np.ndarray) -> np.ndarray:
 
 
 def _dress(axes: Axes, title: str, **place_of_legend: Any) -> None:
-    axes.legend(**place_of_legend, frameon=False, labelcolor=_INK)
-    axes.set_title(title, loc="left", color=_INK, fontsize=11)
+    axes.legend(**place_of_legend, frameon=False, labelcolor=INK)
+    axes.set_title(title, loc="left", color=INK, fontsize=11)
     step_scale(axes)
     log_scale(axes, "y")
     axes.grid(color="0.92", linewidth=0.8)
-    axes.tick_params(colors=_INK, length=3)
+    axes.tick_params(colors=INK, length=3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.01)
