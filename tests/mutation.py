@@ -29,6 +29,7 @@ AROUND = {
     "tinydiff/optim.py": ["tests/test_train.py", "tests/test_learning.py"],
     "tinydiff/train.py": ["tests/app/test_training.py", "tests/test_learning.py", "tests/demos/test_train_mnist.py"],
 }
+LOOKED_UP = ["tests/fast/test_install.py"]  # with the table full: that each faster form is looked up
 
 
 def run_tests() -> int:
@@ -42,10 +43,15 @@ def run_tests() -> int:
         around = next(around for part, around in AROUND.items() if name.startswith(part))
         rounds = [[own]] if (ROOT / own).exists() else []
         rounds.append([*around, "tests/test_package.py"])  # most mutants never come so far
+        rounds.append(LOOKED_UP)
     # No shrinking: that a test fails is enough.
     environment = {**os.environ, "HYPOTHESIS_PROFILE": "mutation"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--plain"]
-    return next((rc for tests in rounds if (rc := subprocess.call([*command, *tests], cwd=ROOT, env=environment))), 0)
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    for tests in rounds:
+        plain = [] if tests is LOOKED_UP else ["--plain"]
+        if rc := subprocess.call([*command, *plain, *tests], cwd=ROOT, env=environment):
+            return rc
+    return 0
 
 
 def report(session: str) -> int:

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 
 import numpy as np
@@ -22,7 +22,9 @@ from tinydiff.diffusion.targets import TARGETS
 from tinydiff.fast.optim import Flat
 from tinydiff.optim import EMA, Adam, clip_grad_norm, learning_rate
 from tinydiff.train import (
+    METRICS,
     LoopConfig,
+    TrainConfig,
     Training,
     TrainingError,
     draw_batch,
@@ -138,6 +140,13 @@ def test_labels_are_dropped_at_the_stated_rate(label_drop):
 def test_network_without_classes_gets_no_labels():
     """num_classes None: the batch has no labels."""
     assert "labels" not in draw(CONFIG, num_classes=None)
+
+
+def test_a_label_that_is_no_class_is_refused():
+    """A label of num_classes would be "no label", which the network would learn as a class of the data."""
+    num_classes = int(draw(replace(CONFIG, label_drop=0.0))["labels"].max())
+    with pytest.raises(ValueError, match=rf"labels must lie in 0\.\.{num_classes - 1}, got {num_classes}"):
+        draw(CONFIG, num_classes=num_classes)
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -269,6 +278,8 @@ def test_the_loop_ends_where_num_steps_says():
     for _ in train(state):
         state.num_steps = 4
     assert state.step == 4 and list(train(state)) == []
+    state.num_steps = 3
+    assert next(train(state), None) is None
 
 
 @pytest.mark.parametrize("make", [small_run, lone_run])
@@ -296,6 +307,20 @@ def test_an_infinite_gradient_of_a_finite_loss_stops_too(make):
         next(train(state))
         state.metrics()
     assert same_bits(before, arrays_of(state)) and not state.rows
+
+
+def test_the_names_of_the_metrics():
+    """The header of metrics.csv: quarters count from 1."""
+    quarters = ("loss_t_bucket_1", "loss_t_bucket_2", "loss_t_bucket_3", "loss_t_bucket_4")
+    assert ("loss", "grad_norm", "learning_rate", *quarters) == METRICS
+
+
+def test_the_settings_of_a_run_that_names_none():
+    """What latent.py, train_classifier.py and waves_1d.py train with, and what the READMEs say of the main job."""
+    same = {"warmup": 100, "betas": (0.9, 0.999), "clip_norm": 1.0, "seed": 0, "ema_decay": 0.995}
+    assert asdict(LoopConfig(7)) == same | {"num_steps": 7, "batch_size": 128, "peak_lr": 3e-3}
+    main = {"num_steps": 2000, "minutes": 8.0, "batch_size": 64, "peak_lr": 2e-3}
+    assert asdict(TrainConfig()) == same | main | {"label_drop": 0.1, "target": "eps", "min_snr": None}
 
 
 @pytest.mark.parametrize("T", [10, 7, None])

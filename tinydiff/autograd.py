@@ -4,9 +4,10 @@ An op is a function on raw arrays that returns its output and its vector-Jacobia
 
     y = f(x_1, ..., x_k)        vjp(g) = (g^T dy/dx_1, ..., g^T dy/dx_k)
 
-with forward and gradient side by side.  The vjp is a closure that keeps the arrays which the gradient needs.  Nodes
-keep no others, so an array that no gradient needs is freed as soon as its Tensor is gone.  `backward` walks the graph
-from the output to the leaves, frees it on the way, and writes `.grad` of leaves only.  There are no second derivatives:
+with forward and gradient side by side.  The vjp is a closure that keeps the arrays which the gradient needs.  A node
+keeps no other array, so an array that no gradient needs is freed as soon as its Tensor is gone.  A place in
+the graph is a node, that is, one use of an op, or a leaf Tensor.  `backward` walks the graph from the output to the
+leaves, frees it on the way, and writes `.grad` of leaves only.  There are no second derivatives:
 training, sampling and guidance of a diffusion model need none.
 
 Read next: ops/arithmetic.py.
@@ -117,7 +118,7 @@ class _Node:
 
 
 def _inputs_first(root: "_Node | Tensor") -> "list[_Node | Tensor]":
-    """All places below root that want a gradient, and root itself; each place comes after its inputs."""
+    """All places that want a gradient and from which root was computed, and root; each place comes after its inputs."""
     places, unvisited = {id(root): root}, [root]
     while unvisited:
         place = unvisited.pop()
@@ -132,7 +133,7 @@ def _push_back(places: "list[_Node | Tensor]", g: Any) -> None:
     """Reverse mode: from the last place to the first, hand the gradient of each place on to its inputs."""
     grads = {id(places[-1]): g}
     while places:
-        place = places.pop()  # frees the place before, with the arrays that its vjp kept
+        place = places.pop()  # this assignment frees the previous place and the arrays of its vjp
         g = grads.pop(id(place))
         if isinstance(place, Tensor):
             place.grad = xp.asarray(g if place.grad is None else place.grad + g)
@@ -193,8 +194,9 @@ def op(f: Callable) -> Callable[..., Tensor]:
     Positional arguments are differentiable, keyword-only arguments are static.  A positional argument may also be a
     plain array or a Python number.  A number takes the tensors' dtype.  Arrays of two dtypes are a TypeError, so
     float64 cannot leak into a float32 graph.  vjp(g) returns one entry for each input: an array of that input's shape
-    and dtype, or a function that returns a new array and is called only if the gradient is wanted.  Nothing writes to a
-    returned array, so it may be g or a view of g.  The table FAST may contain a faster form of f, under f's name.
+    and dtype, or a function that is called only if the gradient is wanted.  An entry that is an array may be g or a
+    view of g, because nothing writes to it.  The array that a function returns must be new: the engine may write to it.
+    The table FAST may contain a faster form of f, under f's name.
     """
 
     @functools.wraps(f)
@@ -246,7 +248,7 @@ def _in_shape(dx: Any, shape: tuple[int, ...]) -> Any:
 
 
 def _weak(x: Any) -> Any:
-    """Turn np.float64, a subclass of float, into a plain float: NumPy would promote float32 arrays to np.float64."""
+    """Turn np.float64, a subclass of float, into a plain float, which does not change the dtype of an array."""
     return float(x) if isinstance(x, float) else x
 
 

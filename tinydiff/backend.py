@@ -2,15 +2,17 @@
 
 Every numerical file writes `xp.exp(x)` in NumPy's spelling.  `xp` is one object for the life of the process, and
 `use_backend("cupy")` makes it answer with CuPy's functions instead.  Host means the CPU and its memory, device the GPU
-and its memory.  Arrays leave the device through `to_numpy` only.  All random numbers are drawn on the host, so one seed
-gives the same noise on both backends.
+and its memory.  Arrays leave the device through `to_numpy` only, single numbers also through `float`.  All random
+numbers are drawn on the host, so one seed gives the same noise on both backends.
 
 In TF32 a GPU multiplies matrices several times faster than in float32.  TF32 rounds each factor to a mantissa of 10
-bits, a relative error of at most 2^-11 = 4.9e-4; products and sums stay float32.  It is the default on CuPy; NumPy has
-float32 only.
+bits, a relative error of at most 2^-11 = 4.9e-4; products and sums stay float32.  TF32 is the default on CuPy; NumPy
+has float32 only.
 
 The table FAST gives, by name, a faster form of a plain function: see `fusable`.  Before use_backend is called, `xp` is
-NumPy and FAST is empty.  This is the only file that imports CuPy.  Read next: autograd.py.
+NumPy and FAST is empty.  This is the only file that imports CuPy.
+
+Read next: autograd.py.
 """
 
 import functools
@@ -81,7 +83,7 @@ def when_chosen(prepare: Callable[[], None]) -> None:
 def fusable(f: Callable) -> Callable:
     """Let FAST replace f: a call runs FAST[f.__qualname__] if it is there, else f.
 
-    For functions that pass over their arrays several times.
+    Functions that have a faster form carry this mark.
     """
 
     @functools.wraps(f)
@@ -108,7 +110,7 @@ def asarray(a: Any, dtype: Any = None) -> Any:
 
 
 def to_numpy(a: Any) -> np.ndarray:
-    """`a` (backend array, Tensor or host array) as a NumPy array: the only way from the device to the host."""
+    """`a` (backend array, Tensor or host array) as a NumPy array: the only way for arrays off the device."""
     data = getattr(a, "data", None)
     a = data if isinstance(data, xp.ndarray) else a
     return a.get() if hasattr(a, "get") else np.asarray(a)
@@ -117,8 +119,9 @@ def to_numpy(a: Any) -> np.ndarray:
 def default_rng(*name: int | str) -> np.random.Generator:
     """The random stream of a name, on the host: default_rng(seed), or default_rng("batch", seed, step).
 
-    name: non-negative integers and words.  Different names give independent streams.  A word for the purpose keeps
-    epoch 3 and step 3 apart.  The length is part of the seed, because NumPy itself treats (1, 2) and (1, 2, 0) alike.
+    name: non-negative integers and words.  Different names give independent streams.  A word keeps
+    purposes apart: ("epoch", 3) and ("batch", 3) are two streams.  The number of parts of the name is part of the seed,
+    because NumPy itself treats (1, 2) and (1, 2, 0) alike.
     """
     entropy = [int.from_bytes(part.encode(), "little") if isinstance(part, str) else part for part in name]
     return np.random.default_rng([*entropy, len(name)])

@@ -2,7 +2,7 @@
 
 A parameter is an object with an array .data and a gradient .grad: a Tensor, or one buffer that contains many tensors.
 Adam writes to a parameter's array in place, so every other view of that array sees the update.
-This is the last file of the book.  What makes it fast stands in fast/README.md.
+This is the last file of the book.  What makes the book fast stands in fast/README.md.
 """
 
 import math
@@ -52,8 +52,9 @@ def adam_update(p: Any, m: Any, v: Any, *, lr: float, betas: tuple[float, float]
 
 
 class EMA:
-    """Exponential moving average of the parameters.  Samples are drawn with the average: each step is pushed about by
-    its random batch, and the average over the last 1/(1 - decay) steps or so (200 at 0.995) is less noisy.
+    """Exponential moving average of the parameters.  The random batch of each step moves the weights a little at
+    random.  The average over the last 1/(1 - decay) steps or so (200 at 0.995, the default of LoopConfig) is less
+    noisy, so samples are drawn with it.
 
         average <- d average + (1 - d) theta,    d = min(decay, (1 + n) / (10 + n)) at update n = 0, 1, ...
 
@@ -75,7 +76,7 @@ class EMA:
 
 @fusable
 def ema_update(average: Any, p: Any, d: float) -> None:
-    """average <- d average + (1 - d) theta for one parameter, so that what stands still is its own average exactly."""
+    """average <- average + (1 - d) (theta - average).  If theta equals the average, no bit of it changes."""
     average[...] = average + (1 - d) * (p.data - average)
 
 

@@ -2,15 +2,18 @@
 
     L_simple = E || eps - eps_theta(sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, t) ||^2    Ho et al. 2020, eq. 14
 
-with t uniform in 1..T and eps ~ N(0, I).  On average one image in ten loses its label (label_drop), so that the network
-also learns to predict the noise without a label, which guidance needs (Ho & Salimans 2022, algorithm 1).
+with t uniform in 1..T and eps ~ N(0, I).  The code takes the mean over the pixels in place of their sum.  On average
+one image in ten loses its label (label_drop), so that the network also learns to predict the noise without a label,
+which guidance needs (Ho & Salimans 2022, algorithm 1).
 
     state = Training(model, config, lambda config, step: draw_batch(dataset, schedule, num_classes, config, step))
     for state in train(state):
         ...                                                     # print, save, draw: all of that stands outside
 
-The seed and the step name every random stream.  So a run that is stopped and resumed draws the same numbers as a run
-that never stopped.  `train` can train any network: the function `losses_of` gives the loss.
+Each random stream is named by the seed and the step.  So a run that is stopped and resumed draws the same numbers as a
+run that never stopped.  `train` can train any network: the function `losses_of` gives the loss.  Tensor, Module and
+fusable are explained in the files that follow.
+
 Read next: backend.py.
 """
 
@@ -24,7 +27,7 @@ import numpy as np
 
 from tinydiff import ops
 from tinydiff.autograd import Tensor
-from tinydiff.backend import TinydiffError, asarray, default_rng, fusable, to_numpy, xp
+from tinydiff.backend import TinydiffError, asarray, default_rng, fusable, host_integers, to_numpy, xp
 from tinydiff.data import Dataset, epoch_indices
 from tinydiff.diffusion import Schedule, q_sample
 from tinydiff.diffusion.targets import TARGETS, min_snr_weight
@@ -57,7 +60,7 @@ class LoopConfig:
 
 @dataclass(frozen=True)
 class TrainConfig(LoopConfig):
-    """A run of noise prediction.
+    """A run of noise prediction.  It replaces some defaults of LoopConfig.
 
     minutes: None, or a limit of the training time.  `train` ignores it; `steps` of app/training.py obeys it.
     target: a name in TARGETS, what the network learns to predict.  min_snr: gamma of min_snr_weight; None gives every t
@@ -89,6 +92,7 @@ def draw_batch(dataset: Dataset, schedule: Schedule, num_classes: int | None, co
     if config.min_snr is not None:
         batch["weight"] = min_snr_weight(target, schedule, t, config.min_snr).astype("float32")
     if num_classes is not None:
+        labels = host_integers("labels", labels, 0, num_classes - 1)
         batch["labels"] = np.where(rng.random(n) < config.label_drop, num_classes, labels)
     return batch
 
@@ -165,7 +169,7 @@ def train(state: Training) -> Iterator[Training]:
 
 
 def metrics_row(state: Training, losses: np.ndarray, norm: float, rate: float, batch: Batch) -> tuple[float, ...]:
-    """The row of METRICS for the first step without one, from that step's losses, norm, rate and batch.
+    """The row of METRICS of step len(state.rows) + 1, from that step's losses, norm, rate and batch.
 
     Raises TrainingError if the loss or the norm is not finite.
     """

@@ -29,7 +29,9 @@ On a GPU (on_gpu.py): training step, forward and the device's memory.  PyTorch r
 memory layouts.  TF32 is on for both sides, or off with --precision float32.
 
 --json writes the ratios, the medians (seconds, MB), the machine and the settings.  A ratio is null if there is no
-PyTorch, or if a number is unknown.  Read next: contestant.py.
+PyTorch, or if a number is unknown.
+
+Read next: contestant.py.
 """
 
 from pathlib import Path

@@ -217,7 +217,7 @@ def test_the_posterior_is_bayes_rule_for_every_pair_of_the_first_steps(schedule)
 
 @given(any_schedule, st.data(), shapes, seeds)
 def test_the_posterior_is_bayes_rule(schedule, data, shape, seed):
-    """The same for any s < t of any chain, from q(x_s | x_0) and q(x_t | x_s) as they stand: the gain of a filter."""
+    """The posterior is Bayes' rule for any s < t, from q(x_s | x_0) and q(x_t | x_s), by a Kalman filter's gain."""
     t = data.draw(st.integers(1, schedule.T))
     s = data.draw(st.integers(0, t - 1))
     x_t, x_0 = normal(seed, 2, *shape)

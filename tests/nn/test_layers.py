@@ -119,7 +119,7 @@ def test_attention_starts_as_the_identity(rng):
 @pytest.mark.parametrize(
     ("build", "fan_in", "fan_out"),
     [
-        (lambda rng: Linear(40, 360, rng=rng), 40, 360),
+        (lambda rng: Linear(40, 361, rng=rng), 40, 361),
         (lambda rng: Conv2d(20, 80, rng=rng), 9 * 20, 9 * 80),
         (lambda rng: Conv2d(10, 60, 5, stride=2, rng=rng), 25 * 10, 25 * 60),
     ],

@@ -250,7 +250,7 @@ def test_a_size_that_does_not_halve_is_refused(levels, h, w):
         assert run(model, x, 1).shape == (1, h, w, 1)
 
 
-@pytest.mark.parametrize("shape", [(2, 4, 4, 3), (2, 4, 4), (4, 4, 1), (2, 1, 4, 4), (1, 2, 4, 4, 1)])
+@pytest.mark.parametrize("shape", [(2, 4, 4, 3), (2, 4, 4, 0), (2, 4, 4), (4, 4, 1), (2, 1, 4, 4), (2, 4, 4, 1, 1)])
 def test_images_of_another_kind_are_refused(shape, rng):
     """x_t must be (N, H, W, in_channels), else ValueError with the shape it has."""
     said = f"x_t must have shape (N, H, W, 1), H and W divisible by 2, got {shape}"
@@ -261,6 +261,7 @@ def test_images_of_another_kind_are_refused(shape, rng):
 BAD_CALLS = [
     ({"t": -1}, "t must lie in 0.*got -1"),
     ({"t": [1, -3]}, "t must lie in 0.*got -3"),
+    ({"t": 2**31 + 1}, r"t must lie in 0\.\.2147483648, got 2147483649"),
     ({"t": 1.0}, "t must be integers"),
     ({"t": [1, 2, 3]}, r"t must be one integer or have shape \(2,\), got shape \(3,\)"),
     ({"labels": 4}, r"labels must lie in 0\.\.3, got 4"),
@@ -290,6 +291,7 @@ def test_a_network_without_classes_takes_no_label(rng):
         ({"channel_mults": ()}, r"channel_mults not empty, got 8, \(\)"),
         ({"attention_levels": (0, 2)}, r"attention_levels must be some of the levels 0\.\.1, got \(0, 2\)"),
         ({"attention_levels": (-1,)}, r"attention_levels must be some of the levels 0\.\.1, got \(-1,\)"),
+        ({"channel_mults": (1, 1, 1), "attention_levels": (3,)}, r"some of the levels 0\.\.2, got \(3,\)"),
         ({"num_groups": 3}, "num_groups=3 does not divide channels=8"),
         ({"num_heads": 3}, "num_heads=3 does not divide channels=16"),
     ],

@@ -12,6 +12,7 @@ from tinydiff import ops
 from tinydiff.autograd import Tensor
 from tinydiff.backend import FAST, asarray, to_numpy
 from tinydiff.fast import winograd
+from tinydiff.ops.conv import output_shape
 
 pytestmark = pytest.mark.conv
 
@@ -70,6 +71,7 @@ def test_conv2d_is_its_definition_for_every_kernel_stride_and_padding(kh, stride
 def is_its_definition(*arrays, **static):
     """Values and all gradients of conv2d are those of the loops over taps, to 1e-12: each caller says why."""
     y = conv2d(*arrays, **static)
+    assert y.shape == output_shape(arrays[0].shape, arrays[1].shape, **static)
     (g,) = host_normal(1, y.shape)
     np.testing.assert_allclose(y, conv2d_loops(*arrays, **static), rtol=0, atol=1e-12)
     for found, expected in zip(gradients(*arrays, g=g, **static), gradients_loops(*arrays, g=g, **static), strict=True):
@@ -169,6 +171,7 @@ def test_more_channels_than_256_are_compared_by_value():
         ((2, 5, 5, 3), (3, 3, 3, 6, 1), (6,), {}, r"w \(KH, KW, C, O\), got .* and \(3, 3, 3, 6, 1\)"),
         ((2, 5, 5, 3), (3, 3, 3), (6,), {}, r"w \(KH, KW, C, O\), got .* and \(3, 3, 3\)"),
         ((2, 5, 5, 3), (3, 3, 3, 6), (5,), {}, r"b must be .* O = 6, got \(5,\)"),
+        ((2, 5, 5, 3), (3, 3, 3, 6), (7,), {}, r"b must be .* O = 6, got \(7,\)"),
         ((2, 5, 5, 3), (3, 3, 3, 6), (1, 6), {}, r"b must be .* O = 6, got \(1, 6\)"),
         ((2, 5, 5, 0), (3, 3, 0, 6), (6,), {}, r"w must have .*, got \(3, 3, 0, 6\)"),
         ((2, 5, 5, 3), (3, 3, 3, 0), (0,), {}, r"w must have .*, got \(3, 3, 3, 0\)"),

@@ -48,6 +48,8 @@ def test_more_channels_than_256_are_compared_by_value():
         ((2, 4), (4, 5), (6,)),
         ((2, 4), (4, 5), (1, 5)),
         ((2, 4), (4, 5), ()),
+        ((2, 4), (4,), ()),
+        ((2, 4), (4, 5, 6), (5, 6)),
     ],
 )
 def test_linear_refuses_what_does_not_fit(x, w, b):

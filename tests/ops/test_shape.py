@@ -69,7 +69,7 @@ def test_split_refuses_sections_that_do_not_divide(sections):
     """A number of parts below one or that leaves a rest is a ValueError with the number of channels and of parts."""
     words = rf"split: cannot cut 6 channels into sections={sections} equal parts"
     with pytest.raises(ValueError, match=words):
-        ops.split(Tensor(asarray(np.zeros((3, 6)))), sections)
+        ops.split(Tensor(asarray(np.zeros((3, 2, 6)))), sections)
 
 
 @given(ARRAYS, SEEDS, hnp.array_shapes(min_dims=0, max_dims=2, min_side=0, max_side=4))
@@ -93,6 +93,14 @@ def test_take_refuses_an_index_out_of_range(indices, bad):
     """An index outside 0..size-1, negative ones too, is a ValueError with the range and the value."""
     with pytest.raises(ValueError, match=rf"indices must lie in 0\.\.2, got {bad}$"):
         ops.take(asarray(np.zeros((3, 4))), indices=indices)
+
+
+@given(st.integers(1, 9))
+def test_take_refuses_the_first_index_beyond_the_rows(size):
+    """0..size-1, of an even and of an odd number of rows."""
+    assert ops.take(asarray(np.zeros((size, 4))), indices=size - 1).shape == (4,)
+    with pytest.raises(ValueError, match=rf"indices must lie in 0\.\.{size - 1}, got {size}$"):
+        ops.take(asarray(np.zeros((size, 4))), indices=size)
 
 
 @pytest.mark.parametrize("indices", [1.0, [0.0, 1.0], [True, False, True]])

@@ -50,7 +50,7 @@ def parser(description: str | None, main: Callable[..., Any]) -> argparse.Argume
 
 
 def add_backend(to: argparse.ArgumentParser) -> None:
-    """Add --backend, --precision and --plain, the options that every program has."""
+    """Add --backend, --precision and --plain, the options of every program that trains or draws."""
     precision = "of a GPU's matrix products: tf32 (its default) rounds each factor to 10 bits and is faster"
     to.add_argument("--backend", choices=["numpy", "cupy"], help="arrays on the CPU, or on an NVIDIA GPU")
     to.add_argument("--precision", choices=["float32", "tf32"], help=precision)

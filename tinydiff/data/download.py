@@ -4,7 +4,7 @@ The bytes are written to a temporary folder beside the target.  They are checked
 file in its place.  The target is therefore never half a file.  Every download has a temporary folder of its own, so
 two processes may download the same target at the same time.  A failure or an interrupt removes the folder too.
 
-Read next: ../train.py.
+This is the last file of data/.
 """
 
 import os

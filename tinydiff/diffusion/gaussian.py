@@ -10,7 +10,9 @@ This file has no network and no randomness: noise is an argument, and a distribu
 coefficient is computed in float64 on the host, and only then cast to the dtype of its array.
 
 A time is one integer, or (N,) host integers, one for each row of the batch; all arrays are (N, ...) of one dtype.
-Read next: samplers.py, and times.py for the times that a sampler visits.
+times.py, a further chapter, chooses the times that a sampler visits.
+
+Read next: samplers.py.
 """
 
 from typing import Any
@@ -34,8 +36,9 @@ def q_sample(schedule: Schedule, x_0: Any, t: Any, eps: Any) -> Any:
 
 
 def q_x_t_given_x_s(schedule: Schedule, x_s: Any, s: Any, t: Any) -> tuple[Any, Any]:
-    """Mean and variance of q(x_t | x_s), the forward process from s to any later t; Ho et al. 2020, eq. 2, is s = t -
-    1.
+    """Mean and variance of q(x_t | x_s), the forward process from s to any later t.
+
+    For s = t - 1 it is Ho et al. 2020, eq. 2.
 
         mean = sqrt(alpha_{t|s}) x_s,   var = beta_{t|s} = 1 - alpha_{t|s},   alpha_{t|s} = alpha_bar_t/alpha_bar_s
 
@@ -48,7 +51,9 @@ def q_x_t_given_x_s(schedule: Schedule, x_s: Any, s: Any, t: Any) -> tuple[Any, 
 
 
 def q_x_s_given_x_t_x_0(schedule: Schedule, x_t: Any, x_0: Any, t: Any, s: Any) -> tuple[Any, Any]:
-    """Mean and variance of the posterior q(x_s | x_t, x_0) for any s < t; Ho et al. 2020, eq. 6 and 7, are s = t - 1.
+    """Mean and variance of the posterior q(x_s | x_t, x_0) for any s < t.
+
+    For s = t - 1 it is Ho et al. 2020, eq. 6 and 7.
 
         mean = sqrt(alpha_bar_s) beta_{t|s}/(1 - alpha_bar_t) x_0
              + sqrt(alpha_{t|s}) (1 - alpha_bar_s)/(1 - alpha_bar_t) x_t

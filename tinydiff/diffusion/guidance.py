@@ -1,15 +1,17 @@
 """From a network to eps_fn(x_t, t): without a label, or guided to a label, by the network itself or by a classifier.
 
     eps_hat = eps_u + scale (eps_c - eps_u)                                  Ho & Salimans 2022, eq. 6, scale is 1 + w
-    eps_hat = eps - scale sqrt(1 - alpha_bar_t) grad log p(y | x_t)          Dhariwal & Nichol 2021, eq. 14
+    eps_hat = eps_u - scale sqrt(1 - alpha_bar_t) grad log p(y | x_t)        Dhariwal & Nichol 2021, eq. 14
 
-scale 0 is unconditional, 1 is conditional.  A scale above 1 goes beyond eps_c, away from eps_u.
-By Bayes' rule eps_c - eps_u = -sqrt(1 - alpha_bar_t) grad log p(y | x_t), so the two equations are the same if the
-estimates are exact.  The samplers do not know labels: guidance is a function that wraps eps_fn.
+eps_c is the network's estimate with the label, eps_u its estimate without a label.  scale 0 is unconditional, 1 is
+conditional.  A scale above 1 goes beyond eps_c, away from eps_u.  By Bayes' rule eps_c - eps_u = -sqrt(1 - alpha_bar_t)
+grad log p(y | x_t), so the two equations are the same if the estimates are exact.  The samplers do not know labels:
+guidance is a function that wraps eps_fn.
 
 A model is called as model(x_t, t, labels) and returns an array or a Tensor.  model.num_classes is None or the number of
-classes; the label num_classes means "no label".  Sample inside no_grad(), so that no graph is recorded.  Read next:
-../train.py.
+classes; the label num_classes means "no label".  Sample inside no_grad(), so that no graph is recorded.
+
+Read next: ../train.py.
 """
 
 import math
@@ -39,7 +41,7 @@ def classifier_free(
     correct: None, or a function correct(x_t, t, eps_hat, eps_c) -> the eps_hat to return, such as partial(rescaled,
     schedule, phi).  It is not called at scale 1, where eps_hat is eps_c.
     The model runs once: on N images at scale 1, and at scale 0 without `correct`; otherwise on 2N.  One call on 2N
-    gives a GPU half as many orders as two calls on N, and without gradients a double batch needs little memory.
+    starts half as many array operations as two calls on N, and without gradients a double batch needs little memory.
     """
     if model.num_classes is None:
         raise ValueError("classifier_free needs a model with classes, got one whose num_classes is None")
@@ -64,13 +66,13 @@ def classifier_free(
 
 
 def rescaled(schedule: Schedule, phi: float, x_t: Any, t: int, eps_hat: Any, eps_c: Any) -> Any:
-    """eps_hat whose x_0_hat has the contrast of the conditional estimate (Lin et al. 2023, eq. 15-16).
+    """eps_hat whose contrast moves by phi towards that of the conditional estimate (Lin et al. 2023, eq. 15-16).
 
         x_0_hat' = x_0_hat (phi std(x_0_c)/std(x_0_hat) + 1 - phi),   each image's std over its own pixels
 
-    phi: 0 changes nothing, 1 gives the conditional estimate's std.  x_0_hat is rescaled, not eps_hat.  At large t
-    eps_hat is nearly x_t, and 1% more of eps_hat would change x_0_hat by 1% of x_t/sqrt(alpha_bar_t), which is mostly
-    noise. (The network of the paper predicts v, which is nearly -x_0 at large t.)
+    x_0_c is the x_0 that eps_c implies.  phi: 0 changes nothing, 1 gives the std of x_0_c.  x_0_hat is rescaled, not
+    eps_hat.  At large t eps_hat is nearly x_t.  Scaling eps_hat by 1.01 would therefore add 1% of x_t/sqrt(alpha_bar_t)
+    to x_0_hat, and this is mostly noise.  (The network of the paper predicts v, which is nearly -x_0 at large t.)
     x_t, eps_hat, eps_c: (N, ...) of one dtype.  t in 1..T.  An image without any contrast stays as it is.
     """
     phi, axes = _finite("phi", phi), tuple(range(1, x_t.ndim))

@@ -6,10 +6,10 @@
     dpm_solver_2m    DDIM along a straight line through the last two x_0_hat              Lu et al. 2022, algorithm 2
 
 Each step goes from t to any earlier s.  So a full chain and one that skips times use the same code, with other pairs.
-Here a model is a function eps_fn(x_t, t) -> eps_hat on arrays; guidance.py makes such a function from a network.
+A sampler knows the network only as a function eps_fn(x_t, t) -> eps_hat on arrays, which guidance.py makes.
 
     step = partial(ddim_step, schedule, clip=True)
-    for t, x_t, x_0_hat in sample(step, eps_fn, timestep_pairs(schedule.T, 50), x_T, rng):
+    for s, x_s, x_0_hat in sample(step, eps_fn, timestep_pairs(schedule.T, 50), x_T, rng):
         ...
 
 Read next: guidance.py.
@@ -75,15 +75,15 @@ def ddim_step(
 
 
 def dpm_solver_2m(schedule: Schedule, *, clip: bool = False) -> Callable[..., tuple[Any, Any]]:
-    """Make a step of second order for one trajectory, that is, one call of sample(): DDIM along an extrapolated x_0_hat
-    (Lu et al. 2022, algorithm 2).
+    """Make a second-order step: DDIM along an extrapolated x_0_hat (Lu et al. 2022, algorithm 2).  Each call of
+    sample() needs a new one.
 
         D   = x_0_hat + (x_0_hat - x_0_hat_before)/(2 r),   r = h_before/h,   h = (log_snr(s) - log_snr(t))/2
         x_s = sqrt(alpha_bar_s) D + sqrt(1 - alpha_bar_s)/sqrt(1 - alpha_bar_t) (x_t - sqrt(alpha_bar_t) D)
 
-    x_0_hat changes on the way from t to s.  D estimates its value in the middle of the step, in log SNR, with the rate
-    of change of the step before.  D = x_0_hat in the first step, and at s = 0, where h is infinite; these two steps are
-    ddim_step.
+    x_0_hat changes on the way from t to s.  D estimates x_0_hat in the middle of the step, in log SNR.  D assumes that
+    x_0_hat changes as fast as in the step before.  D = x_0_hat in the first step, and at s = 0, where h is infinite;
+    these two steps are ddim_step.
 
     Returns step(x_t, eps_hat, t, s, noise) -> (x_s, x_0_hat) as sample() takes it; t and s are one integer each, and
     noise is not used.  The function remembers the last x_0_hat, so make a new one for each trajectory; ValueError if t
@@ -118,8 +118,8 @@ def sample(
     step(x_t, eps_hat, t, s, noise) -> (x_s, x_0_hat): ddpm_step or ddim_step with its schedule filled in, or a fresh
     dpm_solver_2m(schedule).
     eps_fn(x_t, t) -> eps_hat, an array like x_t; t is a Python int.  x_T: (N, ...), standard normal for a fresh sample.
-    rng: a generator on the host.  It draws noise for every step with s > 0, even if the step does not use it, so one
-    seed gives every sampler the same noise at the same time.
+    rng: a generator on the host.  It draws noise at every step with s > 0, even if the step does not use it.  So with
+    one seed and the same pairs every sampler gets the same noise.
     """
     x_t = x_T
     for t, s in pairs:

@@ -3,13 +3,13 @@
     q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t I)                          Ho et al. 2020, eq. 2
     alpha_t = 1 - beta_t,   alpha_bar_t = alpha_1 alpha_2 ... alpha_t                  Ho et al. 2020, eq. 4
 
-t runs from 1 to T, as in the paper.  Time 0 is the data, which contains no noise to predict, so training starts at t =
-1. A table has T+1 entries: beta_0 = 0 and alpha_bar_0 = 1.  Therefore the last reverse step, from t = 1 to s = 0, is a
-step like any other.
+t runs from 1 to T, as in the paper.  Time 0 is the data, which contains no noise to predict, so training starts
+at t = 1.  A table has T+1 entries: beta_0 = 0 and alpha_bar_0 = 1.  Therefore the last reverse step, from t = 1 to
+s = 0, uses the same formulas as any other.
 
-The tables are float64 on the host (in the CPU's memory, also when a GPU computes the rest).  At t = 1, 1 - alpha_bar_t
-is 1e-4: a subtraction in float32 would keep only three of seven digits.  Here it is -expm1(log(alpha_bar_t)), without a
-subtraction.  Values are rounded only when they are used.
+The tables are float64 on the host (in the CPU's memory, also when a GPU computes the rest).  The variance of the
+noise at t = 1, 1 - alpha_bar_1, is 1e-4: a subtraction in float32 would keep only three of seven digits.  The table
+computes it as -expm1(log(alpha_bar_1)), without a subtraction.  Values are rounded only when they are used.
 
 Read next: gaussian.py.
 """
@@ -26,7 +26,8 @@ _T_REF, _BETA_FIRST, _BETA_LAST = 1000, 1e-4, 0.02
 
 # Sampling starts from N(0, I), but training ends at x_T = sqrt(alpha_bar_T) x_0 + ..., which contains a part of x_0.
 # The mean of 28 x 28 pixels of noise has the standard deviation 1/28 = 0.036.  A tenth of a mostly black digit (mean
-# -0.74) moves the mean of x_T by two of these.  The network sees the difference, and every sample comes out too grey.
+# -0.74) moves the mean of x_T by two standard deviations.  The network sees the difference, and every sample comes out
+# too grey.
 _MAX_SIGNAL_AT_T = 0.1
 
 

@@ -104,7 +104,7 @@ def join_heads(y: Tensor, shape: tuple[int, ...]) -> Tensor:
     return ops.reshape(ops.transpose(y, axes=(0, 2, 1, 3)), shape=shape)
 
 
-def weights(rng: Any, shape: tuple[int, ...], zero: bool = False) -> Tensor:
+def weights(rng: Any, shape: tuple[int, ...], zero: bool) -> Tensor:
     """A parameter of shape (..., in, out), uniform on (-bound, bound), whose variance is bound^2 / 3; or zeros."""
     fan_in, fan_out = (math.prod(shape[:-2]) * size for size in shape[-2:])
     bound = math.sqrt(3 / ((fan_in + fan_out) / 2))

@@ -17,7 +17,7 @@ from tinydiff.backend import asarray, to_numpy
 class Module:
     """Base class of layers and networks: subclasses set parameters and children in __init__ and define forward.
 
-    config: the arguments of __init__; only a network that is saved needs it.
+    config: the arguments of __init__.  Only a network that is saved needs config.
     """
 
     config: dict[str, Any]

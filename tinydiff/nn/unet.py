@@ -3,14 +3,17 @@
     conv_in -> [blocks, down] x levels -> block, attention, block -> [blocks, up] x levels -> norm, silu, conv_out
 
 (no down after the last level, no up after level 0).  Every map of the way down is joined, channels side by side, to the
-map of the same size on the way up (a skip).  With the defaults the maps of a 28x28 picture are 28x28x32, 14x14x64 and
-7x7x64, and the middle works on 7x7x64.  On the way up the blocks take 128, 128 | 128, 96 | 96, 64 channels and give 64,
-64, 32.
+map of the same size on the way up (a skip).  With the defaults the maps of a 28x28 picture on the way down are
 
-t is turned into a code, and each residual block adds a linear map of the code to every pixel.  A class label adds its
-own vector to the code.  One more label stands for "no label", so one network serves with and without labels (Ho &
-Salimans 2022).  The last convolution of each block starts at zero, so each block begins as its skip; conv_out starts at
-zero too, so the untrained network predicts 0.
+    28x28x32 (conv_in)  28x28x32 | 14x14x32 (down)  14x14x64 | 7x7x64 (down)  7x7x64
+
+and the middle works on 7x7x64.  On the way up the blocks of the three levels take 128, 128 | 128, 96 | 96, 64 channels
+and give 64, 64, 32.
+
+Sinusoids of t and two linear layers give a code, and each residual block adds a linear map of the code to every pixel.
+A class label adds its own vector to the code.  One more label stands for "no label", so one network serves with and
+without labels (Ho & Salimans 2022).  The last convolution of each block starts at zero, so each block begins as its
+shortcut; conv_out starts at zero too, so the untrained network predicts 0.
 
     model(x_t, t, labels) -> eps_hat (N, H, W, C)
 
@@ -28,14 +31,14 @@ from tinydiff.nn.layers import Attention, Conv2d, Embedding, GroupNorm, Linear
 from tinydiff.nn.module import Module
 
 TIME_FEATURES = 128  # width of the code that every block sees
-FREQUENCY_RANGE = 10_000  # the sinusoids' frequencies fall from 1 to nearly 1/10,000 radians a step
+FREQUENCY_RANGE = 10_000  # the sinusoids' frequencies fall from 1 towards 1/10,000 radians for each unit of t
 
 
 def time_code(t: Any, features: int, dtype: Any = "float32") -> Any:
     """Sinusoids of t at geometrically spaced frequencies (Vaswani et al. 2017, section 3.5).
 
-        [sin(t f_0), ..., sin(t f_{h-1}), cos(t f_0), ..., cos(t f_{h-1})],  f_i = FREQUENCY_RANGE^(-i/h), h =
-        features/2
+        [sin(t f_0), ..., sin(t f_{h-1}), cos(t f_0), ..., cos(t f_{h-1})],
+        f_i = FREQUENCY_RANGE^(-i/h),  h = features/2
 
     t: (N,) host integers.  Returns (N, features), computed in float64 on the host and cast last.
     """
@@ -50,7 +53,7 @@ def _time_code(k: int, half: int) -> tuple[float, ...]:
 class ResBlock(Module):
     """h = conv1(silu(norm1(x))) + time(code),    y = conv2(silu(norm2(h))) + skip(x),    then attention if `attend`.
 
-    The skip is the identity, or a 1x1 convolution where the numbers of channels differ.
+    skip, the shortcut, is the identity, or a 1x1 convolution where the numbers of channels differ.
     x: (N, H, W, in_channels), code: (N, TIME_FEATURES) -> (N, H, W, out_channels).
     """
 
@@ -94,11 +97,12 @@ class UNet(Module):
     """eps_hat = model(x_t, t, labels): the noise that the network predicts in x_t.
 
     x_t: (N, H, W, in_channels) array or Tensor; H and W divisible by 2^(levels - 1), else ValueError.
-    t: one integer or (N,) host integers, t >= 0.  labels: None for a network without classes; else None, an integer or
-    (N,) in 0..num_classes; num_classes, and None, mean "no label".
+    t: one integer or (N,) host integers, t >= 0.  labels: a network without classes takes None.  A network with
+    classes takes one integer or (N,) in 0..num_classes; num_classes means "no label", and so does None.
     channel_mults: for each level its channels as a multiple of base_channels.  base_channels must be even, and
     num_groups must divide the channels of every level.  num_res_blocks: blocks of a level on the way down; there is one
-    more on the way up.  attention_levels: the levels (0 = full size) whose blocks end in attention; the middle has it.
+    more on the way up.  attention_levels: the levels (0 = full size) whose blocks end in attention; the first
+    block of the middle always does.
     """
 
     def __init__(

@@ -10,8 +10,9 @@ y with one row for each pixel.  Then the convolution and its gradients are matri
 dx is dX moved back: col2im adds each entry of dX to the pixel of x from which im2col copied it.  col2im is the adjoint
 (the transpose) of im2col.
 
-Axes: N batch, H and W rows and columns, C channels in, O channels out, KH and KW those of the kernel.  Read next:
-norm.py.
+Axes: N batch, H and W rows and columns, C channels in, O channels out, KH and KW those of the kernel.
+
+Read next: norm.py.
 """
 
 from tinydiff.autograd import op
@@ -32,7 +33,7 @@ def conv2d(x, w, b, *, stride=1, padding=0):
 
     def vjp(g):
         def filter_gradient():
-            columns = im2col(x, w.shape, stride, padding)  # again: kept, they would take KH KW times the memory of x
+            columns = im2col(x, w.shape, stride, padding)  # computed again: kept, they would take KH KW times x
             return (columns.reshape(-1, len(filters)).T @ g.reshape(-1, g.shape[3])).reshape(w.shape)
 
         return (
@@ -52,7 +53,8 @@ def im2col(x, w_shape, stride, padding):
 
 
 def col2im(columns, x_shape, w_shape, stride, padding):
-    """The adjoint of im2col: add each entry of a row to the pixel from which it was copied."""
+    """The adjoint of im2col: add each entry of a row to the pixel that it was copied from; drop those of the
+    padding."""
     n, h, width, c = x_shape
     dx = xp.zeros((n, h + 2 * padding, width + 2 * padding, c), columns.dtype)
     for k, (rows, cols) in enumerate(_taps(x_shape, w_shape, stride, padding)):
@@ -61,8 +63,8 @@ def col2im(columns, x_shape, w_shape, stride, padding):
 
 
 def _taps(x_shape, w_shape, stride, padding):
-    """For each tap, that is, each entry (k, l) of the filter, in the order of w: the rows and columns of padded x it
-    meets."""
+    """The rows and columns of padded x that each tap multiplies.  A tap is one entry (k, l) of the filter; their order
+    is that of w."""
     _, oh, ow, _ = output_shape(x_shape, w_shape, stride, padding)
     for k in range(w_shape[0]):
         for l in range(w_shape[1]):

@@ -3,7 +3,9 @@
     linear       y = x w + b
     attention    y = p v,    p = softmax(q k^T / sqrt(D))                          Vaswani et al. 2017, eq. 1
 
-Axes: I features in, O features out; L queries, M keys, D features of a query or key, E of a value.  Read next: conv.py.
+Axes: I features in, O features out; L queries, M keys, D features of a query or key, E of a value.
+
+Read next: conv.py.
 """
 
 import math
@@ -41,7 +43,8 @@ def attention(q, k, v, *, mask=None):
 
     q (..., L, D), k (..., M, D), v (..., M, E) with equal leading axes -> (..., L, E); M, D >= 1; else ValueError.
     mask: None, or booleans that broadcast to (..., L, M).  Where the mask is False, the key gets the weight 0, exactly.
-    Each query must keep at least one key, else its result is nan.  The U-Net needs no mask; a text's padding does.
+    Each query must keep at least one key, else its result is nan.  The U-Net needs no mask; a text with padding does
+    (more/text.py).
     """
     if q.shape[:-2] != k.shape[:-2] or k.shape[:-1] != v.shape[:-1] or q.shape[-1] != k.shape[-1] or 0 in k.shape[-2:]:
         raise ValueError(f"attention: q {q.shape}, k {k.shape} and v {v.shape} do not fit")

@@ -3,11 +3,14 @@
     x_hat = (x - mean)/sqrt(var + eps)        y = gamma x_hat + beta
 
 Mean and variance are taken over the pixels of one image and the channels of one group; gamma and beta are one number
-for each channel.  Mean and variance depend on x.  Therefore dx is d without its mean and without its part along x_hat:
+for each channel.  (Here eps, gamma and beta are not the symbols of diffusion/.)  Let d = gamma g.  Mean and variance
+depend on x, so dx is d without its mean and without its part along x_hat, divided by the standard deviation:
 
-    dx = (d - mean(d) - x_hat mean(d x_hat))/sqrt(var + eps),    d = gamma g
+    dx = (d - mean(d) - x_hat mean(d x_hat))/sqrt(var + eps)
 
-Axes: N batch, P pixels, G groups, C channels.  Read next: ../nn/module.py.
+Axes: N batch, P pixels, G groups, C channels.
+
+Read next: ../nn/module.py.
 """
 
 import math
