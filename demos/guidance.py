@@ -74,8 +74,8 @@ def main(
     methods: None for all, without "classifier" if there is no noisy classifier.
     """
     ranks = cli.start(backend, precision, plain=plain)
-    workers, out = workers or ranks.default_workers(), own_folder(out, "guidance.csv", "guidance.png")
     methods = chosen(methods, noisy_classifier, scales, classifier_scales)
+    workers, out = workers or ranks.default_workers(), own_folder(out, "guidance.csv", "guidance.png")
     scales = scales or SCALES
     pool, schedule, meta = load_trained(Path(checkpoint), workers)
     with pool, load_classifier(Path(classifier), workers)[0] as judge:

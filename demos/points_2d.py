@@ -88,7 +88,7 @@ def main(
         raise TinydiffError(f"--num {num}: a two-sample test needs 2 points or more")
     check_memory(f"--num {num}", 96.0 * num**2 + 20.0 * num * T)  # differences of all pairs of points, and paths
     check_batch(batch_size, (WIDTH, 1))
-    names = SETS if data == "all" else [data]
+    names = list(SETS) if data == "all" else [data]
     out = own_folder(out, "points_2d.gif", "results.csv", *(f"points_2d_{name}.png" for name in names))
     schedule, way = Schedule.linear(T), TARGETS[target]
     rows, flows = [], {}

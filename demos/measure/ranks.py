@@ -188,5 +188,5 @@ if __name__ == "__main__":
     parser = cli.parser(__doc__, main)
     cli.add_parallel(parser)
     parser.add_argument("--rounds", type=cli.whole(1, 1000), help="how often each part is timed")
-    parser.add_argument("--out", help="folder for table and picture, with one worker")
+    parser.add_argument("--out", help=f"folder for table and picture, with one worker (default: {OUT})")
     cli.run(main, parser)

@@ -85,7 +85,7 @@ def test_the_smallest_run_can_be_sampled_again(demo, files, tmp_path, capsys):
         ({"classifier": "pixel.npz"}, "'diffusion', not 'classifier'"),
         ({"source": "gone.npz", "minutes": 8.0, "autoencoder_minutes": 4.0}, "gone.npz does not exist"),
         ({"num": 21}, "--num 21: must be a multiple of 10"),
-        ({"num": 10_000}, "--num 10000: must be a multiple of 10, and the test set have twice"),
+        ({"num": 10_000}, "--num 10000: must be a multiple of 10, more than 5 and at most"),
         ({"sample_steps": 101}, "--sample-steps 101: the schedule has T = 100"),
         ({"source": "gone.npz", "minutes": 3.0}, "--minutes: with --from nothing is trained"),
         ({"source": "gone.npz", "minutes": 8.0, "data": "mnist"}, "--data: with --from nothing is trained"),

@@ -135,10 +135,12 @@ def test_more_steps_than_the_schedule_has_are_refused(load_demo, trained, tmp_pa
 def test_a_label_that_the_network_does_not_know_is_refused(load_demo, tmp_path):
     """Of a network with 5 classes label 5 would mean "no label"; a network without classes takes any number of them."""
     data = load("glyphs", num=40)
-    few = replace(data, images=data.images[data.labels < 5], labels=data.labels[data.labels < 5], classes=("a",) * 5)
+    few = replace(
+        data, name="five", images=data.images[data.labels < 5], labels=data.labels[data.labels < 5], classes=("a",) * 5
+    )
     save_checkpoint(tmp_path / "five.npz", few, num_classes=5)
     for labels in ((5,), (0, 9)):
-        with pytest.raises(TinydiffError, match=f"--labels {max(labels)}: this network has the labels 0 to 4"):
+        with pytest.raises(TinydiffError, match=f"--labels {max(labels)}: must be at most 4, the last class"):
             run(load_demo, tmp_path / "five.npz", tmp_path, num=1, labels=labels)
     assert run(load_demo, tmp_path / "five.npz", tmp_path, num=2, labels=(4,))[1].tolist() == [4, 4]
 

@@ -53,11 +53,11 @@ def points(load_demo, monkeypatch, folder):
     monkeypatch.setattr(demo, "T", 20)
     monkeypatch.setattr(demo.Schedule, "linear", staticmethod(lambda T: Schedule([0.3] * T)))
     monkeypatch.setattr(demo, "PERMUTATIONS", 9)
-    return demo, {"steps": 4, "batch_size": 8, "flow_steps": 4, "num": 10}, ["moons", "mixture"]
+    return demo, {"steps": 4, "batch_size": 8, "sample_steps": 4, "num": 10}, ["moons", "mixture"]
 
 
 def waves(load_demo, monkeypatch, folder):
-    return load_demo("waves_1d"), {"steps": 4, "batch_size": 2, "sampling_steps": 2, "num": 2}, ["training"]
+    return load_demo("waves_1d"), {"steps": 4, "batch_size": 2, "sample_steps": 2, "num": 2}, ["training"]
 
 
 def one_shot(load_demo, monkeypatch, folder):
@@ -68,7 +68,7 @@ def one_shot(load_demo, monkeypatch, folder):
     monkeypatch.setattr(demo, "load", lambda *_: images)
     monkeypatch.setattr(demo, "steps_that_fit", lambda *_: 4)
     options = {"source": folder / "c.npz", "classifier": folder / "judge.npz", "batch_size": 2, "channels": 8}
-    return demo, options | {"num": 20, "steps": 2}, ["VAE", "GAN"]
+    return demo, options | {"num": 20, "sample_steps": 2}, ["VAE", "GAN"]
 
 
 def latent(load_demo, monkeypatch, folder):
@@ -80,7 +80,7 @@ def latent(load_demo, monkeypatch, folder):
         demo, "TrainConfig", lambda **options: TrainConfig(**options | {"minutes": None, "num_steps": 4})
     )
     monkeypatch.setattr(demo, "training_seconds", lambda *_: {})
-    options = {"classifier": folder / "judge.npz", "batch_size": 2, "num": 20, "steps": 2, "unet": TINY_UNET}
+    options = {"classifier": folder / "judge.npz", "batch_size": 2, "num": 20, "sample_steps": 2, "unet": TINY_UNET}
     return demo, options | {"autoencoder": {"channels": [8, 8], "latent_channels": 2}}, ["autoencoder", "U-Net"]
 
 

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 
@@ -198,3 +199,22 @@ def test_a_signal_waits_for_the_end_of_the_block(monkeypatch):
     finally:
         signal.signal(signal.SIGTERM, before)
     assert all(signal.Signals(number).name in out for number in STOPPING)
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="a system without signal masks")
+def test_a_signal_waits_even_if_another_thread_gets_it():
+    """Threads that were started before, such as those of a progress bar, have a mask of their own."""
+    seen, done = [], threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    try:
+        with unheard():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.05)  # the thread has got it, and the handler would have run here
+            assert seen == []
+        assert seen == [signal.SIGTERM]
+    finally:
+        done.set()
+        thread.join()
+        signal.signal(signal.SIGTERM, before)

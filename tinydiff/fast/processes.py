@@ -9,6 +9,7 @@ import os
 import pickle
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
@@ -61,14 +62,23 @@ def unheard() -> Iterator[None]:
 
     A terminal sends Ctrl-C to every process of a program.  Workers would print tracebacks; only the parent reacts.
     """
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
+    if not hasattr(signal, "pthread_sigmask") or threading.current_thread() is not threading.main_thread():  # Windows
         yield
         return
+    waiting: list[int] = []
+    handlers = {number: handler for number in STOPPING if callable(handler := signal.getsignal(number))}
+    # Children inherit the mask.  Another thread of this process may get a signal all the same: its handler waits too.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    for number in handlers:
+        signal.signal(number, lambda number, frame: waiting.append(number))
     try:
         yield
     finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number in waiting[:1]:
+            signal.raise_signal(number)
 
 
 @contextmanager
