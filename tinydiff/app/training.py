@@ -80,6 +80,8 @@ def steps(state: Training, ranks: Any, minutes: float | None = None) -> Iterator
 
     try:
         for _ in train(state):
+            if minutes is not None and state.step <= max(1, config.warmup):
+                state.metrics()  # a GPU has computed the step when its row is here
             seconds.append(time.monotonic() - began)
             if minutes is not None and state.step == max(1, config.warmup):
                 if len(seconds) < FEW:  # a run that was resumed at the end of its warm-up
