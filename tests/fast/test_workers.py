@@ -10,10 +10,20 @@ from functools import partial
 
 import numpy as np
 import pytest
-from parallel_jobs import blas_threads, build, die, fail, fail_at_two, installed, squared_error, weights_and_pid
+from parallel_jobs import (
+    blas_threads,
+    build,
+    by_number,
+    die,
+    fail,
+    fail_at_two,
+    installed,
+    scalar,
+    squared_error,
+    weights_and_pid,
+)
 from plain import fast, plain
 
-from tinydiff import ops
 from tinydiff.autograd import Tensor
 from tinydiff.backend import FAST, BackendError, backend_name
 from tinydiff.fast.workers import WorkerError, Workers, available_cores, default_workers
@@ -250,14 +260,6 @@ def _alive(pid):
 
 
 # What is checked.
-
-
-def scalar(model, batch):
-    return ops.mean(squared_error(model, batch))
-
-
-def by_number(model, batch):
-    return model(batch["x"]) - batch["y"]
 
 
 @pytest.mark.parametrize("losses_of", [scalar, by_number])

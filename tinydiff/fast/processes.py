@@ -116,7 +116,7 @@ def available_cores() -> int:
 def packed(command: str, args: tuple) -> Any:
     """The bytes of a command."""
     try:
-        return ForkingPickler.dumps((command, args))
+        return bytes(ForkingPickler.dumps((command, args)))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise WorkerError(f"{args[0]!r} cannot be sent to worker processes ({error}): {TOP_LEVEL}") from None
 

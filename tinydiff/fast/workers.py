@@ -404,13 +404,13 @@ def _answer(replica: _Replica, message: bytes) -> Any:
     try:
         command, args = pickle.loads(message)
     except Exception as error:
-        return ForkingPickler.dumps((WorkerError, f"cannot load what it was sent ({error!r}): {TOP_LEVEL}"))
+        return bytes(ForkingPickler.dumps((WorkerError, f"cannot load what it was sent ({error!r}): {TOP_LEVEL}")))
     try:
-        return ForkingPickler.dumps((None, getattr(replica, command)(*args)))
+        return bytes(ForkingPickler.dumps((None, getattr(replica, command)(*args))))
     except MemoryError as error:
-        return ForkingPickler.dumps((WorkerMemoryError, f"has too little memory: {error}"))
+        return bytes(ForkingPickler.dumps((WorkerMemoryError, f"has too little memory: {error}")))
     except Exception:
-        return ForkingPickler.dumps((WorkerError, f"failed:\n{traceback.format_exc()}"))
+        return bytes(ForkingPickler.dumps((WorkerError, f"failed:\n{traceback.format_exc()}")))
 
 
 def _keep_heap() -> None:

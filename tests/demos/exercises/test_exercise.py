@@ -674,7 +674,7 @@ def test_only_a_start_is_fresh(do, action):
 
 def test_a_list_is_of_all(do):
     """A name would do nothing there."""
-    with pytest.raises(TinydiffError, match="list shows all exercises: leave ema out"):
+    with pytest.raises(TinydiffError, match="list shows every exercise; for ema alone choose start"):
         do("list", "ema")
 
 
