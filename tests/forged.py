@@ -186,7 +186,7 @@ class Original:
             yield Forgery(f"{first} states {shape} {dtype}", partial(self.file, others=(member,), without=first))
         real = self.members[first]
         for what, member in {
-            "compressed": real._replace(content=_deflated(real.content), method=8),
+            "compressed": real._replace(content=_packed(real.content), method=8),
             "compressed by an unknown method": real._replace(method=77),
             "larger than stated": real._replace(size=real.size - 1),
             "smaller than stated": real._replace(size=real.size + 1),
@@ -286,6 +286,6 @@ def _deflated(name: str, start: bytes, size: int) -> Member:
     return Member(name, first + zeros * (size // block - 1) + last, size, crc, 8)
 
 
-def _deflated(content: bytes) -> bytes:
+def _packed(content: bytes) -> bytes:
     packer = zlib.compressobj(wbits=-15)  # zlib.compress has had wbits since Python 3.11
     return packer.compress(content) + packer.flush()
