@@ -19,7 +19,8 @@ from tinydiff.app import classify
 from tinydiff.app.alone import one_process
 from tinydiff.app.classify import ClassifierConfig, build_classifier, classifier_training
 from tinydiff.app.generate import build_unet
-from tinydiff.app.training import diffusion_training, out_of_memory, steps
+from tinydiff.app.memory import out_of_memory
+from tinydiff.app.training import diffusion_training, steps
 from tinydiff.backend import to_numpy
 from tinydiff.data import Dataset
 from tinydiff.diffusion import Schedule

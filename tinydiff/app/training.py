@@ -5,12 +5,11 @@
         save(state, path, dataset, schedule, workers.num_workers)
 
 With the same number of workers, a resumed run ends with the same weights as an uninterrupted run, bit for bit.
-Read next: run.py.
+Read next: memory.py.
 """
 
 import statistics
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, fields, replace
 from functools import partial
@@ -23,6 +22,7 @@ from tinydiff.app import checkpoint
 from tinydiff.app.blocks import in_blocks
 from tinydiff.app.checkpoint import CheckpointError
 from tinydiff.app.kinds import PROGRESS, about, rows
+from tinydiff.app.memory import out_of_memory
 from tinydiff.app.rules import check_numbers, check_settings, check_weights
 from tinydiff.autograd import mark_written
 from tinydiff.backend import FAST, asarray, backend_name, precision, require, to_numpy
@@ -105,24 +105,6 @@ def gradient_seconds(gradients: Callable, losses_of: Losses, draw: Draw, config:
         to_numpy(gradients(losses_of, draw(config, step)))  # the losses: a GPU has computed its step when they are here
         seconds.append(time.monotonic() - began)
     return seconds[3:]
-
-
-def out_of_memory(error: MemoryError, batch_size: int, gradient: Callable[[int], Any]) -> TrainingError:
-    """The error to raise after a step with too little memory.  Its message contains a batch size that fits.
-
-    gradient(n): computes the gradient of n examples.  Bisection finds the largest size that fits, to within an eighth.
-    """
-    fits, fails, reason = 0, batch_size, str(error).rstrip(".") or "out of memory"
-    traceback.clear_frames(error.__traceback__)  # the frames still hold the arrays of the failed step
-    while fails - fits > 1 + fits // 8:
-        n = (fits + fails) // 2
-        try:
-            gradient(n)
-            fits = n
-        except MemoryError:
-            fails = n
-    remedy = f"batch size {fits} fits" if fits else "not even one example fits"
-    return TrainingError(f"batch size {batch_size} needs more memory than there is, {remedy} ({reason})")
 
 
 def whole(state: Training) -> bool:
