@@ -57,7 +57,6 @@ RESAMPLE = 10  # how often RePaint takes each step
 SHOWN = 10  # digits side by side in the picture
 LEVELS = (0.2, 0.4, 0.6, 0.8)  # SDEdit's t_start, as shares of T
 PIXEL_VAR = 0.3  # about the variance of a pixel in [-1, 1]
-RESAMPLE = 10
 AMBIGUOUS = ("4", "7", "9")  # digits whose upper halves may look alike
 
 
@@ -96,7 +95,7 @@ def main(
         print(f"data: {dataset.source}; network: {cli.counted(meta['step'], 'step')}; no labels are given")
         known = np.arange(dataset.images.shape[1])[:, None, None] < dataset.images.shape[1] // 2  # (H, 1, 1)
         reader = noisy_classifier and load_noisy_classifier(Path(noisy_classifier), schedule, pool.model.num_classes)
-        fill_in = partial(complete, schedule, known, steps, resample or RESAMPLE, reader)
+        fill_in = partial(complete, schedule, known, steps, resample, reader)
         x_0, labels = spread(dataset, num)
         done = edit(pool, fill_in, x_0, "fill in", seed)
         changed = (plots.tile(done, 1) != plots.tile(x_0, 1)).reshape(-1)  # compared as 8-bit pixels

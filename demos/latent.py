@@ -34,7 +34,7 @@ from tinydiff.app import checkpoint, cli, kinds, plots, run, training
 from tinydiff.app.choices import check_classes
 from tinydiff.app.classify import load_classifier
 from tinydiff.app.fit import any_training, finish, steps_that_fit
-from tinydiff.app.generate import Recipe, build_unet, check_steps, current, generate
+from tinydiff.app.generate import Recipe, build_unet, check_steps, generate, new_unet
 from tinydiff.app.kinds import BETA, KINDS, SIZE, Kind, data_name, fits_pictures
 from tinydiff.app.kinds import load as load_kind
 from tinydiff.app.metrics import interval, percent, relative
@@ -50,7 +50,6 @@ from tinydiff.data import NAMES, epoch_indices, load
 from tinydiff.diffusion import Schedule, ddpm_step
 from tinydiff.diffusion.targets import TARGETS
 from tinydiff.more.autoencoder import Autoencoder, negative_elbo
-from tinydiff.nn import UNet
 from tinydiff.train import LoopConfig, TrainConfig, draw_batch, noise_prediction_losses, train
 
 SIGMA = 0.1  # of p(x | z) = N(x_hat, SIGMA^2); pictures lie in [-1, 1]
@@ -60,7 +59,6 @@ UNET = {"base_channels": 64, "channel_mults": [1], "num_res_blocks": 2}
 # v is not divided.  After 500 training steps the share of 200 samples that is read as asked is: eps 63%, v 95.5%; with
 # the cosine schedule eps 24.5%, v 98.5%.
 SCHEDULE, TARGET = Schedule.cosine, "v"
-AUTOENCODER_MINUTES, MINUTES = 4.0, 8.0
 SLICE = 250  # pictures that a worker encodes or decodes at a time
 AT_ONCE = 50  # latents that a worker draws at a time.  Latents are small, so larger slices are faster
 AUTOENCODER_MINUTES, MINUTES = 4.0, 8.0  # of training
@@ -311,7 +309,7 @@ KINDS["latent"] = Kind(
         "data": {"name": LINE},
     },
     {
-        ("ema/",): lambda meta, rng: UNet(**current(meta["model"]), rng=rng),
+        ("ema/",): lambda meta, rng: new_unet(meta["model"], rng),
         ("autoencoder/",): lambda meta, rng: Autoencoder(**meta["autoencoder"], rng=rng),
     },
     {
@@ -331,10 +329,8 @@ def is_list(a, meta):
 def load_pixel(path, workers):
     """The Space of a checkpoint of train_mnist.py, of a network with classes."""
     pool, arrays, meta = load_network(Path(path), "diffusion", "ema/", unet_of, workers)
-    if pool.model.num_classes is None:
-        raise TinydiffError(f"--pixel {path}: the comparison needs a network with classes")
+    check_classes(f"--pixel {path}", pool.model)
     recipe = Recipe(Schedule(arrays["schedule/beta"]), tuple(meta["data"]["image_shape"]), target=target_of(meta))
-    check_classes(path, pool.model)
     trained = f"{cli.counted(meta['step'], 'step')} of {meta['train']['batch_size']}"
     return Space(pool, recipe, lambda x: np.clip(x, -1, 1), trained)
 

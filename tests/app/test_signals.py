@@ -25,12 +25,18 @@ def handlers():
         signal.signal(number, handler)
 
 
+def recorded(numbers):
+    """A list of the signals that come from now on, in order, outside the blocks that catch them."""
+    seen = []
+    for number in numbers:
+        signal.signal(number, lambda number, frame: seen.append(number))
+    return seen
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_first_signal_sets_the_flag_and_the_second_acts(handlers, name):
     """One signal: only `stop` changes.  A second one, of either kind, does what it did before the block."""
-    seen = []
-    for number in handlers:
-        signal.signal(number, lambda number, frame: seen.append(number))
+    seen = recorded(handlers)
     with stop_signals() as stop:
         assert stop.number == 0
         signal.raise_signal(getattr(signal, name))
@@ -112,9 +118,7 @@ def test_the_handler_may_act_at_once(handlers, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_within_usual_a_signal_has_its_usual_effect_and_afterwards_it_is_a_request_again(handlers, name):
     """For work that may end at once: nothing is a request there; before and after it everything is."""
-    seen = []
-    for number in handlers:
-        signal.signal(number, lambda number, frame: seen.append(number))
+    seen = recorded(handlers)
     with stop_signals() as stop:
         with stop.usual():
             signal.raise_signal(getattr(signal, name))

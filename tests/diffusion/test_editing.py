@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from chains import assert_same, normal, seeds
 from draws import NOT_LIKE
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -32,17 +33,8 @@ from tinydiff.diffusion import (
 pytestmark = pytest.mark.sampler
 
 shapes = st.sampled_from([(1,), (5,), (4, 3), (4, 3, 2)])
-seeds = st.integers(0, 99)
 VAR = 0.3
 LARGE = partial(ddpm_step, variance=Schedule.beta_t_given_s)
-
-
-def normal(seed, *shape, dtype="float64"):
-    return standard_normal(default_rng(seed), shape, dtype)
-
-
-def assert_same(a, b):
-    np.testing.assert_array_equal(to_numpy(a), to_numpy(b))
 
 
 def assert_close(a, b, tolerance=1e-10):
@@ -492,15 +484,20 @@ def test_a_label_without_probability_is_never_drawn(linear, u):
 # What is handed over.
 
 
+def every_edit(schedule, eps_fn, pairs, t_start):
+    """Each edit that walks a chain, to be started."""
+    x, known, step, rng = normal(0, 2, 3), asarray(np.ones(3, bool)), partial(ddim_step, schedule), default_rng(0)
+    return [
+        lambda: inpaint(schedule, step, eps_fn, pairs, x, x, known, rng),
+        lambda: ddim_invert(schedule, eps_fn, pairs, x),
+        lambda: sdedit(schedule, step, eps_fn, pairs, x, t_start, rng),
+    ]
+
+
 @pytest.mark.parametrize("pairs", [[(9, 5), (4, 0)], [(9, 5), (5, 5)], [(5, 9)], [(9, 0), (9, 0)]])
 def test_edits_refuse_pairs_that_do_not_join(linear, pairs):
     """As sample does: every edit walks a chain of steps."""
-    x, known, step, rng = normal(0, 2, 3), asarray(np.ones(3, bool)), partial(ddim_step, linear), default_rng(0)
-    for edit in (
-        lambda: inpaint(linear, step, fake_eps_fn, pairs, x, x, known, rng),
-        lambda: ddim_invert(linear, fake_eps_fn, pairs, x),
-        lambda: sdedit(linear, step, fake_eps_fn, pairs, x, 9, rng),
-    ):
+    for edit in every_edit(linear, fake_eps_fn, pairs, 9):
         with pytest.raises(ValueError, match="down that join"):
             list(edit())
 
@@ -516,13 +513,7 @@ def test_an_edit_does_not_start_above_its_chain(linear):
 @pytest.mark.parametrize("spoil", NOT_LIKE.values(), ids=NOT_LIKE)
 def test_edits_refuse_what_is_no_eps_hat(linear, spoil):
     """An array like x_t, else ValueError."""
-    x, known, step, rng = normal(0, 2, 3), asarray(np.ones(3, bool)), partial(ddim_step, linear), default_rng(0)
-    eps_fn, pairs = (lambda x_t, t: spoil(x_t)), timestep_pairs(1000, 3)
-    for edit in (
-        lambda: inpaint(linear, step, eps_fn, pairs, x, x, known, rng),
-        lambda: ddim_invert(linear, eps_fn, pairs, x),
-        lambda: sdedit(linear, step, eps_fn, pairs, x, 900, rng),
-    ):
+    for edit in every_edit(linear, lambda x_t, t: spoil(x_t), timestep_pairs(1000, 3), 900):
         with pytest.raises(ValueError, match="must be"):
             list(edit())
 

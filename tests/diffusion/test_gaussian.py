@@ -9,6 +9,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from chains import any_schedule, assert_close, normal, seeds
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -27,19 +28,8 @@ from tinydiff.diffusion import (
 
 pytestmark = pytest.mark.process
 
-any_schedule = st.from_type(Schedule)
 shapes = st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple)
 dtypes = st.sampled_from(["float32", "float64"])
-seeds = st.integers(0, 99)
-
-
-def normal(seed, *shape, dtype="float64"):
-    return standard_normal(default_rng(seed), shape, dtype)
-
-
-def assert_close(a, b, rtol=1e-12, atol=1e-12):
-    """Equal to a few hundred float64 roundings of numbers near 1, unless a test says what costs it more."""
-    np.testing.assert_allclose(to_numpy(a), to_numpy(b), rtol=rtol, atol=atol)
 
 
 def log_error(schedule, t):

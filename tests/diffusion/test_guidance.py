@@ -4,6 +4,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from chains import assert_same, normal
 from draws import NOT_LIKE
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ from ideal import (
     push_gaussian,
 )
 
-from tinydiff.backend import asarray, default_rng, standard_normal, to_numpy, xp
+from tinydiff.backend import asarray, default_rng, to_numpy, xp
 from tinydiff.diffusion import (
     classifier_free,
     classifier_guided,
@@ -52,14 +53,6 @@ class Wrapped:
 
     def __init__(self, data):
         self.data = data
-
-
-def normal(seed, *shape, dtype="float64"):
-    return standard_normal(default_rng(seed), shape, dtype)
-
-
-def assert_same(a, b):
-    np.testing.assert_array_equal(to_numpy(a), to_numpy(b))
 
 
 some_labels = st.lists(st.integers(0, NO_LABEL), min_size=1, max_size=5)

@@ -14,6 +14,7 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
+from chains import any_schedule, normal, seeds
 from draws import NOT_LIKE
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -41,8 +42,6 @@ pytestmark = pytest.mark.likelihood
 
 LEVELS = np.arange(256) / 127.5 - 1
 means, stds = st.floats(-3, 3), st.floats(-2, 1).map(lambda exponent: 10**exponent)
-seeds = st.integers(0, 99)
-any_schedule = st.from_type(Schedule)
 continuous = partial(bound_term, decoder=gaussian_log_density)
 VARIANCES = [Schedule.beta_tilde, Schedule.beta_t_given_s]
 
@@ -54,10 +53,6 @@ def schedules(draw, least=2):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ScheduleWarning)
         return Schedule(10 ** rng.uniform(-4, -0.3, T))
-
-
-def normal(seed, *shape, dtype="float64"):
-    return standard_normal(default_rng(seed), shape, dtype)
 
 
 def assert_close(a, b, rtol=1e-9, atol=1e-9):

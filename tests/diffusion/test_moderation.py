@@ -5,10 +5,11 @@ from functools import partial
 
 import numpy as np
 import pytest
+from chains import assert_same, normal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinydiff.backend import default_rng, standard_normal, to_numpy, xp
+from tinydiff.backend import to_numpy, xp
 from tinydiff.diffusion import classifier_free, rescaled, within, x_0_from_eps
 
 pytestmark = pytest.mark.sampler
@@ -22,14 +23,6 @@ class Model:
     def __call__(self, x_t, t, labels):
         label = xp.asarray(np.broadcast_to(np.asarray(labels), len(x_t)).astype(to_numpy(x_t).dtype))
         return x_t * (1 + label / 3).reshape((-1,) + (1,) * (x_t.ndim - 1)) + t / 100
-
-
-def normal(seed, *shape, dtype="float64"):
-    return standard_normal(default_rng(seed), shape, dtype)
-
-
-def assert_same(a, b):
-    np.testing.assert_array_equal(to_numpy(a), to_numpy(b))
 
 
 @given(st.integers(0, 1000), st.integers(0, 1000))

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from chains import any_schedule, assert_close, assert_same, normal, seeds
 from draws import NOT_LIKE, draw_pair
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -26,21 +27,7 @@ from tinydiff.diffusion import (
 
 pytestmark = pytest.mark.sampler
 
-any_schedule = st.from_type(Schedule)
 shapes = st.sampled_from([(1,), (3,), (2, 5), (2, 3, 4, 1)])
-seeds = st.integers(0, 99)
-
-
-def normal(seed, *shape, dtype="float64"):
-    return standard_normal(default_rng(seed), shape, dtype)
-
-
-def assert_close(a, b, rtol=1e-12, atol=1e-12):
-    np.testing.assert_allclose(to_numpy(a), to_numpy(b), rtol=rtol, atol=atol)
-
-
-def assert_same(a, b):
-    np.testing.assert_array_equal(to_numpy(a), to_numpy(b))
 
 
 # --------------------------------------------------------------------------------------------------- exact step by step

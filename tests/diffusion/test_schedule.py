@@ -10,6 +10,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from chains import any_schedule
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +19,6 @@ from tinydiff.diffusion import Schedule, ScheduleWarning
 pytestmark = pytest.mark.process
 
 NAMED = [Schedule.linear, Schedule.cosine, Schedule.quadratic, Schedule.sigmoid, Schedule.constant]
-any_schedule = st.from_type(Schedule)
 
 
 def exact_alpha(schedule, s, t):

@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from chains import any_schedule, normal, seeds
 from draws import NOT_LIKE
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -28,16 +29,10 @@ from tinydiff.diffusion import (
 
 pytestmark = pytest.mark.process
 
-any_schedule = st.from_type(Schedule)
 shapes = st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple)
-seeds = st.integers(0, 99)
 gammas = st.one_of(st.floats(1e-3, 1e3), st.just(math.inf))
 TARGETS = {"eps": EPS, "x_0": X_0, "v": V}
 every_target = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS.keys())
-
-
-def normal(seed, *shape, dtype="float64"):
-    return standard_normal(default_rng(seed), shape, dtype)
 
 
 def times(data, schedule, n, least):

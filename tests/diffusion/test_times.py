@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from chains import any_schedule
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,8 +12,6 @@ from tinydiff.diffusion import Schedule, log_snr_pairs, quadratic_pairs, timeste
 from tinydiff.diffusion.times import joined
 
 pytestmark = pytest.mark.sampler
-
-any_schedule = st.from_type(Schedule)
 
 
 # ----------------------------------------------------------------------------------------------------------- all three

@@ -15,7 +15,6 @@ import hashlib
 import json
 import math
 import os
-import stat
 import struct
 import zipfile
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from tinydiff.backend import TinydiffError
+from tinydiff.data.limits import check_regular
 
 FORMAT = "tinydiff checkpoint"
 VERSION = 1
@@ -61,9 +61,7 @@ def load(path: str | os.PathLike, check: Check = lambda headers, meta: None) -> 
     cut short or damaged, has a newer version, or contains what `save` does not write, such as pickled objects.
     """
     try:
-        mode = os.stat(path).st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-            raise CheckpointError("cannot be read: it is a pipe, a socket or a device, not a file")
+        check_regular(path)
         with open(path, "rb") as file:
             _check_digest(file)
             _check_table(file)

@@ -189,9 +189,8 @@ def _check_folder() -> None:
 def _fail(using: argparse.ArgumentParser, message: str) -> NoReturn:
     """Print the message within the terminal's width, and exit with code 2."""
     width = max(40, shutil.get_terminal_size().columns)
-    fill = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False).fill  # paths stay whole
-    text = "".join(fill(line) + "\n" for line in f"error: {escaped(_short(message))}".splitlines())
-    using.exit(2, text)
+    lines = f"error: {escaped(_short(message))}".splitlines()
+    using.exit(2, "".join(_filled(line, width) + "\n" for line in lines))
 
 
 def command(program: str | os.PathLike, *words: Any) -> str:

@@ -121,7 +121,12 @@ def build_unet(config: dict[str, Any], seed: int) -> UNet:
 
     Raises CheckpointError as `current` does.
     """
-    return UNet(**current(config), rng=default_rng(seed))
+    return new_unet(config, default_rng(seed))
+
+
+def new_unet(config: dict[str, Any], rng: Any) -> UNet:
+    """The U-Net of a saved configuration, parameters drawn from rng.  Raises CheckpointError as `current` does."""
+    return UNet(**current(config), rng=rng)
 
 
 def current(config: dict[str, Any]) -> dict[str, Any]:

@@ -20,11 +20,11 @@ import numpy as np
 
 from tinydiff.app import archive, rules
 from tinydiff.app.archive import CheckpointError, Header, Meta, printable
-from tinydiff.app.generate import current
+from tinydiff.app.generate import new_unet
 from tinydiff.app.rules import LINE, Rule, items, maybe, number, old, one_of, whole
 from tinydiff.data import NAMES
 from tinydiff.diffusion.targets import TARGETS
-from tinydiff.nn import Module, UNet
+from tinydiff.nn import Module
 from tinydiff.train import METRICS, NUM_BUCKETS
 
 COMMANDS = {  # kind -> the command that makes a checkpoint of this kind
@@ -173,8 +173,6 @@ def data_name(meta: Meta) -> str:
     return name
 
 
-def _unet(meta: Meta, rng: Any) -> UNet:
-    return UNet(**current(meta["model"]), rng=rng)
-
-
-KINDS["diffusion"] = run_of("diffusion", _unet, {"model": UNET}, lambda meta: meta["model"])
+KINDS["diffusion"] = run_of(
+    "diffusion", lambda meta, rng: new_unet(meta["model"], rng), {"model": UNET}, lambda meta: meta["model"]
+)

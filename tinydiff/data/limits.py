@@ -17,17 +17,24 @@ def read_file(path: str | os.PathLike, most: int | None = None) -> bytes:
 
     Raises OSError for a file that is missing, too large or cannot be read, and for a folder, pipe, socket or device.
     """
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):
-        number = errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.EINVAL
-        reason = os.strerror(number) if number == errno.EISDIR else "it is a pipe, a socket or a device, not a file"
-        raise OSError(number, reason, os.fspath(path))
-    most = memory() if most is None else most
-    if status.st_size > most:
-        reason = f"it has {status.st_size:,} bytes, and at most {most:,} are possible"
-        raise OSError(errno.EFBIG, reason, os.fspath(path))
+    size, most = check_regular(path), memory() if most is None else most
+    if size > most:
+        raise OSError(errno.EFBIG, f"it has {size:,} bytes, and at most {most:,} are possible", os.fspath(path))
     with open(path, "rb") as file:
         return file.read()
+
+
+def check_regular(path: str | os.PathLike) -> int:
+    """Return the size of a regular file in bytes.
+
+    Raises OSError for a file that is missing, and for a folder, pipe, socket or device.
+    """
+    status = os.stat(path)
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, not a file", os.fspath(path))
+    return status.st_size
 
 
 def check_memory(what: str, num_bytes: float) -> None:
