@@ -3,14 +3,14 @@
     python demos/precision/precision.py
     python demos/precision/precision.py --steps 100
 
-A GPU's tensor cores multiply numbers of 16 or 19 bits much faster than float32.  What does a network lose by that?  This
-demo runs without a GPU: it rounds the factors of each matrix product to the format (rounding.py, products.py), and adds
-in float32.  All runs begin with the same weights and see the same batches of small drawn digits.
+A GPU's tensor cores multiply numbers of 16 or 19 bits much faster than float32.  What does a network lose by that?
+This demo runs without a GPU: it rounds the factors of each matrix product to the format (rounding.py, products.py), and
+adds in float32.  All runs begin with the same weights and see the same batches of small drawn digits.
 
-    float32                 nothing is rounded
-    TF32, bf16, fp16        the factors of all products are rounded, forward and backward; the weights stay in float32
-    fp16, loss x 4,096      the loss is multiplied, so that small gradients do not become 0; then the gradient is divided
-    bf16, weights too       there is no float32 copy of the weights: an update under half a step of bf16 is lost
+    float32              nothing is rounded
+    TF32, bf16, fp16     the factors of all products, forward and backward; weights stay in float32
+    fp16, loss x 4,096   the loss is multiplied, so that small gradients do not become 0
+    bf16, weights too    no float32 copy of the weights: small updates are lost
 
 Loss scaling and the float32 copy are those of Micikevicius et al. 2018, section 3.  The table has, for each run: the
 mean loss of the last 50 steps; the error of one gradient, against float64, as a share of its norm; the share of
@@ -23,8 +23,8 @@ from functools import partial
 
 import numpy as np
 from matplotlib.figure import Figure
+from precision_runs import RUNS, SCALES, Run, Task, gradient_error, trained
 from rounding import fp16
-from runs import RUNS, SCALES, Run, Task, gradient_error, trained
 from tqdm import tqdm
 
 from tinydiff.app import cli, plots
@@ -75,21 +75,21 @@ def table(results, errors):
 
 
 def figure(results, errors, scaled):
-    """Three panels: the loss of each run and the share of the weights that a step moves, over the steps; and the error
-    of the gradient over the scale of the loss.
+    """Three panels: the loss of each run against the first one's, and the share of the weights that a step moves, over
+    the steps; and the error of the gradient over the scale of the loss.
 
     errors: a GradientError for each run.  scaled: one for each of SCALES, in fp16.  An infinite error has no point.
     """
     page = Figure(figsize=(16, 4.2), dpi=110, layout="constrained")
     left, middle, right = page.subplots(1, 3)
-    for run, result in zip(RUNS, results):
-        steps = np.arange(1, len(result.losses) + 1)
-        left.plot(steps, running_mean(result.losses), marker=marker_of(steps), lw=1.3, label=run.name)
-        middle.plot(steps, 100 * result.moved, marker=marker_of(steps), lw=1.3, label=run.name)
-    log_scale(left, "y")
+    base = running_mean(results[0].losses)
+    for k, (run, result) in enumerate(zip(RUNS, results)):
+        steps, more = np.arange(1, len(base) + 1), 100 * (running_mean(result.losses) / base - 1)
+        left.plot(steps, more, marker=marker_of(steps), lw=1.3, color=f"C{k}", label=run.name)
+        middle.plot(steps, 100 * result.moved, marker=marker_of(steps), lw=1.3, color=f"C{k}", label=run.name)
     middle.set_ylim(0, 105)
     for axes, title in (
-        (left, f"training loss, mean of the last {LAST} steps"),
+        (left, f"mean loss of {LAST} steps: % above {RUNS[0].name}"),
         (middle, "% of the weights that a step moves"),
     ):
         step_scale(axes)
@@ -98,6 +98,7 @@ def figure(results, errors, scaled):
     right.plot(SCALES, [np.nan if np.isinf(e.error) else e.error for e in scaled], "o-", color="C3", label="fp16")
     for k, name in ((1, "TF32"), (2, "bf16")):
         right.axhline(errors[k].error, color=f"C{k}", ls="--", label=f"{name}, loss x 1")
+    right.set_xlim(SCALES[0] / 2, SCALES[-1] * 2)
     log_scale(right, "x")
     log_scale(right, "y")
     right.set_xlabel("the loss is multiplied by this")

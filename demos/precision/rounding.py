@@ -27,7 +27,7 @@ def tf32(x):
 
 
 def bf16(x):
-    """x with a fraction of 7 bits: the upper half of the bits of a float32.  x: float32 of any shape, else ValueError."""
+    """x with a fraction of 7 bits: the upper half of a float32.  x: float32 of any shape, else ValueError."""
     return _with_fraction(x, 7)
 
 
@@ -39,7 +39,7 @@ def fp16(x):
 
 
 def _with_fraction(x, bits):
-    """Round at a bit of the number's representation.  A carry out of the fraction goes into the exponent, as it must."""
+    """Round at a bit of the number's representation.  A carry out of the fraction goes into the exponent."""
     _check(x)
     dropped = np.uint32(FRACTION - bits)
     pattern = np.ascontiguousarray(x).view(np.uint32)
