@@ -16,7 +16,7 @@ from typing import Any
 
 from tinydiff import optim
 from tinydiff.autograd import Tensor, mark_written
-from tinydiff.backend import require, xp
+from tinydiff.backend import asarray, require, xp
 from tinydiff.fast import kernels
 
 _flat_of: "weakref.WeakValueDictionary[int, Flat]" = weakref.WeakValueDictionary()  # id of a parameter -> its Flat
@@ -139,7 +139,8 @@ def adam_update(p: Any, m: Any, v: Any, *, lr: float, betas: tuple[float, float]
     grad = xp.zeros_like(m) if grad is None else grad
     kept = p.kept(theta, m, v) if isinstance(p, Flat) else []
     if kernels.available():
-        kernels.adam(theta, xp.ascontiguousarray(grad), m, v, _norm_of(p), beta1, beta2, rate, eps)
+        numbers = asarray([rate, eps], m.dtype)
+        kernels.adam(theta, xp.ascontiguousarray(grad), m, v, _norm_of(p), numbers, beta1, beta2)
     else:
         for piece in _pieces(m):
             g, m_piece, v_piece = grad[piece], m[piece], v[piece]
@@ -156,7 +157,7 @@ def ema_update(average: Any, p: Any, d: float) -> None:
     """The faster form of optim.ema_update."""
     theta = p.data
     if kernels.available():
-        kernels.ema(average, theta, _norm_of(p), 1 - d)
+        kernels.ema(average, theta, _norm_of(p), asarray([1 - d], average.dtype))
         return
     for piece in _pieces(average):
         average[piece] += (1 - d) * (theta[piece] - average[piece])
