@@ -196,10 +196,7 @@ def test_a_row_of_the_table_names_what_it_predicts(demo):
     """Every speed, network, link and number of ranks once; each cell is the efficiency and the whole batch needed."""
     rows = demo.table(COSTS)
     assert [tuple(row.values())[:3] for row in rows] == [
-        (f"{speed}x", f"{scale}x", gigabits)
-        for speed in (1, 100)
-        for scale in (1, 50)
-        for gigabits in (10, 100)
+        (f"{speed}x", f"{scale}x", gigabits) for speed in (1, 100) for scale in (1, 50) for gigabits in (10, 100)
     ]
     for row in rows:
         assert list(row) == ["rank", "network", "Gbit/s", "n = 2", "n = 16", "n = 128", "n = 1,024"]
