@@ -169,7 +169,7 @@ def test_the_median_is_taken_over_rounds_and_a_short_call_is_repeated(roofline, 
     """
     monkeypatch.setattr(module("contestant"), "time", clock)
     warm_up, rounds = [0.5, 0.01], [[1.0, 2.0, 6.0], [0.0, 0.0, 3.0], [5.0, 5.0, 8.0]]
-    costs = iter([*warm_up, *sum(rounds, [])])
+    costs = iter([*warm_up, *(s for each in rounds for s in each)])
     assert roofline.median_seconds(lambda _: clock.spend(next(costs)), 3) == pytest.approx(3.0)
     assert list(costs) == []
     costs = iter([0.5, 0.5, 7.0])

@@ -134,7 +134,7 @@ def test_a_sweep_goes_round_by_round_and_gives_medians(scaling, monkeypatch):
 
 
 def test_each_sweep_varies_its_own_setting(scaling, monkeypatch):
-    """The reference is batch 64, 32 channels, 28 x 28, 1 core; one setting is another one, and batch 16 for the size."""
+    """The reference has batch 64, 32 channels, 28 x 28, 1 core.  One setting varies; the size has batch 16."""
     reference = {"batch_size": 64, "channels": 32, "size": 28, "cores": 1}
     workers = scaling.Sweep("cores", (1, 2), "worker processes", None)
     assert [sweep.name for sweep in scaling.SWEEPS] == ["batch_size", "channels", "size"]
