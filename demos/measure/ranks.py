@@ -7,8 +7,8 @@
 
 Each command measures the training step of the reference U-Net with a batch of 64 images, split over the workers, so
 that the commands can be compared in images a second.  MPI ranks also time the Allreduce alone, for one number (the
-latency of 2 (n - 1) messages) and for the gradient.  With one worker the program also evaluates a model of many ranks (weak
-scaling, B images on every rank):
+latency of 2 (n - 1) messages) and for the gradient.  With one worker the program also evaluates a model of many ranks
+(weak scaling, B images on every rank):
 
     T(n) = B c + D d + n B e + u + 2 (n - 1)/n S/bandwidth + 2 (n - 1) latency
     efficiency = T(1)/T(n)
