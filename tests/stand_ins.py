@@ -1,7 +1,7 @@
 """Stand-ins for trained networks: what they draw and what they read is known on paper, so a program's figures follow.
 
-A picture of class k is black but for one white pixel, place k of its last row: the stamp.  `Leaning` draws such pictures
-and `StampReader` reads them.  A picture has 12 x 12 pixels, so a program's main takes a fraction of a second.
+A picture of class k is black but for one white pixel, place k of its last row: the stamp.  `Leaning` draws such
+pictures and `StampReader` reads them.  A picture has 12 x 12 pixels, so a program's main takes a fraction of a second.
 """
 
 from types import SimpleNamespace

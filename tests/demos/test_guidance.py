@@ -164,7 +164,7 @@ def test_the_interval_is_of_noise_to_signal(demo, schedule):
 
 
 def test_the_picture_is_the_table(demo):
-    """Three panels in percent against the scale, in the order of size; a method is one series; rows under their names."""
+    """Three panels in percent against the scale, in order; a method is one series; rows under their names."""
     rows = [("free", 0.0, 5, 20, 1.5, 0.9), ("free", 8.0, 20, 20, 0.5, 1.2), ("free", 1.0, 10, 20, 1.0, 1.0)]
     rows += [("interval", 8.0, 15, 20, 0.75, 1.25), ("classifier", 20.0, 4, 20, math.nan, 1.5)]
     pictures = default_rng(0).uniform(-1, 1, (15, 4, 4, 1))
