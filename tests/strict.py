@@ -221,7 +221,6 @@ class RawModule:
     def get_function(self, name: str) -> Callable:
         run = emulate.kernel(name, self.dtype, self.wide)
 
-
         def launch(blocks: tuple, threads: tuple, arguments: tuple) -> None:
             given = _host(arguments, self.host_too)
             tape.order(lambda: run(blocks, threads, given))
@@ -262,7 +261,7 @@ cupy.cuda = types.SimpleNamespace(
         getDevice=lambda: 0,
         getDeviceProperties=lambda device: {"name": b"strict"},
         memGetInfo=lambda: (1 << 30, 1 << 30),
-    )
+    ),
 )
 cupy._core = types.SimpleNamespace(
     _routines_linalg=types.SimpleNamespace(

@@ -109,10 +109,10 @@ def order(entry: Callable[[], Any]) -> None:
 
 
 def compute(function: Callable[..., Any], args: tuple, kwargs: dict, layout: Any = None) -> Any:
-    """function(*args, **kwargs) of NumPy; layout: of results, "C" or as NumPy makes them.  While a tape notes, the results are not known yet.
+    """function(*args, **kwargs) of NumPy.  While a tape notes, the results are not known yet.
 
-    A view of an argument is made at once: the host knows where it lies.  Any other result is computed here once, only
-    to learn its shape.
+    layout: of the results in memory, "C", or None: as NumPy makes them.  A view of an argument is made at once: the
+    host knows where it lies.  Any other result is computed here once, only to learn its shape.
     """
     if now.tape is None:
         return function(*args, **kwargs)

@@ -12,7 +12,7 @@ Read next: choices.py.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -93,8 +93,8 @@ def generate(workers: Any, recipe: Recipe, labels: Sequence[int], seed: int) -> 
     if FAST and backend_name() != "numpy":
         from tinydiff.fast.graph import recorded
 
-        model = recorded(workers.model)  # one for all slices
-        draw = lambda _, job: _draw_slice(recipe, model, job)  # noqa: E731
+        once = lru_cache(1)(recorded)  # one recording for all slices
+        draw = lambda model, job: _draw_slice(recipe, once(model), job)  # noqa: E731
     jobs = [(labels[i : i + n], (seed, i // n)) for i in range(0, len(labels), n)]
     for frames in workers.map(draw, jobs):
         if not np.isfinite(frames[-1]).all():

@@ -69,11 +69,9 @@ class Source(NamedTuple):
 def source_of(a: np.ndarray, batch: Batch) -> Source:
     """The Source of an array that a step sends.  Raises CannotRecord if the batch does not contain the array."""
     for name, entry in batch.items():
-        coded = a.ndim == 2 and a.dtype.kind == "f" and entry.ndim == 1 and entry.dtype.kind in "iu"
+        coded = entry.ndim == 1 and entry.dtype.kind in "iu" and a.ndim == 2 and a.dtype.kind == "f"
         source = Source(name, coded, a.shape, a.dtype.str)
-        if (coded and entry.shape == a.shape[:1] or entry.shape == a.shape) and source.of(
-            batch
-        ).tobytes() == a.tobytes():
+        if a.shape[: 1 if coded else None] == entry.shape and source.of(batch).tobytes() == a.tobytes():
             return source
     raise CannotRecord(f"it sends the GPU an array of shape {a.shape} that is not in the batch")
 
@@ -143,18 +141,18 @@ class Graph:
 
 
 class Replay:
-    """orders(batch) -> a device array.  After a few calls one launch replays the orders, and gives the same bits.
+    """orders(batch), which returns a device array.  After a few calls one launch replays it, with the same bits.
 
-    report(reason) is called once: with "" when the first replay has passed its test, or with the reason why there is
-    none.
+    report(reason) is called once: with "" when a replay has passed its test, or with the reason why there is none.
     """
 
-    def __init__(self, orders: Callable[[Batch], Any], report: Callable[[str], Any]):
-        self._orders, self._report, self._reported, self._refused = orders, report, False, False
+    def __init__(self, report: Callable[[str], Any]):
+        self._report, self._reported, self._refused = report, False, False
         self._fixed: tuple[Any, ...] = ()
+        self._graph: Graph | None = None
         self._forget()
 
-    def __call__(self, fixed: tuple[Any, ...], batch: Batch) -> Any:
+    def __call__(self, orders: Callable[[Batch], Any], fixed: tuple[Any, ...], batch: Batch) -> Any:
         """The result for this batch, to be read before the next call.
 
         fixed: what a replay has in common with the recorded step: arrays by identity, the rest by value.  The names,
@@ -166,34 +164,32 @@ class Replay:
             self._forget()
         self._calls += 1
         try:
-            return self._orders(batch) if self._refused else self._next(batch)
+            return orders(batch) if self._refused or self._calls < WARM else self._next(partial(orders, batch), batch)
         except CannotRecord as error:
             self._end(str(error))
-            return self._orders(batch)
+            return orders(batch)
 
-    def _next(self, batch: Batch) -> Any:
-        if self._calls < WARM:
-            return self._orders(batch)
+    def _next(self, orders: Callable[[], Any], batch: Batch) -> Any:
         if self._calls == WARM:
             if not all(isinstance(a, np.ndarray) for a in batch.values()):
                 raise CannotRecord("its batch is not on the host")
             with sending(lambda a: self._sources.add(source_of(a, batch))):
-                return self._orders(batch)
+                return orders()
         if self._graph is None:
             self._inputs = Inputs(self._sources)
             with sending(lambda a: self._inputs.array(source_of(a, batch))):
-                self._graph = Graph(partial(self._orders, batch))
+                self._graph = Graph(orders)
         if self._calls == WARM + 2:
-            return self._tested(batch, self._graph)
+            return self._tested(self._graph, orders, batch)
         self._inputs.send(batch)
         self._graph.launch()
         return self._graph.result
 
-    def _tested(self, batch: Batch, graph: Graph) -> Any:
+    def _tested(self, graph: Graph, orders: Callable[[], Any], batch: Batch) -> Any:
         """The result of the ordered step, which the replay must have too.  The replay updates nothing."""
         self._inputs.send({name: a * math.nan if name == NUMBERS else a for name, a in batch.items()})
         graph.launch()
-        replayed, ordered = to_numpy(graph.result), graph.ordered(partial(self._orders, batch))
+        replayed, ordered = to_numpy(graph.result), graph.ordered(orders)
         self._end("" if replayed.tobytes() == ordered.tobytes() else "a replay gives other numbers")
         return asarray(ordered)
 
@@ -207,23 +203,23 @@ class Replay:
 
     def _forget(self) -> None:
         self._calls, self._sources = 0, set[Source]()
-        self._inputs = Inputs(set())
-        self._graph: Graph | None = None
+        self._inputs, self._graph = Inputs(set()), None
 
 
 class RecordedStep:
     """A training step of one process, recorded.  `train` calls its parts, and `average`, the last one, launches them.
 
-    gradients, clip and adam only note what is to be done.  The losses and the norm that they return are arrays on the
-    GPU that the launch fills.  So they may be read after the step, as `fast.gpu.note` does.
+    gradients makes this object the recorder of the Flat, average ends that: what happens between two steps is no part
+    of a step.  gradients, clip and adam only note what is to be done.  The losses and the norm that they return are
+    arrays on the GPU that the launch fills.  So they may be read after the step, as `note` of gpu.py does.
     """
 
     def __init__(self, gradients: Callable[[Losses, Batch], Any], flat: Flat, report: Callable[[str], Any]):
         self._gradients, self._flat = gradients, flat
-        self._replay = Replay(self._orders, report)
+        self._replay = Replay(report)
 
     def gradients(self, losses_of: Losses, batch: Batch) -> Any:
-        self._losses_of, self._batch = losses_of, batch
+        self._flat.recorder, self._losses_of, self._batch = self, losses_of, batch
         self._out = xp.empty(rows(batch) + 1, self._flat.norm.dtype)  # a new array: late rows keep it
         return self._out[:-1]
 
@@ -235,11 +231,11 @@ class RecordedStep:
         self._m, self._v, self._betas, self._rate, self._eps = m, v, betas, rate, eps
 
     def average(self, average: Any, rest: float) -> None:
-        self._average, norm = average, self._flat.norm
+        self._flat.recorder, self._average, norm = None, average, self._flat.norm
         numbers = np.array([self._rate, self._eps, rest], self._flat.norm.dtype)
         kept = tuple(p.requires_grad for p in self._flat.parameters), self._losses_of, self._max_norm, self._betas
         arrays = self._flat.data, self._flat._grad, self._m, self._v, average
-        self._out[...] = self._replay((*kept, *arrays), {NUMBERS: numbers, **self._batch})
+        self._out[...] = self._replay(self._orders, (*kept, *arrays), {NUMBERS: numbers, **self._batch})
         self._flat.norm = norm
 
     def _orders(self, batch: Batch) -> Any:
@@ -267,7 +263,7 @@ def recording(state: Training, ranks: Any, report: Callable[[str], Any]) -> Iter
         yield
         return
     step = RecordedStep(ordered, flat, lambda reason: report(f"{NOT_RECORDED}: {reason}" if reason else RECORDED))
-    state.gradients, flat.recorder = step.gradients, step
+    state.gradients = step.gradients
     try:
         yield
     finally:
@@ -279,7 +275,7 @@ class RecordedNetwork:
 
     def __init__(self, model: UNet):
         self._model, self._parameters, self._x_t = model, model.parameters(), xp.empty(0)
-        self._replay = Replay(self._orders, lambda reason: reason and _print_once(f"{NOT_DRAWN}: {reason}"))
+        self._replay = Replay(lambda reason: reason and _print_once(f"{NOT_DRAWN}: {reason}"))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
@@ -292,7 +288,8 @@ class RecordedNetwork:
         if (x_t.shape, x_t.dtype) != (self._x_t.shape, self._x_t.dtype):
             self._x_t = xp.empty(x_t.shape, x_t.dtype)
         self._x_t[...] = x_t
-        return Tensor(self._replay((self._x_t, *(p.data for p in self._parameters)), batch).copy())
+        fixed = self._x_t, *(p.data for p in self._parameters)
+        return Tensor(self._replay(self._orders, fixed, batch).copy())
 
     def _orders(self, batch: Batch) -> Any:
         return self._model(self._x_t, batch["t"], batch.get("labels")).data
