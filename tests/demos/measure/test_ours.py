@@ -99,7 +99,7 @@ def test_an_update_clips_the_norm_to_1_before_adam_and_averages_after(ours, monk
 
 
 def test_the_batch_is_whole_and_cut_over_the_workers(ours):
-    """5 images on 2 workers: 3 and 2.  Sampling sends each worker its part; a step has all of them, times in 1..1000."""
+    """5 images on 2 workers: 3 and 2.  Sampling sends each worker its part; a step has all.  Times are in 1..1000."""
     with contextlib.closing(ours.Ours(**TINY | {"batch_size": 5, "cores": 2})) as work:
         x, t = work.batch["x_t"], work.batch["t"]
         assert x.shape == work.batch["target"].shape == (5, 8, 8, 1) and x.dtype == np.float32
