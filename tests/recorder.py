@@ -9,6 +9,7 @@ of options uses these functions.
 """
 
 import contextlib
+import inspect
 import io
 import runpy
 import shlex
@@ -108,13 +109,23 @@ def _start(notes, backend, precision, parallel="local", plain=False):
 class LabelIsNoise(Module):
     """A network whose eps_hat is its label, or 0.5 without classes: guidance shows in the numbers that come out."""
 
-    def __init__(self, num_classes=10):
+    def __init__(self, num_classes=10, seed=0):
         self.num_classes, self.config = num_classes, {}
-        self.w = Tensor(np.zeros(1, np.float32), requires_grad=True)
+        self.w = Tensor(np.random.default_rng(seed).standard_normal(3, np.float32), requires_grad=True)
 
     def forward(self, x_t, t, labels=None):
         labels = 0.5 if labels is None else np.reshape(labels, (-1, 1, 1, 1))
         return Tensor(0 * x_t + np.asarray(labels, np.float32))
+
+
+def note_network(program, notes, patch, name):
+    """`name`(config, seed) of the program, which makes its network, makes a LabelIsNoise; the arguments are noted."""
+
+    def build(config, seed):
+        notes.add(network=config)
+        return LabelIsNoise(config.get("num_classes"), seed)
+
+    patch.setitem(program.names, name, build)
 
 
 def note_trained(program, notes, patch, num_classes=10, size=4):
@@ -160,9 +171,11 @@ def note_pictures(notes, patch):
     """plots.save_grid, save_filmstrip, save_gif and save_loss note what they would draw, by path, and draw nothing."""
 
     def noting(name):
-        def save(path, *arguments, **options):
-            given = {f"argument {i}": a for i, a in enumerate(arguments)} | options
-            title = given.pop("title", "")
+        form = inspect.signature(getattr(plots, name))
+
+        def save(*arguments, **options):
+            given = form.bind(*arguments, **options).arguments
+            path, title = given.pop("path"), given.pop("title", "")
             notes.add(**{f"{name} path": str(path), f"{name} title": title, f"{name}": given})
 
         return save
