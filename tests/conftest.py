@@ -51,9 +51,9 @@ def pytest_cmdline_main(config):
         return  # pytest-xdist is missing, -n is given, or this is one of the processes
     chosen = config.args_source == config.ArgsSource.ARGS or option.keyword or option.plain
     chosen = chosen or option.markexpr not in config.getini("addopts")
-    if not (chosen or option.backend == "cupy" or option.usepdb or option.capture == "no"):
-        if (processes := min(available_cores(), MOST_PROCESSES)) > 1:
-            option.numprocesses, option.dist = processes, "worksteal"
+    chosen = chosen or option.backend == "cupy" or option.usepdb or option.capture == "no"
+    if not chosen and (processes := min(available_cores(), MOST_PROCESSES)) > 1:
+        option.numprocesses, option.dist = processes, "worksteal"
 
 
 def pytest_configure(config):
