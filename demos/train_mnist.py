@@ -24,6 +24,7 @@ from tinydiff.app import checkpoint, cli, plots, run, training
 from tinydiff.app.generate import Recipe, build_unet, check_steps, frame_times, generate
 from tinydiff.app.kinds import data_name
 from tinydiff.app.outputs import own_folder
+from tinydiff.app.trained import drawing
 from tinydiff.data import NAMES, Dataset
 from tinydiff.diffusion import Schedule
 from tinydiff.diffusion.targets import TARGETS
@@ -115,7 +116,7 @@ def _save(state: Training, dataset: Dataset, schedule: Schedule, num_workers: in
 
 def _grid(state: Training, workers: Any, dataset: Dataset, recipe: Recipe, out: Path) -> None:
     """Write a grid of samples from the averaged weights."""
-    with workers.weights(state.ema.average):
+    with drawing(workers, state):
         frames = np.concatenate(list(generate(workers, recipe, _labels(dataset, 5), PICTURE_SEED)), 1)
     if workers.ranks.rank > 0:
         return
@@ -129,7 +130,7 @@ def _final_pictures(state: Training, workers: Any, dataset: Dataset, recipe: Rec
     labels = _labels(dataset, 10)
     frames = []
     with (
-        workers.weights(state.ema.average),
+        drawing(workers, state),
         tqdm(total=len(labels), unit="img", desc="drawing", disable=rank > 0) as bar,
     ):
         for part in generate(workers, recipe, labels, PICTURE_SEED):

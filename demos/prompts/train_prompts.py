@@ -23,6 +23,7 @@ from tinydiff.app.checkpoint import CheckpointError
 from tinydiff.app.generate import Recipe, check_steps, generate
 from tinydiff.app.kinds import data_name
 from tinydiff.app.outputs import own_folder
+from tinydiff.app.trained import drawing
 from tinydiff.backend import TinydiffError
 from tinydiff.data import NAMES
 from tinydiff.diffusion import Schedule
@@ -110,7 +111,7 @@ def final_pictures(state, pool, dataset, recipe, out):
     prompts = [tokenize(sentence.format(digit)) for sentence in SHOWN for digit in DIGITS]
     recipe = replace(recipe, guide=partial(by_prompt, prompts, tokenize("")))
     parts = []
-    with pool.weights(state.ema.average), tqdm(total=len(prompts), unit="img", desc="drawing") as bar:
+    with drawing(pool, state), tqdm(total=len(prompts), unit="img", desc="drawing") as bar:
         for frames in generate(pool, recipe, range(len(prompts)), PICTURE_SEED):
             parts.append(frames[-1])
             bar.update(len(frames[-1]))
