@@ -40,7 +40,7 @@ HOST_SIDE = {
     "fast.workers",
     "fast.processes",
     "fast.mpi",
-    "fast.gpu",
+    "fast.graph",
     "fast.kernels",
 }
 THIRD_PARTY = {"numpy", "matplotlib", "PIL", "tqdm"}  # Pillow comes with matplotlib

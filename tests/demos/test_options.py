@@ -45,7 +45,7 @@ PROGRAMS = sorted(
 # Programs whose tables are still to come.
 TO_COME = {
     "edit", "evaluate", "exercises/exercise", "explorer/explorer", "forward_process", "guidance", "latent",
-    "measure/benchmark", "measure/ranks", "measure/scaling", "one_shot_vs_gradual", "pitfalls", "points_2d",
+    "measure/benchmark", "one_shot_vs_gradual", "pitfalls", "points_2d",
     "prompts/evaluate_prompts", "prompts/prompt", "prompts/train_prompts", "sampler_showdown", "waves_1d",
 }  # fmt: skip
 HERE = [name for name in PROGRAMS if (TABLES / f"{name}.py").exists()]
