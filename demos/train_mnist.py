@@ -24,7 +24,6 @@ from tinydiff.app import checkpoint, cli, plots, run, training
 from tinydiff.app.generate import Recipe, build_unet, check_steps, frame_times, generate
 from tinydiff.app.kinds import data_name
 from tinydiff.app.outputs import own_folder
-from tinydiff.app.trained import drawing
 from tinydiff.data import NAMES, Dataset
 from tinydiff.diffusion import Schedule
 from tinydiff.diffusion.targets import TARGETS
@@ -116,7 +115,7 @@ def _save(state: Training, dataset: Dataset, schedule: Schedule, num_workers: in
 
 def _grid(state: Training, workers: Any, dataset: Dataset, recipe: Recipe, out: Path) -> None:
     """Write a grid of samples from the averaged weights."""
-    with drawing(workers, state):
+    with training.drawing(workers, state):
         frames = np.concatenate(list(generate(workers, recipe, _labels(dataset, 5), PICTURE_SEED)), 1)
     if workers.ranks.rank > 0:
         return
@@ -130,7 +129,7 @@ def _final_pictures(state: Training, workers: Any, dataset: Dataset, recipe: Rec
     labels = _labels(dataset, 10)
     frames = []
     with (
-        drawing(workers, state),
+        training.drawing(workers, state),
         tqdm(total=len(labels), unit="img", desc="drawing", disable=rank > 0) as bar,
     ):
         for part in generate(workers, recipe, labels, PICTURE_SEED):

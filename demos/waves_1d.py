@@ -33,7 +33,7 @@ from tinydiff.app.generate import check_steps
 from tinydiff.app.outputs import own_folder
 from tinydiff.app.run import check_batch
 from tinydiff.app.tables import write_table
-from tinydiff.app.trained import drawing
+from tinydiff.app.training import drawing
 from tinydiff.autograd import Tensor, no_grad, op
 from tinydiff.backend import asarray, default_rng, standard_normal, to_numpy, xp
 from tinydiff.data.limits import check_memory

@@ -26,7 +26,7 @@ from tinydiff.app.alone import one_process
 from tinydiff.app.choices import DDIM, DPM_SOLVER_2M
 from tinydiff.app.generate import DDPM
 from tinydiff.app.plots import tile
-from tinydiff.app.trained import drawing
+from tinydiff.app.training import drawing
 from tinydiff.autograd import no_grad
 from tinydiff.backend import asarray, default_rng, standard_normal, to_numpy, xp
 from tinydiff.diffusion import (

@@ -21,7 +21,6 @@ from tinydiff.app.checkpoint import CheckpointError
 from tinydiff.app.generate import Recipe, check_steps
 from tinydiff.app.kinds import data_name
 from tinydiff.app.outputs import own_folder
-from tinydiff.app.trained import drawing
 from tinydiff.backend import TinydiffError
 from tinydiff.data import NAMES
 from tinydiff.diffusion import Schedule
@@ -112,7 +111,7 @@ def final_pictures(state, pool, dataset, recipe, out):
     """Write loss.png, and samples.png with a row for each sentence of SHOWN and a column for each digit."""
     prompts = [tokenize(sentence.format(digit)) for sentence in SHOWN for digit in DIGITS]
     recipe = replace(recipe, guide=partial(by_prompt, prompts, tokenize("")))
-    with drawing(pool, state):
+    with training.drawing(pool, state):
         images = draw_images(pool, recipe, range(len(prompts)), PICTURE_SEED, "drawing")
     title = f"{dataset.name}, {cli.counted(state.step, 'step')}, guidance {recipe.scale:g}"
     rows = [sentence.format("...") for sentence in SHOWN]

@@ -16,7 +16,7 @@ from tiny_runs import LOST, save_checkpoint
 from tinydiff.app import checkpoint, training
 from tinydiff.app.alone import one_process
 from tinydiff.app.generate import Recipe, generate
-from tinydiff.app.trained import drawing, load_trained
+from tinydiff.app.trained import load_trained
 from tinydiff.backend import TinydiffError, to_numpy
 from tinydiff.data import load
 from tinydiff.diffusion import Schedule
@@ -47,7 +47,7 @@ def test_the_last_weights_of_a_run_are_lost_here_and_its_average_draws():
         pass
     average = [to_numpy(a).copy() for a in state.ema.average]
     assert state.step == CONFIG.num_steps and all(np.isfinite(a).all() for a in average)
-    with drawing(workers, state):
+    with training.drawing(workers, state):
         for p, a in zip(state.parameters, average, strict=True):
             np.testing.assert_array_equal(to_numpy(p), a)
         assert np.isfinite(images(workers)).all()

@@ -1,13 +1,9 @@
-"""The weights that images are drawn with: the average of a run, from its state or from its checkpoint.
-
-    with drawing(workers, state): ...                       # a run that has just been trained
-    workers, schedule, meta = load_trained(path, 1)         # a checkpoint
+"""Load a trained network from its checkpoint onto workers.  Every program that draws or reads images does this first.
 
 Read next: tables.py.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +17,6 @@ from tinydiff.autograd import Tensor
 from tinydiff.diffusion import Schedule
 from tinydiff.diffusion.targets import EPS, TARGETS, Target
 from tinydiff.nn import Module, UNet
-from tinydiff.train import Training
 
 Arrays = dict[str, np.ndarray]
 Meta = dict[str, Any]
@@ -35,11 +30,6 @@ def load_trained(path: Path, num_workers: int, ranks: Any = None) -> tuple[Any, 
     """
     workers, arrays, meta = load_network(path, "diffusion", "ema/", _eps_builder, num_workers, ranks)
     return workers, Schedule(arrays["schedule/beta"]), meta
-
-
-def drawing(workers: Any, state: Training) -> AbstractContextManager[None]:
-    """Within the block the workers have the average of a run's weights, and not the weights of its last step."""
-    return workers.weights(state.ema.average)
 
 
 def load_network(

@@ -11,6 +11,7 @@ Read next: memory.py.
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
@@ -214,6 +215,11 @@ def _recorded(state: Training, ranks: Any, report: Callable[[str], Any]) -> Iter
 
     with recording(state, ranks, report):
         yield from train(state)
+
+
+def drawing(workers: Any, state: Training) -> AbstractContextManager[None]:
+    """Within the block the workers have the average of the run's weights, and not the weights of its last step."""
+    return workers.weights(state.ema.average)
 
 
 def _gradient(state: Training, n: int) -> None:
