@@ -795,6 +795,21 @@ def test_the_solution_is_the_original(do):
     assert "your turn" not in output
 
 
+def test_a_solution_has_its_place_and_whole_lines(demo, exercises, tmp_path, capsys):
+    """Of each cut the file, its first line in the package, the function, and the lines from the first to the last."""
+    demo.main("start", "ema", dir=tmp_path)
+    capsys.readouterr()
+    demo.main("solution", "ema", dir=tmp_path)
+    expected = []
+    for cut in exercises["ema"].cuts:
+        source = (ROOT / "tinydiff" / cut.file).read_text(encoding="utf-8")
+        first, last = demo.region(source, cut)
+        lines = source.splitlines()
+        expected += [f"tinydiff/{cut.file}:{first}, {cut.function}", "", *lines[first - 1 : last], ""]
+        assert lines[first - 1].strip() and not lines[last - 1].strip().endswith(":")
+    assert capsys.readouterr().out.splitlines() == expected
+
+
 @pytest.mark.parametrize("action", ["start", "check"])
 def test_without_the_tests_an_exercise_says_so_at_once(demo, do, tmp_path, monkeypatch, action):
     """Before anything is written, and not after an hour of work: what is missing, and how to install it."""
