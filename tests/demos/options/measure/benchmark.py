@@ -23,8 +23,9 @@ TABLES = {
     "table": ("on_cpu", "on_gpu"),
     "settings.backend": ("numpy", "cupy"),
     "settings.batch_size": (64, None),
-    "settings.batch_sizes": (None, (128, 512)),
+    "settings.batch_sizes": (None, (64, 128, 512)),
     "settings.device": (None, "cuda"),
+    "settings.compile_limit": (None, 120),
     "settings.precision": (None, "what the backend computes in"),
     "settings.workers": (5, None),
 }
@@ -40,7 +41,7 @@ ROWS = {
     ],
     "--batch-size": [
         ("", "--batch-size=7", {"settings.batch_size": (64, 7)}),
-        ("--backend=cupy", "--backend=cupy --batch-size=7,8", {"settings.batch_sizes": ((128, 512), [7, 8])}),
+        ("--backend=cupy", "--backend=cupy --batch-size=7,8", {"settings.batch_sizes": ((64, 128, 512), [7, 8])}),
     ],
     "--channels": [
         ("", "--channels=16", {"settings.channels": (32, 16)}),
@@ -50,6 +51,11 @@ ROWS = {
         ("", "--rounds=3", {"settings.rounds": (11, 3)}),
         ("--backend=cupy", "--backend=cupy --rounds=3", {"settings.rounds": (11, 3)}),
     ],
+    "--compile-limit": (
+        "--backend=cupy",
+        "--backend=cupy --compile-limit=9",
+        {"settings.compile_limit": (120, 9)},
+    ),
     "--workers": ("", "--workers=3", {"settings.workers": (5, 3)}),
     "--json": ("", "--json=a.json", {"json": (None, "a.json"), "written": (None, {"a ratio": 1.5})}),
 }
