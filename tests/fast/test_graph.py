@@ -26,6 +26,7 @@ from tinydiff.autograd import no_grad
 from tinydiff.backend import asarray, backend_name, default_rng, to_numpy, xp
 from tinydiff.diffusion.targets import V
 from tinydiff.fast import graph
+from tinydiff.fast.gpu import Packed
 from tinydiff.fast.workers import Workers
 from tinydiff.more.text import TextUNet
 from tinydiff.nn.unet import time_code
@@ -519,15 +520,20 @@ def test_sources_are_told_apart_by_their_numbers():
 
 
 def test_what_is_sent_is_what_the_step_reads():
-    """Each array of a batch arrives whole at its fixed address, whatever lies beside it."""
+    """Each array of a batch and of a step's own arrives whole at its fixed address, whatever lies beside it."""
     rng = default_rng(0)
     batch = {"a": rng.random((3, 5)), "b": rng.integers(0, 9, 7), "c": rng.random(1).astype("float32")}
-    inputs = graph.Inputs({graph.source_of(a, batch) for a in batch.values()})
-    for _ in range(2):
-        batch = {name: np.flip(a * 2).astype(a.dtype) for name, a in batch.items()}
-        inputs.send(batch)
-        for name, a in batch.items():
-            np.testing.assert_array_equal(to_numpy(inputs.array(graph.Source(name, False, a.shape, a.dtype.str))), a)
+    own = {"d": rng.random(3), "e": rng.integers(0, 9, (2, 2))}
+    sources = {name: graph.source_of(a, batch | own) for name, a in (batch | own).items()}
+    sources["cast"] = graph.source_of(batch["b"].astype("int32"), batch)
+    inputs = graph.Inputs(set(sources.values()), batch)
+    for pack in (Packed, dict):
+        batch, own = ({name: np.flip(a * 2).astype(a.dtype) for name, a in each.items()} for each in (batch, own))
+        inputs.send(pack(batch), own)
+        for name, a in {**batch, **own, "cast": batch["b"].astype("int32")}.items():
+            found = to_numpy(inputs.array(sources[name]))
+            np.testing.assert_array_equal(found, a)
+            assert found.dtype == a.dtype
 
 
 def test_what_xp_copies_is_seen_and_device_arrays_are_not():
