@@ -1,6 +1,7 @@
 """Points in the plane: the demo in its smallest form, its data, its field, and its two-sample test."""
 
 import csv
+import inspect
 import itertools
 import math
 import runpy
@@ -22,6 +23,7 @@ from tinydiff.autograd import Tensor, no_grad
 from tinydiff.backend import TinydiffError, asarray, backend_name, default_rng, standard_normal, to_numpy
 from tinydiff.diffusion import Schedule, ddim_step, ddpm_step, eps_from_x_0, q_sample, sample, timestep_pairs
 from tinydiff.diffusion.targets import TARGETS, as_eps_fn
+from tinydiff.nn.unet import time_code
 from tinydiff.train import LoopConfig, Training, train
 
 pytestmark = pytest.mark.program
@@ -127,7 +129,7 @@ def test_every_row_and_picture_is_its_parts_in_order(demo, few_steps, drawn, tmp
         assert list(csv.DictReader(file)) == [{key: str(value) for key, value in row.items()} for row in rows]
 
 
-def test_all_means_each_set_in_turn_and_leaves_only_results(demo, few_steps, drawn, tmp_path):
+def test_all_means_each_set_in_turn_and_leaves_only_results(demo, few_steps, drawn, tmp_path, capsys):
     """Two rows of each set, its own data behind both; unfinished trainings are gone; seconds count each set anew."""
     rows = run(demo, tmp_path / "new" / "folder", target="v")
     assert [(row["data"], row["sampler"]) for row in rows] == [(d, s) for d in demo.SETS for s in ("ddim", "ddpm")]
@@ -138,6 +140,7 @@ def test_all_means_each_set_in_turn_and_leaves_only_results(demo, few_steps, dra
         _, flows = in_order(demo, demo.SETS[name], "v", **FEW)
         assert_flow(flow, flows["ddim"])
         assert title.startswith(f"{name}: target v")
+    assert "points_2d.gif and points_2d_moons.png" in capsys.readouterr().out
     _, captions, _ = drawn[-1]
     assert captions[0] == ["moons, t = 20", "spiral, t = 20", "mixture, t = 20"]
 
@@ -185,6 +188,43 @@ def test_the_training_has_the_settings_that_it_is_given(demo):
     state = demo.training_of(pool, demo.moons, Schedule.linear(100), TARGETS["eps"], 9, 4, 2)
     assert state.config == LoopConfig(9, 4, peak_lr=2e-3, clip_norm=math.inf, ema_decay=0.999, seed=2)
     assert state.losses_of is demo.squared_errors
+
+
+def test_documented_defaults_and_limits_are_those_of_main(demo, tmp_path, monkeypatch):
+    """The options that are not given, the memory that main asks for before its work, and at most two workers."""
+    defaults = {name: p.default for name, p in inspect.signature(demo.main).parameters.items()}
+    stated = {"data": "all", "target": "eps", "steps": 6000, "batch_size": 256, "sample_steps": 200, "num": 1000}
+    common = {"backend": "numpy", "precision": None, "plain": False, "workers": None, "resume": False, "seed": 0}
+    assert defaults == common | stated | {"out": "runs/points_2d"}
+    asked = []
+
+    class Ranks:
+        def default_workers(self, most):
+            asked.append(most)
+            return "workers"
+
+        def workers(self, build, num):
+            asked.append((build.func, build.args, num))
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo.cli, "start", lambda *_, plain: Ranks())
+    for name in ("check_memory", "check_batch", "check_steps"):
+        monkeypatch.setattr(
+            demo, name, lambda *arguments, name=name, **options: asked.append((name, arguments, options))
+        )
+    with pytest.raises(KeyboardInterrupt):
+        demo.main(out=tmp_path, num=7, seed=5)
+    assert asked == [
+        ("check_steps", (1000,), {"sample_steps": 200}),
+        ("check_memory", ("--num 7", 96 * 49 + 20 * 7 * 1000), {}),  # 12 float64 for each pair; 5 float32 a path
+        ("check_batch", (256, (128, 1)), {}),
+        2,
+        (demo.PointNet, (5,), "workers"),
+    ]
+    with pytest.raises(TinydiffError, match="--num 1: a two-sample test needs 2 points or more"):
+        demo.main(out=tmp_path, num=1)
+    with pytest.raises(KeyboardInterrupt):
+        demo.main(out=tmp_path, num=2)
 
 
 class Knows:
@@ -451,6 +491,33 @@ def test_the_network_takes_one_time_or_one_for_each_point(demo):
             together[i], to_numpy(model(x[i : i + 1], t))[0], rtol=1e-4, atol=1e-5
         )  # float32 sums of 128
     assert not np.allclose(to_numpy(model(x, 1)), to_numpy(model(x, 1000)), atol=1e-3)
+
+
+def test_the_network_is_its_formula(demo):
+    """Features of the point, three blocks that each add the time, a last layer: computed anew in float64."""
+    model = demo.PointNet(0)
+    shapes = [(14, 128), (128,), (64, 128), (128,), *[(128, 128), (128,)] * 6, (128, 2), (2,)]
+    assert [p.shape for p in model.parameters()] == shapes
+    for layer in (*model.b, model.outer):  # zero: at first each block adds nothing, and the prediction is 0
+        assert not to_numpy(layer.w).any()
+    rng = default_rng(1)
+    for p in model.parameters():
+        p.data[...] = asarray(rng.standard_normal(p.shape) / 10, "float32")
+    wb = {name: to_numpy(p).astype("float64") for name, p in model.named_parameters()}
+
+    def linear(name, x):
+        return x @ wb[f"{name}.w"] + wb[f"{name}.b"]
+
+    def silu(x):
+        return x / (1 + np.exp(-x))
+
+    x, t = rng.standard_normal((2, 2)).astype("float32"), np.array([3, 1000])
+    assert model.codes.shape == (1001, 64)
+    waves = [f(x * scale) for scale in (1.5, 3.0, 6.0) for f in (np.sin, np.cos)]
+    h, code = linear("inner", np.concatenate([x, *waves], 1)), linear("time", to_numpy(time_code(t, 64)))
+    for i in range(3):
+        h = h + linear(f"b.{i}", silu(linear(f"a.{i}", silu(h + code))))
+    np.testing.assert_allclose(to_numpy(model(x, t)), linear("outer", silu(h)), rtol=1e-3, atol=1e-4)  # float32
 
 
 def test_the_field_is_the_derivative_of_the_flow(demo):

@@ -1,6 +1,7 @@
 """Waveforms: the demo in its smallest form, its sounds, its network on images of height 1, and its spectra."""
 
 import csv
+import inspect
 import itertools
 import runpy
 import wave
@@ -15,11 +16,14 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 
+from tinydiff import ops
 from tinydiff.app.alone import one_process
 from tinydiff.app.training import attached, by_name
 from tinydiff.autograd import Tensor, no_grad
 from tinydiff.backend import TinydiffError, asarray, backend_name, default_rng, standard_normal, to_numpy
 from tinydiff.diffusion import Schedule, ddpm_step, eps_from_x_0, q_sample, sample, timestep_pairs
+from tinydiff.nn import Conv2d
+from tinydiff.nn.unet import time_code
 from tinydiff.train import LoopConfig, Training, noise_prediction_losses, train
 
 pytestmark = pytest.mark.program
@@ -121,6 +125,37 @@ def test_a_training_that_was_stopped_goes_on(demo, monkeypatch, tmp_path):
             demo.main(backend=backend_name(), out=tmp_path, resume=True, **FEW | {option: value})
     demo.main(backend=backend_name(), out=tmp_path, resume=True, **FEW)
     assert not (tmp_path / "unfinished.npz").exists()
+
+
+def test_documented_defaults_and_limits_are_those_of_main(demo, tmp_path, monkeypatch):
+    """The options that are not given, and the memory that main asks for before its work."""
+    defaults = {name: p.default for name, p in inspect.signature(demo.main).parameters.items()}
+    stated = {"steps": 1500, "batch_size": 64, "sample_steps": 200, "num": 64, "out": "runs/waves_1d"}
+    common = {"backend": "numpy", "precision": None, "plain": False, "workers": None, "resume": False, "seed": 0}
+    assert defaults == common | stated
+    asked = []
+
+    class Ranks:
+        def default_workers(self):
+            return "workers"
+
+        def workers(self, build, num):
+            asked.append((build.func, build.args, num))
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo.cli, "start", lambda *_, plain: Ranks())
+    for name in ("check_memory", "check_batch", "check_steps"):
+        monkeypatch.setattr(
+            demo, name, lambda *arguments, name=name, **options: asked.append((name, arguments, options))
+        )
+    with pytest.raises(KeyboardInterrupt):
+        demo.main(out=tmp_path, num=7, seed=5)
+    assert asked == [
+        ("check_steps", (1000,), {"sample_steps": 200}),
+        ("check_memory", ("--num 7", 7 * 300_000), {}),
+        ("check_batch", (64, (1024, 1)), {}),
+        (demo.WaveNet, (5,), "workers"),
+    ]
 
 
 def test_a_batch_has_new_waves_every_time(demo):
@@ -346,6 +381,45 @@ def test_every_parameter_learns_and_wave_time_and_label_matter(demo):
     for t, labels in ((np.array([10, 90]), np.array([0, 2])), (np.array([10, 900]), np.array([0, 1]))):
         other = to_numpy(model(x, t, labels))
         assert np.allclose(other[0], y[0], atol=1e-4) and not np.allclose(other[1], y[1], atol=1e-3)
+
+
+def test_the_network_is_its_parts_in_order(demo):
+    """Patches, blocks, a fold of 4, block, attention, block, unfold, skip, blocks, patches; each block has two sums."""
+    model, rng = demo.WaveNet(0), default_rng(8)
+    for layer in (model.outer, *(b.conv2 for b in (*model.before, model.middle1, model.middle2, *model.after))):
+        assert not to_numpy(layer.w).any()  # zero at first
+    for p in model.parameters():
+        p.data[...] += asarray(0.1 * rng.standard_normal(p.shape), p.dtype)
+    assert model.inner.w.shape == (8, 32) and model.codes.shape == (1001, 64) and len(model.before) == 2
+    assert [b.conv1.w.shape for b in model.after] == [(1, 5, 64, 32), (1, 5, 32, 32)]
+    assert model.down.w.shape == (128, 64) and model.middle1.conv1.w.shape == (1, 5, 64, 64)
+    assert (model.attention.num_heads, model.norm.num_groups, model.middle2.norm1.num_groups) == (4, 8, 8)
+    x, t, labels = rng.standard_normal((2, 1, 64, 1)).astype("float32"), np.array([1, 1000]), np.array([0, 2])
+
+    def block(b, x, code):
+        h = b.conv1(b.norm1(x)) + ops.reshape(b.time(code), shape=(2, 1, 1, -1))
+        return b.skip(x) + b.conv2(b.norm2(h))
+
+    code = model.time2(ops.silu(model.time1(time_code(t, 64)))) + model.label(labels)
+    code = ops.silu(code)
+    h = model.inner(Tensor(asarray(x.reshape(2, 1, 8, 8))))
+    for b in model.before:
+        h = block(b, h, code)
+    m = block(model.middle1, model.down(ops.reshape(h, shape=(2, 1, 2, 128))), code)
+    m = model.up(block(model.middle2, model.attention(m), code))
+    h = ops.concat(h, ops.reshape(m, shape=(2, 1, 8, 32)))
+    for b in model.after:
+        h = block(b, h, code)
+    expected = ops.reshape(model.outer(model.norm(h)), shape=(2, 1, 64, 1))
+    np.testing.assert_array_equal(to_numpy(model(x, t, labels)), to_numpy(expected))
+
+
+def test_a_convolution_of_width_5_starts_with_the_scale_of_its_five_taps(demo):
+    """Its std is that of the middle row of a 5 x 5 filter, times sqrt(5): 1/sqrt(5 C), as uniform weights have it."""
+    conv = demo.Conv1d(16, 16, rng=default_rng(5))
+    square = Conv2d(16, 16, 5, padding=0, rng=default_rng(5))
+    np.testing.assert_allclose(to_numpy(conv.w), to_numpy(square.w)[2:3] * 5**0.5, rtol=1e-6)
+    assert not to_numpy(demo.Conv1d(3, 2, rng=default_rng(5), zero=True).w).any()
 
 
 # What is measured and heard.
