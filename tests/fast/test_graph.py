@@ -355,10 +355,11 @@ def test_a_step_that_sends_something_else_each_time_is_ordered():
 
     def now_and_then(model, batch):
         sent = {name: a for name, a in batch.items() if name not in ("step", "more")}
-        return noise_prediction_losses(model, sent | ({"weight": batch["more"]} if batch["step"][0] == 2 else {}))
+        weight = {"weight": batch["more"].astype("float32")} if batch["step"][0] == 2 else {}
+        return noise_prediction_losses(model, sent | weight)
 
     def draw(config, step):
-        more = default_rng("more", step).random(config.batch_size).astype("float32")
+        more = default_rng("more", step).integers(1, 9, config.batch_size)
         return {**draw_batch(DATASET, SCHEDULE, 10, config, step), "more": more, "step": np.full(len(more), step)}
 
     ordered_for("it sends the GPU other arrays than the step before", now_and_then, draw)
