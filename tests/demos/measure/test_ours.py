@@ -270,7 +270,11 @@ def test_the_optimizer_is_clipping_adam_and_average_of_every_parameter(ours, wor
     made = []
     monkeypatch.setattr(ours, "clip_grad_norm", clip)
     monkeypatch.setattr(ours, "EMA", lambda parameters: made.append(EMA(parameters)) or made[-1])
+    ranks, asked = ours.one_process(), []
+    start = ranks.workers
+    monkeypatch.setattr(ranks, "workers", lambda build, num: asked.append(num) or start(build, num))
     (call,) = work.optimizer()
+    assert asked == [1]  # one core: a second process would only wait
     for _ in range(3):
         call(None)
     assert limits == pytest.approx([1.0, 0.999, 0.999**2], rel=1e-12)
