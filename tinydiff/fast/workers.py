@@ -33,6 +33,7 @@ import numpy as np
 from tinydiff.autograd import mark_written
 from tinydiff.backend import FAST, BackendError, backend_name, use_backend, xp
 from tinydiff.fast.optim import Flat
+from tinydiff.fast.shares import gathered
 from tinydiff.fast.processes import (
     NO_GUARD,
     ONE_THREAD,
@@ -379,8 +380,8 @@ def losses_and_gradient(model: Module, flat: Flat, losses_of: Losses, batch: Bat
         return xp.empty(0, "float32")
     flat.grad = None
     losses = checked_losses(part.stop - part.start, losses_of(model, {name: a[part] for name, a in batch.items()}))
-    losses.backward(xp.full(losses.shape, 1 / n, losses.dtype))
-    flat.gather()
+    with gathered(flat):
+        losses.backward(xp.full(losses.shape, 1 / n, losses.dtype))
     return losses.data
 
 
