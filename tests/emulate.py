@@ -41,6 +41,7 @@ static void __syncthreads() { if (THREADS > 1) pthread_barrier_wait(&barrier); }
 WARPS = Path(__file__).with_name("warps.cpp").read_text("utf-8")
 SHARED = 232_448  # bytes of shared memory of a block, as on an H100
 STRIDED = ("product",)  # kernels that take views of any strides
+_one_block = threading.Lock()  # ranks of fake_mpi.py are threads, and warps.cpp has one memory for a block
 launched: set[str] = set()  # the kernels that were run
 
 
@@ -125,7 +126,9 @@ def tensor_kernel(name: str, precision: str, text: str = "", exact: bool = False
         launched.add(name)
         sizes = (ctypes.c_int * 5)(*blocks, *(1,) * (3 - len(blocks)), *threads, shared_mem)
         given = (ctypes.c_longlong * 13)(*(_number(a) for a in arguments))
-        if wrong := made.run(function, sizes, given, exact, seed):
+        with _one_block:
+            wrong = made.run(function, sizes, given, exact, seed)
+        if wrong:
             raise WarpError(f"{name}: {wrong.decode()}")
 
     return run

@@ -82,7 +82,8 @@ static void mma(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
     lanes[current].products.push_back({d, {a[0], a[1], a[2], a[3]}, {b[0], b[1]}});
 }
 
-/* D += A B for the products that the lanes of a warp have noted, by the layouts in NVIDIA's PTX ISA (mma.m16n8k8, .tf32,
+/* D += A B for the products that the lanes of a warp have noted.  A sum of one product of matrices is rounded once, as on
+   a device but for the last bit, which a device cuts off.  The numbers lie by the layouts in NVIDIA's PTX ISA (mma.m16n8k8, .tf32,
    and mma.m16n8k16, .bf16). */
 static void multiply_all(Lane *warp) {
     const int depth = PRECISION == 2 ? 16 : 8, pack = depth / 8;
@@ -106,9 +107,12 @@ static void multiply_all(Lane *warp) {
                 d[g + e / 2 * 8][2 * t + e % 2] = p.d[e];
             }
         }
-        for (int m = 0; m < 16; ++m)
+        for (int m = 0; m < 16; ++m) {
+            double sum[8] = {};
             for (int i = 0; i < depth; ++i)
-                for (int n = 0; n < 8; ++n) d[m][n] += a[m][i] * b[i][n];
+                for (int n = 0; n < 8; ++n) sum[n] += double(a[m][i]) * double(b[i][n]);
+            for (int n = 0; n < 8; ++n) d[m][n] = float(double(d[m][n]) + sum[n]);
+        }
         for (int l = 0; l < 32; ++l)
             for (int e = 0; e < 4; ++e) warp[l].products[k].d[e] = d[l / 4 + e / 2 * 8][l % 4 * 2 + e % 2];
     }

@@ -2,7 +2,7 @@
 
 Within an op each sum has a place in some kernel: the convolution adds the time code and the shortcut, and the gradient
 of the norm adds the gradient that arrives through the shortcut.  As separate ops each sum would be a launch of its own,
-which reads and writes three maps.  Axes as in nn/layers.py.  Read next: fused.py.
+which reads and writes three maps.  Axes as in nn/layers.py.  This is the last file of fast/.
 """
 
 import math
@@ -20,13 +20,14 @@ from tinydiff.ops.norm import check_group_norm
 _EPS = 1e-5  # of group_norm
 
 
-def res_block(block: Any, x: Tensor, code: Tensor) -> Tensor:
+def res_block(layer: Any, x: Tensor, code: Tensor) -> Tensor:
     """The faster form of ResBlock.forward."""
-    norm1, conv1, time, norm2, conv2, skip = block.norm1, block.conv1, block.time, block.norm2, block.conv2, block.skip
+    norm1, conv1, time, norm2, conv2, skip = layer.norm1, layer.conv1, layer.time, layer.norm2, layer.conv2, layer.skip
     first = norm1.gamma, norm1.beta, conv1.w, conv1.b, time.w, time.b
-    second = norm2.gamma, norm2.beta, conv2.w, conv2.b, *(() if skip is None else (skip.w, skip.b))
-    y = block_of_two(x, code, *first, *second, num_groups=norm1.num_groups)
-    return y if block.attention is None else self_attention(block.attention, y)
+    inputs = x, code, *first, norm2.gamma, norm2.beta, conv2.w, conv2.b
+    groups = norm1.num_groups
+    y = block_of_equals(*inputs, num_groups=groups) if skip is None else block(*inputs, skip.w, skip.b, num_groups=groups)
+    return y if layer.attention is None else self_attention(layer.attention, y)
 
 
 def self_attention(layer: Any, x: Tensor) -> Tensor:
@@ -37,11 +38,19 @@ def self_attention(layer: Any, x: Tensor) -> Tensor:
 
 
 @op
-def block_of_two(x, code, gamma1, beta1, w1, b1, time_w, time_b, gamma2, beta2, w2, b2, *skip, num_groups):
-    """h = conv1(silu(norm1(x))) + time(code),    y = conv2(silu(norm2(h))) + skip(x).
+def block(x, code, gamma1, beta1, w1, b1, time_w, time_b, gamma2, beta2, w2, b2, skip_w, skip_b, *, num_groups):
+    """h = conv1(silu(norm1(x))) + time(code),    y = conv2(silu(norm2(h))) + skip(x)."""
+    parameters = gamma1, beta1, w1, b1, time_w, time_b, gamma2, beta2, w2, b2
+    return _block(x, code, *parameters, skip_w, skip_b, num_groups=num_groups)
 
-    skip: w and b of the 1x1 convolution, or nothing where the shortcut is the identity.
-    """
+
+@op
+def block_of_equals(x, code, gamma1, beta1, w1, b1, time_w, time_b, gamma2, beta2, w2, b2, *, num_groups):
+    """The same for as many channels out as in: y = conv2(silu(norm2(h))) + x."""
+    return _block(x, code, gamma1, beta1, w1, b1, time_w, time_b, gamma2, beta2, w2, b2, num_groups=num_groups)
+
+
+def _block(x, code, gamma1, beta1, w1, b1, time_w, time_b, gamma2, beta2, w2, b2, *skip, num_groups):
     z1, norm1_vjp = _norm(x, gamma1, beta1, num_groups, silu=True)
     shift, time_vjp = linear(code, time_w, time_b)
     h, conv1_vjp = conv2d(z1, w1, b1, shift, padding=1)

@@ -3,7 +3,7 @@
 A small network on a GPU spends its time on launches (some microseconds each), not on arithmetic.  So an op that would
 be a chain of array functions has kernels in kernels.cu, and a function of this file launches each kernel.  The tests
 compile kernels.cu for the host and compare the results with NumPy.  Axes as in ops/conv.py and ops/norm.py.
-Read next: kernels.cu.
+Read next: shares.py.
 """
 
 import math

@@ -11,7 +11,7 @@ kernel that copies it can add up the shares too.
 
 Only the gradient of a parameter of the Flat may stay in shares, because nothing else reads it.  If a parameter has a
 second gradient, both are added up first (`whole`).  Outside such a block every gradient is added up at once.
-Read next: conv.py.
+Read next: tensor_cores.py.
 """
 
 from collections.abc import Iterator
@@ -34,9 +34,9 @@ class Shares:
     def of(self, parameter: Any, start: int) -> Any:
         """The gradient of a parameter's array, which begins at the column `start`: its sum, or its first share."""
         columns, owner = slice(start, start + parameter.size), _owners.get(id(parameter))
-        if owner is None or len(self.rows) == 1:
+        if owner is None or len(self.rows) < 2:
             if self._sum is None:
-                self._sum = kernels.sum_rows(self.rows) if len(self.rows) > 1 else self.rows[0]
+                self._sum = self.rows[0] if len(self.rows) == 1 else kernels.sum_rows(self.rows)
             return self._sum[columns].reshape(parameter.shape)
         first = self.rows[0, columns].reshape(parameter.shape)
         if owner.grad is not None:

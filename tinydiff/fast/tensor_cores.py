@@ -3,7 +3,7 @@
 Arrays must be float32; `fits` says whether these functions can be used.  The precision of backend.py says how factors
 are rounded.  A 3x3 convolution of stride 1 that keeps the size reads the map directly.  Any other convolution is a
 matrix product with the columns of im2col.  A matrix product is a convolution with a 1x1 filter.  Axes as in ops/conv.py.
-Read next: conv.cu.
+Read next: attention.py.
 """
 
 from functools import cache, lru_cache
