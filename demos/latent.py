@@ -99,21 +99,16 @@ def main(
     ranks = cli.start(backend, precision, plain=plain)
     if source is not None and resume:
         raise TinydiffError(f"--from {source} --resume: a finished checkpoint needs no training, leave out --resume")
-    training_options = {"--data": data != "auto", "--minutes": minutes != MINUTES}
-    training_options["--autoencoder-minutes"] = autoencoder_minutes != AUTOENCODER_MINUTES
-    if source is not None and any(training_options.values()):
-        option = next(name for name, given in training_options.items() if given)
-        raise TinydiffError(f"{option}: with --from nothing is trained; leave one of the two out")
+    if source is not None:
+        coder_minutes = autoencoder_minutes != AUTOENCODER_MINUTES
+        check_untrained(data=data != "auto", minutes=minutes != MINUTES, autoencoder_minutes=coder_minutes)
     out = own_folder(out, *(["checkpoint.npz"] if source is None else []), "latent.md", "latent.png")
     workers = workers or ranks.default_workers()
-    T = SCHEDULE().T
-    for path, kind in ((classifier, "classifier"), (pixel, "diffusion"), (source, "latent")):
-        if path is not None:  # it is used after the training, and opened before it
-            arrays, _ = load_kind(Path(path), kind)
-            if "schedule/beta" in arrays:
-                T = min(T, Schedule(arrays["schedule/beta"]).T)
-        if source is None and path and os.path.realpath(path) == os.path.realpath(out / "checkpoint.npz"):
-            raise TinydiffError(f"--out {out}: {path} is read, and would be replaced there; choose another --out")
+    T = shortest_schedule({"classifier": classifier, "diffusion": pixel, "latent": source})
+    if source is None:
+        for path in (classifier, pixel):
+            if path and os.path.realpath(path) == os.path.realpath(out / "checkpoint.npz"):
+                raise TinydiffError(f"--out {out}: {path} is read, and would be replaced there; choose another --out")
     check_steps(T, sample_steps=sample_steps)
     if source is None:
         source = out / "checkpoint.npz"
@@ -135,42 +130,35 @@ def main(
         judge_pool, _ = load_classifier(Path(classifier), workers)
         for pool in (judge_pool, *(space.pool for space in spaces.values())):
             stack.enter_context(pool)
-        judge, labels = Judge(judge_pool, test, num), np.arange(num) % len(test.classes)
-        images, seconds = draw_in_turn(spaces, labels, sample_steps, scale, seed)
-        x_0, digits = test.batch(np.arange(len(test)))
-        z = coder.encode(x_0)
-        decoded = coder.decode(z)
-        datasets = {"pixel": test, "latent": Latents(z, digits)}
-        table = Table([*spaces, "test digits"])
-        for name, space in spaces.items():
-            table.cost(name, space, datasets[name])
-            how = f"{cli.counted(sample_steps, 'step')}, guidance {scale:g}"
-            table[f"seconds a sample, {how}", name] = f"{seconds[name] / num:.4f}"
-            table.quality(name, judge(images[name], labels), judge.real, num)
-        model = coder.pool.model
-        table["parameters of the autoencoder", "latent"] = f"{model.num_parameters():,}"
-        for what, work in (
-            ("encode", partial(encode_slice, model, x_0[:FEW])),
-            ("decode", partial(decode_slice, model, z[:FEW])),
-        ):
-            table[f"GFLOP to {what}, once", "latent"] = f"{operations(work) / FEW / 1e9:.3f}"
-        table.quality("test digits", judge.real, judge.real, num)
-        for name, pictures in (("latent", decoded), ("test digits", x_0)):
-            right = np.concatenate(list(read(judge_pool, pictures))).argmax(1) == digits
-            table["test digits decoded from latents: read right", name] = percent(right.mean(), 2)
-        table["their root mean square error, of the range", "latent"] = (
-            f"{((decoded - x_0) ** 2).mean() ** 0.5 / 2:.2%}"
-        )
-        one_each = [np.flatnonzero(digits == k)[0] for k in range(len(test.classes))]
-        picture(out / "latent.png", x_0[one_each], z[one_each], decoded[one_each], images, test.name)
-        for name, value in training_seconds(spaces, datasets, batch_size).items():  # last: it changes weights
-            table[f"seconds a training step of {batch_size}", name] = f"{value:.3f}"
-    write_table(out / "latent.md", table.rows())
-    if num == len(test.classes):
+        drawing = {"num": num, "steps": sample_steps, "scale": scale, "seed": seed}
+        table, (row_labels, shown, title) = compare(spaces, coder, judge_pool, test, batch_size, **drawing)
+    columns = len(test.classes)
+    plots.save_grid(out / "latent.png", np.concatenate(shown), columns=columns, title=title, row_labels=row_labels)
+    write_table(out / "latent.md", table)
+    if num == columns:
         print(NO_SPREAD)
     print(f"done: open {out}/latent.png; table: {out}/latent.md")
     print(f"next: {cli.command(__file__, '--from', source)}")
-    return table.rows()
+    return table
+
+
+def check_untrained(**given):
+    """Raise TinydiffError for an option of the training that is given, where nothing is trained."""
+    for name in (name for name, is_given in given.items() if is_given):
+        raise TinydiffError(f"--{name.replace('_', '-')}: with --from nothing is trained; leave one of the two out")
+
+
+def shortest_schedule(paths):
+    """The smallest T of the checkpoints, and of what would be trained.  paths: {kind: path or None}.
+
+    They are used after the training, and opened before it.  Raises CheckpointError as kinds.load does.
+    """
+    lengths = [SCHEDULE().T]
+    for kind, path in paths.items():
+        arrays = load_kind(Path(path), kind)[0] if path is not None else {}
+        if "schedule/beta" in arrays:
+            lengths.append(Schedule(arrays["schedule/beta"]).T)
+    return min(lengths)
 
 
 # ---------------------------------------------------------------------------------------------------------- the latents
@@ -362,6 +350,29 @@ def autoencoder_of(_, meta):
 # ----------------------------------------------------------------------------------------------------------- comparison
 
 
+def compare(spaces, coder, judge_pool, test, batch_size, *, num, steps, scale, seed):
+    """The rows of the table, and the contents of the picture, see `picture`.  Last of all the weights are changed."""
+    judge, labels = Judge(judge_pool, test, num), np.arange(num) % len(test.classes)
+    images, seconds = draw_in_turn(spaces, labels, steps, scale, seed)
+    x_0, digits = test.batch(np.arange(len(test)))
+    z = coder.encode(x_0)
+    decoded, datasets = coder.decode(z), {"pixel": test, "latent": Latents(z, digits)}
+    table = Table([*spaces, "test digits"])
+    for name, space in spaces.items():
+        table.cost(name, space, datasets[name])
+        how = f"{cli.counted(steps, 'step')}, guidance {scale:g}"
+        table[f"seconds a sample, {how}", name] = f"{seconds[name] / num:.4f}"
+        table.quality(name, judge(images[name], labels), judge.real, num)
+    table.coder(coder.pool.model, x_0, z)
+    table.quality("test digits", judge.real, judge.real, num)
+    table.decoding(judge_pool, digits, x_0, decoded)
+    one_each = [np.flatnonzero(digits == k)[0] for k in range(len(test.classes))]
+    shown = picture(x_0[one_each], z[one_each], decoded[one_each], images, test.name)
+    for name, value in training_seconds(spaces, datasets, batch_size).items():
+        table[f"seconds a training step of {batch_size}", name] = f"{value:.3f}"
+    return table.rows(), shown
+
+
 @dataclass
 class Space:
     """Where a diffusion model works: its U-Net, how to draw, how to decode a picture, and how the U-Net was trained."""
@@ -437,6 +448,21 @@ class Table:
         self[f"MB a picture, evaluating {FEW}", name] = f"{peak_mb(evaluate) / FEW:.2f}"
         self[f"MB a picture, training on {FEW}", name] = f"{peak_mb(step) / FEW:.2f}"
 
+    def coder(self, model, x_0, z):
+        """Size of the autoencoder, and operations for one of these pictures and latents."""
+        self["parameters of the autoencoder", "latent"] = f"{model.num_parameters():,}"
+        encode, decode = partial(encode_slice, model, x_0[:FEW]), partial(decode_slice, model, z[:FEW])
+        self["GFLOP to encode, once", "latent"] = f"{operations(encode) / FEW / 1e9:.3f}"
+        self["GFLOP to decode, once", "latent"] = f"{operations(decode) / FEW / 1e9:.3f}"
+
+    def decoding(self, judge_pool, digits, x_0, decoded):
+        """What is lost between pictures and decoded pictures: how they are read, and their difference."""
+        for name, pictures in (("latent", decoded), ("test digits", x_0)):
+            right = np.concatenate(list(read(judge_pool, pictures))).argmax(1) == digits
+            self["test digits decoded from latents: read right", name] = percent(right.mean(), 2)
+        error = ((decoded - x_0) ** 2).mean() ** 0.5
+        self["their root mean square error, of the range", "latent"] = f"{error / 2:.2%}"  # the range is -1..1
+
     def quality(self, name, judged, real, num):
         right = judged["right"]
         self[f"read as asked, of {num}", name] = f"{percent(right / num)} ({interval(right, num)})"
@@ -482,17 +508,16 @@ def peak_mb(work):
     return peak / 1e6
 
 
-def picture(path, x_0, z, decoded, images, name):
-    """Save a picture: a digit of each class, its latent channels, the decoded digit, and samples of each space."""
+def picture(x_0, z, decoded, images, name):
+    """(labels, rows, title) of the picture: a digit of each class, its latent channels, the decoded digit, and up to
+    two rows of samples of each space."""
     size = x_0.shape[1] // z.shape[1]
     channels = [z[..., c : c + 1].repeat(size, 1).repeat(size, 2) / 3 for c in range(z.shape[3])]  # 3 std is white
     rows = [("real", x_0), *((f"latent channel {c + 1}", a) for c, a in enumerate(channels)), ("decoded", decoded)]
     for space, drawn in images.items():
         rows += [(f"drawn, {space}", drawn[: len(x_0)]), ("", drawn[len(x_0) : 2 * len(x_0)])]
-    rows = [(label, a) for label, a in rows if len(a) == len(x_0)]
     title = f"{name}: latents, and digits drawn in both spaces" if len(images) > 1 else f"{name}: latents and samples"
-    labels, pictures = zip(*rows)
-    plots.save_grid(path, np.concatenate(pictures), columns=len(x_0), title=title, row_labels=labels)
+    return *zip(*((label, a) for label, a in rows if len(a) == len(x_0))), title
 
 
 if __name__ == "__main__":

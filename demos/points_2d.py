@@ -63,6 +63,9 @@ STEPS = {"ddim": ddim_step, "ddpm": ddpm_step}
 SLICE = 250  # points that a worker draws at a time
 PERMUTATIONS = 999
 VIEW = 3.0  # pictures show the square of -VIEW..VIEW
+_INNER = np.linspace(-VIEW, VIEW, 23)[1:-1]
+GRID = np.stack(np.meshgrid(_INNER, _INNER), -1).reshape(-1, 2).astype(np.float32)  # where the field is shown
+FILM_COLOURS = 24
 
 
 def main(
@@ -91,51 +94,26 @@ def main(
     names = list(SETS) if data == "all" else [data]
     out = own_folder(out, "points_2d.gif", "results.csv", *(f"points_2d_{name}.png" for name in names))
     schedule, way = Schedule.linear(T), TARGETS[target]
-    rows, flows = [], {}
+    rows, films = [], {}
     settings = {"target": target, "steps": steps, "batch_size": batch_size, "seed": seed}
     for name in names:
         began = time.monotonic()
         with ranks.workers(partial(PointNet, seed), workers or ranks.default_workers(2)) as pool:
             state = training_of(pool, SETS[name], schedule, way, steps, batch_size, seed)
             finish(state, pool, out / f"unfinished_{name}.npz", settings | {"data": name}, resume, name)
-            for p, average in zip(pool.parameters, state.ema.average):
-                p.data[...] = average
             seconds = time.monotonic() - began
-            jobs = [(min(SLICE, num - i), (seed, i // SLICE)) for i in range(0, num, SLICE)]
-            pairs = {"ddim": timestep_pairs(T, sample_steps), "ddpm": timestep_pairs(T, T)}
-            paths = {  # (K, num, 2): the place of each particle at T, ..., 0
-                sampler: np.concatenate(
-                    list(pool.map(partial(draw, STEPS[sampler], schedule, way, pairs[sampler]), jobs)), 1
-                )
-                for sampler in STEPS
-            }
-            model = pool.model
-        real, more_real = (SETS[name](default_rng(word, seed), num) for word in ("held out", "held out too"))
-        floor = energy_distance(more_real, real)
-        row = {
-            "data": name,
-            "target": target,
-            "seed": seed,
-            "steps": steps,
-            "seconds": round(seconds, 1),
-            "points": num,
-        }
-        for sampler in STEPS:
-            distance, p = energy_test(paths[sampler][-1], real, default_rng("permutations", seed))
-            verdict = {
-                "sampler": sampler,
-                "energy distance": f"{distance:.5f}",
-                "of real": f"{floor:.5f}",
-                "p": round(p, 3),
-            }
-            rows.append(row | verdict)
-        flows[name] = list(zip([T, *(s for _, s in pairs["ddim"])], paths["ddim"]))
-        title = f"{name}: target {target}, {cli.counted(steps, 'training step')}"
-        caption = f"energy distance {distance:.4g}, real {floor:.4g}, p = {p:.2f}"
-        field = partial(flow_velocity, schedule, eps_fn_of(model, schedule, way))
-        figure = portrait(schedule, field, flows[name], paths["ddpm"][-1], real, title, caption)
-        _save(figure, out / f"points_2d_{name}.png")
-    save_flow(out / "points_2d.gif", flows)
+            with pool.weights(state.ema.average):
+                flows = flows_of(pool, schedule, way, sample_steps, num, seed)
+                moments = moments_of(schedule, eps_fn_of(pool.model, schedule, way), flows["ddim"])
+        real, more_real = held_out(SETS[name], num, seed)
+        found = verdicts(flows, real, more_real, seed)
+        head = {"data": name, "target": target, "seed": seed, "steps": state.step, "seconds": round(seconds, 1)}
+        rows += [head | {"points": num, "sampler": sampler} | cells(found[sampler]) for sampler in found]
+        films[name] = flows["ddim"]
+        title = f"{name}: target {target}, {cli.counted(state.step, 'training step')}"
+        _, samples = flows["ddpm"][-1]
+        _save(portrait(flows["ddim"], moments, samples, real, title, found["ddpm"]), out / f"points_2d_{name}.png")
+    save_film(out / "points_2d.gif", *film(films))
     write_table(out / "results.csv", rows)
     for name in names:
         (out / f"unfinished_{name}.npz").unlink()
@@ -250,6 +228,21 @@ def draw(step, schedule, target, pairs, model, job):
         return np.stack([to_numpy(x_T), *(to_numpy(x_t) for _, x_t, _ in walk)])
 
 
+def flows_of(pool, schedule, target, sample_steps, num, seed):
+    """{sampler: its flow}, with the present weights of the workers.  DDIM takes sample_steps steps, DDPM all T.
+
+    A flow is a list of (t, x_t) from t = T down to 0, with x_t (num, 2), the places of the particles.
+    """
+    jobs = [(min(SLICE, num - i), (seed, i // SLICE)) for i in range(0, num, SLICE)]
+    pairs = {"ddim": timestep_pairs(schedule.T, sample_steps), "ddpm": timestep_pairs(schedule.T, schedule.T)}
+    flows = {}
+    for sampler, step in STEPS.items():
+        paths = pool.map(partial(draw, step, schedule, target, pairs[sampler]), jobs)
+        times = [schedule.T, *(s for _, s in pairs[sampler])]
+        flows[sampler] = list(zip(times, np.concatenate(list(paths), 1)))  # slices side by side: (K, num, 2)
+    return flows
+
+
 def flow_velocity(schedule, eps_fn, x_t, t):
     """-v_hat(x_t, t), (N, 2) on the host: how the probability flow moves a point as its noise fades."""
     x_t = asarray(x_t)
@@ -259,6 +252,26 @@ def flow_velocity(schedule, eps_fn, x_t, t):
 
 
 # The two-sample test, in plain NumPy.
+
+
+def held_out(points, num, seed):
+    """Two sets of num points, drawn apart from all batches: one to compare samples with, one for the floor."""
+    return [points(default_rng(word, seed), num) for word in ("held out", "held out too")]
+
+
+def verdicts(flows, real, more_real, seed):
+    """{sampler: (distance of the samples from real points, its p, distance of other real points: the floor)}."""
+    floor, found = energy_distance(more_real, real), {}
+    for sampler, flow in flows.items():
+        _, samples = flow[-1]
+        found[sampler] = (*energy_test(samples, real, default_rng("permutations", seed)), floor)
+    return found
+
+
+def cells(verdict):
+    """A verdict as cells of the table."""
+    distance, p, floor = verdict
+    return {"energy distance": f"{distance:.5f}", "of real": f"{floor:.5f}", "p": round(p, 3)}
 
 
 def energy_distance(x, y):
@@ -300,8 +313,16 @@ def _energy(distances, signs):
 # Pictures.
 
 
-def portrait(schedule, field, flow, samples, real, title, verdict):
-    """A figure: trajectories, samples beside held-out data, and the field at six times."""
+def moments_of(schedule, eps_fn, flow, num=6):
+    """At most num moments of the flow, evenly spread in the angle: (t, std of the noise, x_t, velocity on GRID)."""
+    chosen = [flow[k] for k in _evenly_in_angle(schedule, flow[:-1], num)]
+    return [
+        (t, schedule.one_minus_alpha_bar[t] ** 0.5, x_t, flow_velocity(schedule, eps_fn, GRID, t)) for t, x_t in chosen
+    ]
+
+
+def portrait(flow, moments, samples, real, title, verdict):
+    """A figure: trajectories, samples beside held-out data, and the field at six moments of the flow."""
     figure = Figure(figsize=(8, 9.6), dpi=100, layout="constrained", facecolor="white")
     panels = figure.subplot_mosaic([["way"] * 3 + ["end"] * 3] * 3 + [[i // 2 for i in range(6)]] * 2 +
                                    [[3 + i // 2 for i in range(6)]] * 2)  # fmt: skip
@@ -315,58 +336,62 @@ def portrait(schedule, field, flow, samples, real, title, verdict):
     outside = int((abs(samples) > VIEW).any(1).sum())
     label = f"{len(samples):,} samples" + (f", {outside:,} of them outside" if outside else "")
     panels["end"].scatter(*samples.T, s=4, color="C3", label=label)
-    panels["end"].set_title(verdict, fontsize=10)
+    distance, p, floor = verdict
+    panels["end"].set_title(f"energy distance {distance:.4g}, real {floor:.4g}, p = {p:.2f}", fontsize=10)
     panels["end"].legend(fontsize=8, loc="upper right", framealpha=0.9, borderpad=0.3, handletextpad=0.1)
-    axis = np.linspace(-VIEW, VIEW, 23)[1:-1]
-    grid = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2).astype(np.float32)
-    for panel in range(6):
+    for panel in range(len(moments), 6):
         panels[panel].set_axis_off()  # with few steps some stay empty
-    for panel, k in enumerate(_evenly_in_angle(schedule, flow[:-1], 6)):
-        t, x_t = flow[k]
-        velocity = field(grid, t)
+    for panel, (t, noise_std, x_t, velocity) in enumerate(moments):
         speed = np.linalg.norm(velocity, axis=1)
         axes = panels[panel]
-        axes.set_axis_on()
         axes.scatter(*x_t[:500].T, s=1.5, color="0.75")
         arrows = velocity / speed[:, None].clip(1e-6)
-        axes.quiver(*grid.T, *arrows.T, speed, cmap="viridis_r", clim=(0, 3), scale=30, width=0.006, headwidth=4)
-        noise_std = schedule.one_minus_alpha_bar[t] ** 0.5
+        axes.quiver(*GRID.T, *arrows.T, speed, cmap="viridis_r", clim=(0, 3), scale=30, width=0.006, headwidth=4)
         axes.set_title(f"t = {t}, noise {noise_std:.2f}", fontsize=9)
     for axes in panels.values():
-        axes.set(xlim=(-VIEW, VIEW), ylim=(-VIEW, VIEW), xticks=[], yticks=[], aspect="equal")
+        axes.set(xlim=(-VIEW, VIEW), ylim=(-VIEW, VIEW), xticks=[-2, 0, 2], yticks=[-2, 0, 2], aspect="equal")
+        axes.tick_params(labelsize=7, length=2)
     figure.suptitle(title, fontsize=11)
     figure.supxlabel("below: the way that the flow carries a point at that time, dark = fast", fontsize=9)
     return figure
 
 
-def save_flow(path, flows, side=240, num=700, frames=48):
-    """Write a looping .gif of num particles of each set, side by side.  The colour shows the start of a particle.
+def film(flows, side=240, num=700, frames=48):
+    """The frames of a film of num particles of each set, side by side, from noise to data: (pictures, captions, times).
 
-    flows: {name: flow}, all with the same schedule and number of steps.
+    flows: {name: flow}, all with the same schedule and number of steps.  A picture (side, side len(flows)) uint8 has 0
+    for white and 2, 3, ... for the colour of a particle, which shows where it started.  captions: a list for each
+    picture, one for each set.  times: of each picture in milliseconds, the first and the last one longer.
     """
-    colours = 24
-    palette = [255, 255, 255, 60, 60, 60, *np.rint(255 * colormaps["hsv"](np.arange(colours) / colours))[:, :3].ravel()]
-    pictures = []
+    pictures, captions = [], []
     count = len(next(iter(flows.values())))
     for k in np.unique(np.linspace(0, count - 1, frames).astype(int)):
         canvas = np.zeros((side, side * len(flows)), np.uint8)
         for i, flow in enumerate(flows.values()):
             start, x_t = flow[0][1][:num], flow[k][1][:num]
-            index = 2 + (_angle(start) * colours).astype(np.uint8) % colours
+            index = 2 + (_angle(start) * FILM_COLOURS).astype(np.uint8) % FILM_COLOURS
             column, row = np.rint((x_t * [1, -1] / VIEW + 1) / 2 * (side - 1)).astype(int).T
+            inside = (row >= 0) & (row < side - 1) & (column >= 0) & (column < side - 1)
             for down, right in ((0, 0), (0, 1), (1, 0), (1, 1)):
-                inside = (row >= 0) & (row < side - 1) & (column >= 0) & (column < side - 1)
                 canvas[row[inside] + down, i * side + column[inside] + right] = index[inside]
-        picture = Image.fromarray(canvas)
-        picture.putpalette([int(level) for level in palette])
-        for i, (name, flow) in enumerate(flows.items()):
-            ImageDraw.Draw(picture).text((i * side + 6, 4), f"{name}, t = {flow[k][0]}", fill=1)
-        pictures.append(picture)
-    durations = [800] + (len(pictures) - 2) * [70] + [2500]
+        pictures.append(canvas)
+        captions.append([f"{name}, t = {flow[k][0]}" for name, flow in flows.items()])
+    return pictures, captions, ([800] + (len(pictures) - 2) * [70] + [2500])[: len(pictures)]
+
+
+def save_film(path, pictures, captions, times):
+    """Write the frames of `film` as a looping .gif, each caption above its set."""
+    hues = np.rint(255 * colormaps["hsv"](np.arange(FILM_COLOURS) / FILM_COLOURS))[:, :3]
+    palette = [255, 255, 255, 60, 60, 60, *map(int, hues.ravel())]  # white, the ink of the captions, the particles
+    images = []
+    for canvas, texts in zip(pictures, captions):
+        image = Image.fromarray(canvas)
+        image.putpalette(palette)
+        for i, text in enumerate(texts):
+            ImageDraw.Draw(image).text((i * canvas.shape[1] // len(texts) + 6, 4), text, fill=1)
+        images.append(image)
     with atomic_write(path) as file:
-        pictures[0].save(
-            file, "GIF", save_all=True, append_images=pictures[1:], duration=durations[: len(pictures)], loop=0
-        )
+        images[0].save(file, "GIF", save_all=True, append_images=images[1:], duration=times, loop=0)
 
 
 def _save(figure, path):

@@ -80,30 +80,19 @@ def main(
         state = training_of(pool, schedule, steps, batch_size, seed)
         settings = {"steps": steps, "batch_size": batch_size, "seed": seed}
         finish(state, pool, out / "unfinished.npz", settings, resume, "training")
-        for p, average in zip(pool.parameters, state.ema.average):
-            p.data[...] = average
         seconds = time.monotonic() - began
-        slices = [(timbre, n) for timbre in range(len(TIMBRES)) for n in _slices(num)]
-        jobs = [([timbre] * n, (seed, i)) for i, (timbre, n) in enumerate(slices)]
-        pairs = timestep_pairs(T, sample_steps)
-        drawn = np.concatenate(
-            list(tqdm(pool.map(partial(draw, schedule, pairs), jobs), "drawing", len(jobs), dynamic_ncols=True))
-        ).reshape(len(TIMBRES), num, LENGTH)
-    real, more_real = (
-        [waves(default_rng(word, seed, i), [i] * num) for i in range(len(TIMBRES))] for word in ("real", "other")
-    )
-    rows = []
-    for i, name in enumerate(TIMBRES):
-        to = {f"to real {TIMBRES[j]}": round(spectral_distance(drawn[i], real[j]), 2) for j in range(len(TIMBRES))}
-        rows.append({"drawn": name, **to, "real to real": round(spectral_distance(more_real[i], real[i]), 2)})
+        with pool.weights(state.ema.average):
+            drawn = draw_each(pool, schedule, sample_steps, num, seed)
+    real, more_real = held_out(num, seed)
+    rows = distances(drawn, real, more_real)
     print(f"trained in {seconds:.0f} s; rms difference of mean spectra in dB, {cli.counted(num, 'wave')} each:")
     write_table(out / "results.csv", rows)
-    title = f"three timbres: {cli.counted(steps, 'training step')}, {cli.counted(sample_steps, 'DDPM step')}"
+    title = f"three timbres: {cli.counted(state.step, 'training step')}, {cli.counted(sample_steps, 'DDPM step')}"
     picture = io.BytesIO()
     portrait(real, drawn, rows, title).savefig(picture, format="png")
     with atomic_write(out / "waves_1d.png") as file:  # 32 colours need a quarter of the space
         Image.open(picture).convert("RGB").quantize(32, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
-    save_wav(out / "waves_1d.wav", [note for row in drawn for note in row[:4]])
+    save_wav(out / "waves_1d.wav", notes(drawn))
     (out / "unfinished.npz").unlink()
     print(f"done: open {out}/waves_1d.png, listen to {out}/waves_1d.wav; table: {out}/results.csv")
     print(f"next: {cli.command(Path(__file__).with_name('points_2d.py'))}")
@@ -255,8 +244,19 @@ def draw(schedule, pairs, model, job):
     return to_numpy(x_t)[:, 0, :, 0]
 
 
-def _slices(num):
-    return [min(SLICE, num - i) for i in range(0, num, SLICE)]
+def draw_each(pool, schedule, sample_steps, num, seed):
+    """num waves of each timbre, (timbres, num, LENGTH), with the present weights of the workers."""
+    slices = [(timbre, min(SLICE, num - i)) for timbre in range(len(TIMBRES)) for i in range(0, num, SLICE)]
+    jobs = [([timbre] * n, (seed, i)) for i, (timbre, n) in enumerate(slices)]
+    parts = pool.map(partial(draw, schedule, timestep_pairs(schedule.T, sample_steps)), jobs)
+    waves_of_slices = list(tqdm(parts, "drawing", len(jobs), dynamic_ncols=True))
+    return np.concatenate(waves_of_slices).reshape(len(TIMBRES), num, LENGTH)
+
+
+def held_out(num, seed):
+    """Two sets of num real waves of each timbre, drawn apart from all batches: to compare with, and for the floor."""
+    words, timbres = ("real", "other"), range(len(TIMBRES))
+    return [[waves(default_rng(word, seed, timbre), [timbre] * num) for timbre in timbres] for word in words]
 
 
 # The spectra, the sound and the picture.
@@ -282,6 +282,21 @@ def spectral_distance(x, y):
     return float(np.sqrt(np.mean((spectrum(x).mean(0) - spectrum(y).mean(0)) ** 2)))
 
 
+def distances(drawn, real, more_real):
+    """The rows of the table: drawn waves of each timbre to real ones of all, and two real sets of one timbre."""
+    rows = []
+    for i, name in enumerate(TIMBRES):
+        row = {"drawn": name}
+        row |= {f"to real {other}": round(spectral_distance(drawn[i], x), 2) for other, x in zip(TIMBRES, real)}
+        rows.append(row | {"real to real": round(spectral_distance(more_real[i], real[i]), 2)})
+    return rows
+
+
+def notes(drawn):
+    """What is listened to: up to four waves of each timbre in turn."""
+    return [note for timbre in drawn for note in timbre[:4]]
+
+
 def save_wav(path, notes, pause=0.05):
     """Write notes (each (L,)) and pauses as 16-bit mono at RATE.  Fading in and out over 4 ms prevents clicks."""
     ramp = np.minimum(np.arange(LENGTH) + 1, 32) / 32
@@ -303,9 +318,11 @@ def portrait(real, drawn, rows, title):
     shown = ms < 64
     for row, (name, axes) in enumerate(zip(TIMBRES, grid)):
         for panel, (what, x, colour) in zip(axes, (("real", real[row], "0.35"), ("drawn", drawn[row], "C3"))):
-            for i in range(min(3, len(x))):
+            lines = range(min(3, len(x)))
+            for i in lines:
                 panel.plot(ms[shown], x[i][shown] - 6 * i, color=colour, lw=0.8)
-            panel.set(title=f"{what} {name}", yticks=[], xlim=(0, 64))
+            panel.set(title=f"{what} {name}", xlim=(0, 64))
+            panel.set_yticks([level - 6 * i for i in lines for level in (0, 2)], ["0", "2"] * len(lines), fontsize=7)
         axes[2].plot(MULTIPLES, spectrum(real[row]).mean(0), color="0.35", lw=2.2, label="real")
         axes[2].plot(MULTIPLES, spectrum(drawn[row]).mean(0), color="C3", lw=1, label="drawn")
         distance, floor = rows[row][f"to real {name}"], rows[row]["real to real"]

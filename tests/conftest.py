@@ -13,6 +13,7 @@ import strict
 from hypothesis import HealthCheck, Phase, settings
 
 from tinydiff.backend import FAST, BackendError, backend_name, default_rng, precision, use_backend
+from tinydiff.fast.processes import available_cores
 
 settings.register_profile("dev", max_examples=15, deadline=None)
 settings.register_profile("ci", max_examples=25, deadline=None, derandomize=True)
@@ -33,6 +34,26 @@ def pytest_addoption(parser):
     choices = ["numpy", "cupy", "strict"]  # strict: CuPy's rules without a GPU, see strict.py
     parser.addoption("--backend", default="numpy", choices=choices, help="arrays the suite runs on")
     parser.addoption("--plain", action="store_true", help="the functions of the book as they stand, nothing installed")
+
+
+MOST_PROCESSES = 8  # each needs half a gigabyte
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist starts its processes
+def pytest_cmdline_main(config):
+    """The whole suite runs in one process for each core, as if -n were given.
+
+    Tests that are chosen by file, name or marker run in this process: the others would only have to be started first.
+    One GPU, a debugger and prints that the user wants to see need one process too.
+    """
+    option = config.option
+    if getattr(option, "numprocesses", 0) is not None or hasattr(config, "workerinput"):
+        return  # pytest-xdist is missing, -n is given, or this is one of the processes
+    chosen = config.args_source == config.ArgsSource.ARGS or option.keyword or option.plain
+    chosen = chosen or option.markexpr not in config.getini("addopts")
+    chosen = chosen or option.backend == "cupy" or option.usepdb or option.capture == "no"
+    if not chosen and (processes := min(available_cores(), MOST_PROCESSES)) > 1:
+        option.numprocesses, option.dist = processes, "worksteal"
 
 
 def pytest_configure(config):

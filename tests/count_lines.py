@@ -11,6 +11,7 @@ import io
 import re
 import sys
 import tokenize
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,6 +46,7 @@ def room_of(name: str) -> str:
     return CHAPTERS if name in FURTHER else folder if folder in ROOMS else BOOK
 
 
+@cache  # the tests count the same files again and again
 def code_lines(source: str) -> set[int]:
     """The numbers of the lines of `source` that hold code."""
     text, docstrings, code = source.splitlines(), _docstrings(ast.parse(source)), set()

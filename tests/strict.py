@@ -9,7 +9,8 @@ It stands in for CuPy on a machine without a GPU.  Within `strict.backend("cupy"
     visible     what only a device shows: `empty` holds NaN, memory has one owner, `syncs` counts each time the host
                 waits for the device
 
-Kernels run by their own text, compiled for the host (emulate.py), so every op goes the way that it goes on a GPU.
+Kernels run by their own text, compiled for the host (emulate.py), so every op goes the way that it goes on a GPU.  A
+step can be recorded and replayed (tape.py).
 
 A device array wraps an ndarray.  It is no subclass: np.asarray of a subclass asks nobody.  What it cannot show are
 races, the order of atomics, the rounding of a GPU's own functions, its memory and its speed.  Names and arguments come
@@ -28,6 +29,7 @@ from typing import Any
 
 import emulate
 import numpy as np
+import tape
 
 from tinydiff.backend import FAST, backend_name, precision, use_backend
 from tinydiff.fast import kernels, tensor_cores
@@ -42,6 +44,7 @@ REFUSED = {
     *("add.at", "subtract.at"),  # adds up in no fixed order
     "random",  # a seed means other numbers than on NumPy
 }
+IN_PLACE = {"copyto", "fill_diagonal", "ndarray.fill", "ndarray.sort", "ndarray.put"}  # what writes to its argument
 JOINS = ("concatenate", "stack", "hstack", "vstack", "dstack")
 PLAIN = ("dtype", "flags", "itemsize", "nbytes", "ndim", "shape", "size", "strides")  # what the host knows of an array
 
@@ -82,6 +85,7 @@ class DeviceArray:
         return self._wait("format", lambda a: format(a[()], spec))
 
     def _wait(self, what: str, read: Callable) -> Any:
+        tape.refuse_while_noting()
         syncs[what] += 1
         return read(self._array)
 
@@ -107,15 +111,18 @@ class DeviceArray:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index: Any) -> "DeviceArray":
-        return _device(self._array[_index(index)])
+        return _device(tape.compute(self._array.__getitem__, (_index(index),), {}))
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        index = _index(index)
+        index, value = _index(index), _host(value)
+        tape.order(lambda: self._set(index, value))
+
+    def _set(self, index: tuple, value: Any) -> None:
         if any(isinstance(part, np.ndarray) for part in index):
             places = np.arange(self._array.size).reshape(self._array.shape)[index]
             if np.unique(places).size < places.size:
                 raise ValueError("two values for one place: which of them stays is not defined on a device")
-        self._array[index] = _host(value)
+        self._array[index] = value
 
     def __getattr__(self, name: str) -> Any:
         if name in REFUSED or NAMES.get(f"ndarray.{name}", {}).get("kind") != "function":
@@ -140,12 +147,15 @@ class Function:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.check(args, kwargs)
-        result = self.compute(*_host(args), **_host(kwargs))
-        if kwargs.get("out") is not None:
-            return kwargs["out"]
+        args_of_numpy, kwargs_of_numpy = _host(args), _host(kwargs)
+        if kwargs.get("out") is not None or self.name in IN_PLACE:
+            tape.order(lambda: self.compute(*args_of_numpy, **kwargs_of_numpy))
+            return kwargs.get("out")
+        layout = "C" if self.by_element else None  # where NumPy's result lies as its operands do
+        result = tape.compute(self.compute, args_of_numpy, kwargs_of_numpy, layout)
         if "dtype" not in kwargs and not any(isinstance(a, str | type | np.dtype) for a in args):
             _check_promotion(self.name, (self.owner, *args), result)
-        return _device(result, "C" if self.by_element else None)  # where NumPy's result lies as its operands do
+        return _device(result, layout)
 
     def check(self, args: tuple, kwargs: dict) -> None:
         """TypeError for more arguments than CuPy's function has, or for a keyword that it does not know."""
@@ -180,9 +190,11 @@ class Upload(Function):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.check(args, kwargs)
-        result = self.compute(*_host(args, host_too=True), **kwargs)
         if isinstance(args[0], DeviceArray):
+            result = tape.compute(self.compute, _host(args), kwargs)
             return args[0] if result is args[0]._array else _device(result)
+        tape.refuse_while_noting()
+        result = self.compute(*_host(args, host_too=True), **kwargs)
         return _device(np.array(result))  # memory of its own, whatever NumPy shares
 
 
@@ -190,10 +202,11 @@ class Empty(Function):
     """empty or empty_like: memory that nobody has written to holds anything."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        result = super().__call__(*args, **kwargs)
+        self.check(args, kwargs)
+        result = self.compute(*_host(args), **kwargs)
         kind = result.dtype.kind
         result.fill(np.nan if kind == "f" else np.iinfo(result.dtype).max if kind in "iu" else True)
-        return result
+        return _device(result)
 
 
 class RawModule:
@@ -204,9 +217,12 @@ class RawModule:
 
     def get_function(self, name: str) -> Callable:
         run = self._find(name)
-        return lambda blocks, threads, arguments, **extra: run(
-            blocks, threads, _host(arguments, self.host_too), **extra
-        )
+
+        def launch(blocks: tuple, threads: tuple, arguments: tuple, **extra: int) -> None:
+            given = _host(arguments, self.host_too)
+            tape.order(lambda: run(blocks, threads, given, **extra))
+
+        return launch
 
     def _find(self, name: str) -> Callable:
         """The function that emulate.py has compiled: of conv.cu for a precision, or of kernels.cu for its types."""
@@ -242,7 +258,9 @@ class _Module(types.ModuleType):
 cupy: Any = _Module("cupy", __doc__)
 cupy.ndarray, cupy.RawModule = DeviceArray, RawModule
 cupy.__version__ = "14.2.0"
+cupy.get_default_memory_pool = lambda: tape.default_pool
 cupy.cuda = types.SimpleNamespace(
+    **tape.cuda,
     runtime=types.SimpleNamespace(
         driverGetVersion=lambda: 13020,
         runtimeGetVersion=lambda: 13020,
@@ -250,7 +268,7 @@ cupy.cuda = types.SimpleNamespace(
         deviceGetAttribute=lambda number, device: {75: 9, 97: emulate.SHARED}[number],  # compute capability 9.0
         getDeviceProperties=lambda device: {"name": b"strict"},
         memGetInfo=lambda: (1 << 30, 1 << 30),
-    )
+    ),
 )
 cupy._core = types.SimpleNamespace(
     _routines_linalg=types.SimpleNamespace(
@@ -300,6 +318,8 @@ def _device(result: Any, order: Any = None) -> Any:
         return result
     array = object.__new__(DeviceArray)
     array._array = np.asarray(result, order=order)
+    if tape.now.tape is not None:
+        tape.now.tape.arrays.append(array)
     return array
 
 

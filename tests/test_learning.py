@@ -188,7 +188,7 @@ def test_a_label_leads_to_its_place(label):
 
 
 def test_a_single_image_is_learned_by_heart():
-    """A U-Net of every kind of layer brings the loss on one picture below 1e-3, on fresh noise over all t.
+    """A U-Net of every kind of layer brings the loss on one picture below 4e-3, on fresh noise over all t.
 
     An answer that does not know the picture has at least the mean of alpha_bar_t, 0.033 here, as for x_0 ~ N(0, I).
     The schedule is the constant one of 15 steps because an error in the picture counts alpha_bar_t / (1 - alpha_bar_t)
@@ -198,8 +198,8 @@ def test_a_single_image_is_learned_by_heart():
     one = Dataset("one", rng.integers(0, 256, (1, 4, 4), "uint8"), np.array([4], "uint8"), "one", tuple("0123456789"))
     network = build_unet({"base_channels": 16, "channel_mults": [1, 1], "num_heads": 2, "num_groups": 4}, 0)
     draw = partial(draw_batch, one, Schedule.constant(15), None)
-    config = TrainConfig(num_steps=600, batch_size=8, peak_lr=1e-2, warmup=20, ema_decay=0.99)
+    config = TrainConfig(num_steps=200, batch_size=8, peak_lr=1e-2, warmup=20, ema_decay=0.99)
     model, fresh = averaged(Training(network, config, draw, T=15)), draw(TrainConfig(batch_size=1000, seed=1), 0)
     with no_grad():
         losses = to_numpy(noise_prediction_losses(model, fresh))
-    assert losses.mean() < 1e-3  # 3.5e-4 to 5e-4 for several seeds
+    assert losses.mean() < 4e-3  # 1.9e-3 to 2.3e-3 for three seeds

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tokenize
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ HOST_SIDE = {
     "fast.workers",
     "fast.processes",
     "fast.mpi",
-    "fast.gpu",
+    "fast.graph",
     "fast.kernels",
 }
 THIRD_PARTY = {"numpy", "matplotlib", "PIL", "tqdm"}  # Pillow comes with matplotlib
@@ -69,10 +70,11 @@ def imports(source: str) -> Iterator[str]:
                 yield submodule if submodule.removeprefix("tinydiff.") in SOURCES else node.module
 
 
-def own_imports(source: str) -> set[str]:
+@cache
+def own_imports(source: str) -> frozenset[str]:
     """The modules of tinydiff that it imports, without the package's name; "" is the package itself."""
     found = (name.partition(".") for name in imports(source))
-    return {rest for package, _, rest in found if package == "tinydiff"}
+    return frozenset(rest for package, _, rest in found if package == "tinydiff")
 
 
 def top(name: str) -> str:
@@ -189,7 +191,7 @@ def test_the_package_lists_the_book_in_the_order_of_the_chain():
 
 def closure(path: Path, skip: tuple[str, ...] = ()) -> set[str]:
     """The modules of the package that a program needs, those that it opens within functions included."""
-    todo, needed = own_imports(path.read_text("utf-8")), {""}
+    todo, needed = set(own_imports(path.read_text("utf-8"))), {""}
     while todo:
         name = todo.pop()
         parts = {".".join(name.split(".")[: i + 1]) for i in range(name.count(".") + 1)}  # packages open first

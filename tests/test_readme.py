@@ -5,6 +5,7 @@ import inspect
 import pkgutil
 import re
 import runpy
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -235,6 +236,7 @@ def test_every_function_and_test_of_the_equation_index_stands_where_its_link_lea
             assert name in defined(file), f"eq. {equation}: {name} is not in {file.name}"
 
 
+@cache
 def defined(file: Path) -> set[str]:
     """Names of the functions and classes of a file, methods included, and of what it assigns at its top."""
     tree = ast.parse(file.read_text("utf-8"))

@@ -519,7 +519,8 @@ def test_a_training_step_does_not_wait(start):
 
 @with_kernels
 def test_the_loop_of_the_demos_waits_where_it_makes_rows_only(start, monkeypatch):
-    """app/run.py with its progress bar: no step of its waits for the device but those with a period's rows."""
+    """app/run.py with its progress bar: no step of its waits for the device but those with a period's rows, and the
+    one in which the recorded step is tested against the ordered one."""
     monkeypatch.setattr(gpu, "PERIOD", 3)
     state = start(num_steps=8)
     waited, steps = [], iter(range(10))
@@ -531,7 +532,8 @@ def test_the_loop_of_the_demos_waits_where_it_makes_rows_only(start, monkeypatch
 
     monkeypatch.setattr(run, "tqdm", Bar)
     run.run(state, one_process(), lambda: next(steps), 100)  # saves at the start and at the end: saving waits
-    assert np.diff(waited).tolist() == [0, 2, 0, 0, 2, 0, 2]  # after steps 2..8: rows after 3 and 6, and at the end
+    # After steps 2..8: the test and rows of three steps in step 4, rows in step 7, and at the end.
+    assert np.diff(waited).tolist() == [0, 0, 4, 0, 0, 2, 2]
     assert next(steps) == 2 and len(state.rows) == 8
 
 

@@ -28,7 +28,7 @@ pythons() {
 make_venv() {
   "$1" -m venv "$2"
   if "$2/bin/python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 10))'; then
-    grep -E '^(dependencies|test) = ' pyproject.toml | grep -oE '\w+>=[0-9.]+' | sed 's/>=/==/' >"$2/packages.txt"
+    grep -E '^(dependencies|test) = ' pyproject.toml | grep -oE '[a-z-]+>=[0-9.]+' | sed 's/>=/==/' >"$2/packages.txt"
   else
     touch "$2/packages.txt"
   fi

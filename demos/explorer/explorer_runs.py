@@ -192,19 +192,24 @@ def points(steps, num, moments, seed, workers):
                     bar.update()
                 with pool.weights(state.ema.average):
                     back, field = flow(pool.model, schedule, times, num, seed)
-            rng = default_rng("forward points", seed)
-            x_t = asarray(draw_data(rng, num))
-            forth = [x_t]
-            for s, t in pairwise(times):
-                mean, var = q_x_t_given_x_s(schedule, x_t, s, t)
-                x_t = mean + var**0.5 * standard_normal(rng, x_t.shape)
-                forth.append(x_t)
             sets[name] = {
-                "forward": packed([to_numpy(x) for x in forth]),
+                "forward": packed(spread(draw_data, schedule, times, num, seed)),
                 "reverse": packed(back),
                 "field": packed(field),
             }
     return {"times": times, "num": num, "view": VIEW, "grid": GRID, "training_steps": steps, "sets": sets}
+
+
+def spread(draw_data, schedule, times, num, seed):
+    """The paths of num points from data to noise: a chain of jumps from each of these times to the next."""
+    rng = default_rng("forward points", seed)
+    x_t = asarray(draw_data(rng, num))
+    path = [to_numpy(x_t)]
+    for s, t in pairwise(times):
+        mean, var = q_x_t_given_x_s(schedule, x_t, s, t)
+        x_t = mean + var**0.5 * standard_normal(rng, x_t.shape)
+        path.append(to_numpy(x_t))
+    return path
 
 
 def flow(model, schedule, times, num, seed):
@@ -235,17 +240,25 @@ def mistakes(pool, reader, schedule, meta, most_steps, num, train_steps, trainin
         ranks, workers = one_process(), pool.num_workers
         runs = pitfalls.train_and_draw(training_set, CHANNELS, train_steps, seed, ranks, workers, *how)
         groups["training"] = list(runs)
-    rows = []
-    for group, drawn in groups.items():
-        right = drawn[0][1]
-        right_figures = pitfalls.measure(reader, right, labels)
-        for case, images in drawn[1:]:
-            case = pitfalls.explained(case, numbers)
-            figures = pitfalls.measure(reader, images, labels, right if group == "sampling" else None)
-            pair = {"right": sheet(right[None, :SHOWN]), "wrong": sheet(images[None, :SHOWN])}
-            texts = {"name": case.name, "why": case.why, "figures": figures, "right_figures": right_figures}
-            rows.append({"group": group, **texts, **pair})
+    rows = [row for group, drawn in groups.items() for row in compared(group, drawn, reader, labels, numbers)]
     return {"num": num, "shown": SHOWN, "steps": steps, "train_steps": train_steps, "rows": rows}
+
+
+def compared(group, drawn, reader, labels, numbers):
+    """A row for each mistake of a group: its texts, its figures and its pictures, beside those of the right way.
+
+    drawn: pairs of a case of pitfalls.py and its images; the first is right.  reader: None, or workers of a classifier.
+    numbers: see pitfalls.facts.  Only mistakes in sampling have the noise of the right way, so only these have `moved`.
+    """
+    (_, right), *wrong = drawn
+    right_figures, rows = pitfalls.measure(reader, right, labels), []
+    for case, images in wrong:
+        case = pitfalls.explained(case, numbers)
+        figures = pitfalls.measure(reader, images, labels, right if group == "sampling" else None)
+        pair = {"right": sheet(right[None, :SHOWN]), "wrong": sheet(images[None, :SHOWN])}
+        texts = {"name": case.name, "why": case.why, "figures": figures, "right_figures": right_figures}
+        rows.append({"group": group, **texts, **pair})
+    return rows
 
 
 def evenly(last, num):

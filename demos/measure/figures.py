@@ -35,6 +35,11 @@ def number(x):
     return "-" if x is None else f"{x:.2f}"
 
 
+def images_a_second(rate):
+    """A rate as text: "213.4 img/s", from 1,000 on without a decimal."""
+    return f"{rate:.{0 if rate > 999 else 1}f} img/s"
+
+
 def milliseconds(stages):
     """The seconds of each stage as milliseconds with three digits: "0.10+0.57 ms"."""
     digits = (2 if 1e3 * s < 9.995 else 1 if 1e3 * s < 99.95 else 0 for s in stages)

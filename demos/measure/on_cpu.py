@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
 from contestant import FORWARD, TRAIN, WARM_UP, Contestant, take_turns
-from figures import ahead, medians, memory_ratio, milliseconds, number, plain_ratio
+from figures import ahead, images_a_second, medians, memory_ratio, milliseconds, number, plain_ratio
 from machine import describe_cpu, speed_variables
 from ours import OURS, PLAIN, SIDE, Ours
 from tqdm import tqdm
@@ -31,11 +31,7 @@ def compare(*, workers, rounds, plain, **settings):
     peers = LAYOUTS if importlib.util.find_spec("torch") else ()
     names = (OURS, *((PLAIN,) if plain else ()), *peers)
     machine, changed = describe_cpu(bool(peers)), speed_variables()
-    print(*(f"{name} {value}" for name, value in machine.items() if value is not None), sep=", ")
-    for name, value in changed.items():
-        print(f"warning: {name}={value} is set, which changes the speed; these are not a user's figures")
-    if not peers:
-        print("PyTorch is not installed: ours alone")
+    print(*conditions(machine, changed), sep="\n")
     for layout in peers:  # in another process, so that this memory does not count for a contestant
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
             print(executor.submit(check_same_network, settings["channels"], layout).result())
@@ -50,8 +46,18 @@ def compare(*, workers, rounds, plain, **settings):
         "machine": machine,
         "settings": settings | {"workers": workers, "rounds": rounds, "op_images": images, "environment": changed},
     }
-    print_table(report)
+    print(*table_lines(report), sep="\n")
     return report
+
+
+def conditions(machine, changed):
+    """The lines above the table.  changed: environment variables that change the speed."""
+    warnings = [f"{name}={value} is set, which changes the speed" for name, value in changed.items()]
+    return [
+        ", ".join(f"{name} {value}" for name, value in machine.items() if value is not None),
+        *(f"warning: {warning}; these are not a user's figures" for warning in warnings),
+        *([] if machine["torch"] else ["PyTorch is not installed: ours alone"]),
+    ]
 
 
 def check_same_network(channels, layout):
@@ -149,30 +155,36 @@ def entry(cores, job, count, by):
     }
 
 
-def print_table(report):
-    """Print one row for each measurement: ours, PyTorch's layouts, and the ratio."""
-    names = list(report["peak_mb"])
+def table_lines(report):
+    """The table, a line for each measurement: ours, PyTorch's layouts, and the ratio."""
+    rows = table(report)
+    return [f"{what:<37}" + "".join(f" {cell:>13}" for cell in cells) + f" {last:>6}" for what, cells, last in rows]
 
-    def row(what, cells, last):
-        print(f"{what:<37}" + "".join(f" {cell:>13}" for cell in cells) + f" {last:>6}")
 
-    settings, nothing = report["settings"], [""] * len(names)
+def table(report):
+    """(what is measured, a cell for each contestant, the ratio) of each row, and a row with the headings first."""
+    names, settings = list(report["peak_mb"]), report["settings"]
+    nothing = [""] * len(names)
     what = f"batch {settings['batch_size']}, each op at {settings['op_images']} image(s)"
-    row(what, [name.replace("_format", "") for name in names], "ratio")
+    rows = [(what, [name.replace("_format", "") for name in names], "ratio")]
     for median in report["medians"]:
         if median["job"] in (TRAIN, FORWARD):
-            rates = [settings["batch_size"] / s for s in median["seconds"].values()]
-            cells = [f"{rate:.{0 if rate > 999 else 1}f} img/s" for rate in rates]
+            cells = [images_a_second(settings["batch_size"] / s) for s in median["seconds"].values()]
         else:
             cells = [milliseconds(stages) for stages in median["stages"].values()]
-        row(median["what"], cells, number(ahead(median["seconds"])))
-    row("convolutions, geometric mean", nothing, number(report["conv_ratio"]))
+        rows.append((median["what"], cells, number(ahead(median["seconds"]))))
     cells = [f"{number(mb)} MB" for mb in report["peak_mb"].values()]
-    row("peak memory, low is good", cells, number(report["memory_ratio"]))
-    row("training, all workers / 1 worker", nothing, number(report["worker_scaling"]))
+    rows += [
+        ("convolutions, geometric mean", nothing, number(report["conv_ratio"])),
+        ("peak memory, low is good", cells, number(report["memory_ratio"])),
+        ("training, all workers / 1 worker", nothing, number(report["worker_scaling"])),
+    ]
     if PLAIN in names:
-        row("train step, 1 core: time plain / fast", nothing, number(report["plain_step_ratio_1core"]))
-        row("forward, 1 core: time plain / fast", nothing, number(report["plain_sampling_ratio_1core"]))
+        rows += [
+            ("train step, 1 core: time plain / fast", nothing, number(report["plain_step_ratio_1core"])),
+            ("forward, 1 core: time plain / fast", nothing, number(report["plain_sampling_ratio_1core"])),
+        ]
+    return rows
 
 
 def _label(cores, job, count):

@@ -7,8 +7,8 @@
 
 Each command measures the training step of the reference U-Net with a batch of 64 images, split over the workers, so
 that the commands can be compared in images a second.  MPI ranks also time the Allreduce alone, for one number (the
-latency of two messages) and for the gradient.  With one worker the program also evaluates a model of many ranks (weak
-scaling, B images on every rank):
+latency of 2 (n - 1) messages) and for the gradient.  With one worker the program also evaluates a model of many ranks
+(weak scaling, B images on every rank):
 
     T(n) = B c + D d + n B e + u + 2 (n - 1)/n S/bandwidth + 2 (n - 1) latency
     efficiency = T(1)/T(n)
@@ -57,27 +57,29 @@ def main(*, parallel="local", workers=None, rounds=15, out=None):
         raise TinydiffError(f"--out {out}: files are written with one worker only; leave it out, or add --workers 1")
     if writes:
         out = own_folder(OUT if out is None else out, "ranks.md", "ranks.png")
-    images = default_rng(0).integers(0, 256, (5000, 28, 28), dtype=np.uint8)
-    dataset = Dataset("noise", images, np.zeros(5000, np.uint8), "random pixels", tuple("0123456789"))
+    dataset = noise_images()
     with ranks.workers(partial(build_unet, {"num_classes": 10}, 0), workers) as pool:
         step, costs = measure_step(pool, dataset, rounds)
-        what = "MPI rank(s)" if parallel == "mpi" else "local worker(s)"
-        print(f"{workers} {what}: {1e3 * step:.1f} ms a step, {BATCH / step:.1f} img/s")
+        print(step_line(workers, parallel, step))
         if ranks.size > 1:
-            size = costs["numbers"]
-            one, whole = (seconds(partial(ranks.allreduce_mean, np.ones(n, "float32")), 5 * rounds) for n in (1, size))
-            print(f"Allreduce: {1e6 * one:.1f} us for 4 bytes, {1e3 * whole:.2f} ms for {4 * size:,} bytes")
-            rate = f"{4e-9 * size / (whole - one):.2f} GB/s" if whole > one else "too much to measure"
-            print(f"so {1e6 * one / 2:.1f} us a message and {rate} each way")
+            numbers = costs["numbers"]
+            arrays = (np.ones(n, "float32") for n in (1, numbers))
+            one, whole = (seconds(partial(ranks.allreduce_mean, a), 5 * rounds) for a in arrays)
+            print(*allreduce_lines(ranks.size, one, whole, numbers), sep="\n")
     if not writes:
         return
     costs["e"] = measure_others(dataset, rounds)
-    drawn = f"drawn in {1e6 * costs['d']:.1f} us, {1e9 * costs['e']:.0f} ns for another rank's"
-    print(f"an image: {1e3 * costs['c']:.2f} ms, {drawn}; update {1e3 * costs['u']:.1f} ms")
+    print(costs_line(costs))
     write_table(out / "ranks.md", table(costs))
     with atomic_write(out / "ranks.png") as file:
         picture(costs).savefig(file, format="png")
     print(f"picture: {out}/ranks.png")
+
+
+def noise_images():
+    """5,000 images of random pixels: their values cost no time, but their number is that of a data set."""
+    images = default_rng(0).integers(0, 256, (5000, 28, 28), dtype=np.uint8)
+    return Dataset("noise", images, np.zeros(5000, np.uint8), "random pixels", tuple("0123456789"))
 
 
 def measure_step(pool, dataset, rounds):
@@ -111,6 +113,31 @@ def seconds(call, rounds):
         call()
         times.append(time.perf_counter() - began)
     return statistics.median(times[2:])
+
+
+def step_line(workers, parallel, step):
+    """What is printed of a step of BATCH images that takes `step` seconds."""
+    what = "MPI rank(s)" if parallel == "mpi" else "local worker(s)"
+    return f"{workers} {what}: {1e3 * step:.1f} ms a step, {BATCH / step:.1f} img/s"
+
+
+def allreduce_lines(n, one, whole, numbers):
+    """What is printed of an Allreduce over n ranks: `one` and `whole` are the seconds for one and for all numbers.
+
+    From T = 2 (n - 1) latency for one number, and T + 2 (n - 1)/n S/bandwidth for all of them.
+    """
+    size = 4 * numbers
+    rate = f"{2e-9 * (n - 1) / n * size / (whole - one):.2f} GB/s" if whole > one else "too much to measure"
+    return [
+        f"Allreduce: {1e6 * one:.1f} us for 4 bytes, {1e3 * whole:.2f} ms for {size:,} bytes",
+        f"so {1e6 * one / (2 * (n - 1)):.1f} us a message and {rate} each way",
+    ]
+
+
+def costs_line(costs):
+    """What is printed of the costs c, d, e and u."""
+    drawn = f"drawn in {1e6 * costs['d']:.1f} us, {1e9 * costs['e']:.0f} ns for another rank's"
+    return f"an image: {1e3 * costs['c']:.2f} ms, {drawn}; update {1e3 * costs['u']:.1f} ms"
 
 
 def allreduce(n, size, gigabits):
@@ -175,7 +202,7 @@ def picture(costs):
         axes.set_ylim(0, 103)
         axes.set_xlabel("ranks")
         a_second = math.floor(speed / costs["c"])
-        axes.set_title(f"ranks of {a_second:,} img/s (at 4 MB)", loc="left", fontsize=11)
+        axes.set_title(f"ranks of {a_second:,} img/s (at {4e-6 * costs['numbers']:,.0f} MB)", loc="left", fontsize=11)
         axes.grid(color="0.92", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("efficiency, %")

@@ -131,6 +131,11 @@ def measure_rates(rounds):
     }
 
 
+def rate_lines(rates):
+    """One row for each rate, with its unit."""
+    return ["the machine, one core", *(f"{rate:9.2f} {RATES[name]}" for name, rate in rates.items())]
+
+
 def median_seconds(f, rounds):
     """The median over rounds of the seconds that f takes."""
     repeats = max(1, round(SAMPLE_SECONDS / min(mean_seconds([f], 1)[0] for _ in range(WARM_UP))))

@@ -37,7 +37,7 @@ from contestant import TRAIN, WARM_UP, Contestant
 from figures import milliseconds
 from matplotlib.figure import Figure
 from ours import SIDE, Ours
-from roofline import RATES, measure_rates, measure_step, step_lines
+from roofline import measure_rates, measure_step, rate_lines, step_lines
 from tqdm import tqdm
 
 from tinydiff.app import cli
@@ -79,9 +79,7 @@ def main(*, out="runs/scaling", rounds=7):
     """Print the table, and write scaling.png to `out`."""
     cli.start("numpy", None)
     out = own_folder(out, "scaling.png")
-    cores = available_cores()
-    counts = tuple(sorted({2**k for k in range(cores.bit_length())} | {cores}))
-    sweeps = (*SWEEPS, Sweep("cores", counts, "worker processes", None))
+    sweeps = (*SWEEPS, Sweep("cores", worker_counts(available_cores()), "worker processes", None))
     calls = 2 + (rounds + WARM_UP) * sum(len(sweep.values) for sweep in sweeps)
     with tqdm(total=calls, leave=False) as bar:
         spawn = multiprocessing.get_context("spawn")
@@ -91,11 +89,15 @@ def main(*, out="runs/scaling", rounds=7):
             step = one_core.submit(measure_step, REFERENCE, rounds).result()
             bar.update()
         growth = [(sweep, grow(sweep, rounds, bar)) for sweep in sweeps]
-    machine = ["the machine, one core", *(f"{rate:9.2f} {RATES[name]}" for name, rate in rates.items())]
-    print("\n".join([*machine, "", *step_lines(step, rates), "", *growth_lines(growth)]))
+    print("\n".join([*rate_lines(rates), "", *step_lines(step, rates), "", *growth_lines(growth)]))
     with atomic_write(out / "scaling.png") as file:
         draw(growth).savefig(file, format="png")
     print(f"picture: {out}/scaling.png")
+
+
+def worker_counts(cores):
+    """The powers of two up to the number of cores, and this number: 6 cores have (1, 2, 4, 6)."""
+    return tuple(sorted({2**k for k in range(cores.bit_length())} | {cores}))
 
 
 def grow(sweep, rounds, bar):
@@ -134,14 +136,19 @@ def speed_up(by):
     return seconds[0] / seconds
 
 
+def curves(sweep, by):
+    """(x, measured y, y of the guide line, name of the guide line) of a panel.  x: the values of the sweep."""
+    x, ms = np.array(list(by)), 1e3 * np.array(list(by.values()))
+    if sweep.power is None:
+        return x, speed_up(by), x / x[0], "ideal"
+    return x, ms, ms[-1] * (x / x[-1]) ** sweep.power, f"slope {sweep.power}"
+
+
 def draw(growth):
     """A figure with a panel for each (Sweep, {value: seconds}): milliseconds, or, for workers, the speed-up."""
     figure = Figure(figsize=(9, 6.6), dpi=128, layout="constrained", facecolor="white")
     for axes, (sweep, by) in zip(figure.subplots(2, 2).flat, growth):
-        x, ms = np.array(list(by)), 1e3 * np.array(list(by.values()))
-        y, guide, name = speed_up(by), x, "ideal"
-        if sweep.power:
-            y, guide, name = ms, ms[-1] * (x / x[-1]) ** sweep.power, f"slope {sweep.power}"
+        x, y, guide, name = curves(sweep, by)
         axes.plot(x, guide, "--", color="0.5", lw=1.3, label=name)
         axes.plot(x, y, "o-", color="C0", lw=1.8, ms=5, label="measured")
         _dress(axes, sweep)
@@ -165,7 +172,8 @@ def _dress(axes, sweep):
         log_scale(axes, "y")
     else:
         axes.set_ylim(bottom=0)
-    axes.set_xticks(sweep.values, [str(value) for value in sweep.values])
+    ticks = sweep.values if len(sweep.values) > 1 else (0, *sweep.values)  # one tick alone shows no scale
+    axes.set_xticks(ticks, [str(value) for value in ticks])
     axes.grid(color="0.92", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="upper left", frameon=False)

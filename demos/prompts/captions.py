@@ -20,8 +20,9 @@ from functools import partial
 from itertools import product
 
 import numpy as np
+from tqdm import tqdm
 
-from tinydiff.app.generate import current
+from tinydiff.app.generate import current, generate
 from tinydiff.app.kinds import KINDS, SIZE, UNET, run_of
 from tinydiff.app.rules import Rule, items, number, old, whole
 from tinydiff.app.trained import load_network
@@ -307,6 +308,19 @@ def load_trained(path, num_workers):
 
 def _builder(_, meta):
     return partial(build, meta["model"], 0)
+
+
+def draw_images(pool, recipe, labels, seed, name=None):
+    """The image of each label, (N, H, W, 1) in [-1, 1], with the present weights of the workers.  name: of the bar.
+
+    recipe.guide gives each label its prompt: partial(by_prompt, prompts, negative).
+    """
+    parts = []
+    with tqdm(total=len(labels), unit="img", desc=name, dynamic_ncols=True) as bar:
+        for frames in generate(pool, recipe, labels, seed):
+            parts.append(frames[-1])
+            bar.update(len(frames[-1]))
+    return np.clip(np.concatenate(parts), -1, 1)
 
 
 def by_prompt(prompts, negative, model, labels, scale):

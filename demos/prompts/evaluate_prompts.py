@@ -19,13 +19,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from captions import DIGITS, NAMES, by_prompt, caption, load_trained, measure, parse, tokenize
-from tqdm import tqdm
+from captions import DIGITS, NAMES, by_prompt, caption, draw_images, load_trained, measure, parse, tokenize
 
 from tinydiff.app import cli, plots
 from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.classify import load_classifier
-from tinydiff.app.generate import Recipe, check_room, check_steps, generate
+from tinydiff.app.generate import Recipe, check_room, check_steps
 from tinydiff.app.metrics import share
 from tinydiff.app.outputs import own_folder
 from tinydiff.app.reading import read
@@ -59,25 +58,32 @@ def main(
     with pool, judge:
         check_steps(schedule.T, steps=steps)
         check_room(max(num, num_held_out), meta["data"]["image_shape"])
-        held_out = [tuple(row) for row in meta["held_out"]]
-        every = [(d, t, s) for d in DIGITS for t in NAMES["thickness"] for s in NAMES["slant"]]
-        others = [row for row in every if row not in held_out]
         recipe = Recipe(schedule, tuple(meta["data"]["image_shape"]), num_steps=steps, scale=scale)
-        for which, rows, n in (("", others, num), ("held out: ", held_out, num_held_out)):
-            prompts = sentences([rows[i % len(rows)] for i in range(n)], seed)
+        for which, rows in asked_for(meta["held_out"], num, num_held_out).items():
+            prompts = sentences(rows, seed)
             images = draw(pool, recipe, [tokenize(text, meta["vocabulary"]) for text in prompts], seed)
             answer = np.concatenate(list(read(judge, images))).argmax(1)
             for what, right in judged(prompts, answer, measure(images), meta["thresholds"]).items():
                 table[which + what] = share(right)
                 print(f"  {which + what:28}{table[which + what]}", flush=True)
-    lines = [f"| {what} | {shares} |" for what, shares in table.items()]
     drawn = f"guidance {scale:g}, DDPM in {cli.counted(steps, 'step')}, seed {seed}"
-    head = f"| {cli.counted(meta['step'], 'step')}, {drawn} | drawn as asked |"
     with atomic_write(out / "prompts.md") as file:
-        file.write("\n".join([head, "|---|---|", *lines, ""]).encode())
-    save_rows(out / "held_out.png", images, held_out)
+        file.write(markdown(f"{cli.counted(meta['step'], 'step')}, {drawn}", table).encode())
+    pictures, columns, names = rows_of(images, meta["held_out"])  # the last that were drawn are the held-out ones
+    plots.save_grid(out / "held_out.png", pictures, columns=columns, title="never trained on", row_labels=names)
     print(f"table: {out / 'prompts.md'}, picture: {out / 'held_out.png'}")
     return table
+
+
+def asked_for(held_out, num, num_held_out):
+    """{prefix of its lines: combinations}: what num prompts name, and what num_held_out more name, each in turn."""
+    held_out = [tuple(row) for row in held_out]
+    every = [(d, t, s) for d in DIGITS for t in NAMES["thickness"] for s in NAMES["slant"]]
+    trained = [row for row in every if row not in held_out]
+    return {
+        "": [trained[i % len(trained)] for i in range(num)],
+        "held out: ": [held_out[i % len(held_out)] for i in range(num_held_out)],
+    }
 
 
 def sentences(rows, seed):
@@ -88,12 +94,9 @@ def sentences(rows, seed):
 
 def draw(pool, recipe, prompts, seed):
     """One image for each token row: (N, H, W, 1) in [-1, 1]."""
-    recipe, parts = replace(recipe, guide=partial(by_prompt, prompts, tokenize(""))), []
-    with tqdm(total=len(prompts), unit="img", dynamic_ncols=True) as bar:
-        for frames in generate(pool, recipe, range(len(prompts)), seed):
-            parts.append(frames[-1])
-            bar.update(len(frames[-1]))
-    return np.clip(np.concatenate(parts), -1, 1)
+    return draw_images(
+        pool, replace(recipe, guide=partial(by_prompt, prompts, tokenize(""))), range(len(prompts)), seed
+    )
 
 
 def judged(prompts, answer, measured, thresholds):
@@ -118,12 +121,18 @@ def judged(prompts, answer, measured, thresholds):
     return {what: hit for what, hit in hits.items() if len(hit)}
 
 
-def save_rows(path, images, rows):
-    """A picture of the first SHOWN images of each combination.  Image i has combination i modulo len(rows)."""
+def markdown(drawn, table):
+    """The table as text.  drawn: how the images were drawn."""
+    lines = [f"| {what} | {shares} |" for what, shares in table.items()]
+    return "\n".join([f"| {drawn} | drawn as asked |", "|---|---|", *lines, ""])
+
+
+def rows_of(images, rows):
+    """(pictures, columns, names): of each combination the first SHOWN images.  Image i has combination i modulo
+    len(rows)."""
     columns = min(SHOWN, len(images) // len(rows)) or 1
     chosen = [images[k :: len(rows)][:columns] for k in range(min(len(rows), len(images)))]
-    names = [" ".join(row) for row in rows][: len(chosen)]
-    plots.save_grid(path, np.concatenate(chosen), columns=columns, title="never trained on", row_labels=names)
+    return np.concatenate(chosen), columns, [" ".join(row) for row in rows][: len(chosen)]
 
 
 if __name__ == "__main__":

@@ -19,14 +19,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from captions import by_prompt, load_trained, tokenize
+from captions import by_prompt, draw_images, load_trained, tokenize
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from tinydiff import ops
 from tinydiff.app import cli, plots
 from tinydiff.app.checkpoint import atomic_write
-from tinydiff.app.generate import Recipe, check_room, check_steps, generate
+from tinydiff.app.generate import Recipe, check_room, check_steps
 from tinydiff.app.outputs import file_to_write
 from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, default_rng, standard_normal, to_numpy, xp
@@ -74,18 +73,14 @@ def main(
         tokens, other, avoided = (tokenize(text, meta["vocabulary"]) for text in (prompt, swap, negative))
         guide = partial(by_prompt, [tokens, other], avoided)
         recipe = Recipe(schedule, tuple(meta["data"]["image_shape"]), num_steps=steps, scale=scale, guide=guide)
-        parts = []
-        with tqdm(total=num, unit="img", dynamic_ncols=True) as bar:
-            for frames in generate(pool, recipe, [0] * num, seed):
-                parts.append(frames[-1])
-                bar.update(len(frames[-1]))
-        images = np.clip(np.concatenate(parts), -1, 1)
-        title = f"{quoted(prompt)}{f' and not {negative!r}' if negative else ''}, guidance {scale:g}"
-        plots.save_grid(out, images, columns=min(num, 8), title=title)
+        images = draw_images(pool, recipe, [0] * num, seed)
+        plots.save_grid(out, images, columns=min(num, 8), title=title_of(prompt, negative, scale))
         print(f"{cli.counted(num, 'image')}: {out}")
         if steering:
-            words = ["start", *prompt.lower().split()]
-            save_steering(steering, steer(pool.model, recipe, tokens, seed), words, prompt, swap)
+            parts = steer(pool.model, recipe, tokens, seed)
+            figure = steering_figure(blocks_of(parts, prompt, swap), parts["t"])
+            with atomic_write(steering) as file:
+                figure.savefig(file, format="png")
             print(f"how the words steer: {steering}")
     return images
 
@@ -112,6 +107,10 @@ def steer(model, recipe, tokens, seed):
             prompted = Prompted(model, [tokens], tokens)
             figure["maps"] = np.stack([maps(prompted, x_t, t) for t, x_t, _ in shown])
     return figure
+
+
+def title_of(prompt, negative, scale):
+    return f"{quoted(prompt)}{f' and not {negative!r}' if negative else ''}, guidance {scale:g}"
 
 
 def quoted(prompt):
@@ -169,18 +168,26 @@ def cross_attentions(module):
         yield from cross_attentions(child)
 
 
-def save_steering(path, parts, words, prompt, swap):
-    """Save three blocks, with time to the right: image, maps of the words, swapped prompt.  parts: from `steer`."""
-    scale, columns = 2 / parts["maps"].max(), len(parts["t"])
+def blocks_of(parts, prompt, swap):
+    """The three blocks of the figure, each as (title, labels of its rows, its rows, colours): image, words, swapped.
+
+    parts: from `steer`.  A row is (K, H, W, 1), one picture for each time.
+    """
+    words = ["start", *prompt.lower().split()]
+    scale = 2 / parts["maps"].max()
     attended = [m[..., None] * scale - 1 for m in parts["maps"].swapaxes(0, 1)[: len(words)]]  # the rest is padding
     attended = [m.repeat(2, 1).repeat(2, 2) for m in attended]  # to the size of the image
-    blocks = [
+    swapped = [parts["x_0_hat"], parts["swapped"], parts["other"]]
+    return [
         (quoted(prompt), ["x_t", "x_0_hat"], [parts["x_t"] / 2, parts["x_0_hat"]], "gray"),
         ("where each word is looked at", words, attended, "magma"),
-        (f"x_0_hat, {quoted(swap)} in its place", ["never", "half-way", "always"],
-         [parts["x_0_hat"], parts["swapped"], parts["other"]], "gray"),
-    ]  # fmt: skip
-    heights = [len(rows) + 0.8 for _, _, rows, _ in blocks]
+        (f"x_0_hat, {quoted(swap)} in its place", ["never", "half-way", "always"], swapped, "gray"),
+    ]
+
+
+def steering_figure(blocks, times):
+    """A figure of the blocks, one below the other, with time to the right."""
+    heights, columns = [len(rows) + 0.8 for _, _, rows, _ in blocks], len(times)
     figure = Figure(figsize=(8, 0.72 * sum(heights)), dpi=100, layout="constrained", facecolor="white")
     for axes, (title, labels, rows, colours) in zip(figure.subplots(len(blocks), 1, height_ratios=heights), blocks):
         canvas = plots.tile(np.concatenate(rows), columns)
@@ -188,11 +195,10 @@ def save_steering(path, parts, words, prompt, swap):
         axes.set_title(title, fontsize=12, loc="left")
         side = canvas.shape[0] / len(rows)
         axes.set_yticks([(i + 0.5) * side for i in range(len(rows))], labels, fontsize=10)
-        axes.set_xticks([(i + 0.5) * side for i in range(columns)], [f"t = {t}" for t in parts["t"]], fontsize=8)
+        axes.set_xticks([(i + 0.5) * side for i in range(columns)], [f"t = {t}" for t in times], fontsize=8)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png")
+    return figure
 
 
 if __name__ == "__main__":

@@ -14,13 +14,11 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-from captions import DIGITS, HELD_OUT, MAX_TOKENS, VOCABULARY, Captioned, build, by_prompt, tokenize
-from tqdm import tqdm
+from captions import DIGITS, HELD_OUT, MAX_TOKENS, VOCABULARY, Captioned, build, by_prompt, draw_images, tokenize
 
 from tinydiff.app import checkpoint, cli, plots, run, training
 from tinydiff.app.checkpoint import CheckpointError
-from tinydiff.app.generate import Recipe, check_steps, generate
+from tinydiff.app.generate import Recipe, check_steps
 from tinydiff.app.kinds import data_name
 from tinydiff.app.outputs import own_folder
 from tinydiff.backend import TinydiffError
@@ -68,14 +66,9 @@ def main(
         workers = workers or ranks.default_workers(config.batch_size)
     else:
         arrays, meta = saved
-        if "num_images" not in meta:
-            raise CheckpointError(f"{path} contains no setting num_images, which --resume needs: start a new run")
-        config = training.saved_config(meta)
-        checkpoint.check_same(asdict(config), wanted, wanted)
-        checkpoint.check_same(meta, {"vocabulary": VOCABULARY, "held_out": HELD_OUT}, ["vocabulary", "held_out"])
         name = None if data == "auto" else data
-        given = run.given(base_channels=channels, num_images=num_images, name=name)
-        checkpoint.check_same(meta["model"]["unet"] | meta["data"] | meta, given, given)
+        check_resumed(path, meta, wanted, run.given(base_channels=channels, num_images=num_images, name=name))
+        config = training.saved_config(meta)
         dataset = load_data(data_name(meta), data_dir, config.seed, meta["num_images"])
         model_config, schedule = meta["model"], Schedule(arrays["schedule/beta"])
         workers = run.resumed_workers(meta, workers, backend)
@@ -98,6 +91,15 @@ def main(
         final_pictures(state, pool, captioned.dataset, recipe, out)
 
 
+def check_resumed(path, meta, wanted, given):
+    """Raise CheckpointError if a checkpoint's settings are not these: of the training, and of network and data."""
+    if "num_images" not in meta:
+        raise CheckpointError(f"{path} contains no setting num_images, which --resume needs: start a new run")
+    checkpoint.check_same(asdict(training.saved_config(meta)), wanted, wanted)
+    checkpoint.check_same(meta, {"vocabulary": VOCABULARY, "held_out": HELD_OUT}, ["vocabulary", "held_out"])
+    checkpoint.check_same(meta["model"]["unet"] | meta["data"] | meta, given, given)
+
+
 def save(state, captioned, num_workers, out, more):
     """Write metrics.csv, and a checkpoint of kind "prompts" with the settings that prompt.py needs."""
     more = more | {"kind": "prompts", "vocabulary": VOCABULARY, "held_out": HELD_OUT}
@@ -109,14 +111,11 @@ def final_pictures(state, pool, dataset, recipe, out):
     """Write loss.png, and samples.png with a row for each sentence of SHOWN and a column for each digit."""
     prompts = [tokenize(sentence.format(digit)) for sentence in SHOWN for digit in DIGITS]
     recipe = replace(recipe, guide=partial(by_prompt, prompts, tokenize("")))
-    parts = []
-    with pool.weights(state.ema.average), tqdm(total=len(prompts), unit="img", desc="drawing") as bar:
-        for frames in generate(pool, recipe, range(len(prompts)), PICTURE_SEED):
-            parts.append(frames[-1])
-            bar.update(len(frames[-1]))
+    with pool.weights(state.ema.average):
+        images = draw_images(pool, recipe, range(len(prompts)), PICTURE_SEED, "drawing")
     title = f"{dataset.name}, {cli.counted(state.step, 'step')}, guidance {recipe.scale:g}"
     rows = [sentence.format("...") for sentence in SHOWN]
-    plots.save_grid(out / "samples.png", np.concatenate(parts), columns=len(DIGITS), title=title, row_labels=rows)
+    plots.save_grid(out / "samples.png", images, columns=len(DIGITS), title=title, row_labels=rows)
     run.save_loss(state, out / "loss.png", f"{dataset.name} with captions, loss per pixel")
     print(f"done: open {out}/samples.png; beside it: loss.png, metrics.csv")
     prompt = cli.command(Path(__file__).with_name("prompt.py"), out / "checkpoint.npz", "a thin seven leaning right")

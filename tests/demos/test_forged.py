@@ -200,17 +200,20 @@ def test_the_originals_are_right(demos, originals, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_forged_settings_and_arrays_are_refused_or_right(demos, originals, tmp_path, name):
-    """Every setting missing, and some of the other forgeries; pytest -m slow reads all of them."""
+    """Every setting missing, and some of the other forgeries; pytest -m slow reads all of them.
+
+    Files that no kind can have are tried with one kind, and some with each: one function opens them all.
+    """
     _, original = originals[name]
+    files = itertools.chain(original.texts(), original.further_members(), original.files())
+    costly = name in ("diffusion", "prompts")  # a U-Net and the state of its training are read and used
     forgeries = itertools.chain(
-        some(original.settings(), 13),
-        some(original.changed_arrays(), 61, "never"),
-        original.texts(),
-        original.further_members(),
-        original.files(),
+        some(original.settings(), 31 if costly else 13),
+        some(original.changed_arrays(), 151 if costly else 61, "never"),
+        files if name == "diffusion" else some(files, 5, "never"),
     )
     counts = judge(Users(demos), name, tmp_path / "forged.npz", forgeries)
-    assert counts["refused"] > 100 and counts["right"] > 3, counts
+    assert counts["refused"] > 50 and counts["right"] > 3, counts
 
 
 _READER = """

@@ -32,6 +32,7 @@ FOLDERS = {
     "prompts/train_prompts": ([], "checkpoint.npz metrics.csv samples.png loss.png"),
     "prompts/evaluate_prompts": (["gone.npz"], "prompts.md held_out.png"),
     "measure/scaling": ([], "scaling.png"),
+    "precision/precision": ([], "precision.png samples.png table.csv"),
     "measure/ranks": ([], "ranks.md ranks.png"),
 }
 # Of each program: its positional arguments, and the kind of file behind each argument of main.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from chains import assert_same, normal, seeds
 from draws import NOT_LIKE
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from ideal import PLACES, WEIGHTS, chi_square_p_value, gaussian_eps_fn, mixture_eps_fn, nearest
 
@@ -34,6 +34,7 @@ pytestmark = pytest.mark.sampler
 
 shapes = st.sampled_from([(1,), (5,), (4, 3), (4, 3, 2)])
 VAR = 0.3
+FEWER = settings(max_examples=max(1, settings().max_examples // 3))  # for long chains
 LARGE = partial(ddpm_step, variance=Schedule.beta_t_given_s)
 
 
@@ -279,6 +280,7 @@ def round_trip(schedule, eps_fn, num_steps, x_0, **options):
     return x_T, last(sample(partial(ddim_step, schedule), eps_fn, pairs, x_T, default_rng(0)))[1]
 
 
+@FEWER
 @given(seed=seeds)
 def test_the_round_trips_error_halves_as_steps_double(linear, seed):
     """Inversion is of first order: with the exact denoiser of Gaussian data x_0 comes back but for O(1/num_steps)."""
@@ -293,6 +295,7 @@ def test_the_round_trips_error_halves_as_steps_double(linear, seed):
     assert errors[-1] < 0.03
 
 
+@FEWER
 @given(seed=seeds, num_steps=st.integers(20, 40))
 def test_iterations_make_the_inversion_exact(linear, seed, num_steps):
     """Each brings x_t nearer to the point that the step down takes to x_s; after many only rounding is left."""

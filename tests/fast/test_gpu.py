@@ -2,12 +2,15 @@
 
 import copy
 import math
+import threading
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
 import emulate
 import numpy as np
 import pytest
+import strict
 from small_run import CONFIG, DATASET, SCHEDULE, arrays_of, same_bits, small_run
 
 from tinydiff.app import checkpoint, training
@@ -23,13 +26,11 @@ pytestmark = pytest.mark.training
 
 @pytest.fixture
 def gpu():
-    """The GPU's way of everything, its kernels run on the host."""
+    """The GPU's way of everything; without a GPU on the stand-in, its kernels run on the host."""
     if emulate.COMPILER is None:
         pytest.skip(emulate.REASON)
-    with pytest.MonkeyPatch.context() as patch:
-        if backend_name() == "numpy":
-            emulate.install(patch)
-            patch.setattr(training, "backend_name", lambda: "cupy")
+    on_device = strict.backend("cupy") if backend_name() == "numpy" else nullcontext()
+    with pytest.MonkeyPatch.context() as patch, on_device:
         yield patch
 
 
@@ -52,7 +53,7 @@ def test_when_rows_are_made_changes_nothing(gpu, period):
     gpu.setattr(fast_gpu, "PERIOD", period)
     state = small_run()
     counts = [len(state.rows) for _ in train(state)]
-    assert counts == [k // period * period for k in range(1, 7)]
+    assert counts == [(k - 1) // period * period for k in range(1, 7)]  # a step's own losses may not be there yet
     assert len(state.metrics()) == 6
     np.testing.assert_array_equal(state.metrics(), at_once.metrics())  # nan, of an empty quarter, is nan
     assert same_bits(arrays_of(at_once), arrays_of(state))
@@ -127,25 +128,44 @@ def test_a_late_row_keeps_no_picture_of_its_step(gpu):
 # Batches.
 
 
-def test_a_run_on_a_gpu_draws_ahead_and_another_does_not(gpu):
-    """Without a GPU the cores are the workers': no thread is started."""
+def test_a_run_on_a_gpu_draws_ahead(gpu):
     assert isinstance(small_run().draw, Ahead)
-    if backend_name() == "numpy":
-        gpu.undo()
+
+
+def test_a_run_without_a_gpu_does_not_draw_ahead():
+    """The cores are the workers': no thread is started."""
+    with strict.backend("numpy"):
         assert not isinstance(small_run().draw, Ahead)
 
 
 def test_batches_drawn_ahead_are_those_of_their_steps():
-    """Bit for bit draw's own, also when step or settings change between two steps; each is drawn once."""
+    """Bit for bit draw's own, also when step or settings change between two steps; each is drawn once, four ahead."""
     drawn = []
     ahead = Ahead(lambda config, step: drawn.append(step) or draw(config, step))
     other = replace(CONFIG, seed=6)
     for step, config in [*((k, CONFIG) for k in (0, 1, 2, 7, 8)), *((k, other) for k in (9, 10, 3))]:
         batch, expected = ahead(config, step), draw(config, step)
         assert batch.keys() == expected.keys()
-        assert all((to_numpy(batch[name]) == expected[name]).all() for name in batch)
-    ahead._thread.shutdown()
-    assert drawn == [0, 1, 2, 3, 7, 8, 9, 9, 10, 11, 3, 4]  # drawn in vain: what a change came between
+        assert all((batch[name] == expected[name]).all() for name in batch)
+    ahead._threads.shutdown()
+    assert sorted(drawn) == sorted([*range(7), *range(7, 13), *range(9, 15), *range(3, 8)])  # some of them in vain
+
+
+def test_four_batches_are_drawn_at_the_same_time():
+    """While a step is under way the batches of the next four are drawn side by side: none waits for another."""
+    together = threading.Barrier(5)  # the four threads, and the test in the middle of a step
+
+    def wait(config, step):
+        if step:
+            together.wait(60)
+        return step
+
+    ahead = Ahead(wait)
+    assert ahead(CONFIG, 0) == 0
+    together.wait(60)
+    assert [ahead(CONFIG, 1), ahead._batches.keys()] == [1, {2, 3, 4, 5}]
+    together.abort()  # frees the thread of step 5, which is alone
+    ahead._threads.shutdown()
 
 
 def test_what_drawing_ahead_raises_comes_out_in_its_own_step(gpu):
@@ -165,13 +185,9 @@ def test_what_drawing_ahead_raises_comes_out_in_its_own_step(gpu):
     assert same_bits(arrays_of(at_once), arrays_of(advance(state, 1)))
 
 
-def test_the_two_maps_of_a_batch_come_over_as_one_array(monkeypatch):
-    """One copy to the device a step, of x_t and target together; t and labels stay on the host."""
-    moved, asarray = [], fast_gpu.asarray
-    monkeypatch.setattr(fast_gpu, "asarray", lambda a: moved.append(a.shape) or asarray(a))
-    batch = Ahead(draw)(CONFIG, 0)
-    assert moved == [(2, CONFIG.batch_size, 8, 8, 1)]
-    assert type(batch["t"]) is type(batch["labels"]) is np.ndarray
+def test_the_threads_give_the_device_no_work(gpu):
+    """A batch stays on the host: only the thread that trains sends it."""
+    assert {type(a) for a in Ahead(draw)(CONFIG, 0).values()} == {np.ndarray}
 
 
 def test_batches_drawn_ahead_are_drawn_anew_by_a_copy():

@@ -236,6 +236,31 @@ def test_a_bad_norm_lets_nothing_be_updated(seed, bad, place):
     assert all((a != b).all() for a, b in zip(states[2], states[1])) and np.isfinite(states[2]).all()
 
 
+def test_a_rate_that_is_not_finite_lets_nothing_be_updated():
+    """The numbers of a step are nan: weights, moments and average keep every bit."""
+    start = host_normal(0, (10,), (10,), (10,), (10,), (10,))
+    theta, g, m, v, average = (a.copy() for a in start)
+    with pytest.MonkeyPatch.context() as patch:
+        emulate.install(patch)
+        kernels.adam(theta, g, m, v, np.ones(()), np.full(2, math.nan), 0.9, 0.99)
+        kernels.ema(average, theta, np.ones(()), np.full(1, math.nan))
+    for a, before in zip((theta, g, m, v, average), start):
+        np.testing.assert_array_equal(a, before)
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 8])
+@pytest.mark.parametrize("size", [1, 7, 255, 256, 257, 4099, 65_536, 70_001])
+def test_the_norm_counts_each_number_once(lanes, size):
+    """A few parts of some lanes, up to 256 parts and further rounds: sums of whole numbers are exact."""
+    g = np.random.default_rng(size).integers(-50, 51, size).astype(np.float64)
+    before = g.copy()
+    with pytest.MonkeyPatch.context() as patch:
+        emulate.install(patch, lanes)
+        norm = kernels.clip(g, 1e9)
+    assert float(norm) == math.sqrt((before**2).sum())
+    np.testing.assert_array_equal(g, before)
+
+
 @pytest.mark.parametrize("dtype, bound", [("float64", 1e-9), ("float32", 1e-3)])
 def test_a_whole_network(dtype, bound):
     """Output and all gradients of a small U-Net with attention at every level."""

@@ -169,9 +169,9 @@ def test_the_same_bits_in_any_order_of_the_warps(precision):
 def test_every_kernel_of_the_text_is_run_by_some_shape(monkeypatch):
     """By its name; a kernel without a shape above fails here."""
     emulate.launched.clear()
-    for busy, o in product((264, 2, 1), (32, 64)):
+    for busy, o in product((264, 4, 1), (32, 64)):
         emulated(monkeypatch, "tf32", busy=busy)
-        check(*arrays(0, 1, 8, 8, o, o, 1, "none"), "tf32")
+        check(*arrays(0, 1, 8, 16, o, o, 1, "none"), "tf32")
     rows = re.findall(r"^(CONV|FILTER)\(([\d, ]+)\)$", tensor_cores.SOURCE, re.MULTILINE)
     names = {f"conv{'_filter' * (kind == 'FILTER')}_{sizes.replace(', ', '_')}" for kind, sizes in rows}
     assert len(names) == 10 and emulate.launched == names
@@ -212,7 +212,7 @@ def test_why_a_gpu_cannot_use_the_kernels(monkeypatch, major, memory, word):
     tensor_cores.why_not.cache_clear(), tensor_cores.shared_memory.cache_clear()
 
 
-@pytest.mark.parametrize("width, names", [(100, {"conv_1_4_0"}), (700, {"im2col", "conv_1_4_0"})])
+@pytest.mark.parametrize("width, names", [(40, {"conv_1_4_0"}), (700, {"im2col", "conv_1_4_0"})])
 def test_a_map_too_wide_for_shared_memory_is_multiplied_by_its_columns(monkeypatch, width, names):
     """A row of pixels with both neighbours must fit."""
     emulated(monkeypatch, "float32", memory=99 << 10)
@@ -332,4 +332,4 @@ def test_a_wrong_line_is_found(monkeypatch, fault):
             for k, c, o in ((3, 36, 33), (1, 70, 10)):
                 for memory in (emulate.SHARED, 48 << 10):  # two places for the map, and one
                     emulated(monkeypatch, precision, text, seed, memory=memory)
-                    check(*arrays(seed, 2, 9, 8, c, o, k, "image"), precision)
+                    check(*arrays(seed, 2, 9, 7, c, o, k, "image"), precision)

@@ -12,14 +12,14 @@ Read next: choices.py.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 
 from tinydiff.app.checkpoint import CheckpointError
 from tinydiff.autograd import no_grad
-from tinydiff.backend import TinydiffError, backend_name, default_rng, host_integers, standard_normal, to_numpy
+from tinydiff.backend import FAST, TinydiffError, backend_name, default_rng, host_integers, standard_normal, to_numpy
 from tinydiff.data.limits import check_memory
 from tinydiff.diffusion import Schedule, classifier_free, ddpm_step, sample, unconditional
 from tinydiff.diffusion.guidance import EpsFn
@@ -89,8 +89,14 @@ def generate(workers: Any, recipe: Recipe, labels: Sequence[int], seed: int) -> 
     frames.  Values lie near [-1, 1].  Raises TinydiffError for an image with a NaN or an infinity.
     """
     n = recipe.at_once or (SLICE if backend_name() == "numpy" else GPU_SLICE)
+    draw: Any = partial(_draw_slice, recipe)
+    if FAST and backend_name() != "numpy":
+        from tinydiff.fast.graph import recorded
+
+        once = lru_cache(1)(recorded)  # one recording for all slices
+        draw = lambda model, job: _draw_slice(recipe, once(model), job)  # noqa: E731
     jobs = [(labels[i : i + n], (seed, i // n)) for i in range(0, len(labels), n)]
-    for frames in workers.map(partial(_draw_slice, recipe), jobs):
+    for frames in workers.map(draw, jobs):
         if not np.isfinite(frames[-1]).all():
             raise TinydiffError(f"scale={recipe.scale:g}: the network draws NaN or infinity; try a smaller scale")
         yield frames

@@ -145,7 +145,7 @@ def run(
     )
     bar.set_postfix_str(time_limit(state))
     with stop_signals(lambda: whole(state) and ranks.rescue(save)) as stop, bar, _naming_the_last(saved):
-        for _ in steps(state, ranks, minutes):
+        for _ in steps(state, ranks, minutes, bar.write):
             bar.total = total(state)
             bar.set_postfix_str(", ".join(filter(None, (time_limit(state), recent_loss(state)))), refresh=False)
             bar.update()

@@ -65,27 +65,30 @@ def diffusion_training(
     return Training(workers.model, config, draw, T=schedule.T, **attached(workers))
 
 
-def steps(state: Training, ranks: Any, minutes: float | None = None) -> Iterator[Training]:
+def steps(
+    state: Training, ranks: Any, minutes: float | None = None, report: Callable[[str], Any] = print
+) -> Iterator[Training]:
     """train(state), under a clock.  Raises TrainingError as `train` does, and also for too little memory.
 
+    report(line): tells the user once whether the steps are recorded, which only happens on a GPU (fast/graph.py).
     minutes: None, or the time that training may take.  At the end of the warm-up the median time of a step predicts how
     many steps fit into that time, and num_steps is lowered to this number.  A pause of the process or of the machine
     changes no median.  The clock has no other effect.  Checkpoints after the warm-up contain the lowered number, so a
     run that is resumed from them needs no clock.
     """
-    config, seconds, began = state.config, list[float](), time.monotonic()
+    config, seconds, began, ordered = state.config, list[float](), time.monotonic(), state.gradients
 
     def fitting(minutes: float) -> int:
         return max(state.step + 1, int(minutes * 60 / statistics.median(seconds)))
 
     try:
-        for _ in train(state):
+        for _ in _recorded(state, ranks, report):
             if minutes is not None and state.step <= max(1, config.warmup):
                 state.metrics()  # a GPU has computed the step when its row is here
             seconds.append(time.monotonic() - began)
             if minutes is not None and state.step == max(1, config.warmup):
                 if len(seconds) < FEW:  # a run that was resumed at the end of its warm-up
-                    seconds = gradient_seconds(state.gradients, state.losses_of, state.draw, config)
+                    seconds = gradient_seconds(ordered, state.losses_of, state.draw, config)
                 state.num_steps = min(state.num_steps, ranks.broadcast(partial(fitting, minutes)))  # one clock for all
             if state.step >= state.num_steps:
                 state.metrics()
@@ -200,6 +203,17 @@ def saved_config(meta: dict[str, Any]) -> TrainConfig:
 def attached(workers: Any) -> dict[str, Any]:
     """The arguments that attach workers to a Training.  The workers compute the gradients and hold the parameters."""
     return {"gradients": workers.gradients, "parameters": workers.parameters}
+
+
+def _recorded(state: Training, ranks: Any, report: Callable[[str], Any]) -> Iterator[Training]:
+    """train(state); on a GPU its steps are recorded and replayed."""
+    if not FAST or backend_name() == "numpy":
+        yield from train(state)
+        return
+    from tinydiff.fast.graph import recording
+
+    with recording(state, ranks, report):
+        yield from train(state)
 
 
 def _gradient(state: Training, n: int) -> None:

@@ -1,21 +1,20 @@
 """Functions for a GPU only: concat and take in few launches, batches drawn ahead, and losses read late.
 
 A small network on a GPU spends its time on launches and on waiting for the host, not on arithmetic.  So no training
-step should wait: a thread draws the next batch (`Ahead`), and losses and norms stay on the device for PERIOD steps.
-Read next: device.py.
+step should wait: threads draw the next batches (`Ahead`), and losses and norms stay on the device for PERIOD steps.
+Read next: graph.py.
 """
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
-
 from tinydiff.backend import asarray, host_integers, to_numpy, xp
 from tinydiff.fast import kernels
 from tinydiff.ops.shape import concat as plain_concat
 from tinydiff.train import Batch, Training, metrics_row
 
+AHEAD = 4  # batches, each drawn by a thread
 PERIOD = 50  # steps between two copies of the losses to the host; the host waits for each copy
 
 
@@ -35,7 +34,7 @@ def take(x, *, indices):
 
 def note(state: Training, losses: Any, norm: Any, rate: float, batch: Batch) -> None:
     """Training.note, which leaves losses and norm on the device.  The next call of `metrics` reads them; so does `note`
-    when PERIOD steps are waiting.
+    when PERIOD earlier steps are waiting.  It does not read those of its own step, which may not have been launched.
 
     So a nan is found up to PERIOD steps later.  A step with a nan or infinite gradient updates nothing, because Adam
     and EMA check the norm of a Flat.  Without a Flat the norm is a number on the host, and the plain `note` checks it.
@@ -44,9 +43,9 @@ def note(state: Training, losses: Any, norm: Any, rate: float, batch: Batch) -> 
         Training.note.__wrapped__(state, losses, norm, rate, batch)  # type: ignore[attr-defined]
         return
     late = vars(state).setdefault("late", [])
-    late.append((losses, norm, rate, {"t": batch.get("t")}))  # without the images, which would stay on the device
     if len(late) >= PERIOD:
         metrics(state)
+    late.append((losses, norm, rate, {"t": batch.get("t")}))  # without the images, which nobody reads again
 
 
 def metrics(state: Training) -> list[tuple[float, ...]]:
@@ -67,31 +66,24 @@ def metrics(state: Training) -> list[tuple[float, ...]]:
 
 
 class Ahead:
-    """draw(config, step), with the next step's batch drawn in a thread while the device computes the present step.
+    """draw(config, step), with the batches of the next AHEAD steps drawn by threads while the device computes.
 
-    The thread works on host arrays only.  NumPy releases the interpreter's lock during long operations, so the two
-    threads run side by side.  Only the calling thread gives work to the device, and the device does its work in order.
-    So a batch is copied to the device before the first kernel that reads it.
+    draw must be a pure function of its arguments, which several threads may call at once.  The threads work on host
+    arrays only.  NumPy releases the interpreter's lock during long operations, so the threads run side by side.  Only
+    the calling thread gives work to the device.
     """
 
     def __init__(self, draw: Callable[[Any, int], Batch]):
-        self._draw = draw
-        self._thread = ThreadPoolExecutor(1)  # the thread starts with its first job
-        self._next: tuple[Any, Future | None] = None, None  # its (config, step), and the batch
+        self._draw, self._config = draw, None
+        self._threads = ThreadPoolExecutor(AHEAD)  # a thread starts with its first job
+        self._batches: dict[int, Future] = {}  # of the steps to come
 
     def __reduce__(self) -> Any:
         return Ahead, (self._draw,)
 
     def __call__(self, config: Any, step: int) -> Batch:
-        foreseen, future = self._next
-        if future is None or foreseen != (config, step):  # the first step, or not the one foreseen
-            future = self._thread.submit(self._joined, config, step)
-        self._next = (config, step + 1), self._thread.submit(self._joined, config, step + 1)
-        pair, batch = future.result()  # raises what the thread raised
-        x_t, target = asarray(pair)
-        return batch | {"x_t": x_t, "target": target}
-
-    def _joined(self, config: Any, step: int) -> tuple[np.ndarray, Batch]:
-        """The x_t and target of a batch as one array, and the batch: one array needs one copy to the device."""
-        batch = self._draw(config, step)
-        return np.stack((batch["x_t"], batch["target"])), batch
+        if config != self._config:
+            self._config, self._batches = config, {}
+        steps, drawn = range(step, step + 1 + AHEAD), self._batches
+        self._batches = {k: drawn.get(k) or self._threads.submit(self._draw, config, k) for k in steps}
+        return self._batches.pop(step).result()  # raises what the thread raised

@@ -294,27 +294,39 @@ extern "C" __global__ void softmax_backward(I size, const T *p, const T *g, T *d
 
 #define FINITE(x) ((x) - (x) == 0)
 
-/* Adam with both bias corrections folded into rate and eps, see optim.py; nothing where the gradient's norm is not
-   finite */
-extern "C" __global__ void adam(I size, T *theta, const T *g, T *m, T *v, const T *norm, double beta1, double beta2,
-                                double rate, double eps) {
-    if (!FINITE(*norm)) return;
+/* Adam with both bias corrections folded into the numbers rate and eps, see optim.py.  They lie on the device, so that a
+   recorded launch reads those of its step.  Nothing where the gradient's norm or the rate is not finite. */
+extern "C" __global__ void adam(I size, T *theta, const T *g, T *m, T *v, const T *norm, const T *numbers, double beta1,
+                                double beta2) {
+    if (!FINITE(*norm + *numbers)) return;
     EACH(i, size) {
         m[i] = T(beta1) * m[i] + T(1 - beta1) * g[i];
         v[i] = T(beta2) * v[i] + T(1 - beta2) * g[i] * g[i];
-        theta[i] -= T(rate) * m[i] / (sqrt(v[i]) + T(eps));
+        theta[i] -= numbers[0] * m[i] / (sqrt(v[i]) + numbers[1]);
     }
 }
 
-/* average += (1 - d) (theta - average), under the same condition */
-extern "C" __global__ void ema(I size, T *average, const T *theta, const T *norm, double rest) {
-    if (!FINITE(*norm)) return;
-    EACH(i, size) average[i] += T(rest) * (theta[i] - average[i]);
+/* average += rest (theta - average), under the same condition */
+extern "C" __global__ void ema(I size, T *average, const T *theta, const T *norm, const T *rest) {
+    if (!FINITE(*norm + *rest)) return;
+    EACH(i, size) average[i] += *rest * (theta[i] - average[i]);
 }
 
-/* norm = sqrt(square); g is scaled to max_norm where its norm is larger and finite */
-extern "C" __global__ void clip(I size, T *g, const T *square, T *norm, double max_norm) {
-    T found = sqrt(*square);
+/* part[j] = the sum of every size-th block of squares of g, from the j-th on */
+extern "C" __global__ void squares(I size, const T *g, T *part, I length) {
+    BLOCKS(j, size) {
+        T sum = 0;
+        for (I i = j * THREADS + LANE; i < length; i += size * THREADS) sum += g[i] * g[i];
+        sum = total(sum);
+        if (LANE == 0) part[j] = sum;
+    }
+}
+
+/* norm = sqrt(sum of the parts); g is scaled to max_norm where its norm is larger and finite */
+extern "C" __global__ void clip(I size, T *g, const T *part, T *norm, I parts, double max_norm) {
+    T found = 0;
+    for (I k = LANE; k < parts; k += THREADS) found += part[k];
+    found = sqrt(total(found));
     EACH(i, size) {
         if (i == 0) *norm = found;
         if (found > T(max_norm) && FINITE(found)) g[i] *= T(max_norm) / found;

@@ -220,21 +220,27 @@ def group_norm(x: Any, gamma: Any, beta: Any, num_groups: int, eps: float, silu:
     return y, vjp
 
 
-def adam(theta: Any, g: Any, m: Any, v: Any, norm: Any, *numbers: float) -> None:
-    """One step of Adam in place, as in adam_update of optim.py.  numbers: beta1, beta2, rate, eps.  A norm that is not
-    finite updates nothing."""
-    launch("adam", theta.size, theta, g, m, v, norm, *map(float, numbers))
+def adam(theta: Any, g: Any, m: Any, v: Any, norm: Any, numbers: Any, *betas: float) -> None:
+    """One step of Adam in place, as in adam_update of optim.py.  numbers: (rate, eps), an array.  Nothing is updated if
+    the norm or the rate is not finite."""
+    launch("adam", theta.size, theta, g, m, v, norm, numbers, *map(float, betas))
 
 
-def ema(average: Any, theta: Any, norm: Any, rest: float) -> None:
-    """average += rest (theta - average) in place.  A norm that is not finite updates nothing."""
-    launch("ema", average.size, average, theta, norm, float(rest))
+def ema(average: Any, theta: Any, norm: Any, rest: Any) -> None:
+    """average += rest (theta - average) in place.  rest: (1,), an array.  Nothing is updated if the norm or rest is not
+    finite."""
+    launch("ema", average.size, average, theta, norm, rest)
 
 
 def clip(g: Any, max_norm: float) -> Any:
-    """Scale g (n,) in place so that its norm is at most max_norm.  Return the norm before, as a device array ()."""
-    square, norm = xp.asarray(xp.vdot(g, g)), xp.empty((), g.dtype)
-    launch("clip", g.size, g, square, norm, float(max_norm))
+    """Scale g (n,) in place so that its norm is at most max_norm.  Return the norm before, as a device array ().
+
+    The squares are added in a fixed order: so many partial sums, and then their sum.
+    """
+    parts = max(1, min(THREADS, -(-g.size // THREADS)))
+    part, norm = xp.empty(parts, g.dtype), xp.empty((), g.dtype)
+    launch("squares", parts, g, part, g.size, each=THREADS)
+    launch("clip", g.size, g, part, norm, parts, float(max_norm))
     return norm
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from tinydiff import optim
 from tinydiff.autograd import Tensor, mark_written
-from tinydiff.backend import require, xp
+from tinydiff.backend import asarray, require, xp
 from tinydiff.fast import kernels
 from tinydiff.fast.shares import layout
 
@@ -34,6 +34,9 @@ class Flat:
     Raises ValueError if there are no parameters, if they have several dtypes, or if some belong to another Flat.
     """
 
+    recorder: Any = (
+        None  # while steps are recorded: the RecordedStep that notes the update and launches it, see graph.py
+    )
     requires_grad = True  # as a parameter of Adam; adam_update leaves frozen tensors alone
     _data: Any
     _grad: Any
@@ -138,12 +141,14 @@ def adam_update(p: Any, m: Any, v: Any, *, lr: float, betas: tuple[float, float]
     """The faster form of optim.adam_update.  The two bias corrections become part of the numbers rate and eps."""
     beta1, beta2 = betas
     root = math.sqrt(1 - beta2**k)
-    rate, eps, grad, theta = lr * root / (1 - beta1**k), eps * root, p.grad, p.data
-    grad = xp.zeros_like(m) if grad is None else grad
-    kept = p.kept(theta, m, v) if isinstance(p, Flat) else []
-    if kernels.available():
-        kernels.adam(theta, xp.ascontiguousarray(grad), m, v, _norm_of(p), beta1, beta2, rate, eps)
+    rate, eps = lr * root / (1 - beta1**k), eps * root
+    if isinstance(p, Flat) and p.recorder is not None:
+        p.recorder.adam(m, v, betas, rate, eps)
+    elif kernels.available():
+        adam_on_a_gpu(p, m, v, betas, asarray([rate, eps], m.dtype))
     else:
+        grad, theta = xp.zeros_like(m) if p.grad is None else p.grad, p.data
+        kept = p.kept(theta, m, v) if isinstance(p, Flat) else []
         for piece in _pieces(m):
             g, m_piece, v_piece = grad[piece], m[piece], v[piece]
             m_piece *= beta1
@@ -151,6 +156,15 @@ def adam_update(p: Any, m: Any, v: Any, *, lr: float, betas: tuple[float, float]
             v_piece *= beta2
             v_piece += (1 - beta2) * (g * g)
             theta[piece] -= rate * m_piece / (xp.sqrt(v_piece) + eps)
+        for view, values in kept:
+            view[...] = values
+
+
+def adam_on_a_gpu(p: Any, m: Any, v: Any, betas: tuple[float, float], numbers: Any) -> None:
+    """adam_update in one launch.  numbers: rate and eps as a device array (2,)."""
+    grad = xp.zeros_like(m) if p.grad is None else xp.ascontiguousarray(p.grad)
+    kept = p.kept(p.data, m, v) if isinstance(p, Flat) else []
+    kernels.adam(p.data, grad, m, v, _norm_of(p), numbers, *betas)
     for view, values in kept:
         view[...] = values
 
@@ -158,8 +172,11 @@ def adam_update(p: Any, m: Any, v: Any, *, lr: float, betas: tuple[float, float]
 def ema_update(average: Any, p: Any, d: float) -> None:
     """The faster form of optim.ema_update."""
     theta = p.data
+    if isinstance(p, Flat) and p.recorder is not None:
+        p.recorder.average(average, 1 - d)
+        return
     if kernels.available():
-        kernels.ema(average, theta, _norm_of(p), 1 - d)
+        kernels.ema(average, theta, _norm_of(p), asarray([1 - d], average.dtype))
         return
     for piece in _pieces(average):
         average[piece] += (1 - d) * (theta[piece] - average[piece])
@@ -174,6 +191,8 @@ def clip_grad_norm(parameters: Any, max_norm: float) -> Any:
     if len(parameters) == 1 and isinstance(parameters[0], Flat):
         (flat,) = parameters
         require(max_norm > 0, "max_norm must be above 0", max_norm)
+        if flat.recorder is not None:
+            return flat.recorder.clip(max_norm)
         flat.norm = kernels.clip(flat.grad, max_norm)
         return flat.norm
     return optim.clip_grad_norm.__wrapped__(parameters, max_norm)  # type: ignore[attr-defined]

@@ -34,13 +34,13 @@ class Shares:
     def of(self, parameter: Any, start: int) -> Any:
         """The gradient of a parameter's array, which begins at the column `start`: its sum, or its first share."""
         columns, owner = slice(start, start + parameter.size), _owners.get(id(parameter))
+        if owner is not None and owner.grad is not None:  # of an earlier backward pass: the engine will add both
+            owner.grad, owner = whole(owner.grad), None
         if owner is None or len(self.rows) < 2:
             if self._sum is None:
                 self._sum = self.rows[0] if len(self.rows) == 1 else kernels.sum_rows(self.rows)
             return self._sum[columns].reshape(parameter.shape)
         first = self.rows[0, columns].reshape(parameter.shape)
-        if owner.grad is not None:
-            owner.grad = whole(owner.grad)
         _shares[kernels.address(first)] = self.rows.shape
         return first
 

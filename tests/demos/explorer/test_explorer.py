@@ -2,23 +2,40 @@
 
 import ast
 import base64
+import inspect
 import io
 import json
 import re
-import subprocess
-import sys
+import runpy
+from functools import partial
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tinydiff.app import choices, generate
+from tinydiff.app.alone import one_process
 from tinydiff.app.generate import build_unet
 from tinydiff.app.trained import load_trained
+from tinydiff.app.training import attached, by_name
 from tinydiff.backend import TinydiffError, asarray, backend_name, default_rng, standard_normal, to_numpy
 from tinydiff.data import load
-from tinydiff.diffusion import Schedule, eps_from_x_0, sample, timestep_pairs, x_0_from_eps
+from tinydiff.diffusion import (
+    Schedule,
+    ddim_step,
+    eps_from_x_0,
+    q_sample,
+    q_x_t_given_x_s,
+    sample,
+    timestep_pairs,
+    x_0_from_eps,
+)
+from tinydiff.diffusion.targets import TARGETS, as_eps_fn
+from tinydiff.train import LoopConfig, Training, train
 
 pytestmark = pytest.mark.program
 
@@ -45,6 +62,8 @@ def made(demo, trained, smallest, tmp_path_factory):
     path = hostile / "checkpoint.npz"
     path.write_bytes(trained[0].read_bytes())
     out = folder / "new" / "page.html"
+    assert demo.runs.SAMPLING is demo.runs.pitfalls.SAMPLING
+    demo.runs.SAMPLING = demo.runs.SAMPLING[:3]  # the right way and two mistakes
     data = demo.main(path, backend=backend_name(), classifier=trained[1], out=out, **smallest)
     return data, out.read_text("utf-8")
 
@@ -309,14 +328,45 @@ def test_points_go_forth_and_back_along_the_field(runs, monkeypatch):
         np.testing.assert_allclose(paths["field"][k], np.stack([x.ravel(), y.ravel()], 1) + t / 1000, atol=1e-3)
 
 
-def test_a_trained_network_carries_noise_to_the_data(runs, monkeypatch):
-    """After 150 steps most particles end near the circle that the mixture lies on, where noise is not."""
-    monkeypatch.setattr(runs.points_2d, "SETS", {"mixture": runs.points_2d.mixture})
-    made = runs.points(steps=150, num=200, moments=21, seed=0, workers=1)
-    path = np.frombuffer(base64.b64decode(made["sets"]["mixture"]["reverse"]), "<i2") / 4096
-    path = path.reshape(-1, 200, 2)
-    near = [np.mean(abs(np.hypot(*moment.T) - 2**0.5) < 0.35) for moment in (path[0], path[-1])]
-    assert near[0] < 0.4 and near[1] > 0.6
+def unpacked(text, *shape):
+    return np.frombuffer(base64.b64decode(text), "<i2").reshape(shape) / 4096
+
+
+def test_points_are_their_parts_in_order(runs, monkeypatch):
+    """The network of points_2d.py, trained to predict v, with its average; DDIM back; the chain of jumps forth."""
+    points_2d, schedule = runs.points_2d, Schedule.linear(1000)
+    monkeypatch.setattr(points_2d, "SETS", {"spiral": points_2d.spiral})
+    made = runs.points(steps=2, num=5, moments=4, seed=6, workers=1)
+    times = made["times"]
+    assert made == made | {"num": 5, "view": 3.0, "grid": 17, "training_steps": 2} and list(made["sets"]) == ["spiral"]
+    assert len(times) == 4 and times == sorted(times)
+    pool = one_process().workers(partial(points_2d.PointNet, 6), 1)
+    config = LoopConfig(2, 256, peak_lr=2e-3, clip_norm=np.inf, ema_decay=0.999, seed=6)
+    draw = partial(points_2d.draw_batch, points_2d.spiral, schedule, TARGETS["v"])
+    state = Training(pool.model, config, draw, points_2d.squared_errors, **attached(pool))
+    for _ in train(state):
+        pass
+    pool.model.load_state_dict(by_name(pool.model, state.ema.average))
+    rng = default_rng("sample", 6)
+    x_T = standard_normal(rng, (5, 2))
+    eps_fn = as_eps_fn(TARGETS["v"], schedule, lambda x_t, t: pool.model(x_t, t).data)
+    with runs.no_grad():
+        pairs = list(zip(times[:0:-1], times[-2::-1]))
+        walk = [x_t for _, x_t, _ in sample(partial(ddim_step, schedule), eps_fn, pairs, x_T, rng)]
+    back = np.stack([to_numpy(x) for x in (x_T, *walk)])
+    assert made["sets"]["spiral"]["reverse"] == runs.packed(back)
+    axis = np.linspace(-3, 3, 19)[1:-1]
+    grid = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2).astype(np.float32)
+    field = [points_2d.flow_velocity(schedule, eps_fn, grid, t) for t in (*times[:0:-1], times[1])]
+    assert made["sets"]["spiral"]["field"] == runs.packed(field)
+    rng = default_rng("forward points", 6)
+    x_t = asarray(points_2d.spiral(rng, 5))
+    forth = [to_numpy(x_t)]
+    for s, t in pairwise(times):
+        mean, var = q_x_t_given_x_s(schedule, x_t, s, t)
+        x_t = mean + var**0.5 * standard_normal(rng, (5, 2))
+        forth.append(to_numpy(x_t))
+    assert made["sets"]["spiral"]["forward"] == runs.packed(forth)
 
 
 # ------------------------------------------------------------------------------------------------------------ mistakes
@@ -338,15 +388,182 @@ def test_each_mistake_stands_beside_the_right_thing(runs, made):
     assert float(rows[0]["figures"]["moved"]) > 1
 
 
-def test_mistakes_in_training_are_made_where_asked_for(runs, trained, monkeypatch):
-    """Each beside the right small network, measured without `moved`, and without a classifier not read either."""
-    pool, schedule, meta = load_trained(trained[0], 1)
-    monkeypatch.setattr(runs, "CHANNELS", 8)
-    rows = runs.mistakes(pool, None, schedule, meta, 2, 10, 1, load("glyphs", num=20), 0)["rows"]
-    training = [row for row in rows if row["group"] == "training"]
-    assert [row["name"] for row in training] == [run.name for run in runs.pitfalls.TRAINING[1:]]
-    assert all(set(row["figures"]) == {"border"} for row in training)
-    assert training[0]["right"] != rows[0]["right"]
+@pytest.fixture
+def mistaken(runs, monkeypatch):
+    """pitfalls.py without its work: a case draws images that are its number everywhere, and what is asked is noted."""
+    noted = []
+
+    def draw(pool, case, schedule, steps, jobs, shape):
+        noted.append(("draw", pool, case, schedule, steps, shape, [labels for labels, _ in jobs]))
+        return np.full((12, *shape), cases.index(case) / 10, np.float32)
+
+    def train_and_draw(dataset, channels, train_steps, seed, ranks, workers, steps, jobs, shape):
+        noted.append(("train", dataset, channels, train_steps, seed, workers, steps, shape, [row[0] for row in jobs]))
+        for i, run in enumerate(runs.pitfalls.TRAINING[:3]):
+            yield run, np.full((12, *shape), (5 + i) / 10, np.float32)
+
+    def measure(reader, images, labels, right=None):
+        noted.append(("measure", reader, float(images.flat[0]), labels.tolist()))
+        return {"level": float(images.flat[0])} | ({} if right is None else {"moved": float((images - right).flat[0])})
+
+    cases = [case.draw for case in runs.pitfalls.SAMPLING[:3]]
+    monkeypatch.setattr(runs, "SAMPLING", runs.pitfalls.SAMPLING[:3])
+    for f in (draw, train_and_draw, measure):
+        monkeypatch.setattr(runs.pitfalls, f.__name__, f)
+    return noted
+
+
+def test_mistakes_have_the_figures_of_their_own_pictures_beside_the_right_ones(runs, mistaken):
+    """Mistakes in sampling are compared with the right pictures of the same noise; each group has its own right way."""
+    schedule, meta = Schedule.linear(100), {"data": {"image_shape": [2, 2, 1]}}
+    pool = SimpleNamespace(model=SimpleNamespace(num_classes=5), num_workers=3)
+    made = runs.mistakes(pool, "reader", schedule, meta, 1000, 12, 7, "training set", 4)
+    steps = runs.pitfalls.FEW
+    assert {key: made[key] for key in ("num", "shown", "steps", "train_steps")} == {
+        "num": 12, "shown": 5, "steps": steps, "train_steps": 7
+    }  # fmt: skip
+    labels = [i % 5 for i in range(12)]
+    jobs = [row[0] for row in runs.pitfalls.jobs_of(np.array(labels), 4)]
+    draws = [note for note in mistaken if note[0] == "draw"]
+    assert [note[2] for note in draws] == [case.draw for case in runs.SAMPLING]
+    for _, its_pool, _, its_schedule, its_steps, shape, its_jobs in draws:
+        assert (its_pool, its_schedule, its_steps, shape) == (pool, schedule, steps, (2, 2, 1))
+        assert np.concatenate(its_jobs).tolist() == np.concatenate(jobs).tolist() == labels
+    ((_, dataset, channels, train_steps, seed, workers, its_steps, shape, its_jobs),) = (
+        note for note in mistaken if note[0] == "train"
+    )
+    assert (dataset, channels, train_steps, seed, workers, its_steps, shape) == (
+        "training set", 16, 7, 4, 3, steps, (2, 2, 1)
+    )  # fmt: skip
+    assert np.concatenate(its_jobs).tolist() == labels
+    assert all(note[1] == "reader" and note[3] == labels for note in mistaken if note[0] == "measure")
+    rows, numbers = made["rows"], runs.pitfalls.facts(schedule, steps, 7)
+    cases = [*runs.SAMPLING[1:], *runs.pitfalls.TRAINING[1:3]]
+    assert [row["group"] for row in rows] == ["sampling"] * 2 + ["training"] * 2
+    for row, case, level, right in zip(rows, cases, (0.1, 0.2, 0.6, 0.7), (0.0, 0.0, 0.5, 0.5)):
+        case = runs.pitfalls.explained(case, numbers)
+        assert (row["name"], row["why"]) == (case.name, case.why)
+        moved = {"moved": np.float32(level)} if row["group"] == "sampling" else {}
+        assert row["figures"] == {"level": np.float32(level)} | moved and row["right_figures"] == {"level": right}
+        for name, value in (("right", right), ("wrong", level)):
+            assert row[name] == runs.sheet(np.full((1, 5, 2, 2, 1), value, np.float32))
+
+
+def test_without_training_its_mistakes_are_left_out(runs, mistaken):
+    """And the steps are no more than asked for."""
+    pool = SimpleNamespace(model=SimpleNamespace(num_classes=5), num_workers=1)
+    meta = {"data": {"image_shape": [2, 2, 1]}}
+    made = runs.mistakes(pool, None, Schedule.linear(100), meta, 4, 12, 0, None, 4)
+    assert {row["group"] for row in made["rows"]} == {"sampling"} and made["steps"] == 4 and made["train_steps"] == 0
+    assert not [note for note in mistaken if note[0] == "train"]
+
+
+# ---------------------------------------------------------------------------------------------------- the parts of main
+
+
+def test_each_sheet_of_forward_is_its_picture_on_both_ways(runs, monkeypatch):
+    """Chain above jump, for every schedule; curves, gap and times are those of `noised` and of the schedule."""
+    monkeypatch.setattr(runs, "SCHEDULES", {"a": lambda: Schedule([0.3] * 20), "b": lambda: Schedule([0.5] * 20)})
+    x_0 = default_rng(2).uniform(-1, 1, (2, 4, 4, 1)).astype("float32")
+    made = runs.forward(x_0, 5, 7)
+    assert made["times"] == [0, 5, 10, 15, 20] and list(made["schedules"]) == ["a", "b"]
+    for name, schedule in (("a", Schedule([0.3] * 20)), ("b", Schedule([0.5] * 20))):
+        chain, jump = runs.noised(schedule, asarray(x_0), made["times"], 7)
+        rng, noise, mean = default_rng("forward", 7), 0, asarray(x_0)
+        for t in range(1, 21):  # eq. 2 by hand, with one noise for both pictures
+            fresh = to_numpy(standard_normal(rng, (1, 4, 4, 1)))
+            noise = schedule.alpha[t] ** 0.5 * noise + schedule.beta[t] ** 0.5 * fresh
+            if t in made["times"]:
+                k = made["times"].index(t)
+                expected = schedule.alpha_bar[t] ** 0.5 * to_numpy(mean) + noise
+                np.testing.assert_allclose(chain[k], expected, atol=1e-5)
+                np.testing.assert_allclose(jump[k], expected, atol=1e-5)
+        curve = list(range(21))
+        assert made["schedules"][name] == {
+            "curve": [curve, runs.rounded(schedule.alpha_bar), runs.rounded(schedule.log_snr)],
+            "alpha_bar": runs.rounded(schedule.alpha_bar[::5]),
+            "log_snr": runs.rounded(schedule.log_snr[::5]),
+            "gap": runs.rounded(abs(chain - jump).reshape(5, -1).max(1)),
+            "sheets": [runs.sheet(np.stack([chain[:, i], jump[:, i]])) for i in range(2)],
+        }
+
+
+class Pool:
+    """Workers of a network that is known; each job is done in turn."""
+
+    def __init__(self, model):
+        self.model, self.num_workers = model, 1
+
+    def map(self, f, jobs):
+        yield from (f(self.model, job) for job in jobs)
+
+
+def test_each_run_of_reverse_is_its_own_trajectory(runs):
+    """Under its sampler, steps and scale: times, alpha_bar, and a sheet for each label; names bind to the functions."""
+    assert runs.SAMPLERS == {"ddpm": generate.DDPM, "ddim": choices.DDIM, "2m": choices.DPM_SOLVER_2M}
+    schedule = Schedule.linear(100)
+    pool = Pool(Knows(schedule))
+    made = runs.reverse(pool, schedule, (4, 4, 1), (2, 3), (2, 5), 3, 5)
+    assert (made["steps"], made["scales"], made["samplers"]) == ([2, 5], [0, 1, 3], ["ddpm", "ddim", "2m"])
+    assert len(made["runs"]) == 18
+    for job in ((sampler, n, scale) for sampler in runs.SAMPLERS for n in (2, 5) for scale in (0, 1, 3)):
+        times, seen = runs.trajectory(schedule, (4, 4, 1), (2, 3), 3, 5, pool.model, job)
+        run = made["runs"]["{} {} {}".format(*job)]
+        assert run["times"] == times and run["alpha_bar"] == runs.rounded(schedule.alpha_bar[list(times)])
+        assert run["sheets"] == [runs.sheet(seen[:, :, i]) for i in range(seen.shape[2])]
+
+
+def test_a_riddle_is_guessed_without_its_label(runs):
+    """x_t of one noise at falling times above x_0_hat of no label, which is the level 0 here; the answer is x_0."""
+    schedule = Schedule.linear(100)
+    x_0 = default_rng(3).uniform(-1, 1, (2, 4, 4, 1)).astype("float32")
+    made = runs.riddles(Pool(Knows(schedule)), schedule, x_0, np.array([7, 1]), 4, 9)
+    times = runs.evenly_in_signal(schedule, 4)[::-1]
+    assert made["times"] == times and made["log_snr"] == runs.rounded(schedule.log_snr[times])
+    eps = standard_normal(default_rng("riddles", 9), x_0.shape)
+    for i, (item, label) in enumerate(zip(made["items"], (7, 1), strict=True)):
+        x_t = np.stack([to_numpy(q_sample(schedule, asarray(x_0), t, eps))[i] for t in times])
+        guesses = pixels(item["sheet"])[4:]
+        assert (pixels(item["sheet"])[:4] == pixels(runs.sheet(x_t[None]))).all()
+        assert set(np.unique(guesses)) <= {119, 136}  # grey: no label is level 0, up to rounding
+        assert item["label"] == label and item["answer"] == runs.sheet(x_0[None, i : i + 1])
+
+
+def test_main_records_each_part_with_its_own_options(demo, trained, tmp_path, monkeypatch, capsys):
+    """What the page is made of: who gets which pictures, steps, moments and seed; a stated default is the default."""
+    seen = {}
+    for name in ("forward", "reverse", "riddles", "points", "mistakes"):
+        monkeypatch.setattr(demo.runs, name, lambda *given, name=name: seen.update({name: given}) or name)
+    options = {"labels": (7, 3), "sample_steps": (9, 2), "moments": 6, "point_steps": 5, "num": 11, "seed": 4}
+    data = demo.main(trained[0], backend=backend_name(), workers=3, out=tmp_path / "p.html", **options)
+    test_set, schedule = load("glyphs", "test", None, 4, 500), Schedule.linear(100)
+    images, digits = test_set.batch(np.arange(500))
+    nth = [[np.flatnonzero(digits == label)[n] for label in (7, 3)] for n in (0, 1)]
+    np.testing.assert_array_equal(seen["forward"][0], images[nth[0]])
+    assert seen["forward"][1:] == (6, 4)
+    pool, its_schedule, *rest = seen["reverse"]
+    np.testing.assert_array_equal(its_schedule.beta, schedule.beta)
+    assert rest == [(28, 28, 1), (7, 3), (2, 9), 3, 4]
+    np.testing.assert_array_equal(seen["riddles"][2], images[nth[1]])
+    assert seen["riddles"][0] is pool and seen["riddles"][3].tolist() == [7, 3] and seen["riddles"][4:] == (6, 4)
+    assert seen["points"] == (5, 400, 6, 4, 2)
+    its_pool, reader, _, meta, *rest = seen["mistakes"]
+    assert its_pool is pool and reader is None and rest == [9, 11, 0, None, 4] and meta["step"] == 1
+    parts = {name: name for name in seen}
+    assert {name: data[name] for name in seen} == parts and list(data)[-1] == "cards"
+    assert data["about"] == f"{trained[0]}, 1 training step on glyphs" and data["size"] == (28, 28)
+    assert data["classes"] == tuple("0123456789") and data["is_digits"] is True and data["labels"] == (7, 3)
+    megabytes = (tmp_path / "p.html").stat().st_size / 1e6
+    assert f"page: {tmp_path}/p.html ({megabytes:.1f} MB)" in capsys.readouterr().out
+    long, small = {"moments": 30, "train_steps": 2, "classifier": trained[1]}, load("glyphs", "test", num=120)
+    monkeypatch.setattr(demo, "load", lambda *given: loaded.append(given) or small)
+    loaded = []
+    demo.main(trained[0], backend=backend_name(), workers=1, out=tmp_path / "p.html", **long)
+    assert seen["riddles"][4:] == (16, 0) and seen["points"] == (2000, 400, 30, 0, 1) and seen["reverse"][5] == 15
+    assert seen["reverse"][3:5] == (tuple(range(10)), (5, 10, 20, 50)) and seen["mistakes"][1] is not None
+    assert seen["mistakes"][4:7] == (50, 30, 2) and seen["mistakes"][7] is small
+    assert loaded == [("glyphs", "test", None, 0, 500), ("glyphs", "train", None, 0)]
+    assert inspect.signature(demo.main).parameters["moments"].default == 41
 
 
 # --------------------------------------------------------------------------------------------------------------- cards
@@ -421,29 +638,31 @@ def test_a_network_that_the_page_cannot_show_is_refused(demo):
             demo.check("path", model, meta, labels)
 
 
-def test_a_file_that_is_no_checkpoint_ends_with_2(tmp_path):
-    """One line that names it, no traceback; the same for a number of steps that is given twice."""
+def test_a_file_that_is_no_checkpoint_ends_with_2(tmp_path, monkeypatch, capsys):
+    """One line that names it; the same for a number of steps that is given twice."""
     bad = tmp_path / "bad.npz"
     bad.write_bytes(b"not a checkpoint")
     script = ROOT / "demos" / "explorer" / "explorer.py"
+    monkeypatch.syspath_prepend(script.parent)
     twice = ["--sample-steps", "9,3,9"]
     for options, message in (([], "bad.npz is not a tinydiff checkpoint"), (twice, "must occur once, got '9,3,9'")):
-        command = [sys.executable, script, bad, "--out", tmp_path / "page.html", *options]
-        ended = subprocess.run(command, capture_output=True, text=True)
-        output = " ".join(ended.stderr.split())
-        assert ended.returncode == 2 and message in output and "Traceback" not in output
+        words = [script, bad, "--out", tmp_path / "page.html", "--backend", backend_name(), *options]
+        monkeypatch.setattr("sys.argv", list(map(str, words)))
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(script), run_name="__main__")
+        assert end.value.code == 2 and message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "page.html").exists()
 
 
-def test_two_workers_make_the_same_page(demo, trained, tmp_path):
-    """As a script, in processes of their own: the runs are the same, so the file is, byte for byte."""
+def test_two_workers_make_the_same_runs(demo, runs, trained, monkeypatch):
+    """In processes of their own: the sheets are the same, byte for byte."""
     if backend_name() != "numpy":
         pytest.skip("worker processes need the numpy backend")
-    pages = []
-    for workers in ("1", "2"):
-        out = tmp_path / "page.html"
-        options = ["--labels", "3", "--sample-steps", "2", "--moments", "3", "--point-steps", "1", "--num", "10"]
-        command = [sys.executable, demo.__file__, trained[0], *options, "--workers", workers, "--out", out]
-        subprocess.run(command, check=True, capture_output=True)
-        pages.append(out.read_bytes())
-    assert pages[0] == pages[1]
+    monkeypatch.syspath_prepend(demo.PAGE)  # as for the program, so that worker processes find the functions
+    made, (images, _) = [], load("glyphs", "test", num=20).batch(np.arange(2))
+    for workers in (1, 2):
+        pool, schedule, _ = load_trained(trained[0], workers)
+        with pool:
+            reverse = runs.reverse(pool, schedule, (28, 28, 1), (3,), (2,), 3, 0)
+            made.append((reverse, runs.riddles(pool, schedule, images, np.array([3, 5]), 3, 0)))
+    assert made[0] == made[1]

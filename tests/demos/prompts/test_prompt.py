@@ -1,6 +1,8 @@
-"""prompt.py and evaluate_prompts.py in their smallest form: what they draw, what they record, what they count."""
+"""prompt.py: what it draws, what it records, and what it shows."""
 
 import runpy
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +12,14 @@ from matplotlib.image import imread
 from tinydiff import ops
 from tinydiff.app import checkpoint
 from tinydiff.app.alone import one_process
-from tinydiff.app.classify import ClassifierConfig, build_classifier, save_classifier
+from tinydiff.app.choices import DDIM
 from tinydiff.app.generate import Recipe, generate
+from tinydiff.app.plots import tile
 from tinydiff.app.training import diffusion_training, save
 from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, asarray, backend_name, default_rng, standard_normal, to_numpy
 from tinydiff.data import load
-from tinydiff.diffusion import Schedule, timestep_pairs
+from tinydiff.diffusion import Schedule, eps_from_x_0, sample, timestep_pairs
 from tinydiff.train import TrainConfig
 
 pytestmark = pytest.mark.program
@@ -45,9 +48,6 @@ def trained(captions, tmp_path_factory):
         state = diffusion_training(pool, schedule, config, captioned.dataset, captioned.draw)
         more = {"vocabulary": captions.VOCABULARY, "held_out": captions.HELD_OUT, "thresholds": captioned.thresholds}
         save(state, folder / "checkpoint.npz", captioned.dataset, schedule, 1, kind="prompts", **more)
-    data = load("glyphs", num=10)
-    with one_process().workers(lambda: build_classifier({"num_classes": 10, "channels": (4,)}, 0), 1) as pool:
-        save_classifier(folder / "classifier.npz", pool, ClassifierConfig(), data, data, 0)
     return folder
 
 
@@ -69,27 +69,18 @@ def run(demo, trained, tmp_path, prompt, **options):
     return demo.main(trained / "checkpoint.npz", prompt, backend=backend_name(), **options)
 
 
-def test_words_and_seed_decide_what_is_drawn(demo, trained, tmp_path):
-    """The same words give the same bits; other words, another negative prompt, scale or seed other ones."""
+def test_the_picture_is_written(demo, trained, tmp_path):
+    """The images lie in -1..1, and the picture shows as many side by side."""
     images = run(demo, trained, tmp_path, "a thick seven", num=2)
     assert images.shape == (2, 28, 28, 1) and -1 <= images.min() < images.max() <= 1
     picture = imread(tmp_path / "p.png")[..., :3]
     assert picture.shape[1] > 2 * 28 and picture.std() > 0.05
-    assert (images == run(demo, trained, tmp_path, "A  thick seven", num=2)).all()
-    others = [run(demo, trained, tmp_path, "a thick seven"), run(demo, trained, tmp_path, "a thin seven")]
-    for option in ({"negative": "two"}, {"seed": 1}, {"scale": 1.0}):
-        others.append(run(demo, trained, tmp_path, "a thick seven", **option))
-    assert len({a.tobytes() for a in others}) == 5
 
 
-def test_a_scale_of_0_draws_the_negative_prompt(demo, trained, tmp_path):
-    """And 1 the prompt alone, so that a negative one is refused: what guidance leads from and to."""
-    two = run(demo, trained, tmp_path, "two", scale=1.0)
+def test_a_negative_prompt_without_guidance_is_refused(demo, trained, tmp_path):
+    """With a scale of 1 it would do nothing."""
     with pytest.raises(TinydiffError, match="--negative 'a thin 8': guidance 1 leads away from no prompt"):
         run(demo, trained, tmp_path, "two", scale=1.0, negative="a thin 8")
-    # 1e-2 of pictures in -1..1: float32 through some twenty layers, the prompts encoded beside others.
-    np.testing.assert_allclose(run(demo, trained, tmp_path, "seven", scale=0.0, negative="two"), two, atol=1e-2)
-    assert abs(run(demo, trained, tmp_path, "seven", scale=1.0) - two).max() > 0.1
 
 
 def test_each_image_has_its_own_prompt(captions, loaded):
@@ -156,12 +147,125 @@ def test_a_swapped_prompt_is_the_first_until_half_way(demo, captions, loaded):
     np.testing.assert_allclose(frames[-1][0], last, rtol=1e-4, atol=1e-4)
 
 
-def test_the_steering_figure_is_no_blank(demo, trained, tmp_path):
-    """A row for each word and for each way; made in a folder that was not there."""
-    path = tmp_path / "new" / "steering.png"
-    run(demo, trained, tmp_path, "thin 7", num=1, steps=3, steering=path, swap="thick")
-    picture = imread(path)[..., :3]
-    assert picture.shape[1] > 600 and picture.std() > 0.1
+def test_what_is_steered_is_each_step_of_generate(demo, captions, loaded):
+    """Ten steps and one: x_t and x_0_hat of each, the first x_T and the noise of the first slice; then at most ten."""
+    pool, schedule = loaded
+    tokens = captions.tokenize("a thick seven")
+    guide = partial(captions.by_prompt, [tokens, captions.tokenize("two")], captions.tokenize("thin"))
+    recipe = Recipe(schedule, (28, 28, 1), num_steps=11, guide=guide, scale=2.0)
+    parts = demo.steer(pool.model, recipe, tokens, 5)
+    rng = default_rng("slice", 5, 0)
+    x_t, pairs = standard_normal(rng, (1, 28, 28, 1)), timestep_pairs(100, 11)
+    with no_grad():
+        walk = list(sample(recipe.step(schedule), guide(pool.model, [0], 2.0), pairs, x_t, rng))
+    x = [x_t, *(x_s for _, x_s, _ in walk)]
+    shown = [round(i * 10 / 9) for i in range(10)]
+    assert shown == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10] and parts["t"] == [pairs[k][0] for k in shown]
+    for row, k in enumerate(shown):
+        np.testing.assert_array_equal(parts["x_t"][row], to_numpy(x[k])[0])
+        np.testing.assert_array_equal(parts["x_0_hat"][row], to_numpy(walk[k][2])[0])
+    prompted = demo.Prompted(pool.model, [tokens], tokens)
+    np.testing.assert_array_equal(parts["maps"][9], demo.maps(prompted, x[10], pairs[10][0]))
+    one = demo.steer(pool.model, replace(recipe, num_steps=1), tokens, 5)
+    assert one["t"] == [100] and one["x_t"].shape == (1, 28, 28, 1)
+
+
+def steered():
+    """Parts of a figure whose arrays can be told apart: two times, three words and a place of padding."""
+    parts = {name: np.full((2, 4, 4, 1), 0.1 * i) for i, name in enumerate(("x_t", "x_0_hat", "swapped", "other"))}
+    maps = np.stack([np.full((4, 2, 2), 0.25), np.full((4, 2, 2), 0.5)])
+    maps[1, 1, 0, 0] = 0.1
+    return parts | {"t": [90, 10], "maps": maps}
+
+
+def test_the_blocks_are_image_words_and_swapped_prompt(demo):
+    """x_t at half its size; the largest weight of attention is white, none is black; no row for padding."""
+    parts = steered()
+    image, words, swapped = demo.blocks_of(parts, "Thin 7", "a two")
+    assert image[:2] == ("'Thin 7'", ["x_t", "x_0_hat"]) and image[3] == swapped[3] == "gray"
+    np.testing.assert_array_equal(image[2], [parts["x_t"] / 2, parts["x_0_hat"]])
+    assert words[:2] == ("where each word is looked at", ["start", "thin", "7"]) and words[3] == "magma"
+    assert len(words[2]) == 3
+    for k, row in enumerate(words[2]):
+        expected = (parts["maps"][:, k] * 4 - 1).repeat(2, 1).repeat(2, 2)[..., None]
+        np.testing.assert_allclose(row, expected)
+    assert swapped[:2] == ("x_0_hat, 'a two' in its place", ["never", "half-way", "always"])
+    np.testing.assert_array_equal(swapped[2], [parts["x_0_hat"], parts["swapped"], parts["other"]])
+
+
+def test_the_steering_figure_has_its_blocks_one_below_the_other(demo):
+    """Each row in its place, time to the right; names at the rows, times at the columns, in greys from 0 to 255."""
+    parts = steered()
+    blocks = demo.blocks_of(parts, "thin 7", "two")
+    figure = demo.steering_figure(blocks, parts["t"])
+    assert len(figure.axes) == 3
+    for axes, (title, labels, rows, colours) in zip(figure.axes, blocks):
+        (image,) = axes.get_images()
+        assert axes.get_title("left") == title and image.get_cmap().name == colours and image.get_clim() == (0, 255)
+        np.testing.assert_array_equal(image.get_array(), tile(np.concatenate(rows), 2)[..., 0])
+        assert [text.get_text() for text in axes.get_yticklabels()] == labels
+        assert [text.get_text() for text in axes.get_xticklabels()] == ["t = 90", "t = 10"]
+        side = (5 * len(rows) - 1) / len(rows)  # of the rows and the white lines between them
+        np.testing.assert_allclose(axes.get_yticks(), [(i + 0.5) * side for i in range(len(rows))])
+        np.testing.assert_allclose(axes.get_xticks(), [0.5 * side, 1.5 * side])
+
+
+def test_a_title_names_prompt_negative_and_scale(demo):
+    """And an empty prompt by words."""
+    assert demo.title_of("two", "", 3.0) == "'two', guidance 3"
+    assert demo.title_of(" ", "thick", 2.5) == "the empty prompt and not 'thick', guidance 2.5"
+
+
+def test_what_is_drawn_is_generates_own_for_the_prompt_and_its_options(demo, captions, trained, tmp_path, monkeypatch):
+    """The averaged network, the options' steps, scale and seed, and the three prompts, each in its place."""
+    seen, grids = [], []
+    monkeypatch.setattr(demo, "draw_images", lambda *arguments: seen.append(arguments) or np.zeros((9, 28, 28, 1)))
+    monkeypatch.setattr(demo.plots, "save_grid", lambda *arguments, **options: grids.append((arguments, options)))
+    monkeypatch.setattr(demo, "steer", lambda *arguments: seen.append(arguments) or steered())
+    options = {"steps": 4, "scale": 2.0, "negative": "thin", "seed": 6, "steering": tmp_path / "s.png", "swap": "two"}
+    images = run(demo, trained, tmp_path, "a thick seven", num=9, **options)
+    (pool, recipe, labels, seed), (model, other_recipe, tokens, other_seed) = seen
+    assert labels == [0] * 9 and seed == other_seed == 6 and recipe is other_recipe and model is pool.model
+    assert (recipe.num_steps, recipe.scale, recipe.image_shape, recipe.schedule.T) == (4, 2.0, (28, 28, 1), 100)
+    rows = [captions.tokenize(text) for text in ("a thick seven", "two", "thin")]
+    assert recipe.guide.func.__name__ == "by_prompt" and recipe.guide.args == (rows[:2], rows[2]) and tokens == rows[0]
+    arrays, _ = checkpoint.load(trained / "checkpoint.npz")
+    for name, a in model.state_dict().items():
+        np.testing.assert_array_equal(a, arrays[f"ema/{name}"])
+    (((path, shown), grid),) = grids
+    assert path == tmp_path / "p.png" and shown is images
+    assert grid == {"columns": 8, "title": "'a thick seven' and not 'thin', guidance 2"}
+    assert imread(tmp_path / "s.png").shape[1] > 600
+    run(demo, trained, tmp_path, "two", steering=tmp_path / "s.png")
+    assert seen[2][1].guide.args[0] == [captions.tokenize(text) for text in ("two", demo.SWAP)]
+    assert grids[1][1]["columns"] == 1
+
+
+class Levels:
+    """Workers whose guide knows that the image of label k is k / 10 everywhere."""
+
+    model = None
+
+    def map(self, f, jobs):
+        yield from (f(self.model, job) for job in jobs)
+
+    def guide(self, schedule, model, labels, scale):
+        x_0 = asarray(np.array(labels) / 10, "float32")[:, None, None, None]
+        return lambda x_t, t: eps_from_x_0(schedule, x_t, t, 0 * x_t + scale * x_0)
+
+
+def test_images_come_in_the_order_of_their_labels_and_are_clipped(captions):
+    """More than a slice: the last frame of each slice of generate, in order; 2 is drawn as 1."""
+    schedule, levels = Schedule.linear(50), Levels()
+    guide = partial(levels.guide, schedule)
+    recipe = Recipe(schedule, (2, 2, 1), DDIM, num_steps=3, scale=1.0, guide=guide, at_once=2, keep=2)
+    images = captions.draw_images(levels, recipe, [1, 20, 3], 0)
+    assert images.shape == (3, 2, 2, 1)
+    np.testing.assert_allclose(
+        images, np.broadcast_to(np.reshape([0.1, 1, 0.3], (3, 1, 1, 1)), images.shape), atol=1e-4
+    )
+    frames = [frames[-1] for frames in generate(levels, recipe, [1, 20, 3], 0)]
+    np.testing.assert_array_equal(images, np.clip(np.concatenate(frames), -1, 1))
 
 
 def test_a_bad_prompt_or_checkpoint_is_one_message_and_exit_code_2(trained, tmp_path, monkeypatch, capsys):
@@ -187,61 +291,3 @@ def test_a_bad_prompt_or_checkpoint_is_one_message_and_exit_code_2(trained, tmp_
             runpy.run_path(str(DEMOS / "prompt.py"), run_name="__main__")
         assert end.value.code == 2 and message in capsys.readouterr().err.replace("\n", " ")
     assert not (tmp_path / "o.png").exists()
-
-
-# What is counted.
-
-
-@pytest.fixture
-def evaluate(load_demo):
-    return load_demo("prompts/evaluate_prompts")
-
-
-def test_each_word_is_judged_by_its_own_measure(evaluate):
-    """Thick above the median, right above 0, the digit as read; all three together; what nobody asked has no line."""
-    prompts = ["a thick seven leaning right", "thin 2 tilted left", "bold two leaning to the right"]
-    thresholds = {"thickness": [2.0, 2.5, 3.0], "slant": [-0.1, 0.1, 0.2]}
-    measured = {"thickness": np.array([2.6, 2.6, 2.9]), "slant": np.array([0.05, -0.05, -0.3])}
-    hits = evaluate.judged(prompts, np.array([7, 2, 3]), measured, thresholds)
-    assert {what: right.tolist() for what, right in hits.items()} == {
-        "digit": [True, True, False],
-        "thick": [True, True],
-        "thin": [False],
-        "left": [True],
-        "right": [True, False],
-        "all three": [True, False, False],
-    }
-    alone = evaluate.judged(prompts[:1], np.array([7]), {a: m[:1] for a, m in measured.items()}, thresholds)
-    assert list(alone) == ["digit", "thick", "right", "all three"]
-
-
-def test_the_smallest_evaluation_fills_table_and_picture(evaluate, captions, trained, tmp_path, capsys):
-    """Prompts, and held-out ones, have a line for each word that they ask, printed and in prompts.md; and a picture."""
-    drawn, draw = [], evaluate.draw
-    evaluate.draw = lambda pool, recipe, prompts, seed: (drawn.append(prompts), draw(pool, recipe, prompts, seed))[1]
-    options = {"num": 30, "num_held_out": 10, "steps": 1, "workers": 1, "classifier": trained / "classifier.npz"}
-    table = evaluate.main(trained / "checkpoint.npz", backend=backend_name(), out=tmp_path / "new", **options)
-    kinds = ["digit", "thick", "thin", "left", "right", "all three"]
-    assert list(table) == [*kinds, *(f"held out: {kind}" for kind in kinds)]
-    assert [table[which + kind].split(",")[0].split(" of ")[1] for which in ("", "held out: ") for kind in kinds] == [
-        *("30", "15", "15", "15", "15", "30"),
-        *("10", "5", "5", "5", "5", "10"),
-    ]
-    printed, written = capsys.readouterr().out, (tmp_path / "new" / "prompts.md").read_text()
-    for name, value in table.items():
-        assert f"| {name} | {value} |" in written and value in printed
-    rows = []
-    for prompts in drawn:
-        wanted = [captions.parse(" ".join(captions.VOCABULARY[i] for i in tokens[1:])) for tokens in prompts]
-        rows.append({(a["digit"], a["thickness"], a["slant"]) for a in wanted})
-    assert len(rows[0]) == 30 and not rows[0] & rows[1] and rows[1] == set(captions.HELD_OUT)
-    picture = imread(tmp_path / "new" / "held_out.png")[..., :3]
-    assert picture.shape[0] > 10 * 28 and picture.std() > 0.05
-
-
-def test_an_evaluation_without_a_classifier_is_refused(evaluate, trained, tmp_path):
-    """The checkpoint of another kind of network is named."""
-    with pytest.raises(TinydiffError, match="'prompts', not 'classifier'"):
-        evaluate.main(
-            trained / "checkpoint.npz", backend=backend_name(), classifier=trained / "checkpoint.npz", out=tmp_path
-        )

@@ -5,18 +5,24 @@ import json
 import runpy
 import signal
 from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tinydiff.app import checkpoint
+from tinydiff.app.alone import one_process
 from tinydiff.app.checkpoint import CheckpointError
 from tinydiff.app.signals import Stop, Stopped
+from tinydiff.app.training import attached, by_name
 from tinydiff.backend import TinydiffError, backend_name
 from tinydiff.data import load
 from tinydiff.diffusion import Schedule
+from tinydiff.train import TrainConfig, Training, noise_prediction_losses, train
 
 pytestmark = pytest.mark.program
 
@@ -59,12 +65,94 @@ def test_a_run_leaves_pictures_metrics_and_a_checkpoint_that_knows_its_captions(
     assert arrays["ema/encoder.words.w"].shape == (len(captions.VOCABULARY), 64)
 
 
-def test_captions_train_the_encoder(whole, load_demo):
-    """After four steps words, places, and what cross-attention adds have moved from where they began."""
+def test_a_run_is_its_parts_in_order(whole, load_demo):
+    """Weights and average are those of algorithm 1 on batches with captions, bit for bit; the encoder moves with it."""
+    captions = load_demo("prompts/captions")
     arrays, meta = checkpoint.load(whole / "checkpoint.npz")
-    start = load_demo("prompts/captions").build(meta["model"], 3).state_dict()
+    schedule = Schedule.linear()
+    captioned = captions.Captioned(load("glyphs", seed=3, num=60), schedule)
+    config = TrainConfig(num_steps=4, minutes=None, batch_size=4, seed=3)
+    encoder = {"num_words": len(captions.VOCABULARY), "max_length": 16}
+    pool = one_process().workers(partial(captions.build, {"encoder": encoder, "unet": {"base_channels": 8}}, 3), 1)
+    start = pool.model.state_dict()
+    state = Training(pool.model, config, captioned.draw, noise_prediction_losses, 1000, **attached(pool))
+    for _ in train(state):
+        pass
+    assert meta["train"] == json.loads(json.dumps(asdict(config))) and meta["model"] == pool.model.config
+    np.testing.assert_array_equal(arrays["schedule/beta"], schedule.beta)
+    for name, a in pool.model.state_dict().items():
+        np.testing.assert_array_equal(arrays[f"weights/{name}"], a)
+    for name, a in by_name(pool.model, state.ema.average).items():
+        np.testing.assert_array_equal(arrays[f"ema/{name}"], a)
     moved = {name for name, a in start.items() if (arrays[f"weights/{name}"] != a).any()}
     assert {"encoder.words.w", "encoder.places.w", "unet.middle.0.cross.out.w", "unet.conv_out.w"} <= moved
+
+
+class Lent:
+    """Workers that know which weights they have been lent."""
+
+    weights_now = "last"
+
+    @contextmanager
+    def weights(self, average):
+        self.weights_now = average
+        yield
+        self.weights_now = "last"
+
+
+def test_the_last_pictures_are_drawn_from_the_average(load_demo, tmp_path, monkeypatch, capsys):
+    """A sentence in each row, a digit in each column; titles name the steps taken, the data and the guidance."""
+    demo, drawn, grids, losses = load_demo("prompts/train_prompts"), [], [], []
+
+    def draw_images(pool, recipe, labels, seed, name):
+        drawn.append((pool.weights_now, recipe, list(labels), seed, name))
+        return "images"
+
+    monkeypatch.setattr(demo, "draw_images", draw_images)
+    monkeypatch.setattr(demo.plots, "save_grid", lambda *arguments, **options: grids.append((arguments, options)))
+    monkeypatch.setattr(demo.run, "save_loss", lambda *arguments: losses.append(arguments))
+    state = SimpleNamespace(ema=SimpleNamespace(average="average"), step=1234)
+    recipe = demo.Recipe(Schedule.linear(), (28, 28, 1), num_steps=7, scale=2.5)
+    demo.final_pictures(state, Lent(), SimpleNamespace(name="glyphs"), recipe, tmp_path)
+    ((weights, used, labels, seed, name),) = drawn
+    assert (weights, labels, seed, name) == ("average", list(range(50)), 1, "drawing")
+    captions = load_demo("prompts/captions")
+    said = [sentence.format(digit) for sentence in demo.SHOWN for digit in captions.DIGITS]
+    assert used.guide.args == ([captions.tokenize(text) for text in said], captions.tokenize(""))
+    assert used.guide.func.__name__ == "by_prompt" and (used.num_steps, used.scale) == (7, 2.5)
+    rows = ["a ...", "a thin ... leaning left", "a thin ... leaning right", "a thick ... leaning left"]
+    options = {
+        "columns": 10,
+        "title": "glyphs, 1,234 steps, guidance 2.5",
+        "row_labels": [*rows, "a thick upright ..."],
+    }
+    assert grids == [((tmp_path / "samples.png", "images"), options)]
+    assert losses == [(state, tmp_path / "loss.png", "glyphs with captions, loss per pixel")]
+    printed = capsys.readouterr().out
+    assert f"done: open {tmp_path}/samples.png; beside it: loss.png, metrics.csv" in printed
+    assert "prompt.py" in printed and "'a thin seven leaning right'" in printed.replace('"', "'")
+
+
+def test_main_hands_its_options_on(demo, tmp_path, monkeypatch, capsys):
+    """Settings, steps of the last pictures, how often it saves; a default that is stated is the default."""
+    seen = []
+    monkeypatch.setattr(demo.run, "run", lambda state, ranks, save, every: seen.append((state, every)))
+    demo.final_pictures = lambda *arguments: seen.append(arguments)
+    demo.main(backend=backend_name(), out=tmp_path, steps=9, seed=3, save_every=7, **SMALL | {"sample_steps": 5})
+    (state, every), (_, _, dataset, recipe, out) = seen
+    assert (
+        every == 7 and out == tmp_path and (recipe.num_steps, recipe.image_shape, recipe.scale) == (5, (28, 28, 1), 2)
+    )
+    assert state.config == TrainConfig(num_steps=9, minutes=None, batch_size=4, seed=3) and state.T == 1000
+    assert len(dataset) < 60 and state.model.config["unet"]["base_channels"] == 8
+    printed = capsys.readouterr().out
+    assert f"without {60 - len(dataset)} pictures of the held-out combinations" in printed
+    assert f"network: {state.model.num_parameters():,} parameters; 1 worker(s); results in {tmp_path}/" in printed
+    seen.clear()
+    demo.main(backend=backend_name(), out=tmp_path, **{key: SMALL[key] for key in ("data", "num_images", "workers")})
+    (state, every), (*_, recipe, _) = seen
+    assert state.config == TrainConfig(num_steps=demo.run.UNLIMITED, minutes=18.0) and every == 100
+    assert state.model.config["unet"]["base_channels"] == 32 and recipe.num_steps == 50
 
 
 def test_resume_continues_bit_for_bit_with_the_checkpoints_settings(demo, whole, tmp_path):

@@ -1,0 +1,86 @@
+"""The options of sample.py: generate draws with a sampler that notes what it is given."""
+
+from option_rows import BASICS, DIFFERS, WORKERS
+from recorder import SCHEDULE, note_pictures, note_sampler, note_trained
+
+from tinydiff.app import generate
+from tinydiff.diffusion import ddim_step, ddpm_step, log_snr_pairs, quadratic_pairs, timestep_pairs
+
+ARGUMENTS = {"checkpoint": "c.npz"}
+WORDS = "--num=4 --steps=3"
+
+
+def stand_ins(program, notes, patch):
+    note_trained(program, notes, patch)
+    note_sampler(notes, patch, vars(generate))
+    note_pictures(notes, patch)
+
+
+def title(how):
+    return f"glyphs, 7 steps, {how}"
+
+
+IMAGES = {"x_T": DIFFERS, "noise": DIFFERS, "save_grid": DIFFERS}
+NO_LABEL = 10.0  # what LabelIsNoise returns without a label; guided it is 10 + scale (label - 10)
+ROWS = {
+    **BASICS,
+    **WORKERS,
+    "checkpoint": ("a.npz", "b.npz", {"checkpoint": ("a.npz", "b.npz")}),
+    "--parallel": ("", "--parallel=mpi", {"parallel": ("local", "mpi")}),
+    "--num": (
+        "--num=2",
+        "--num=3",
+        {**IMAGES, "eps_hat": ([-10.0, -8.0], [-10.0, -8.0, -6.0]), "printed": DIFFERS},
+    ),
+    "--labels": (
+        "--scale=1",
+        "--scale=1 --labels=7,3",
+        {"eps_hat": ([0.0, 1.0, 2.0, 3.0], [3.0, 3.0, 7.0, 7.0]), "save_grid": DIFFERS},
+    ),
+    "--scale": (
+        "--scale=0",
+        "--scale=3",
+        {
+            "eps_hat": ([NO_LABEL] * 4, [-20.0, -17.0, -14.0, -11.0]),
+            "save_grid title": (title("ddpm 3, guidance 0"), title("ddpm 3, guidance 3")),
+        },
+    ),
+    "--sampler": [
+        (
+            "",
+            "--sampler=ddim",
+            {
+                "step": (ddpm_step, ddim_step),
+                "step_settings": ({"clip": True}, {"clip": True, "eta": 0.0}),
+                "save_grid title": (title("ddpm 3, guidance 2"), title("ddim 3, guidance 2")),
+            },
+        ),
+        (
+            "--sampler=ddpm",
+            "--sampler=2m",
+            {
+                "step": (ddpm_step, "dpm_solver_2m"),
+                "save_grid title": (title("ddpm 3, guidance 2"), title("2m 3, guidance 2")),
+            },
+        ),
+    ],
+    "--times": [
+        ("", "--times=quadratic", {"pairs": (timestep_pairs(100, 3), quadratic_pairs(100, 3))}),
+        ("--times=uniform", "--times=logsnr", {"pairs": (timestep_pairs(100, 3), log_snr_pairs(SCHEDULE, 3))}),
+    ],
+    "--steps": (
+        "--steps=2",
+        "--steps=5",
+        {
+            "pairs": (timestep_pairs(100, 2), timestep_pairs(100, 5)),
+            "save_grid title": (title("ddpm 2, guidance 2"), title("ddpm 5, guidance 2")),
+        },
+    ),
+    "--seed": ("", "--seed=1", {**IMAGES}),
+    "--out": (
+        "",
+        "--out=x.png",
+        {"save_grid path": ("runs/samples.png", "x.png"), "printed": DIFFERS},
+    ),
+    "--save-npz": ("", "--save-npz=a.npz", {"files": ([], ["a.npz"]), "printed": DIFFERS}),
+}
