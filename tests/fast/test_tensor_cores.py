@@ -302,9 +302,9 @@ FAULTS = {  # what is wrong: (text, wrong text)
     "factors are not rounded": ("bf16(first, value(e, k + 1)) : tf32(first)", "bf16(first, value(e, k + 1)) : __float_as_uint(first)"),
     "taps are not reversed": ("w + (taps - 1 - tap) * o * c", "w + tap * o * c"),
     "the neighbours of the next row": ("tile<SLAB>(map, LINE, x, first - reach,", "tile<SLAB>(map, LINE, x, first - reach + 1,"),
-    "pixels outside the image": ("(inside[i][e] >> tap & 1 ? map", "(true ? map"),
+    "pixels outside the image": ("(inside[i][e] >> tap & 1 ? map", "(inside[i][e] >> tap & 1 || true ? map"),
     "a bias for each pixel": ("float more = b && j < o ? b[j] : 0;", "float more = b && j < o ? b[m % o] : 0;"),
-    "what is added, by pixel only": ("(by_image ? m / (h * width) : m) * o", "m * o"),
+    "what is added, by pixel only": ("(by_image ? m / (h * width) : m) * o", "(by_image > 1 ? m / (h * width) : m) * o"),
     "no small parts": ("        mma(d, a.small, b.big);\n", ""),
     "a filter's tile twice": ("filters + step % 2 * size;\n        if (tap", "filters;\n        if (tap"),
     "no wait in the filter's gradient": ("        arrived();\n        if (chunk", "        if (chunk"),
@@ -313,7 +313,7 @@ FAULTS = {  # what is wrong: (text, wrong text)
     "warps that are not added up": ("if (phase == p && p > 0) value += *so_far;", ""),
     "no barrier between the warps": ("        __syncthreads();\n        #pragma unroll\n        for (int e = 0; e < NT * 8", "        #pragma unroll\n        for (int e = 0; e < NT * 8"),
     "a chunk left out": ("chunk < chunks; chunk += gridDim.x,", "chunk < chunks - 1; chunk += gridDim.x,"),
-    "the tap of the next warp": ("int tap = warp % taps, phase", "int tap = (warp + 1) % taps, phase"),
+    "swapped taps": ("out[(tap * c + channel) * o + j] = value", "out[((taps - 1 - tap) * c + channel) * o + j] = value"),
     "neighbours of the chunk before": ("inside[m] = neighbours(first + m,", "inside[m] = neighbours(first + m + CHUNK,"),
 }
 FAST_ONES = ("no wait for copies and warps", "a transposed fragment", "a halo one pixel short", "factors are not rounded")
