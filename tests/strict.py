@@ -226,9 +226,9 @@ class RawModule:
 
     def _find(self, name: str) -> Callable:
         """The function that emulate.py has compiled: of conv.cu for a precision, or of kernels.cu for its types."""
-        for precision in tensor_cores.PRECISIONS:
-            if self.code == tensor_cores.text(precision):
-                return emulate.tensor_kernel(name, precision)
+        for rounding in tensor_cores.PRECISIONS:
+            if self.code == tensor_cores.text(rounding):
+                return emulate.tensor_kernel(name, rounding)
         assert kernels.SOURCE in self.code
         types = dict(reversed(pair) for pair in re.findall(r"^typedef ([\w ]+) ([TI]);", self.code, re.MULTILINE))
         return emulate.kernel(name, {"float": "f", "double": "d"}[types["T"]], types["I"] == "long long")

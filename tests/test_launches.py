@@ -42,8 +42,8 @@ def launches(counts):
 def test_launches_of_a_training_step_and_of_a_sampling_step(counts):
     """The reference U-Net at batch 64: forward, backward, clipping, Adam and average; one DDIM step.
 
-    demo: the same with ten classes, by train(state) from a data set: 3 more, for the vector of each label.  No launch is
-    cuBLAS's.
+    demo: the same with ten classes, by train(state) from a data set: 3 more, for the vector of each label.  No launch
+    is cuBLAS's.
     """
     assert launches(counts["train"]) == 258
     assert launches(counts["demo"]) == 261

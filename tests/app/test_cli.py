@@ -101,7 +101,11 @@ def test_precision_goes_with_the_backend(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["demo", *arguments])
         cli.run(main, parser)
     assert seen == [("numpy", None), ("numpy", "float32"), ("cupy", "bf16"), ("cupy", None)]
-    for arguments, words in ((["--precision=tf32"], "needs --backend cupy"), (["--precision=bf16"], "needs --backend cupy"), (["--precision=half"], "choose from")):
+    for arguments, words in (
+        (["--precision=tf32"], "needs --backend cupy"),
+        (["--precision=bf16"], "needs --backend cupy"),
+        (["--precision=half"], "choose from"),
+    ):
         monkeypatch.setattr(sys, "argv", ["demo", *arguments])
         with pytest.raises(SystemExit, match="2"):
             cli.run(main, parser)

@@ -111,7 +111,9 @@ def guarded(a):
 
 def arrays(seed, n, h, w, c, o, k, plus):
     sizes = {"none": (), "image": ((n, o),), "map": ((n, h, w, o),)}[plus]
-    x, f, b, g, *more = map(guarded, host_normal(seed, (n, h, w, c), (k, k, c, o), (o,), (n, h, w, o), *sizes, dtype="f4"))
+    x, f, b, g, *more = map(
+        guarded, host_normal(seed, (n, h, w, c), (k, k, c, o), (o,), (n, h, w, o), *sizes, dtype="f4")
+    )
     return x, f, b, more[0] if more else None, g
 
 
@@ -197,12 +199,16 @@ def test_what_does_not_fit_goes_the_other_way(monkeypatch):
     emulated(monkeypatch, "tf32")
     a, double, empty = np.zeros(3, "float32"), np.zeros(3), np.zeros(0, "float32")
     assert tensor_cores.fits(a) and tensor_cores.fits(a, largest=1 << 30)
-    assert not any((tensor_cores.fits(a, double), tensor_cores.fits(empty), tensor_cores.fits(a, largest=(1 << 30) + 1)))
+    assert not any(
+        (tensor_cores.fits(a, double), tensor_cores.fits(empty), tensor_cores.fits(a, largest=(1 << 30) + 1))
+    )
     monkeypatch.setattr(tensor_cores, "why_not", lambda: "old")
     assert not tensor_cores.fits(a)
 
 
-@pytest.mark.parametrize("major, memory, word", [(7, 1 << 18, "capability"), (8, 40 << 10, "memory"), (8, 99 << 10, None)])
+@pytest.mark.parametrize(
+    "major, memory, word", [(7, 1 << 18, "capability"), (8, 40 << 10, "memory"), (8, 99 << 10, None)]
+)
 def test_why_a_gpu_cannot_use_the_kernels(monkeypatch, major, memory, word):
     """Compute capability below 8.0, or blocks with too little shared memory."""
     tensor_cores.why_not.cache_clear(), tensor_cores.shared_memory.cache_clear()
@@ -259,7 +265,9 @@ def test_shares_are_added_up_where_the_gradients_are_gathered(monkeypatch, loss,
 def started(model, rng):
     """The parameters of a network that has begun to learn: layers that start at 0 have small weights."""
     return [
-        p.data if p.ndim == 1 or p.data.any() else (rng.uniform(-0.1, 0.1, p.shape) / math.sqrt(p.size / p.shape[-1])).astype("float32")
+        p.data
+        if p.ndim == 1 or p.data.any()
+        else (rng.uniform(-0.1, 0.1, p.shape) / math.sqrt(p.size / p.shape[-1])).astype("float32")
         for p in model.parameters()
     ]
 
@@ -297,26 +305,55 @@ def test_the_gradient_of_the_whole_reference_network(monkeypatch, precision):
 FAULTS = {  # what is wrong: (text, wrong text)
     "no wait for copies and warps": ("        arrived();\n        bool", "        bool"),
     "no barrier before the next slab": ("            __syncthreads();  // all warps have read the slab\n", ""),
-    "a transposed fragment": ("e = N == 4 ? i % 2 : 0, k = (N == 4 ? i / 2 : i)", "e = N == 4 ? i / 2 : 0, k = (N == 4 ? i % 2 : i)"),
-    "a halo one pixel short": ("reach = k / 2 * (width + 1), taps = k * k, rows", "reach = k / 2 * width, taps = k * k, rows"),
-    "factors are not rounded": ("bf16(first, value(e, k + 1)) : tf32(first)", "bf16(first, value(e, k + 1)) : __float_as_uint(first)"),
+    "a transposed fragment": (
+        "e = N == 4 ? i % 2 : 0, k = (N == 4 ? i / 2 : i)",
+        "e = N == 4 ? i / 2 : 0, k = (N == 4 ? i % 2 : i)",
+    ),
+    "a halo one pixel short": (
+        "reach = k / 2 * (width + 1), taps = k * k, rows",
+        "reach = k / 2 * width, taps = k * k, rows",
+    ),
+    "factors are not rounded": (
+        "bf16(first, value(e, k + 1)) : tf32(first)",
+        "bf16(first, value(e, k + 1)) : __float_as_uint(first)",
+    ),
     "taps are not reversed": ("w + (taps - 1 - tap) * o * c", "w + tap * o * c"),
-    "the neighbours of the next row": ("tile<SLAB>(map, LINE, x, first - reach,", "tile<SLAB>(map, LINE, x, first - reach + 1,"),
+    "the neighbours of the next row": (
+        "tile<SLAB>(map, LINE, x, first - reach,",
+        "tile<SLAB>(map, LINE, x, first - reach + 1,",
+    ),
     "pixels outside the image": ("(inside[i][e] >> tap & 1 ? map", "(inside[i][e] >> tap & 1 || true ? map"),
     "a bias for each pixel": ("float more = b && j < o ? b[j] : 0;", "float more = b && j < o ? b[m % o] : 0;"),
-    "what is added, by pixel only": ("(by_image ? m / (h * width) : m) * o", "(by_image > 1 ? m / (h * width) : m) * o"),
+    "what is added, by pixel only": (
+        "(by_image ? m / (h * width) : m) * o",
+        "(by_image > 1 ? m / (h * width) : m) * o",
+    ),
     "no small parts": ("        mma(d, a.small, b.big);\n", ""),
     "a filter's tile twice": ("filters + step % 2 * size;\n        if (tap", "filters;\n        if (tap"),
     "no wait in the filter's gradient": ("        arrived();\n        if (chunk", "        if (chunk"),
     "one place in the filter's gradient": ("places + (1 - place) * size);", "places + place * size);"),
     "the bias of the first chunk": ("++m) bias +=", "++m) bias ="),
     "warps that are not added up": ("if (phase == p && p > 0) value += *so_far;", ""),
-    "no barrier between the warps": ("        __syncthreads();\n        #pragma unroll\n        for (int e = 0; e < NT * 8", "        #pragma unroll\n        for (int e = 0; e < NT * 8"),
+    "no barrier between the warps": (
+        "        __syncthreads();\n        #pragma unroll\n        for (int e = 0; e < NT * 8",
+        "        #pragma unroll\n        for (int e = 0; e < NT * 8",
+    ),
     "a chunk left out": ("chunk < chunks; chunk += gridDim.x,", "chunk < chunks - 1; chunk += gridDim.x,"),
-    "swapped taps": ("out[(tap * c + channel) * o + j] = value", "out[((taps - 1 - tap) * c + channel) * o + j] = value"),
-    "neighbours of the chunk before": ("inside[m] = neighbours(first + m,", "inside[m] = neighbours(first + m + CHUNK,"),
+    "swapped taps": (
+        "out[(tap * c + channel) * o + j] = value",
+        "out[((taps - 1 - tap) * c + channel) * o + j] = value",
+    ),
+    "neighbours of the chunk before": (
+        "inside[m] = neighbours(first + m,",
+        "inside[m] = neighbours(first + m + CHUNK,",
+    ),
 }
-FAST_ONES = ("no wait for copies and warps", "a transposed fragment", "a halo one pixel short", "factors are not rounded")
+FAST_ONES = (
+    "no wait for copies and warps",
+    "a transposed fragment",
+    "a halo one pixel short",
+    "factors are not rounded",
+)
 
 
 @pytest.mark.parametrize("fault", [pytest.param(f, marks=[] if f in FAST_ONES else pytest.mark.slow) for f in FAULTS])

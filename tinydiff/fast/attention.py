@@ -18,10 +18,10 @@ def attention(q, k, v, *, mask=None):
     scores = (*q.shape[:-1], *k.shape[-2:-1])
     fits = q.shape[:-2] == k.shape[:-2] and k.shape[:-1] == v.shape[:-1] and q.shape[-1] == k.shape[-1]
     if not fits or 0 in k.shape[-2:] or (mask is not None and mask.dtype != bool):
-        return plain_attention.__wrapped__(q, k, v, mask=mask)  # raises the error
+        return plain_attention.__wrapped__(q, k, v, mask=mask)  # type: ignore[attr-defined]  # raises the error
     if mask is not None:
         mask = xp.broadcast_to(mask, scores).reshape(stack(q).shape[:2] + scores[-2:])
-    y, stacked_vjp = attend(*map(stack, (q, k, v)), mask)
+    y, stacked_vjp = attend(stack(q), stack(k), stack(v), mask)
 
     def vjp(g):
         return [dx.reshape(x.shape) for dx, x in zip(stacked_vjp(stack(g)), (q, k, v))]

@@ -2,8 +2,9 @@
 
 The first way is that of ops/conv.py, for a few images at a time: their windows then stay in a core's cache.  The second
 way is for few output channels.  It computes the convolution as the input gradient of the convolution with the flipped
-filter.  The third way is winograd.py, for 3x3 filters of stride 1.  On a GPU with tensor cores float32 goes the fourth way, tensor_cores.py.  Each
-way can also add one more array to the result.  Axes as in ops/conv.py.  Read next: winograd.py.
+filter.  The third way is winograd.py, for 3x3 filters of stride 1.  The fourth way is tensor_cores.py, for float32 on a
+GPU that has tensor cores.  Each way can also add one more array to the result.  Axes as in ops/conv.py.
+Read next: winograd.py.
 """
 
 from functools import cache, reduce

@@ -5,8 +5,8 @@ from tinydiff.fast.tensor_cores import why_not
 
 
 def describe() -> str:
-    """One line about what computes: NumPy's version, or the GPU's name and free memory, the CUDA versions, the precision,
-    and why conv.cu is not used if it is not."""
+    """One line about what computes: NumPy's version, or the GPU's name and free memory, the CUDA versions and the
+    precision.  If the GPU cannot use conv.cu, the line gives the reason."""
     if backend_name() == "numpy":
         return f"NumPy {xp.__version__}"
     runtime = xp.cuda.runtime

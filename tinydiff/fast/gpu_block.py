@@ -26,7 +26,11 @@ def res_block(layer: Any, x: Tensor, code: Tensor) -> Tensor:
     first = norm1.gamma, norm1.beta, conv1.w, conv1.b, time.w, time.b
     inputs = x, code, *first, norm2.gamma, norm2.beta, conv2.w, conv2.b
     groups = norm1.num_groups
-    y = block_of_equals(*inputs, num_groups=groups) if skip is None else block(*inputs, skip.w, skip.b, num_groups=groups)
+    y = (
+        block_of_equals(*inputs, num_groups=groups)
+        if skip is None
+        else block(*inputs, skip.w, skip.b, num_groups=groups)
+    )
     return y if layer.attention is None else self_attention(layer.attention, y)
 
 
@@ -55,7 +59,7 @@ def _block(x, code, gamma1, beta1, w1, b1, time_w, time_b, gamma2, beta2, w2, b2
     shift, time_vjp = linear(code, time_w, time_b)
     h, conv1_vjp = conv2d(z1, w1, b1, shift, padding=1)
     z2, norm2_vjp = _norm(h, gamma2, beta2, num_groups, silu=True)
-    shortcut, skip_vjp = linear(x, *skip) if skip else (x, None)
+    shortcut, skip_vjp = linear(x, *skip) if skip else (x, lambda g: (lambda: g,))
     y, conv2_vjp = conv2d(z2, w2, b2, shortcut, padding=1)
 
     def vjp(g):
@@ -63,7 +67,7 @@ def _block(x, code, gamma1, beta1, w1, b1, time_w, time_b, gamma2, beta2, w2, b2
         dh, dgamma2, dbeta2 = norm2_vjp(dz2())
         dz1, dw1, db1, dshift = conv1_vjp(dh)
         dcode, *dtime = time_vjp(dshift())
-        through, *dskip = skip_vjp(g) if skip else (lambda: g,)
+        through, *dskip = skip_vjp(g)
         dx, dgamma1, dbeta1 = norm1_vjp(dz1(), through())
         first = dgamma1, dbeta1, dw1, db1, *dtime
         return lambda: dx, dcode, *first, dgamma2, dbeta2, dw2, db2, *dskip

@@ -266,7 +266,7 @@ def address(a: Any) -> int:
 
 
 def struct(numbers: list[int], short_ones: Sequence[int] = ()) -> Any:
-    """A struct of 64-bit integers, and then of an even number of 32-bit integers.  A kernel receives it by value, as one
-    argument."""
+    """A struct of 64-bit integers, and then of an even number of 32-bit integers.  A kernel receives it by value, as
+    one argument."""
     numbers = [*numbers, *np.array(short_ones, np.int32).view(np.int64).tolist()]
     return np.array(numbers, np.int64).view(f"V{8 * len(numbers)}")[0]

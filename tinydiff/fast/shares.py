@@ -2,10 +2,10 @@
 
 On a GPU the blocks of a kernel each compute a share of a filter's gradient: the sum over some of the pixels.  The whole
 gradient is the sum of the shares, in their order.  A launch for each of these sums would be a quarter of a training
-step's launches.  But each gradient is copied once more anyway, into the flat buffer of all gradients (optim.py), and the
-kernel that copies it can add up the shares too.
+step's launches.  But each gradient is copied once more anyway, into the flat buffer of all gradients (optim.py), and
+the kernel that copies it can add up the shares too.
 
-    with gathered(flat):                                 within the block gradients of the flat's parameters may be shares
+    with gathered(flat):    # within the block gradients of the flat's parameters may be shares
         losses.backward(...)
     # at the end of the block flat.gather() adds up the shares
 
@@ -29,7 +29,8 @@ class Shares:
     """Gradients side by side in rows, (shares, width): the sum of all rows is meant."""
 
     def __init__(self, rows: Any):
-        self.rows, self._sum = rows, None
+        self.rows = rows
+        self._sum: Any = None
 
     def of(self, parameter: Any, start: int) -> Any:
         """The gradient of a parameter's array, which begins at the column `start`: its sum, or its first share."""

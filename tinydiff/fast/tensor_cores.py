@@ -2,7 +2,7 @@
 
 Arrays must be float32; `fits` says whether these functions can be used.  The precision of backend.py says how factors
 are rounded.  A 3x3 convolution of stride 1 that keeps the size reads the map directly.  Any other convolution is a
-matrix product with the columns of im2col.  A matrix product is a convolution with a 1x1 filter.  Axes as in ops/conv.py.
+matrix product with the columns of im2col.  A matrix product is a convolution with a 1x1 filter.  Axes: ops/conv.py.
 Read next: attention.py.
 """
 
@@ -111,7 +111,7 @@ def image_sums(g: Any) -> Any:
 def conv(x: Any, w: Any, b: Any = None, plus: Any = None, back: bool = False) -> Any:
     """x (N, H, W, C) convolved with w (K, K, C, O), K = 1 or 3; stride 1, the size stays.  b and plus are added.
 
-    plus: None, (N, O) or of the result's shape.  back: x is the gradient of the result, and the gradient of its input is
+    plus: None, (N, O) or of the result's shape.  back: x is the gradient of the result; the gradient of its input is
     computed.
     """
     (n, h, width, c), k, o = x.shape, len(w), w.shape[2 if back else 3]
@@ -126,8 +126,11 @@ def conv(x: Any, w: Any, b: Any = None, plus: Any = None, back: bool = False) ->
 
 @lru_cache(None)
 def _plan(pixels: int, width: int, k: int, c: int, o: int, back: bool, most: int) -> tuple[int, int, int, int]:
-    """How conv.cu computes `conv`: its MT, NT and places, and the bytes of shared memory.  Large tiles read less memory;
-    small tiles keep more multiprocessors busy.  A second place is used where two blocks still share a multiprocessor."""
+    """How conv.cu computes `conv`: its MT, NT and places, and the bytes of shared memory.
+
+    Large tiles read less memory; small tiles keep more multiprocessors busy.  There is a second place if two blocks can
+    still share a multiprocessor.
+    """
 
     def shared(mt: int, nt: int, places: int) -> int:
         rows = 64 * mt + 2 * (k // 2) * (width + 1)
@@ -151,7 +154,11 @@ def _enough_memory(width: int, k: int) -> bool:
 def filter_gradient(x: Any, g: Any, k: int) -> Shares:
     """The gradients of w and b in conv(x, w, b), from the gradient g of its result: shares (shares, K K C O + O)."""
     (n, h, width, c), o = x.shape, g.shape[3]
-    pixels, slabs, nt = n * h * width, -(-c // _SLAB), 8 if o > 32 and _filter_memory(width, k, 8) <= shared_memory() else 4
+    pixels, slabs, nt = (
+        n * h * width,
+        -(-c // _SLAB),
+        8 if o > 32 and _filter_memory(width, k, 8) <= shared_memory() else 4,
+    )
     columns, chunks = -(-o // (8 * nt)), -(-pixels // _CHUNK)
     most = _BUSY * 4 // nt // (slabs * columns)  # a block of nt = 8 has a multiprocessor to itself
     rows = xp.empty((max(1, min(most, chunks // 2)), (k * k * c + 1) * o), x.dtype)
@@ -186,4 +193,3 @@ def _module(precision: str) -> Any:
 
 def text(precision: str) -> str:
     return f"#define PRECISION {PRECISIONS.index(precision)}\n{SOURCE}"
-

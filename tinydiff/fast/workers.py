@@ -33,7 +33,6 @@ import numpy as np
 from tinydiff.autograd import mark_written
 from tinydiff.backend import FAST, BackendError, backend_name, use_backend, xp
 from tinydiff.fast.optim import Flat
-from tinydiff.fast.shares import gathered
 from tinydiff.fast.processes import (
     NO_GUARD,
     ONE_THREAD,
@@ -48,6 +47,7 @@ from tinydiff.fast.processes import (
     packed,
     unheard,
 )
+from tinydiff.fast.shares import gathered
 from tinydiff.nn import Module
 from tinydiff.train import Batch, Losses, checked_losses, rows
 
