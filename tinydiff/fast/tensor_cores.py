@@ -59,9 +59,9 @@ def _attribute(number: int) -> int:
     return runtime.deviceGetAttribute(number, runtime.getDevice())
 
 
-def conv2d(x: Any, w: Any, b: Any, *plus: Any, stride: int = 1, padding: int = 0) -> tuple[Any, Any]:
-    """conv.conv2d: (y, vjp)."""
-    k = len(w)
+def conv2d(x: Any, w: Any, b: Any, *plus: Any, stride: int = 1, padding: int = 0, of: Any = None) -> tuple[Any, Any]:
+    """conv.conv2d: (y, vjp).  of: the parameter's array, if w is another view of it; the gradient has its shape."""
+    k, of = len(w), w if of is None else of
     direct = stride == 1 and w.shape[:2] == (k, k) and k == 2 * padding + 1 <= 3 and _enough_memory(x.shape[2], k)
     filters = w if direct else w.reshape(1, 1, -1, w.shape[3])
     shape = output_shape(x.shape, w.shape, stride, padding)
@@ -79,28 +79,9 @@ def conv2d(x: Any, w: Any, b: Any, *plus: Any, stride: int = 1, padding: int = 0
             return dx if direct else kernels.col2im(dx.reshape(-1, filters.shape[2]), x.shape, *sizes)
 
         dplus = [(lambda: image_sums(g)) if p.ndim == 2 else g for p in plus]
-        return input_gradient, lambda: shares().of(w, 0), lambda: shares().of(b, w.size), *dplus
+        return input_gradient, lambda: shares().of(of, 0), lambda: shares().of(b, w.size), *dplus
 
     return conv(windows(), filters, b, *plus), vjp
-
-
-def linear(x: Any, w: Any, b: Any, *plus: Any) -> tuple[Any, Any]:
-    """x w + b + plus for rows x (M, I): (y, vjp)."""
-
-    def vjp(g: Any) -> tuple:
-        shares = cache(lambda: filter_gradient(_pixels(x), _pixels(g), 1))
-        return lambda: product(g, w, back=True), lambda: shares().of(w, 0), lambda: shares().of(b, w.size)
-
-    return product(x, w, b, *plus), vjp
-
-
-def product(x: Any, w: Any, b: Any = None, plus: Any = None, back: bool = False) -> Any:
-    """x w + b + plus for rows x (M, I), w (I, O) and plus (M, O); back: x w^T."""
-    return conv(_pixels(x), w[None, None], b, None if plus is None else _pixels(plus), back)[:, 0, 0]
-
-
-def _pixels(rows: Any) -> Any:
-    return rows[:, None, None]
 
 
 def image_sums(g: Any) -> Any:
