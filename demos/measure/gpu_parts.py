@@ -126,16 +126,17 @@ def recorded(backend, folder):
     for precision in precisions(backend):
         use_backend(backend, precision)
         notes = []
-        replayed = arrays_after(partial(training_steps, report=notes.append))
-        ordered = arrays_after(lambda state, ranks: train(state))
+        batch_size = 64 if backend == "cupy" else 4
+        replayed = arrays_after(batch_size, partial(training_steps, report=notes.append))
+        ordered = arrays_after(batch_size, lambda state, ranks: train(state))
         found[precision] = {"arrays": len(ordered), "different": different(replayed, ordered), "notes": notes}
     return found
 
 
-def arrays_after(loop):
+def arrays_after(batch_size, loop):
     """All arrays of a run of STEPS steps, by name."""
     ranks, dataset = one_process(), load("glyphs", num=2000)
-    config = TrainConfig(num_steps=STEPS, minutes=None, warmup=5)
+    config = TrainConfig(num_steps=STEPS, minutes=None, batch_size=batch_size, warmup=5)
     build = partial(build_unet, {"base_channels": 32, "num_classes": len(dataset.classes)}, 0)
     with ranks.workers(build, 1) as workers:
         state = diffusion_training(workers, Schedule.linear(), config, dataset)

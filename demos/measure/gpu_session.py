@@ -1,8 +1,8 @@
 """Measure all that only a machine with a GPU can show, in about ten minutes and without a network.
 
-    python demos/measure/gpu_session.py                          everything, in the order below
-    python demos/measure/gpu_session.py --parts cases,recorded   some parts
-    python demos/measure/gpu_session.py --backend numpy          a rehearsal on the CPU, with tiny parts
+    python demos/measure/gpu_session.py                         all parts, in the order below
+    python demos/measure/gpu_session.py --parts cases,recorded  some parts
+    python demos/measure/gpu_session.py --backend numpy         a rehearsal on the CPU
 
     conditions      card, driver and versions; without a GPU the program ends here, with exit code 2
     cases           convolutions and the whole network against float64, in each precision
@@ -10,7 +10,7 @@
     registers       what the compiler gives each kernel: registers, spilled bytes, shared memory
     default_run     the main job from the command line: seconds to its first step and to samples.png
     read_as_asked   share of 1,000 of its digits that a classifier reads as asked
-    benchmark       training step, forward and memory against PyTorch (benchmark.py), batch 64 to 512
+    benchmark       training step, forward and memory against PyTorch, batch 64 to 512
     suite           the tests with --backend cupy; the longest part, so it comes last
 
 Each part is a process of its own with a limit of time.  A part that fails, or that is ended at its limit, does not stop

@@ -73,8 +73,6 @@ def test_a_relative_error_is_a_ratio_of_lengths(parts):
 def test_steps_in_the_loop_are_ordered_steps(small, monkeypatch):
     """No bit differs, in any array of the state; one array that a loop changes is named."""
     monkeypatch.setattr(small, "STEPS", 2)
-    config = small.TrainConfig
-    monkeypatch.setattr(small, "TrainConfig", lambda **options: config(**options, batch_size=2))
     (found,) = small.recorded("numpy", None).values()
     assert found["different"] == found["notes"] == [] and found["arrays"] > 4 * 50
     loop = small.training_steps
