@@ -78,7 +78,6 @@ def timed(name, backend, out, limit):
     if limit <= 0:
         return {"seconds": 0.0, "why": "not begun: the minutes are used up", "figures": None}
     command, result = [sys.executable, "-c", WORK, str(HERE), name, backend, str(out)], out / f"{name}.json"
-    result.unlink(missing_ok=True)
     began, why = time.monotonic(), None
     with open(out / f"{name}.log", "wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)

@@ -133,8 +133,10 @@ def test_a_run_is_timed_from_the_command_to_its_step_and_its_picture(parts, tmp_
     seconds = parts.timed_run([sys.executable, "-c", RUN, str(picture), "0"], picture)
     assert seconds["first step"] > 0.6 and seconds["samples.png"] > seconds["first step"] + 0.2
     assert seconds["end"] > seconds["samples.png"] + 0.2
-    with pytest.raises(RuntimeError, match=r"exit code 3: .*out of memory"):
-        parts.timed_run([sys.executable, "-c", RUN, str(tmp_path / "other.png"), "3"], tmp_path / "other.png")
+    with pytest.raises(RuntimeError, match=r"exit code 3: .*out of memory"):  # with a picture, and without one
+        parts.timed_run([sys.executable, "-c", RUN, str(tmp_path / "other.png"), "3"], picture)
+    with pytest.raises(RuntimeError, match=r"exit code 0: "):
+        parts.timed_run([sys.executable, "-c", RUN, str(picture), "0"], tmp_path / "other.png")
 
 
 PRINTED = """..F.s
