@@ -93,15 +93,13 @@ def main(
         check(num, digits, len(dataset))
         check_steps(schedule.T, steps=steps, round_trips=max(round_trips))
         print(f"data: {dataset.source}; network: {cli.counted(meta['step'], 'step')}; no labels are given")
-        known = np.arange(dataset.images.shape[1])[:, None, None] < dataset.images.shape[1] // 2  # (H, 1, 1)
+        known = upper_half(dataset.images.shape[1])
         reader = noisy_classifier and load_noisy_classifier(Path(noisy_classifier), schedule, pool.model.num_classes)
         fill_in = partial(complete, schedule, known, steps, resample, reader)
         x_0, labels = spread(dataset, num)
         done = edit(pool, fill_in, x_0, "fill in", seed)
-        changed = (plots.tile(done, 1) != plots.tile(x_0, 1)).reshape(-1)  # compared as 8-bit pixels
-        rows = plots.tile(np.broadcast_to(np.where(known, -1.0, 1.0), x_0.shape), 1).reshape(-1) == 0
         table = Table()
-        table["known pixels changed"] = f"{changed[rows].sum()} of {rows.sum():,}"
+        table["known pixels changed"] = known_changed(done, x_0, known)
         if classifier is not None:
             for name, result in readings(Path(classifier), workers, done, labels, dataset.classes):
                 table[f"read as the original, {name}"] = result
@@ -109,14 +107,10 @@ def main(
         for n in round_trips:
             in_steps = cli.counted(n, "step")
             x_T, back = edit(pool, partial(round_trip, schedule, n), x_0, in_steps, seed).swapaxes(0, 1)
-            rmse = float(((back - x_0) ** 2).mean()) ** 0.5
-            error = f"RMSE {rmse:.3g}, {50 * rmse:.4g}% of the range"
-            table[f"round trip, {in_steps}"] = f"{error}; x_T's std {x_T.std():.3g}"
+            table[f"round trip, {in_steps}"] = trip_error(x_0, x_T, back)
         blocks = list(picture_blocks(pool, schedule, dataset, fill_in, known, max(round_trips), seed))
     save_blocks(out / "edit.png", blocks)
-    lines = [f"| {name} | {value} |" for name, value in table.items()]
-    with atomic_write(out / "edit.md") as file:
-        file.write("\n".join(["| measured | found |", "|---|---|", *lines, ""]).encode())
+    save_table(out / "edit.md", table)
     print(f"picture: {out / 'edit.png'}, table: {out / 'edit.md'}")
     return table
 
@@ -213,6 +207,24 @@ def spread(dataset, n):
     return dataset.batch(np.arange(n) * len(dataset) // n)
 
 
+def upper_half(height):
+    """Which rows of a picture are known, (H, 1, 1)."""
+    return np.arange(height)[:, None, None] < height // 2
+
+
+def known_changed(done, x_0, known):
+    """How many known pixels of done differ from those of x_0 when both have 8 bits: "k of n"."""
+    rows = np.broadcast_to(known, x_0.shape)
+    done, x_0 = (np.rint(np.clip(x[rows], -1, 1) * 127.5 + 127.5) for x in (done, x_0))
+    return f"{(done != x_0).sum()} of {rows.sum():,}"
+
+
+def trip_error(x_0, x_T, back):
+    """The error of a round trip: its root mean square, its share of the range -1..1, and x_T's standard deviation."""
+    rmse = float(((back - x_0) ** 2).mean()) ** 0.5
+    return f"RMSE {rmse:.3g}, {50 * rmse:.4g}% of the range; x_T's std {x_T.std():.3g}"
+
+
 def readings(path, workers, images, labels, classes):
     """[(which images, share of them read as the original)]: for digits without the ambiguous ones, and for all."""
     pool, _ = load_classifier(path, workers)
@@ -246,8 +258,22 @@ def picture_blocks(pool, schedule, dataset, fill_in, known, steps, seed):
     yield "interpolation: a walk between two digits' x_T", ["" for _ in between], list(between)
 
 
+def save_table(path, table):
+    lines = [f"| {name} | {value} |" for name, value in table.items()]
+    with atomic_write(path) as file:
+        file.write("\n".join(["| measured | found |", "|---|---|", *lines, ""]).encode())
+
+
 def save_blocks(path, blocks):
-    """Save the four blocks as one picture, two by two."""
+    """Save the four blocks as one picture."""
+    page = io.BytesIO()
+    figure_of(blocks).savefig(page, format="png")
+    with atomic_write(path) as file:
+        Image.open(page).convert("L").quantize(16).save(file, "PNG", optimize=True)  # with 16 greys 67 kB, not 165
+
+
+def figure_of(blocks):
+    """A figure of the four blocks, two by two."""
     figure = Figure(figsize=(12.8, 6), dpi=100, layout="constrained", facecolor="white")
     heights = {"height_ratios": [max(len(rows) for _, _, rows in pair) for pair in (blocks[:2], blocks[2:])]}
     for axes, (title, labels, rows) in zip(figure.subplots(2, 2, gridspec_kw=heights).flat, blocks):
@@ -259,10 +285,7 @@ def save_blocks(path, blocks):
         axes.set_xticks([])
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-    page = io.BytesIO()
-    figure.savefig(page, format="png")
-    with atomic_write(path) as file:
-        Image.open(page).convert("L").quantize(16).save(file, "PNG", optimize=True)  # with 16 greys 67 kB, not 165
+    return figure
 
 
 if __name__ == "__main__":

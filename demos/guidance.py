@@ -76,54 +76,37 @@ def main(
     ranks = cli.start(backend, precision, plain=plain)
     methods = chosen(methods, noisy_classifier, scales, classifier_scales)
     workers, out = workers or ranks.default_workers(), own_folder(out, "guidance.csv", "guidance.png")
-    scales = scales or SCALES
     pool, schedule, meta = load_trained(Path(checkpoint), workers)
     with pool, load_classifier(Path(classifier), workers)[0] as judge:
         check_classes(checkpoint, pool.model)
         check_steps(schedule.T, steps=steps)
-        sigma = (1 / schedule.alpha_bar - 1) ** 0.5
-        low, high = (int((sigma <= bound).sum()) - 1 for bound in SIGMA)  # the last time with sigma <= bound
-        largest = [max(scales)]
-        plan = {"free": (classifier_free, scales), "interval": (partial(in_interval, low, high), largest)}
-        plan["rescaled"] = partial(with_contrast, schedule), largest
+        low, high = interval_times(schedule)
+        leader = None
         if "classifier" in methods:
             leader = load_noisy_classifier(Path(noisy_classifier), schedule, pool.model.num_classes)
-            plan["classifier"] = partial(by_classifier, schedule, leader), classifier_scales or CLASSIFIER_SCALES
-        cells = [(name, scale, plan[name][0]) for name in METHODS if name in methods for scale in plan[name][1]]
+        plan = planned(methods, scales or SCALES, classifier_scales or CLASSIFIER_SCALES)
         test = load(data_name(meta), "test", data_dir, meta["train"]["seed"])
-        images, test_labels = test.batch(np.arange(min(2000, len(test))) * len(test) // min(2000, len(test)))
-        _, features = look(judge, images)
-        real = spread(features, test_labels), contrast(images)
+        real = of_real_digits(judge, test)
         check_room(num, meta["data"]["image_shape"])
         labels = np.arange(num) % pool.model.num_classes
         rows, pictures = [], []
-        with tqdm(total=num * len(cells), unit="img", dynamic_ncols=True) as bar:
-            for name, scale, guide in cells:
+        with tqdm(total=num * len(plan), unit="img", dynamic_ncols=True) as bar:
+            for name, scale in plan:
                 bar.set_postfix_str(f"{name} {scale:g}", refresh=False)
+                guide = guide_of(name, schedule, leader)
                 recipe = Recipe(schedule, tuple(meta["data"]["image_shape"]), num_steps=steps, scale=scale, guide=guide)
                 parts = []
                 for frames in generate(pool, recipe, labels.tolist(), seed):
                     parts.append(frames[-1])
                     bar.update(len(frames[-1]))
                 images = np.clip(np.concatenate(parts), -1, 1)
-                answer, features = look(judge, images)
-                right = int((answer == labels).sum())
-                wide, ink = relative(spread(features, labels), real[0]), relative(contrast(images), real[1])
-                rows.append((name, scale, right, num, wide, ink))
+                rows.append((name, scale, *judged(judge, images, labels, real)))
                 pictures.append(images[: pool.model.num_classes])
     images, drawn = cli.counted(num, "image"), f"DDPM in {cli.counted(steps, 'step')}"
     print(f"{meta['data']['name']}, {cli.counted(meta['step'], 'step')}; {images} a row, {drawn}, seed {seed}")
     print(f"interval: {low} < t <= {high};  rescaled: phi = {PHI}")
-    print("method      scale   asked  (95% interval)      spread  contrast   of real digits' 100%")
-    for name, scale, right, _, wide, ink in rows:
-        asked = f"{percent(right / num):>6}  ({interval(right, num)})"
-        print(f"{name:10}  {scale:5g}  {asked:26}{percent(wide):>8}{percent(ink):>10}")
-    if any(np.isnan(wide) for *_, wide, _ in rows):
-        print(NO_SPREAD)
-    table = io.StringIO()
-    csv.writer(table).writerows([("method", "scale", "right", "num", "spread", "contrast"), *rows])
-    with atomic_write(out / "guidance.csv") as file:
-        file.write(table.getvalue().encode())
+    print_rows(rows)
+    save_rows(out / "guidance.csv", rows)
     with atomic_write(out / "guidance.png") as file:
         draw(rows, np.concatenate(pictures)).savefig(file, format="png")
     print(f"table and picture: {out}/guidance.csv, guidance.png")
@@ -145,6 +128,27 @@ def chosen(methods, noisy_classifier, scales, classifier_scales):
     return methods
 
 
+def planned(methods, scales, classifier_scales):
+    """The rows (method, scale) of these methods, in the order of METHODS."""
+    largest = [max(scales)]
+    of = {"free": scales, "interval": largest, "rescaled": largest, "classifier": classifier_scales}
+    return [(name, scale) for name in METHODS if name in methods for scale in of[name]]
+
+
+def interval_times(schedule):
+    """(low, high): the last times at which the ratio of noise to signal is at most the bounds in SIGMA."""
+    sigma = (1 / schedule.alpha_bar - 1) ** 0.5
+    return tuple(int((sigma <= bound).sum()) - 1 for bound in SIGMA)
+
+
+def guide_of(name, schedule, leader):
+    """The guide of a method.  leader: the noisy classifier, or None if the method classifier is not measured."""
+    if name == "classifier":
+        return partial(by_classifier, schedule, leader)
+    guides = {"interval": partial(in_interval, *interval_times(schedule)), "rescaled": partial(with_contrast, schedule)}
+    return guides.get(name, classifier_free)
+
+
 # Guides: (model, labels, scale) -> eps_fn, in the form that a Recipe takes.
 
 
@@ -163,6 +167,37 @@ def by_classifier(schedule, leader, model, labels, scale):
 def contrast(images):
     """The standard deviation of the pixels of an image, mean over the images (N, H, W, C)."""
     return float(images.reshape(len(images), -1).std(1).mean())
+
+
+def of_real_digits(judge, test):
+    """Spread and contrast of up to 2,000 test digits, spread evenly over the set."""
+    n = min(2000, len(test))
+    images, labels = test.batch(np.arange(n) * len(test) // n)
+    _, features = look(judge, images)
+    return spread(features, labels), contrast(images)
+
+
+def judged(judge, images, labels, real):
+    """(right, num, spread, contrast) of a row's images.  real: spread and contrast of real digits."""
+    answers, features = look(judge, images)
+    wide, ink = relative(spread(features, labels), real[0]), relative(contrast(images), real[1])
+    return int((answers == labels).sum()), len(labels), wide, ink
+
+
+def print_rows(rows):
+    print("method      scale   asked  (95% interval)      spread  contrast   of real digits' 100%")
+    for name, scale, right, num, wide, ink in rows:
+        asked = f"{percent(right / num):>6}  ({interval(right, num)})"
+        print(f"{name:10}  {scale:5g}  {asked:26}{percent(wide):>8}{percent(ink):>10}")
+    if any(np.isnan(wide) for *_, wide, _ in rows):
+        print(NO_SPREAD)
+
+
+def save_rows(path, rows):
+    table = io.StringIO()
+    csv.writer(table).writerows([("method", "scale", "right", "num", "spread", "contrast"), *rows])
+    with atomic_write(path) as file:
+        file.write(table.getvalue().encode())
 
 
 def draw(rows, pictures):

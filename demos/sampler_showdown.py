@@ -56,7 +56,6 @@ SAMPLERS = {
     "2M, even log SNR": (DPM_SOLVER_2M, log_snr_pairs),
 }
 GUIDED = (("2M", 10), ("2M, even log SNR", 10), ("DDIM", 20))  # rows with few steps at the default guidance
-COLUMNS = ("sampler", "steps", "scale", "right", "num", "low", "high", "frechet", "floor", "seconds")
 SHOWN = 5  # digits of each row in the picture
 MOST = 6  # numbers of steps in the picture of the digits
 
@@ -82,7 +81,39 @@ def main(
     own_folder(out / "digits")
     workers = workers or ranks.default_workers()
     pool, schedule, meta = load_trained(Path(checkpoint), workers)
-    settings = {
+    settings = what_decides(checkpoint, plain, workers, num, seed)
+    judge, _ = load_classifier(Path(classifier), workers)
+    with pool, judge:
+        check_classes(checkpoint, pool.model)
+        check_steps(schedule.T, steps=max(steps), longest=longest)
+        test = load(data_name(meta), "test", data_dir, meta["train"]["seed"])
+        real = np.concatenate(list(features(judge, real_digits(test, num))))
+        labels, plan, image_shape = [i % 10 for i in range(num)], planned(steps, longest, schedule.T), shape_of(meta)
+        rows, shown = [], {}
+        tqdm.write(HEADING)
+        try:
+            with tqdm(total=num * sum(map(evaluations, plan)), unit="eval", dynamic_ncols=True) as bar:
+                for name, n, scale in plan:
+                    bar.set_postfix_str(f"{name}, {cli.counted(n, 'step')}, scale {scale:g}")
+                    which = {"sampler": name, "steps": n, "scale": scale}
+                    recipe = recipe_of(schedule, image_shape, **which)
+                    images, seconds = draw(out / "digits", settings | which, pool, recipe, labels, seed)
+                    rows.append(which | judged(judge, images, labels, real) | {"seconds": seconds})
+                    shown[name, n, scale] = images[:SHOWN]
+                    save_table(out / "sampler_showdown.csv", rows)
+                    tqdm.write(line(rows[-1]))
+                    bar.update(num * evaluations((name, n, scale)))
+        finally:  # also after Ctrl-C: the picture then shows the rows so far
+            if rows:
+                with atomic_write(out / "sampler_showdown.png") as file:
+                    picture(rows, shown, steps, title_of(meta, num)).savefig(file, format="png")
+    print(f"table and picture: {out}/sampler_showdown.csv, .png")
+    return rows
+
+
+def what_decides(checkpoint, plain, workers, num, seed):
+    """The settings that decide the digits of a row, its sampler, steps and scale apart."""
+    return {
         "checkpoint": hashlib.sha256(read_file(checkpoint)).hexdigest(),
         "source": [source_digest(), hashlib.sha256(Path(__file__).read_bytes()).hexdigest()],
         "arrays": [backend_name(), xp.__version__, current_precision(), "plain" if plain else "fast"],
@@ -90,43 +121,38 @@ def main(
         "num": num,
         "seed": seed,
     }
-    judge, _ = load_classifier(Path(classifier), workers)
-    with pool, judge:
-        check_classes(checkpoint, pool.model)
-        check_steps(schedule.T, steps=max(steps), longest=longest)
-        test = load(data_name(meta), "test", data_dir, meta["train"]["seed"])
-        real = np.concatenate(list(features(judge, real_digits(test, num))))
-        wanted = [(name, n, 1.0) for n in steps for name in SAMPLERS]
-        wanted += [(name, n, Recipe.scale) for name, n in GUIDED if n <= schedule.T]
-        wanted.append(("DDPM, beta_tilde", longest, 1.0))
-        wanted = sorted(dict.fromkeys(wanted), key=evaluations)  # the cheapest rows first; longest may be among steps
-        labels = [i % 10 for i in range(num)]
-        rows, shown = [], {}
-        tqdm.write(HEADING)
-        try:
-            with tqdm(total=num * sum(map(evaluations, wanted)), unit="eval", dynamic_ncols=True) as bar:
-                for name, n, scale in wanted:
-                    bar.set_postfix_str(f"{name}, {cli.counted(n, 'step')}, scale {scale:g}")
-                    step, pairs = SAMPLERS[name]
-                    recipe = Recipe(schedule, tuple(meta["data"]["image_shape"]), step, n, scale, pairs=pairs)
-                    which = {"sampler": name, "steps": n, "scale": scale}
-                    images, seconds = draw(out / "digits", settings | which, pool, recipe, labels, seed)
-                    answers, of_images = look(judge, images)
-                    right, distances = int((answers == labels).sum()), frechet_with_floor(of_images, real)
-                    row = (name, n, scale, right, num, *wilson_interval(right, num), *distances, seconds)
-                    rows.append(dict(zip(COLUMNS, row)))
-                    shown[name, n, scale] = images[:SHOWN]
-                    save_table(out / "sampler_showdown.csv", rows)
-                    tqdm.write(line(rows[-1]))
-                    bar.update(num * evaluations((name, n, scale)))
-        finally:  # also after Ctrl-C: the picture then shows the rows so far
-            if rows:
-                training = f"{cli.counted(meta['step'], 'step')} of training"
-                title = f"{meta['data']['name']}, {training}, {cli.counted(num, 'digit')} each"
-                with atomic_write(out / "sampler_showdown.png") as file:
-                    picture(rows, shown, steps, title).savefig(file, format="png")
-    print(f"table and picture: {out}/sampler_showdown.csv, .png")
-    return rows
+
+
+def planned(steps, longest, T):
+    """The rows (sampler, steps, scale), those with the fewest evaluations first."""
+    rows = [(name, n, 1.0) for n in steps for name in SAMPLERS]
+    rows += [(name, n, Recipe.scale) for name, n in GUIDED if n <= T]
+    rows.append(("DDPM, beta_tilde", longest, 1.0))
+    return sorted(dict.fromkeys(rows), key=evaluations)  # longest may be among steps
+
+
+def recipe_of(schedule, image_shape, sampler, steps, scale):
+    """How the digits of a row are drawn."""
+    step, pairs = SAMPLERS[sampler]
+    return Recipe(schedule, image_shape, step, steps, scale, pairs=pairs)
+
+
+def judged(judge, images, labels, real):
+    """The columns of a row that are measured, without the seconds.  real: the features of real_digits."""
+    answers, of_images = look(judge, images)
+    right, num = int((answers == labels).sum()), len(labels)
+    low, high = wilson_interval(right, num)
+    distance, floor = frechet_with_floor(of_images, real)
+    return {"right": right, "num": num, "low": low, "high": high, "frechet": distance, "floor": floor}
+
+
+def shape_of(meta):
+    return tuple(meta["data"]["image_shape"])
+
+
+def title_of(meta, num):
+    training = f"{cli.counted(meta['step'], 'step')} of training"
+    return f"{meta['data']['name']}, {training}, {cli.counted(num, 'digit')} each"
 
 
 def evaluations(row):
@@ -168,7 +194,7 @@ def draw(folder, settings, pool, recipe, labels, seed):
 
 def save_table(path, rows):
     with atomic_write(path) as file:
-        lines = [",".join(COLUMNS)]
+        lines = [",".join(rows[0])]
         for row in rows:
             lines.append(
                 ",".join(f"{value:.5g}" if isinstance(value, float) else f'"{value}"' for value in row.values())
@@ -186,6 +212,18 @@ def line(row):
     return f"{row['sampler']:16}  {row['steps']:5}  {row['scale']:5g}  {read} {frechet}  {row['seconds']:7.0f}"
 
 
+def misread(points):
+    """The share that is not read as asked, in percent, of rows of the table, and the widths (2, n) of its interval."""
+    wrong = [100 * (1 - row["right"] / row["num"]) for row in points]
+    ends = [(w - 100 * (1 - row["high"]), 100 * (1 - row["low"]) - w) for w, row in zip(wrong, points)]
+    return wrong, np.array(ends).reshape(-1, 2).T.clip(0)  # rounding may make 0 negative
+
+
+def strip_steps(steps):
+    """At most MOST of the numbers of steps, with the first and the last."""
+    return [steps[i] for i in sorted({i * (len(steps) - 1) // (MOST - 1) for i in range(MOST)})]
+
+
 def picture(rows, shown, steps, title):
     """A figure: misread share and Frechet distance against the number of steps, and the first digits of each row.
 
@@ -193,18 +231,22 @@ def picture(rows, shown, steps, title):
     """
     figure = Figure(figsize=(11, 6.9), dpi=100, layout="constrained")
     curves, strips = figure.subfigures(2, 1, height_ratios=(1, 0.62))
-    left, right = curves.subplots(1, 2)
+    draw_curves(curves, rows)
+    draw_strips(strips, shown, strip_steps(steps))
+    figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def draw_curves(figure, rows):
+    left, right = figure.subplots(1, 2)
     for k, name in enumerate(SAMPLERS):
         for guided in (False, True):
             points = [row for row in rows if row["sampler"] == name and (row["scale"] != 1) == guided]
             n = [row["steps"] * 1.03 ** (k - 2) for row in points]  # side by side, so that no interval hides another
-            wrong = [100 * (1 - row["right"] / row["num"]) for row in points]
-            ends = [(w - 100 * (1 - row["high"]), 100 * (1 - row["low"]) - w) for w, row in zip(wrong, points)]
-            bars = np.array(ends).reshape(-1, 2).T.clip(0)  # rounding may make 0 negative
             style = {"color": f"C{k}", "marker": "o", "ms": 4, "lw": 1.6, "label": name}
             if guided:
                 style |= {"mfc": "white", "ms": 6, "ls": "", "label": None}
-            left.errorbar(n, wrong, bars, **style)
+            left.errorbar(n, *misread(points), **style)
             right.plot([row["steps"] for row in points], [row["frechet"] for row in points], **style)
     right.axhline(rows[0]["floor"], color="0.4", ls="--", lw=1.2, label="as many real digits")
     if any(row["scale"] != 1 for row in rows):
@@ -223,8 +265,10 @@ def picture(rows, shown, steps, title):
         axes.set_xlabel("steps")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    steps = [steps[i] for i in sorted({i * (len(steps) - 1) // (MOST - 1) for i in range(MOST)})]  # at most MOST
-    grid = strips.subplots(len(SAMPLERS), len(steps), squeeze=False)
+
+
+def draw_strips(figure, shown, steps):
+    grid = figure.subplots(len(SAMPLERS), len(steps), squeeze=False)
     for line_of_axes, name in zip(grid, SAMPLERS):
         for axes, n in zip(line_of_axes, steps):
             axes.set_axis_off()
@@ -233,8 +277,6 @@ def picture(rows, shown, steps, title):
             if name == next(iter(SAMPLERS)):
                 axes.set_title(cli.counted(n, "step"), fontsize=10)
         line_of_axes[0].text(-0.03, 0.5, name, transform=line_of_axes[0].transAxes, ha="right", va="center", fontsize=9)
-    figure.suptitle(title, fontsize=12)
-    return figure
 
 
 if __name__ == "__main__":

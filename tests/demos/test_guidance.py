@@ -3,26 +3,27 @@
 import csv
 import math
 import runpy
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from stand_ins import SCHEDULE, Leaning, StampReader, data, pool_of, series, stand_in, ticks_in_view
 from tiny_runs import save_checkpoint, save_untrained_classifier
 
 from tinydiff.app import checkpoint
-from tinydiff.app.classify import build_classifier
 from tinydiff.app.generate import Recipe, generate
+from tinydiff.app.metrics import wilson_interval
+from tinydiff.app.plots import tile
 from tinydiff.app.reading import class_score
-from tinydiff.autograd import no_grad
-from tinydiff.backend import TinydiffError, asarray, backend_name, to_numpy
+from tinydiff.backend import TinydiffError, backend_name, default_rng
 from tinydiff.data import load
-from tinydiff.diffusion import Schedule, classifier_free, classifier_guided, unconditional
+from tinydiff.diffusion import Schedule, classifier_free, classifier_guided, rescaled, unconditional
 
 pytestmark = pytest.mark.program
 
 PATH = Path(__file__).parents[2] / "demos" / "guidance.py"
-SCHEDULE = Schedule.linear(100)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def files(tmp_path_factory):
     """A denoiser whose answers depend on the label, a classifier, and a noisy one of the same schedule."""
     folder, data = tmp_path_factory.mktemp("trained"), load("glyphs", num=30)
     save_checkpoint(folder / "unet.npz", data, move_start=0.05, warmup=1)
-    for name, schedule in (("classifier", None), ("noisy", SCHEDULE), ("other", Schedule.linear(90))):
+    for name, schedule in (("classifier", None), ("noisy", Schedule.linear(100)), ("other", Schedule.linear(90))):
         save_untrained_classifier(folder / f"{name}.npz", data, channels=[8, 8], seed=1, schedule=schedule)
     return folder
 
@@ -58,34 +59,140 @@ def run(demo, files, out, noisy="noisy.npz", **options):
     )
 
 
-def test_the_table_is_of_the_images_that_were_drawn(demo, files, tmp_path, capsys):
-    """Every method and scale has its row; each is counted, and written, as a reading of its images says."""
-    rows = run(demo, files, tmp_path)
-    plan = [("free", 0), ("free", 3), ("interval", 3), ("rescaled", 3), ("classifier", 3)]
-    assert [row[:2] for row in rows] == plan
+LEADER = StampReader()
+GUIDES = {
+    "free": classifier_free,
+    "interval": lambda model, labels, scale: (
+        # sigma_t = sqrt(1/alpha_bar_t - 1) lies in (0.28, 2.9]
+        lambda x_t, t: classifier_free(
+            model, labels, scale if 0.28 < (1 / SCHEDULE.alpha_bar[t] - 1) ** 0.5 <= 2.9 else 1.0
+        )(x_t, t)
+    ),
+    "rescaled": lambda model, labels, scale: classifier_free(model, labels, scale, partial(rescaled, SCHEDULE, 0.7)),
+    "classifier": lambda model, labels, scale: classifier_guided(
+        SCHEDULE, unconditional(model), class_score(LEADER, labels), scale
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def test_set():
+    return data(np.arange(43) % 10, default_rng(3), 0.2)
+
+
+def stand_in_run(demo, patch, out, network, test_set, **options):
+    """main with stand-ins; the rows, and what the classifier was shown row by row."""
+    reader = StampReader()
+    patch.setattr(demo, "load_noisy_classifier", lambda *_: LEADER)
+    calls = stand_in(patch, demo, network, test_set, reader)
+    options = {"noisy_classifier": "n.npz", "workers": 1, "backend": backend_name(), **options}
+    return demo.main("unet.npz", classifier="c.npz", out=out, **options), reader.shown, calls
+
+
+def test_every_row_is_drawn_by_the_method_that_it_names(demo, test_set, tmp_path, monkeypatch):
+    """Bit for bit: the guided images of the package's own call are what the classifier was shown; no two are alike."""
+    network, scales, own = Leaning(var=0.5), [0.0, 1.0, 1.5], [1.0, 1.5]
+    options = {"num": 12, "steps": 25, "scales": scales, "classifier_scales": own, "seed": 4}
+    rows, shown, _ = stand_in_run(demo, monkeypatch, tmp_path, network, test_set, **options)
+    plan = [("free", 0), ("free", 1), ("free", 1.5), ("interval", 1.5), ("rescaled", 1.5)]
+    assert [row[:2] for row in rows] == [*plan, ("classifier", 1), ("classifier", 1.5)]
+    real, *images = shown
+    assert np.array_equal(real, test_set.batch(np.arange(43))[0])
+    seen = set()
+    for (name, scale, *_), drawn in zip(rows, images, strict=True):
+        recipe = Recipe(SCHEDULE, (12, 12, 1), num_steps=25, scale=scale, guide=GUIDES[name])
+        (frames,) = generate(pool_of(network), recipe, [*range(10), 0, 1], 4)
+        assert np.array_equal(drawn, np.clip(frames[-1], -1, 1)), (name, scale)
+        seen.add(drawn.tobytes())
+    assert len(seen) == 7
+
+
+@pytest.mark.parametrize("draws, share", [([*range(11)], "100.0%"), ([3] * 11, "10.0%")])
+def test_a_network_that_draws_as_asked_or_always_a_3(demo, test_set, tmp_path, monkeypatch, capsys, draws, share):
+    """All are right, or one in ten, in each row of the table, in its file and as it is printed.
+
+    spread and contrast are those of the drawn pixels over those of the real ones.
+    """
+    options = {"num": 30, "steps": 5, "methods": ["rescaled", "free"], "noisy_classifier": None, "scales": [4.0, 1.0]}
+    rows, (real, *images), calls = stand_in_run(demo, monkeypatch, tmp_path, Leaning(draws, 0.3), test_set, **options)
+    assert [row[:2] for row in rows] == [("free", 4), ("free", 1), ("rescaled", 4)]
+
+    def spread_of(pixels, labels):
+        squares = []
+        for k in range(10):
+            features = pixels[labels == k].reshape(-1, 144)
+            squares.append(((features - features.mean(0)) ** 2).sum() / (len(features) - 1))
+        return np.mean(squares) ** 0.5
+
+    def contrast_of(pixels):
+        return np.mean([image.std() for image in pixels])
+
+    head, *texts = capsys.readouterr().out.split("interval: ")[1].splitlines()[1:]
+    assert head == "method      scale   asked  (95% interval)      spread  contrast   of real digits' 100%"
+    for row, drawn, text in zip(rows, images, texts):
+        wide = spread_of(drawn, np.arange(30) % 10) / spread_of(real, np.arange(43) % 10)
+        ink = contrast_of(drawn) / contrast_of(real)
+        right = 30 if share == "100.0%" else 3
+        assert row[2:4] == (right, 30) and row[4:] == pytest.approx((wide, ink), rel=1e-5)  # float32 sums
+        low, high = wilson_interval(right, 30)
+        assert text.split() == [
+            *(row[0], f"{row[1]:g}", share, f"({low:.1%}", "to", f"{high:.1%})"),
+            *(f"{row[4]:.1%}", f"{row[5]:.1%}"),
+        ]
     with open(tmp_path / "guidance.csv", newline="") as file:
         head, *written = csv.reader(file)
-    assert head[0] == "method" and [[str(value) for value in row] for row in rows] == written
-    printed = capsys.readouterr().out
-    judge, leader = build_classifier({"channels": [8, 8]}, 1), build_classifier({"channels": [8, 8], "time": True}, 1)
-    guides = {
-        "free": classifier_free,
-        "classifier": lambda model, labels, scale: classifier_guided(
-            SCHEDULE, unconditional(model), class_score(leader, labels), scale
-        ),
-    }
-    pool, *_ = demo.load_trained(files / "unet.npz", 1)
-    for name, scale, right, num, spread, contrast in rows:
-        assert f"{name:10}  {scale:5g}  {right / 12:6.1%}" in printed and num == 12
-        assert math.isfinite(spread) and contrast > 0
-        if name in guides:
-            recipe = Recipe(SCHEDULE, (28, 28, 1), num_steps=2, scale=scale, guide=guides[name])
-            (frames,) = generate(pool, recipe, [*range(10), 0, 1], 0)
-            with no_grad():
-                answer = to_numpy(judge(asarray(np.clip(frames[-1], -1, 1)))).argmax(1)
-            assert right == (answer == np.arange(12) % 10).sum()
-    picture = imread(tmp_path / "guidance.png")[..., :3]
-    assert picture.shape[1] > 800 and picture.std() > 0.1
+    assert head == ["method", "scale", "right", "num", "spread", "contrast"]
+    assert [[str(value) for value in row] for row in rows] == written
+    assert calls.load == [("glyphs", "test", None, 5)]
+    assert imread(tmp_path / "guidance.png")[..., :3].std() > 0.1
+
+
+def test_real_digits_are_spread_over_the_set(demo, monkeypatch):
+    """Of more than 2,000 test digits every second, third, ..., from the first on."""
+    test = data(np.arange(4001) % 10, default_rng(0))
+    reader = StampReader()
+    demo.of_real_digits(pool_of(reader), test)
+    assert np.array_equal(np.concatenate(reader.shown), test.batch(np.arange(2000) * 4001 // 2000)[0])
+
+
+@pytest.mark.parametrize("schedule", [SCHEDULE, Schedule.cosine(1000), Schedule.linear()])
+def test_the_interval_is_of_noise_to_signal(demo, schedule):
+    """low < t <= high has 0.28 < sigma_t <= 2.9, and no other time has."""
+    low, high = demo.interval_times(schedule)
+    sigma = (1 / schedule.alpha_bar - 1) ** 0.5
+    assert [t for t in range(schedule.T + 1) if 0.28 < sigma[t] <= 2.9] == list(range(low + 1, high + 1))
+
+
+def test_the_picture_is_the_table(demo):
+    """Three panels in percent against the scale, in order; a method is one series; rows under their names."""
+    rows = [("free", 0.0, 5, 20, 1.5, 0.9), ("free", 8.0, 20, 20, 0.5, 1.2), ("free", 1.0, 10, 20, 1.0, 1.0)]
+    rows += [("interval", 8.0, 15, 20, 0.75, 1.25), ("classifier", 20.0, 4, 20, math.nan, 1.5)]
+    pictures = default_rng(0).uniform(-1, 1, (15, 4, 4, 1))
+    figure = demo.draw(rows, pictures)
+    *panels, grid = figure.axes
+    titles = ["read as asked, %", "spread within a class, % of real digits'", "contrast, % of real digits'"]
+    assert [axes.get_title("left") for axes in panels] == titles
+    columns = ([25, 100, 50, 75, 20], [150, 50, 100, 75, None], [90, 120, 100, 125, 150])
+    for axes, (zero, eight, one, interval, last) in zip(panels, columns):
+        lines = series(axes)
+        assert lines["free"] == [(0, zero), (2, eight), (1, one)]
+        assert lines["interval"] == [(2, interval)] and lines.get("classifier") == (last and [(3, last)])
+        assert "rescaled" not in lines
+        x, y = ticks_in_view(axes)
+        assert len(set(y)) == len(y) >= 2
+        assert x in ([], ["0", "1", "8", "20"])  # the upper two share the lowest one's
+        assert list(axes.lines[-1].get_ydata()) == [100, 100]
+    assert ticks_in_view(panels[-1])[0] == ["0", "1", "8", "20"] and panels[-1].get_xlabel() == "guidance scale"
+    assert np.array_equal(grid.images[0].get_array(), tile(pictures, 3)[..., 0]) and grid.images[0].get_clim() == (
+        0,
+        255,
+    )
+    assert [text.get_text() for text in grid.get_yticklabels()] == [
+        *("no label", "free 8", "free 1", "interval 8", "classifier 20")
+    ]
+    height = len(tile(pictures, 3)) / 5
+    assert grid.get_yticks() == pytest.approx([(i + 0.5) * height for i in range(5)])
+    assert grid.get_title("left") == "asked for 0 to 2, every row from the same noise"
 
 
 def test_without_a_noisy_classifier_the_rest_is_drawn(demo, files, tmp_path, capsys):
@@ -105,9 +212,10 @@ def test_without_a_noisy_classifier_the_rest_is_drawn(demo, files, tmp_path, cap
 
 
 @pytest.mark.parametrize("num", [1, 3, 10, 11])
-def test_few_images_make_a_true_table_and_picture(demo, files, tmp_path, capsys, num):
+def test_few_images_make_a_true_table_and_picture(demo, test_set, monkeypatch, tmp_path, capsys, num):
     """Where no class has two images there is no spread: a dash, a line that says why, and a word in the panel."""
-    texts, rows = [], run(demo, files, tmp_path, noisy=None, scales=[1.0], classifier_scales=None, num=num)
+    texts, options = [], {"noisy_classifier": None, "scales": [1.0], "num": num, "steps": 2}
+    rows, *_ = stand_in_run(demo, monkeypatch, tmp_path, Leaning(), test_set, **options)
     for axes in demo.draw(rows, np.zeros((len(rows) * min(num, 10), 28, 28, 1))).axes:
         texts += [axes.get_title("left"), *(text.get_text() for text in axes.texts)]
     printed, _ = capsys.readouterr().out.split("table and picture")
