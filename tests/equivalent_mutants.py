@@ -11,6 +11,8 @@ EQUIVALENT: list[tuple[str, str, str, str]] = [
     ("", "lru_cache(", r"", "what is forgotten is computed again"),
     ("", "def ", r"/, ", "arguments after * are always given by name, those before it by position"),
     ("", ".size == 0", r"size <= 0", "a size is not negative"),
+    ("app/alone.py", "most: int = 1", r"", "one process has one worker, whatever is asked for"),
+    ("data/limits.py", "n / 1e9", r"100000000\d", "a message rounds it"),
     ("app/blocks.py", "a.shape[1:] == shape", r"shape\[1:\] >= shape", "no part has a larger shape"),
     ("app/blocks.py", "np.zeros((len(indices), 1, 1, 1)", r", 0,|, 0\)", "what is empty has no larger shape either"),
     ("data/idx.py", "len(content) < 4", r"<= 4|< 5", "a file of four bytes is refused with or without this"),
