@@ -39,6 +39,7 @@ from tinydiff.app.generate import check_steps
 from tinydiff.app.outputs import own_folder
 from tinydiff.app.run import check_batch
 from tinydiff.app.tables import write_table
+from tinydiff.app.training import drawing
 from tinydiff.autograd import Tensor, no_grad
 from tinydiff.backend import TinydiffError, asarray, default_rng, standard_normal, to_numpy, xp
 from tinydiff.data.limits import check_memory
@@ -102,7 +103,7 @@ def main(
             state = training_of(pool, SETS[name], schedule, way, steps, batch_size, seed)
             finish(state, pool, out / f"unfinished_{name}.npz", settings | {"data": name}, resume, name)
             seconds = time.monotonic() - began
-            with pool.weights(state.ema.average):
+            with drawing(pool, state):
                 flows = flows_of(pool, schedule, way, sample_steps, num, seed)
                 moments = moments_of(schedule, eps_fn_of(pool.model, schedule, way), flows["ddim"])
         real, more_real = held_out(SETS[name], num, seed)

@@ -115,7 +115,7 @@ def _save(state: Training, dataset: Dataset, schedule: Schedule, num_workers: in
 
 def _grid(state: Training, workers: Any, dataset: Dataset, recipe: Recipe, out: Path) -> None:
     """Write a grid of samples from the averaged weights."""
-    with workers.weights(state.ema.average):
+    with training.drawing(workers, state):
         frames = np.concatenate(list(generate(workers, recipe, _labels(dataset, 5), PICTURE_SEED)), 1)
     if workers.ranks.rank > 0:
         return
@@ -129,7 +129,7 @@ def _final_pictures(state: Training, workers: Any, dataset: Dataset, recipe: Rec
     labels = _labels(dataset, 10)
     frames = []
     with (
-        workers.weights(state.ema.average),
+        training.drawing(workers, state),
         tqdm(total=len(labels), unit="img", desc="drawing", disable=rank > 0) as bar,
     ):
         for part in generate(workers, recipe, labels, PICTURE_SEED):

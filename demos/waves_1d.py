@@ -33,6 +33,7 @@ from tinydiff.app.generate import check_steps
 from tinydiff.app.outputs import own_folder
 from tinydiff.app.run import check_batch
 from tinydiff.app.tables import write_table
+from tinydiff.app.training import drawing
 from tinydiff.autograd import Tensor, no_grad, op
 from tinydiff.backend import asarray, default_rng, standard_normal, to_numpy, xp
 from tinydiff.data.limits import check_memory
@@ -81,7 +82,7 @@ def main(
         settings = {"steps": steps, "batch_size": batch_size, "seed": seed}
         finish(state, pool, out / "unfinished.npz", settings, resume, "training")
         seconds = time.monotonic() - began
-        with pool.weights(state.ema.average):
+        with drawing(pool, state):
             drawn = draw_each(pool, schedule, sample_steps, num, seed)
     real, more_real = held_out(num, seed)
     rows = distances(drawn, real, more_real)

@@ -32,4 +32,20 @@ EQUIVALENT: list[tuple[str, str, str, str]] = [
     ("autograd.py", "_numbers = count(1)", r"count\( ?\d", "only the order of the numbers counts"),
     ("autograd.py", "return sorted(places.values()", r"place: -1 if", "a leaf comes before every node either way"),
     ("autograd.py", "elif isinstance(x, Tensor) and not new", r" or not new", "a copy more than is needed"),
+    (
+        "points_2d.py",
+        "distances >= distances[0]",
+        r"> distances\[0\] - 1e-12",
+        "1e-12 is a slack: none is that far apart",
+    ),
+    ("waves_1d.py", "near = ", r"<= 1\.1|>= 0\.9", "no frequency of the spectrum lies on these borders"),
+    ("waves_1d.py", "to_numpy(x_t)[:, 0, :, 0]", r"-1", "axes of size 1"),
+    ("exercise.py", 'action != "start"', r" < ", "of the five actions start is the last in the alphabet"),
+    ("demos/", "quantize(", r"quantize\( \d", "a colour more or less of a saved picture"),
+    (
+        "demos/",
+        "=",
+        r"(fontsize|labelsize|lw|alpha|dpi|length|width|scale|zorder|framealpha|borderpad|handletextpad|\bs)= \d",
+        "how large, how thick or how faint something is drawn",
+    ),
 ]

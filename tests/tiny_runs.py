@@ -10,11 +10,14 @@ from tinydiff.backend import default_rng, standard_normal
 from tinydiff.diffusion import Schedule
 from tinydiff.train import TrainConfig, train
 
+LOST = 1e30  # no checkpoint may contain an infinity
+
 
 def save_checkpoint(path, dataset, *, T=100, num_classes=10, move_start=0.0, move_average=0.0, **settings):
     """Train a network of 8 channels on the data set for one step, or as the settings of TrainConfig ask, and save it.
 
-    move_start, move_average: how much noise the parameters get before the training, and their average after it.
+    move_start, move_average: how much noise the parameters get before the training, and their average after it.  The
+    last weights are lost.
     """
     config = TrainConfig(**{"num_steps": 1, "minutes": None, "batch_size": 2, **settings})
     schedule = Schedule.linear(T)
@@ -25,6 +28,8 @@ def save_checkpoint(path, dataset, *, T=100, num_classes=10, move_start=0.0, mov
         for _ in train(state):
             pass
         _move(state.ema.average, move_average)
+        for p in state.parameters:  # programs draw with the average; what the last weights draw is not finite
+            p.data[...] = LOST
         save(state, path, dataset, schedule, 1)
 
 

@@ -26,6 +26,7 @@ from tinydiff.app.alone import one_process
 from tinydiff.app.choices import DDIM, DPM_SOLVER_2M
 from tinydiff.app.generate import DDPM
 from tinydiff.app.plots import tile
+from tinydiff.app.training import drawing
 from tinydiff.autograd import no_grad
 from tinydiff.backend import asarray, default_rng, standard_normal, to_numpy, xp
 from tinydiff.diffusion import (
@@ -190,7 +191,7 @@ def points(steps, num, moments, seed, workers):
                 state = points_2d.training_of(pool, draw_data, schedule, V, steps, 256, seed)
                 for _ in train(state):
                     bar.update()
-                with pool.weights(state.ema.average):
+                with drawing(pool, state):
                     back, field = flow(pool.model, schedule, times, num, seed)
             sets[name] = {
                 "forward": packed(spread(draw_data, schedule, times, num, seed)),

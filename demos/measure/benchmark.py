@@ -2,7 +2,7 @@
 
     python demos/measure/benchmark.py                    about 2 minutes on 2 cores
     python demos/measure/benchmark.py --plain            also with the plain functions of the book
-    python demos/measure/benchmark.py --backend cupy     on a GPU, batch 128 and 512
+    python demos/measure/benchmark.py --backend cupy     on a GPU, batch 64, 128 and 512
 
 The network is the reference U-Net, in tinydiff and, if torch is installed, in PyTorch.  Each contestant is a process of
 its own (contestant.py).  Every round goes over all contestants, so that a busy machine slows all of them equally.  The
@@ -26,8 +26,10 @@ must have the same number of parameters and, with copied weights, the same outpu
     peak memory  the sum of the peak memory of our processes, beside that of PyTorch's one process.
                  It is read after the training steps, before anything else runs (Linux only)
 
-On a GPU (on_gpu.py): training step, forward and the device's memory.  PyTorch runs eager and compiled, each in both
-memory layouts.  TF32 is on for both sides, or off with --precision float32.
+On a GPU (on_gpu.py): training step, forward and the device's memory, and the seconds of the first step and the first
+forward pass, which contain the compilation.  PyTorch runs eager, with torch.compile (also in the mode reduce-overhead)
+and with torch.cuda.graphs.  A way that fails, or that takes longer than --compile-limit to compile, has its reason in
+the table.  TF32 is on for both sides, or off with --precision float32.
 
 --json writes the ratios, the medians (seconds, MB), the machine and the settings.  A ratio is null if there is no
 PyTorch, or if a number is unknown.
@@ -55,6 +57,7 @@ def main(
     channels=32,
     rounds=11,
     workers=None,
+    compile_limit=120,
     json_path=None,
 ):
     """Print one table, and return the report that --json writes.
@@ -72,8 +75,8 @@ def main(
     ranks = cli.start(backend, precision)
     settings = {"backend": backend, "channels": channels, "rounds": rounds, "plain": plain}
     if on_a_gpu:
-        settings |= {"precision": current_precision(), "batch_sizes": batch_sizes or (128, 512)}
-        report = on_gpu.compare(device=device or "cuda", **settings)
+        settings |= {"precision": current_precision(), "batch_sizes": batch_sizes or (64, 128, 512)}
+        report = on_gpu.compare(device=device or "cuda", compile_limit=compile_limit, **settings)
     else:
         (batch_size,) = batch_sizes or (64,)
         workers = workers or ranks.default_workers()
@@ -88,7 +91,7 @@ if __name__ == "__main__":
     cli.add_backend(parser)
     sizes = cli.list_of(cli.positive_int)
     parser.add_argument(
-        "--batch-size", dest="batch_sizes", type=sizes, help="images a step (default: 64; on a GPU 128,512)"
+        "--batch-size", dest="batch_sizes", type=sizes, help="images a step (default: 64; on a GPU 64,128,512)"
     )
     parser.add_argument("--batch-sizes", type=sizes, help=cli.HIDDEN)
     parser.add_argument("--channels", type=cli.positive_int, help="channels of the first level")
@@ -96,6 +99,8 @@ if __name__ == "__main__":
     parser.add_argument(
         "--workers", type=cli.positive_int, help="our processes, PyTorch's threads (default: all cores)"
     )
+    limit = "on a GPU: seconds that a way of PyTorch may take for its first step, and for its first forward pass"
+    parser.add_argument("--compile-limit", type=cli.positive_int, help=limit)
     also = "also write the numbers to this file (default: none)"
     parser.add_argument("--json", dest="json_path", metavar="FILE", help=also)
     cli.run(main, parser)

@@ -44,10 +44,14 @@ class Contestant:
         other_end.close()
 
     def ask(self, *question):
-        """The answer to a question: ("seconds", job, repeats) or ("peak_mb",)."""
+        """The answer to a question: ("seconds", job, repeats), ("peak_mb",) or ("notes",)."""
+        self.tell(*question)
+        return self.answer()
+
+    def tell(self, *question):
+        """Ask a question whose answer is fetched later."""
         with contextlib.suppress(OSError):  # the process is dead: `answer` raises the error
             self.pipe.send(question)
-        return self.answer()
 
     def answer(self):
         try:
@@ -59,6 +63,11 @@ class Contestant:
             raise answer
         return answer
 
+    def kill(self):
+        """End a process that does not answer."""
+        self.process.kill()
+        self.process.join()
+
     def __enter__(self):
         return self
 
@@ -67,15 +76,29 @@ class Contestant:
         self.process.join()
 
 
-def take_turns(contestants, jobs, rounds, bar):
-    """{(cores, job): {contestant's name: for each round, the seconds of each stage}}, without warm-up rounds."""
+def take_turns(contestants, jobs, rounds, bar, failed=None):
+    """{(cores, job): {contestant's name: for each round, the seconds of each stage}}, without warm-up rounds.
+
+    failed: None, or failed(contestant, error), which is called for a contestant that raises an error.  It then takes
+    no further part, and its seconds are dropped.
+    """
+    contestants = list(contestants)
     seconds, repeats = defaultdict(lambda: defaultdict(list)), dict.fromkeys(jobs, 1)
     for i, job in itertools.product(range(-WARM_UP, rounds), jobs):
         took = []
-        for contestant in contestants:
-            took.append(contestant.ask("seconds", job, repeats[job]))
+        for contestant in list(contestants):
             bar.set_description(job[0], refresh=False)
             bar.update()
+            try:
+                took.append(contestant.ask("seconds", job, repeats[job]))
+            except Exception as error:
+                if failed is None:
+                    raise
+                failed(contestant, error)
+                contestants.remove(contestant)
+                for by in seconds.values():
+                    by.pop(contestant.name, None)
+                continue
             if i >= 0:
                 seconds[contestant.cores, job][contestant.name].append(took[-1])
         if i < 0:
@@ -119,6 +142,7 @@ def _serve(pipe, make):
         stages = cache(lambda job: getattr(contestant, job[0])(*job[1:]))
         memory = getattr(contestant, "peak_mb", peak_mb)  # OnDevice measures the memory of a GPU
         functions = {"seconds": lambda job, repeats: mean_seconds(stages(job), repeats), "peak_mb": memory}
+        functions["notes"] = lambda: getattr(contestant, "notes", [])
         with contextlib.closing(contestant):
             pipe.send("ready")
             while True:

@@ -1,10 +1,11 @@
 """Our side of a benchmark, as a contestant runs it (contestant.py): the work of the reference U-Net, job by job.
 
 `Ours` computes on the CPU, with the fast functions or, with plain=True, with the plain functions of the book.
-`OnDevice` does the same on a GPU.  A stage ends when its work is done: each stage fetches one number of its
-result, for which a GPU must finish the work.  Read next: torch_peer.py, the other side.
+`OnDevice` does the same on a GPU, where steps are recorded.  A stage ends when its work is done: each stage fetches one
+number of its result, for which a GPU must finish the work.  Read next: torch_peer.py, the other side.
 """
 
+import gc
 import itertools
 from functools import partial
 
@@ -13,11 +14,15 @@ import numpy as np
 from tinydiff import ops
 from tinydiff.app.alone import one_process
 from tinydiff.app.generate import build_unet
+from tinydiff.app.run import UNLIMITED
+from tinydiff.app.training import attached
+from tinydiff.app.training import steps as training_steps
 from tinydiff.autograd import Tensor, no_grad, op
-from tinydiff.backend import asarray, backend_name, default_rng, to_numpy, use_backend, xp
+from tinydiff.backend import FAST, asarray, backend_name, default_rng, to_numpy, use_backend, xp
+from tinydiff.fast.graph import Graph, recorded
 from tinydiff.more.layers import NormSilu
 from tinydiff.optim import EMA, Adam, clip_grad_norm
-from tinydiff.train import noise_prediction_losses
+from tinydiff.train import TrainConfig, Training, noise_prediction_losses
 
 OURS, PLAIN = "tinydiff", "plain"  # names of our contestants
 SIDE = 28  # of an image, pixels
@@ -98,17 +103,50 @@ class Ours:
 
 
 class OnDevice(Ours):
-    """The jobs in one process with the batch on the device, and the memory of the device."""
+    """The jobs in one process, as a program runs them on a GPU: a recorded training step, a recorded network.
+
+    notes: the lines that a program would print, such as why a step is not recorded.
+    """
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.notes = []
+
+    def train(self):
+        config, batch = TrainConfig(num_steps=UNLIMITED, minutes=None), on_host(self.batch)
+        state = Training(self.workers.model, config, lambda *_: batch, **attached(self.workers))
+        steps = training_steps(state, one_process(), report=self.notes.append)
+
+        def step(_):
+            next(steps)
+            _wait(state.ema.average[-1])
+
+        return [step]
 
     def forward(self):
+        network = recorded(self.workers.model) if self.on_a_gpu() else self.workers.model
+
         def forward(_):
             with no_grad():
-                _wait(self.workers.model(self.batch["x_t"], self.batch["t"]).data)
+                _wait(network(self.batch["x_t"], self.batch["t"]).data)
 
         return [forward]
 
     def peak_mb(self):
-        return xp.get_default_memory_pool().total_bytes() / 2**20 if backend_name() == "cupy" else None
+        """The memory that all pools have taken: the default one, and the pool of each recorded graph."""
+        if backend_name() != "cupy":
+            return None
+        pools = [graph._pool for graph in gc.get_objects() if isinstance(graph, Graph)]
+        return sum(pool.total_bytes() for pool in (xp.get_default_memory_pool(), *pools)) / 2**20
+
+    def on_a_gpu(self):
+        """Whether the fast functions run on a GPU; without them nothing is recorded."""
+        return bool(FAST) and backend_name() != "numpy"
+
+
+def on_host(batch):
+    """The batch as a program draws it: arrays of NumPy."""
+    return {name: to_numpy(a) for name, a in batch.items()}
 
 
 def _forward(model, part):

@@ -4,9 +4,9 @@ The layers of `Reference` have the same names as ours, so that weights can be co
 channels come first: filters (KH, KW, C, O) become (O, C, KH, KW), and the weights (in, out) of a linear layer become
 (out, in).
 
-`Peer` has the jobs of `Ours` (ours.py), and `OnDevice` has those of ours.OnDevice.  `largest_difference` checks that
-both sides have the same network.  Only this file of the demos imports PyTorch.  It is imported only if PyTorch is
-installed.
+`Peer` has the jobs of `Ours` (ours.py).  `OnDevice` has those of ours.OnDevice, eager, compiled or as CUDA graphs.
+`largest_difference` checks that both sides have the same network.  Only this file of the demos imports PyTorch.  It is
+imported only if PyTorch is installed.
 """
 
 import itertools
@@ -210,24 +210,43 @@ class Peer:
 
 
 class OnDevice(Peer):
-    """The jobs on a GPU, or on "cpu" for a rehearsal.  The last stage of a job waits for the device."""
+    """The jobs on a GPU, or on "cpu" for a rehearsal.  The last stage of a job waits for the device.
 
-    def __init__(self, *, device, compiled, tf32, **settings):
+    mode: None for eager, or the mode of torch.compile.  graphed: record each job with torch.cuda.graphs and replay it.
+    """
+
+    def __init__(self, *, device, mode, graphed, tf32, **settings):
         torch.set_default_device(device)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
         super().__init__(**settings, cores=1)
-        self.cuda = device == "cuda"
-        if compiled:
-            self.model.compile()
+        self.cuda, self.graphed = device == "cuda", graphed
+        if graphed:
+            self.update = _updater(self.model, capturable=True)
+        if mode is not None:
+            self.model.compile(mode=mode)
 
     def train(self):
-        return [*super().train(), self._wait]
+        return [*map(self._graph_of, super().train()), self._wait]
 
     def forward(self):
-        return [*super().forward(), self._wait]
+        return [*map(self._graph_of, super().forward()), self._wait]
 
     def peak_mb(self):
         return torch.cuda.max_memory_reserved() / 2**20 if self.cuda else None
+
+    def _graph_of(self, stage):
+        """The stage, or the launch of its CUDA graph: three calls on a stream of their own, then the recording."""
+        if not self.graphed:
+            return stage
+        stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                stage(None)
+        torch.cuda.current_stream().wait_stream(stream)
+        with torch.cuda.graph(graph):
+            stage(None)
+        return lambda _: graph.replay()
 
     def _wait(self, _):
         if self.cuda:
@@ -253,12 +272,12 @@ def _forward_and_backward(f, leaves):
     return [lambda _: f(), lambda y: torch.autograd.grad(y, leaves, g)]
 
 
-def _updater(model):
-    """update(max_norm): clipping, Adam, and the average of the weights."""
+def _updater(model, capturable=False):
+    """update(max_norm): clipping, Adam, and the average of the weights.  capturable: a CUDA graph may contain it."""
     parameters = list(model.parameters())
     weights = [p.detach() for p in parameters]
     averages = [p.clone() for p in weights]
-    adam = torch.optim.Adam(parameters, 1e-3, fused=True)
+    adam = torch.optim.Adam(parameters, 1e-3, fused=True, capturable=capturable)
 
     def update(max_norm):
         nn.utils.clip_grad_norm_(parameters, max_norm)

@@ -111,7 +111,7 @@ def final_pictures(state, pool, dataset, recipe, out):
     """Write loss.png, and samples.png with a row for each sentence of SHOWN and a column for each digit."""
     prompts = [tokenize(sentence.format(digit)) for sentence in SHOWN for digit in DIGITS]
     recipe = replace(recipe, guide=partial(by_prompt, prompts, tokenize("")))
-    with pool.weights(state.ema.average):
+    with training.drawing(pool, state):
         images = draw_images(pool, recipe, range(len(prompts)), PICTURE_SEED, "drawing")
     title = f"{dataset.name}, {cli.counted(state.step, 'step')}, guidance {recipe.scale:g}"
     rows = [sentence.format("...") for sentence in SHOWN]

@@ -426,7 +426,9 @@ def test_a_comparison_is_its_parts_in_order(demo, both, files, monkeypatch):
     spaces, test = {"pixel": pixel, "latent": latent}, load("glyphs", "test", num=120)
     images, _ = demo.draw_in_turn(spaces, np.arange(20) % 10, 2, 1.5, 8)
     monkeypatch.setattr(demo, "training_seconds", lambda *arguments: seen.append(arguments) or {"latent": 0.12345})
-    seen = []
+    seen, drawing = [], []
+    seconds = {"pixel": 30.0, "latent": 5.0}
+    monkeypatch.setattr(demo, "draw_in_turn", lambda *given: drawing.append(given) or (images, seconds))
     rows, (labels, shown, _) = demo.compare(spaces, coder, judge_pool, test, 9, num=20, steps=2, scale=1.5, seed=8)
     found = {row["measured"]: row for row in rows}
     judge = Judge(judge_pool, test, 20)
@@ -443,7 +445,10 @@ def test_a_comparison_is_its_parts_in_order(demo, both, files, monkeypatch):
     assert found["seconds a training step of 9"] == {
         "measured": "seconds a training step of 9", "pixel": "", "latent": "0.123", "test digits": ""
     }  # fmt: skip
-    assert float(found["seconds a sample, 2 steps, guidance 1.5"]["latent"]) > 0
+    shares = {"measured": "seconds a sample, 2 steps, guidance 1.5", "pixel": "1.5000", "latent": "0.2500"}
+    assert found[shares["measured"]] == shares | {"test digits": ""}
+    ((drawn_spaces, drawn_labels, *how),) = drawing
+    assert drawn_spaces is spaces and drawn_labels.tolist() == [*range(10)] * 2 and how == [2, 1.5, 8]
     first = [digits.tolist().index(k) for k in range(10)]
     np.testing.assert_array_equal(shown[0], x_0[first])
     np.testing.assert_array_equal(shown[labels.index("decoded")], decoded[first])

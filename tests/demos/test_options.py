@@ -44,9 +44,9 @@ PROGRAMS = sorted(
 )
 # Programs whose tables are still to come.
 TO_COME = {
-    "edit", "evaluate", "exercises/exercise", "explorer/explorer", "forward_process", "guidance", "latent",
-    "measure/benchmark", "one_shot_vs_gradual", "pitfalls", "points_2d",
-    "prompts/evaluate_prompts", "prompts/prompt", "prompts/train_prompts", "sampler_showdown", "waves_1d",
+    "edit", "evaluate", "forward_process", "guidance",
+    "measure/benchmark", "one_shot_vs_gradual", "pitfalls",
+    "sampler_showdown",
 }  # fmt: skip
 HERE = [name for name in PROGRAMS if (TABLES / f"{name}.py").exists()]
 

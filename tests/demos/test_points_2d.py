@@ -386,6 +386,9 @@ def test_a_film_goes_from_noise_to_data_with_each_particle_in_its_place(demo):
         1,
         2,
     ]
+    edges = np.array([[0, -3], [0, -9], [9, 0], [3, 0], [-9, 0], [0, 9], [-3, 0.5]], np.float32)
+    (picture,), _, _ = demo.film({"a": [(1, edges)]}, side=61)
+    assert np.argwhere(picture).tolist() == [[25, 0], [25, 1], [26, 0], [26, 1]]  # the last; the others have no room
     long = demo.film({"a": [(t, start) for t in range(100, -1, -1)]}, side=9)
     assert len(long[0]) == 48 and long[1][0] == ["a, t = 100"] and long[1][-1] == ["a, t = 0"]
     assert long[2] == [800] + 46 * [70] + [2500]

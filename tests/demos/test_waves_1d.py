@@ -300,6 +300,19 @@ def test_a_steady_wave_is_its_harmonics_and_nothing_else(demo, label):
         assert np.allclose(amplitude, stated * np.sqrt(2 / (stated**2).sum()), atol=1e-3)
 
 
+def test_a_wave_is_its_formula_for_the_pitch_and_phase_that_are_drawn(demo):
+    """Pitches first, then phases in 0..2 pi; a string's harmonic k fades with k d; in float64 the same to rounding."""
+    x, rng = demo.waves(default_rng(11), [0, 1, 2, 2]), default_rng(11)
+    f, phase = 100 * 2 ** rng.random((4, 1)), rng.uniform(0, 2 * np.pi, (4, 1))
+    k, s = np.arange(1, 21), np.arange(1024) / 8000
+    for i, label in enumerate((0, 1, 2, 2)):
+        a = [np.where(k < 4, [1, 0.3, 0.1] + [0] * 17, 0), k % 2 / k, 1 / k][label] * (k * f[i] <= 2000)
+        a = a * (2 / (a**2).sum()) ** 0.5
+        z = np.exp((2j * np.pi * f[i] - 10 * (label == 2)) * s + 1j * phase[i])
+        expected = sum(a_k * (z**n).imag for n, a_k in zip(k, a))
+        np.testing.assert_allclose(x[i], expected, atol=2e-3)  # float32, multiplied up to 20 times by z
+
+
 def test_no_harmonic_lies_above_the_band(demo):
     """Above 2,000 Hz and a window's width no wave of any timbre holds a hundred-thousandth of its power.
 
@@ -437,6 +450,15 @@ def test_the_spectrum_of_a_wave_peaks_at_multiples_of_its_pitch(demo, pitch):
     assert np.allclose(demo.spectrum(100 * x[None])[0], found, atol=1e-9)
 
 
+def test_the_pitch_is_looked_for_near_100_to_200_hz_only(demo):
+    """Tones of 60, 250 and 3,000 Hz are ten times as loud: the pitch is still 150 Hz, 20 dB below the loudest."""
+    s = np.arange(1024) / 8000
+    for loud in (60, 250, 3000):
+        (found,) = demo.spectrum((np.sin(2 * np.pi * 150 * s) + 10 * np.sin(2 * np.pi * loud * s))[None])
+        assert abs(found[abs(demo.MULTIPLES - 1).argmin()] + 20) < 1
+    assert demo.MULTIPLES[0] == 0.5 and len(demo.MULTIPLES) == 620 and demo.MULTIPLES[-1] == pytest.approx(15.975)
+
+
 def test_the_distance_is_0_for_equal_sets_and_tells_timbres_apart(demo):
     """0 between a set and itself, small between two sets of a timbre, several times as large between two timbres."""
     sets = [demo.waves(default_rng(8, i), [i // 2] * 60) for i in range(6)]
@@ -459,3 +481,11 @@ def test_notes_come_back_from_the_wav(demo, tmp_path):
     scale = rows[0, 32 + abs(middle[0]).argmax()] / middle[0][abs(middle[0]).argmax()]
     assert abs(rows[:, 32 : 1024 - 32] - scale * middle).max() < 2.5  # rounding to whole numbers, of the scale too
     assert abs(rows[:, 0]).max() < 30_000 / 30
+    demo.save_wav(tmp_path / "y.wav", [np.ones(1024)])
+    with wave.open(str(tmp_path / "y.wav")) as sound:
+        ramp = np.frombuffer(sound.readframes(1024), "<i2")
+    wanted = np.rint(30_000 * np.minimum(np.arange(1, 1025), 32) / 32 * np.minimum(np.arange(1024, 0, -1), 32) / 32)
+    np.testing.assert_array_equal(ramp, wanted)
+    demo.save_wav(tmp_path / "z.wav", [np.zeros(1024)])  # silence stays silence
+    with wave.open(str(tmp_path / "z.wav")) as sound:
+        assert set(sound.readframes(2000)) == {0} and sound.getnframes() == 1424

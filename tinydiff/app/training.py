@@ -29,17 +29,7 @@ from tinydiff.backend import FAST, asarray, backend_name, precision, require, to
 from tinydiff.data import Dataset
 from tinydiff.diffusion import Schedule
 from tinydiff.nn import Module
-from tinydiff.train import (
-    METRICS,
-    NUM_BUCKETS,
-    Batch,
-    Losses,
-    TrainConfig,
-    Training,
-    TrainingError,
-    draw_batch,
-    train,
-)
+from tinydiff.train import METRICS, NUM_BUCKETS, Batch, Losses, TrainConfig, Training, TrainingError, draw_batch, train
 
 Draw = Callable[[Any, int], Batch]
 FEW = 10  # steps: fewer say too little about the speed of a run
@@ -214,6 +204,11 @@ def _recorded(state: Training, ranks: Any, report: Callable[[str], Any]) -> Iter
 
     with recording(state, ranks, report):
         yield from train(state)
+
+
+def drawing(workers: Any, state: Training) -> Any:
+    """Within the block the workers have the average of the run's weights, and not the weights of its last step."""
+    return workers.weights(state.ema.average)
 
 
 def _gradient(state: Training, n: int) -> None:

@@ -5,10 +5,12 @@ import importlib.util
 import multiprocessing
 import os
 import re
+import runpy
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import laws
 import pytest
@@ -367,12 +369,19 @@ PLAIN = {
     ],
 }
 MISTAKES = [(name, mistake) for name, mistakes in WRONG.items() for mistake in mistakes]
-# Each takes seconds: two of every exercise are tried each time, the others with  pytest -m slow.
+# Each takes seconds: one of every exercise is tried each time, the others with  pytest -m slow.
 CASES = [
-    pytest.param(name, mistake, id=f"{name}-{mistake}", marks=[pytest.mark.slow] if place > 1 else [])
+    pytest.param(name, mistake, id=f"{name}-{mistake}", marks=[pytest.mark.slow] if place > 0 else [])
     for name, mistakes in WRONG.items()
     for place, mistake in enumerate(mistakes)
 ]
+
+
+def few(names):
+    """Two exercises each time, the others with  pytest -m slow: the suite itself runs the laws on the originals."""
+    return [
+        pytest.param(name, marks=[] if name in ("closed_form", "time_code") else pytest.mark.slow) for name in names
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -440,7 +449,7 @@ def test_every_exercise_has_its_mistakes(exercises):
     assert len(WRONG) == 15 and min(map(len, WRONG.values())) >= 5 and len(MISTAKES) >= 85
 
 
-@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("name", few(WRONG))
 def test_the_original_solves_it(name, exercises, copy, judge):
     """Every law holds for the package as it is, and every law that the exercise names is among them."""
     results = judge(str(copy(name, lambda source, cuts: source)), exercises[name].laws)
@@ -458,7 +467,7 @@ def write_plain(demo, folder, exercise):
         path.write_text(source.replace(line, textwrap.indent(textwrap.dedent(body).strip(), indent)), encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("name", few(PLAIN))
 def test_the_plain_way_of_the_hints_solves_it(name, demo, exercises, copy, judge):
     """The laws ask for the right numbers and not for the original's words."""
     folder = copy(name, demo.without)
@@ -551,44 +560,199 @@ def solve(demo, folder, exercise):
         )
 
 
+@pytest.fixture
+def judged(demo, monkeypatch):
+    """judged(law, ...): the next checks get these laws from the judge.  law(...) makes one."""
+    monkeypatch.setattr(demo, "source_digest", lambda: "digest")
+
+    def give(*laws):
+        monkeypatch.setattr(demo, "judge", lambda exercise, copy: list(laws))
+
+    return give
+
+
+def law(name, error="", places=(), example=""):
+    """A law that holds, or one that failed with an error at some places (file, line, code, function)."""
+    keys = ("file", "line", "code", "function")
+    places = [dict(zip(keys, place)) for place in places]
+    failed = {"error": error, "places": places, "example": example} if error else {}
+    return {"name": name, "text": f"text of {name}", "passed": not error} | failed
+
+
 def test_an_exercise_from_start_to_end(demo, exercises, do, tmp_path):
-    """Untouched it fails as the reader's turn, and with the original it is solved; list and start show the progress."""
+    """Untouched it fails as the reader's turn, by the laws themselves; start shows the places."""
     _, output = do("start")
     place = tmp_path / "closed_form" / "tinydiff" / "diffusion" / "gaussian.py"
     number = 1 + place.read_text(encoding="utf-8").splitlines().index(
         '    raise NotImplementedError("your turn: x_t from x_0, t and eps (Ho et al. 2020, eq. 4)")'
     )
+    first = exercises["closed_form"]
     assert f"Exercise 1 of {len(exercises)}: The closed form (about 10 minutes)" in output
-    assert f"{place}:{number}" in output
-    assert do("list")[1].count("started") == 1
-
+    assert f"It teaches {' '.join(first.teaches.split())}. {' '.join(first.task.split())} Write in" in output
+    assert f"{place}:{number} When it is written:" in output and output.count("exercise.py") == 2
+    assert f"exercise.py check --dir {tmp_path}" in output and f"exercise.py hint --dir {tmp_path}" in output
     code, output = do("check")
     assert code == 1 and "0 of 7 hold" in output and output.count("FAILED") == 7 and output.count("-> as above") == 6
     assert f"-> still to be written, {place}:{number}: x_t from x_0, t and eps" in output
     assert "FAILED the markov chain composes to the closed form t steps of eq. 2 in turn are q(x_t | x_0)" in output
 
-    solve(demo, tmp_path, exercises["closed_form"])
+
+def test_a_check_counts_the_laws_that_hold_and_ends_with_1_unless_all_do(demo, exercises, do, judged, tmp_path):
+    """2 of 3, then all: the question, what to read, and the next exercise that is not solved."""
+    do("start", "ema")
+    path = str(tmp_path / "ema" / "tinydiff" / "optim.py")
+    at = (path, 31, "m[...] = m", "adam_update")
+    judged(law("one holds"), law("two fails", "AssertionError: 1 is not 2", [at], "lr = 3"), law("three holds"))
     code, output = do("check")
-    assert code == 0 and output.count("ok ") == 7 and "ok unit variance is kept" in output
-    assert "FAILED" not in output and "Solved" in output
-    for part in (exercises["closed_form"].question, exercises["closed_form"].read_next, "exercise.py start posterior"):
+    assert (
+        code == 1 and f"ema: {len(exercises['ema'].laws)} laws of tests/ on {tmp_path / 'ema' / 'tinydiff'}" in output
+    )
+    assert "ok one holds FAILED two fails text of two fails -> AssertionError: 1 is not 2" in output
+    assert f"{path}:31: m[...] = m with lr = 3 ok three holds 2 of 3 hold. Stuck?" in output
+    assert f"exercise.py hint --dir {tmp_path}" in output and "text of one holds" not in output
+    notes = demo.progress(demo.find("ema"), tmp_path)
+    assert notes == {"hints": 0, "solved": False, "source": "digest"}
+    judged(law("one"), law("two"))
+    code, output = do("check")
+    assert code == 0 and "ok one ok two Solved: all laws hold." in output and "FAILED" not in output
+    for part in (exercises["ema"].question, exercises["ema"].read_next):
         assert " ".join(part.split()) in output
-    assert f"1 of {len(exercises)} solved" in do("list")[1]
-    assert "Exercise 2 of" in do("start")[1]
+    assert f"Next exercise: python demos/exercises/exercise.py start time_code --dir {tmp_path}" in output
+    assert demo.progress(demo.find("ema"), tmp_path)["solved"] is True
+    do("start", "time_code")
+    do("check")
+    assert "start closed_form" in do("check")[1]  # after the last the first
+    for exercise in demo.EXERCISES:
+        (tmp_path / exercise.name).mkdir(exist_ok=True)
+        demo.keep(exercise, tmp_path, hints=0, solved=True)
+    assert "That was the last one." in do("check", "ema")[1]
 
 
-def test_a_mistake_is_told_with_the_law_its_line_and_the_case(demo, exercises, do, tmp_path):
-    """Of each law that failed: how much is wrong, the line of the law, and the case."""
-    do("start", "closed_form")
-    solve(demo, tmp_path, exercises["closed_form"])
-    path = tmp_path / "closed_form" / "tinydiff" / "diffusion" / "gaussian.py"
-    right, wrong = ("signal_std = schedule.alpha_bar[t]" + end for end in (" ** 0.5", ""))
-    path.write_text(path.read_text(encoding="utf-8").replace(right, wrong, 1), encoding="utf-8")
-    code, output = do("check")
-    assert code == 1 and "ok at t 0 nothing happens" in output
-    assert "1 of 2 numbers are wrong, by up to 0.207" in output
-    assert "test_gaussian.py:" in output and "np.testing.assert_allclose(signal, mean" in output
-    assert "with T = 1, beta = [0.5]" in output
+def test_the_same_reason_is_given_once(do, judged, tmp_path):
+    """As above: the same error at the same last place.  Another place or another error is told anew."""
+    do("start", "ema")
+    here, there = (str(tmp_path / "ema" / "tinydiff" / "optim.py"), 3, "x", "f"), ("/elsewhere.py", 4, "y", "g")
+    judged(
+        law("a", "wrong", [here]),
+        law("b", "wrong", [there, here]),
+        law("c", "wrong", [here, there]),
+        law("d", "worse", [there]),
+        law("e", "worse"),
+    )
+    output = do("check")[1]
+    marks = [output.index(f"text of {name}") for name in "abcde"]
+    told = [output[start:end] for start, end in zip(marks, [*marks[1:], None])]
+    assert ["as above" in text for text in told] == [False, True, False, False, False]
+    assert "/elsewhere.py:4: y" in told[2] and "optim.py" not in told[2] and "0 of 5 hold" in told[4]
+
+
+def test_a_reason_names_the_last_line_that_the_reader_writes(demo, exercises):
+    """Else the last of all; what is still to be written is named as that; a long error is cut to 300 characters."""
+    inside = [
+        ("/copy/tinydiff/optim.py", n, f"line {n}", f) for n, f in ((1, "adam_update"), (2, "update"), (3, "step"))
+    ]
+    after = [("/tests/test_optim.py", 9, "assert", "test_x")]
+    for places, where in ((inside + after, ":2: line 2"), (inside[2:] + after, "test_optim.py:9: assert"), ([], "")):
+        words = demo.in_words(law("x", "wrong", places), exercises["ema"])
+        assert words.splitlines()[0] == "wrong" and words.endswith(where) and words.count("\n") == bool(places)
+    turn = law("x", "NotImplementedError: your turn: m, v", inside[:1])
+    assert demo.in_words(turn, exercises["ema"]) == "still to be written, /copy/tinydiff/optim.py:1: m, v"
+    assert demo.in_words(law("x", "w", example="t = 3"), exercises["ema"]) == "w\nwith t = 3"
+    assert len(demo.in_words(law("x", "word " * 200), exercises["ema"])) <= 300
+    other_file = [("/copy/tinydiff/train.py", 7, "other", "update")]
+    assert ":1: line 1" in demo.in_words(law("x", "wrong", inside[:1] + other_file), exercises["ema"])
+
+
+def test_the_list_shows_each_exercise_in_order_with_its_state(demo, exercises, do, judged, tmp_path):
+    """Its number, minutes and title; nothing, started or solved; how many are solved."""
+    do("start", "ema")
+    do("start", "conv2d")
+    judged(law("holds"))
+    do("check")
+    output = do("list")[1]
+    places = []
+    for number, exercise in enumerate(exercises.values(), 1):
+        state = {"ema": "started ", "conv2d": "solved "}.get(exercise.name, "")
+        line = f"{number} {exercise.name} {exercise.minutes} min {state}{exercise.title} "
+        places.append(output.index(line + " ".join(exercise.teaches.split())))
+    assert places == sorted(places)
+    assert output.endswith(f"1 of 15 solved. python demos/exercises/exercise.py start NAME --dir {tmp_path}")
+
+
+def test_start_takes_the_first_that_is_not_begun_and_the_others_the_one_worked_on_last(demo, do, judged, tmp_path):
+    """By the time of its notes; a number is a name."""
+    judged(law("holds"))
+    do("start")
+    assert "Exercise 2 of 15" in do("start")[1] and "Exercise 15 of 15" in do("start", "15")[1]
+    stamps = {"closed_form": 3, "posterior": 9, "time_code": 5}
+    for name, seconds in stamps.items():
+        os.utime(tmp_path / name / "progress.json", (seconds, seconds))
+    assert demo.latest(tmp_path).name == "posterior"
+    assert "posterior: " in do("check")[1]
+    for name in ("0", "16"):
+        with pytest.raises(TinydiffError, match=f"no exercise is called {name}"):
+            do("start", name)
+
+
+def test_the_judge_is_asked_for_the_laws_of_the_exercise(demo, exercises, monkeypatch, tmp_path):
+    """In a process of its own, with a limit; its answer is the JSON that it prints; its last line of errors is told."""
+    asked = []
+
+    def answer(returncode, stdout, stderr):
+        def run(arguments, **options):
+            asked.append((arguments, options))
+            return SimpleNamespace(returncode=returncode, stdout=stdout, stderr=stderr)
+
+        monkeypatch.setattr(demo.subprocess, "run", run)
+
+    answer(0, '[{"passed": true}]', "noise")
+    assert demo.judge(exercises["ema"], tmp_path) == [{"passed": True}]
+    ((arguments, options),) = asked
+    assert arguments == [sys.executable, str(ROOT / "tests" / "laws.py"), str(tmp_path), *exercises["ema"].laws]
+    assert options == {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 60}
+    for stderr, reason in (("first\nRuntimeError: last\n", "RuntimeError: last"), ("", "no reason is given")):
+        answer(1, "", stderr)
+        with pytest.raises(TinydiffError, match=f"the laws could not be run: {reason}$"):
+            demo.judge(exercises["ema"], tmp_path)
+
+
+def test_a_region_is_whole_statements_of_its_function(demo):
+    """From the first to the last that begin so; without words the first and the last statement; never the docstring."""
+    lines = ["def g():", "    a = 1", "", "class C:", "    def f(self):", '        """Text."""', "        a = 1"]
+    lines += ["        b = (", "            2", "        )", "        a = 3", "        return b", ""]
+    source = "\n".join(lines)
+    exercise = importlib.import_module(demo.EXERCISES[0].__class__.__module__)
+    cases = {("", ""): (7, 12), ("b", ""): (8, 12), ("b", "b"): (8, 10), ("a", "a"): (7, 7), ("b", "a"): (8, 11)}
+    for (first, last), place in cases.items():
+        assert demo.region(source, exercise.Cut("x.py", "C.f", "t", first, last)) == place
+    for first, last in (("z", ""), ("a = 3", "b")):
+        with pytest.raises(ValueError, match=f"x.py: C.f has no statements from '{first}' to '{last}'"):
+            demo.region(source, exercise.Cut("x.py", "C.f", "t", first, last))
+    assert demo.region(source, exercise.Cut("x.py", "g", "t")) == (2, 2)
+    left = demo.without(source, [exercise.Cut("x.py", "C.f", "two", "b", "b"), exercise.Cut("x.py", "g", "one")])
+    assert left.count("NotImplementedError") == 2
+    assert '    raise NotImplementedError("your turn: one")\n\nclass' in left
+    assert '        a = 1\n        raise NotImplementedError("your turn: two")\n        a = 3\n' in left
+
+
+def test_text_is_wrapped_to_the_terminal(demo, monkeypatch, capsys):
+    """At most 120 columns; the first line stands after its mark, the others below it; a path stays in one piece."""
+    monkeypatch.setattr(demo.shutil, "get_terminal_size", lambda: os.terminal_size((20, 9)))
+    demo.show("one two three four\nfive /a/long/path/that-is/whole", "->  ")
+    lines = ["->  one two three", "    four", "    five", "    /a/long/path/that-is/whole"]
+    assert capsys.readouterr().out.splitlines() == lines
+    monkeypatch.setattr(demo.shutil, "get_terminal_size", lambda: os.terminal_size((500, 9)))
+    demo.show("word " * 50)
+    assert max(map(len, capsys.readouterr().out.splitlines())) == 119
+
+
+def test_a_path_is_told_from_here_unless_it_lies_outside(demo, tmp_path, monkeypatch):
+    """And the folder of the copies is told only if it is not the default."""
+    monkeypatch.chdir(tmp_path)
+    assert demo.near(str(tmp_path / "a" / "b.py")) == str(Path("a", "b.py"))
+    assert demo.near(str(tmp_path.parent / "c.py")) == str(tmp_path.parent / "c.py")
+    assert demo.command("check", Path("runs/exercise")) == "python demos/exercises/exercise.py check"
+    assert demo.command("check", Path("x")) == "python demos/exercises/exercise.py check --dir x"
 
 
 def test_no_python_and_no_end_are_told(demo, do, tmp_path, monkeypatch):
@@ -629,6 +793,21 @@ def test_the_solution_is_the_original(do):
     for line in ("tinydiff/ops/conv.py:", "y = im2col(x, w.shape, stride, padding) @ filters + b", "padded = xp.pad("):
         assert line in output
     assert "your turn" not in output
+
+
+def test_a_solution_has_its_place_and_whole_lines(demo, exercises, tmp_path, capsys):
+    """Of each cut the file, its first line in the package, the function, and the lines from the first to the last."""
+    demo.main("start", "ema", dir=tmp_path)
+    capsys.readouterr()
+    demo.main("solution", "ema", dir=tmp_path)
+    expected = []
+    for cut in exercises["ema"].cuts:
+        source = (ROOT / "tinydiff" / cut.file).read_text(encoding="utf-8")
+        first, last = demo.region(source, cut)
+        lines = source.splitlines()
+        expected += [f"tinydiff/{cut.file}:{first}, {cut.function}", "", *lines[first - 1 : last], ""]
+        assert lines[first - 1].strip() and not lines[last - 1].strip().endswith(":")
+    assert capsys.readouterr().out.splitlines() == expected
 
 
 @pytest.mark.parametrize("action", ["start", "check"])
@@ -715,19 +894,25 @@ def test_when_all_are_begun_start_wants_a_name(demo, do, tmp_path):
         do("start")
 
 
-def test_as_a_script_it_ends_with_an_exit_code(tmp_path):
-    """2 for what a user got wrong, 1 for a check that fails, 0 else; --help shows the five commands."""
+def test_as_a_script_it_ends_with_an_exit_code(tmp_path, monkeypatch, capsys):
+    """2 for what a user got wrong, 0 else; --help shows the five commands; without a command it lists."""
+    script = ROOT / "demos" / "exercises" / "exercise.py"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(script.parent)
 
     def run(*arguments):
-        command = [sys.executable, ROOT / "demos" / "exercises" / "exercise.py", *arguments]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        return done.returncode, done.stdout + done.stderr
+        monkeypatch.setattr("sys.argv", [str(script), *arguments])
+        code = 0
+        try:
+            runpy.run_path(str(script), run_name="__main__")
+        except SystemExit as end:
+            code = end.code or 0
+        written = capsys.readouterr()
+        return code, written.out + written.err
 
     assert run("start", "nonsense")[0] == run("check")[0] == 2
     assert run() == run("list") and "0 of 15 solved" in run()[1]
     assert run("start", "ema")[0] == 0 and (tmp_path / "runs" / "exercise" / "ema" / "tinydiff").is_dir()
-    code, output = run("check")
-    assert code == 1 and "still to be written, runs/exercise/ema/tinydiff/optim.py:" in " ".join(output.split())
     code, output = run("--help")
     assert code == 0 and all(
         f"exercise.py {word} " in output for word in ("list", "start", "check", "hint", "solution")
@@ -771,8 +956,11 @@ def test_what_the_table_names_exists(exercises):
 
 def test_every_law_that_the_table_names_exists(exercises):
     """Each is the name of a test below tests/, and what a check prints for it is not empty."""
+    trees = {}
     for law in {law for exercise in exercises.values() for law in exercise.laws}:
         file, name = law.partition("[")[0].split("::")
-        tree = ast.parse((ROOT / "tests" / file).read_text(encoding="utf-8"))
+        if file not in trees:
+            trees[file] = ast.parse((ROOT / "tests" / file).read_text(encoding="utf-8"))
+        tree = trees[file]
         (test,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
         assert ast.get_docstring(test), law

@@ -10,7 +10,7 @@ from tinydiff.app.generate import build_unet
 from tinydiff.autograd import Tensor, no_grad
 from tinydiff.backend import FAST, backend_name, default_rng, precision, xp
 from tinydiff.optim import EMA, Adam, clip_grad_norm
-from tinydiff.train import gradients_of, noise_prediction_losses
+from tinydiff.train import TrainConfig, Training, gradients_of, noise_prediction_losses, train
 
 pytestmark = [
     pytest.mark.program,
@@ -143,6 +143,28 @@ def test_the_memory_of_a_device_is_its_pools_in_mib(ours, monkeypatch):
     monkeypatch.setitem(vars(xp), "get_default_memory_pool", lambda: pool)
     monkeypatch.setattr(ours, "backend_name", lambda: "cupy")
     assert ours.OnDevice.peak_mb(None) == 3.0
+    graph = object.__new__(ours.Graph)  # a recorded graph has a pool of its own
+    graph._pool = pool
+    assert ours.OnDevice.peak_mb(None) == 6.0
+
+
+def test_on_a_device_a_step_is_a_step_of_the_main_loop(ours):
+    """Two calls are the first two steps of train() on this batch, bit for bit: the rate that warms up and the average
+    are a part of a step.  The last step's average is waited for."""
+    waited = []
+    with contextlib.closing(ours.OnDevice(**TINY)) as work, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ours, "_wait", waited.append)
+        (stage,) = work.train()
+        stage(None), stage(None)
+        found = weights(work)
+        batch = work.batch
+    with contextlib.closing(ours.OnDevice(**TINY)) as work:
+        state = Training(work.workers.model, TrainConfig(num_steps=10**9, minutes=None), lambda *_: batch,
+                         gradients=work.workers.gradients, parameters=work.workers.parameters)  # fmt: skip
+        loop = train(state)
+        next(loop), next(loop)
+        assert all((a == b).all() for a, b in zip(found, weights(work)))
+        assert len(waited) == 2 and (waited[-1] == state.ema.average[-1]).all()
 
 
 @pytest.fixture

@@ -88,7 +88,7 @@ def peer(load_demo, torch, monkeypatch):
 
     class Network:
         def __init__(self, channels):
-            self.channels, self.layout, self.compiled = channels, None, False
+            self.channels, self.layout, self.compiled = channels, None, None
             self.two = [Parameter("w"), Parameter("b")]
 
         def to(self, memory_format):
@@ -101,8 +101,8 @@ def peer(load_demo, torch, monkeypatch):
         def zero_grad(self):
             torch.log("zero_grad")
 
-        def compile(self):
-            self.compiled = True
+        def compile(self, *, mode):
+            self.compiled = mode
 
         def __call__(self, x, t):
             torch.log("network", x, t)
@@ -137,7 +137,7 @@ def test_a_step_of_pytorch_has_the_parts_of_ours(peer, torch):
     assert one.x.shape == one.eps.shape == (5, 1, 28, 28) and one.x is not one.eps
     assert one.t == ("times", 1, 1001, (5,))
     ((parameters, rate), options) = torch.optim.Adam.call_args
-    assert parameters == one.model.two and (rate, options) == (1e-3, {"fused": True})
+    assert parameters == one.model.two and (rate, options) == (1e-3, {"fused": True, "capturable": False})
     stages = one.train()
     assert len(stages) == 1 and torch.calls == []
     run(stages)
@@ -216,13 +216,13 @@ def test_norm_and_attention_of_pytorch_are_ours(peer, torch, timed):
 
 
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
-@pytest.mark.parametrize("compiled", [True, False])
-def test_on_a_device_every_job_ends_when_the_device_is_done(peer, torch, device, compiled):
+@pytest.mark.parametrize(("mode", "tf32"), [("default", True), ("reduce-overhead", False), (None, False)])
+def test_on_a_device_every_job_ends_when_the_device_is_done(peer, torch, device, mode, tf32):
     """The last stage waits, on a GPU; TF32 is what was asked for, on both switches; one thread."""
-    one = peer.OnDevice(**SETTINGS, device=device, compiled=compiled, tf32=compiled)
+    one = peer.OnDevice(**SETTINGS, device=device, mode=mode, graphed=False, tf32=tf32)
     assert torch.set_default_device.call_args_list == [mock.call(device)]
-    assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is compiled
-    assert one.model.compiled is compiled and torch.set_num_threads.call_args_list == [mock.call(1)]
+    assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is tf32
+    assert one.model.compiled == mode and torch.set_num_threads.call_args_list == [mock.call(1)]
     waits = [("wait",)] if device == "cuda" else []
     for job, most in ((one.train, ("lerp", *UPDATE[1][1:])), (one.forward, ("grad",))):
         torch.calls.clear()

@@ -222,11 +222,11 @@ def test_what_is_drawn_is_generates_own_for_the_prompt_and_its_options(demo, cap
     monkeypatch.setattr(demo, "draw_images", lambda *arguments: seen.append(arguments) or np.zeros((9, 28, 28, 1)))
     monkeypatch.setattr(demo.plots, "save_grid", lambda *arguments, **options: grids.append((arguments, options)))
     monkeypatch.setattr(demo, "steer", lambda *arguments: seen.append(arguments) or steered())
-    options = {"steps": 4, "scale": 2.0, "negative": "thin", "seed": 6, "steering": tmp_path / "s.png", "swap": "two"}
+    options = {"steps": 4, "scale": 4.0, "negative": "thin", "seed": 6, "steering": tmp_path / "s.png", "swap": "two"}
     images = run(demo, trained, tmp_path, "a thick seven", num=9, **options)
     (pool, recipe, labels, seed), (model, other_recipe, tokens, other_seed) = seen
     assert labels == [0] * 9 and seed == other_seed == 6 and recipe is other_recipe and model is pool.model
-    assert (recipe.num_steps, recipe.scale, recipe.image_shape, recipe.schedule.T) == (4, 2.0, (28, 28, 1), 100)
+    assert (recipe.num_steps, recipe.scale, recipe.image_shape, recipe.schedule.T) == (4, 4.0, (28, 28, 1), 100)
     rows = [captions.tokenize(text) for text in ("a thick seven", "two", "thin")]
     assert recipe.guide.func.__name__ == "by_prompt" and recipe.guide.args == (rows[:2], rows[2]) and tokens == rows[0]
     arrays, _ = checkpoint.load(trained / "checkpoint.npz")
@@ -234,7 +234,7 @@ def test_what_is_drawn_is_generates_own_for_the_prompt_and_its_options(demo, cap
         np.testing.assert_array_equal(a, arrays[f"ema/{name}"])
     (((path, shown), grid),) = grids
     assert path == tmp_path / "p.png" and shown is images
-    assert grid == {"columns": 8, "title": "'a thick seven' and not 'thin', guidance 2"}
+    assert grid == {"columns": 8, "title": "'a thick seven' and not 'thin', guidance 4"}
     assert imread(tmp_path / "s.png").shape[1] > 600
     run(demo, trained, tmp_path, "two", steering=tmp_path / "s.png")
     assert seen[2][1].guide.args[0] == [captions.tokenize(text) for text in ("two", demo.SWAP)]
