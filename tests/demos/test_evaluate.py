@@ -140,7 +140,7 @@ def test_the_picture_is_the_bits_of_each_time(demo):
     Two images; terms at times 2 and 5 of T = 6: at both edges, and between, the curve is the sum by hand.
     """
     terms, times = np.array([[4.0, 6], [1, 2], [3, 5], [0.5, 1.5]]), np.array([[2, 2], [5, 5]])
-    left, right = (figure := demo.spent(Schedule.linear(6), terms, times, "what")).axes
+    left, right = (figure := demo.spent(Schedule([0.9] * 6), terms, times, "what")).axes
     values, edges, _ = left.patches[0].get_data()
     assert edges.tolist() == [2, 3, 4, 5, 6, 7] and values.tolist() == [1.5, 0, 0, 4, 0]
     (line,) = right.lines

@@ -131,7 +131,7 @@ def test_the_statistics_are_those_of_the_chains(demo):
         assert np.array_equal(dots.get_ydata(), np.array(means)[:, k])
         assert np.array_equal(right.lines[k].get_ydata(), np.array(stds)[:, k])
         assert np.array_equal(dots.get_color(), line.get_color())
-    assert np.array_equal(right.lines[3].get_ydata(), (1 - schedule.alpha_bar) ** 0.5)
+    np.testing.assert_allclose(right.lines[3].get_ydata(), (1 - schedule.alpha_bar) ** 0.5, rtol=1e-9)
     at, off = np.arange(2, 41, 2), np.array(means)[1:] - schedule.alpha_bar[2::2, None] ** 0.5 * start
     assert error == pytest.approx(np.max(np.abs(off) / (1 - schedule.alpha_bar[at, None]) ** 0.5 * n**0.5), rel=1e-6)
     assert (left.get_title(), right.get_title()) == ("mean of x_t", "standard deviation of x_t")
