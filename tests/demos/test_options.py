@@ -44,9 +44,8 @@ PROGRAMS = sorted(
 )
 # Programs whose tables are still to come.
 TO_COME = {
-    "edit", "evaluate", "forward_process", "guidance",
+    "edit",
     "measure/benchmark", "one_shot_vs_gradual", "pitfalls",
-    "sampler_showdown",
 }  # fmt: skip
 HERE = [name for name in PROGRAMS if (TABLES / f"{name}.py").exists()]
 
