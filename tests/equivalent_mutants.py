@@ -48,4 +48,7 @@ EQUIVALENT: list[tuple[str, str, str, str]] = [
         r"(fontsize|labelsize|lw|alpha|dpi|length|width|scale|zorder|framealpha|borderpad|handletextpad|\bs)= \d",
         "how large, how thick or how faint something is drawn",
     ),
+    ("measure/on_cpu.py", "if p.ndim == 4", r">= 4", "no parameter has five axes"),
+    ("measure/on_cpu.py", "build_unet(", r"channels}, 1\)", "shapes have no seed; the check draws weights anew"),
+    ("measure/ours.py", "_wait(ema.average[-1])", r"", "work on one stream: any of its arrays waits for all"),
 ]

@@ -43,10 +43,7 @@ PROGRAMS = sorted(
     if '__name__ == "__main__"' in path.read_text()
 )
 # Programs whose tables are still to come.
-TO_COME = {
-    "edit",
-    "measure/benchmark", "one_shot_vs_gradual", "pitfalls",
-}  # fmt: skip
+TO_COME = {"edit", "one_shot_vs_gradual", "pitfalls"}
 HERE = [name for name in PROGRAMS if (TABLES / f"{name}.py").exists()]
 
 
