@@ -10,6 +10,10 @@ EQUIVALENT: list[tuple[str, str, str, str]] = [
     ("", " == ", r"^[^#]* is (?!not)", "small integers and interned strings are one object each"),
     ("", "lru_cache(", r"", "what is forgotten is computed again"),
     ("", "def ", r"/, ", "arguments after * are always given by name, those before it by position"),
+    ("", ".size == 0", r"size <= 0", "a size is not negative"),
+    ("app/blocks.py", "a.shape[1:] == shape", r"shape\[1:\] >= shape", "no part has a larger shape"),
+    ("app/blocks.py", "np.zeros((len(indices), 1, 1, 1)", r", 0,|, 0\)", "what is empty has no larger shape either"),
+    ("data/idx.py", "len(content) < 4", r"<= 4|< 5", "a file of four bytes is refused with or without this"),
     ("nn/unet.py", "if level < len(widths) - 1", r"level (!=|is not) ", "no level is above the last"),
     ("nn/unet.py", "if level > 0", r"level (!=|is not) ", "no level is below 0"),
     ("nn/unet.py", "self.label is None or", r" and ", "the two are None together"),
@@ -48,4 +52,7 @@ EQUIVALENT: list[tuple[str, str, str, str]] = [
         r"(fontsize|labelsize|lw|alpha|dpi|length|width|scale|zorder|framealpha|borderpad|handletextpad|\bs)= \d",
         "how large, how thick or how faint something is drawn",
     ),
+    ("measure/on_cpu.py", "if p.ndim == 4", r">= 4", "no parameter has five axes"),
+    ("measure/on_cpu.py", "build_unet(", r"channels}, 1\)", "shapes have no seed; the check draws weights anew"),
+    ("measure/ours.py", "_wait(ema.average[-1])", r"", "work on one stream: any of its arrays waits for all"),
 ]
