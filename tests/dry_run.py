@@ -1,6 +1,9 @@
 """Real CuPy on a machine without a GPU: what would a training step and a sampling step ask of the device?
 
-    python tests/dry_run.py          prints the counts as JSON; needs cupy-cuda13x or 12x 14.2, in a process of its own
+    python tests/dry_run.py [--blas] [64]     needs cupy-cuda13x or 12x 14.2, in a process of its own
+
+It prints as JSON what is counted, at batch 64, the line that the user gets about the recording, and the host's time of
+a replayed step.  With --blas cuBLAS may be recorded, which CuPy refuses: so the rest of a step is seen without it.
 
 CuPy's extension modules find each other's C functions as capsules in `__pyx_capi__`, when they are imported.  So the
 two lowest, runtime and driver, are imported alone, their functions are replaced by ones that work on host memory and
@@ -11,6 +14,7 @@ own; kernels do not run, so numbers mean nothing.  cuBLAS is replaced by a modul
 import ctypes
 import json
 import sys
+import time
 import types
 from collections import Counter
 from functools import partial
@@ -139,6 +143,7 @@ def install():
         (runtime, "memsetAsync", o, [p, i, z, p, i], fill),
         (runtime, "eventCreateWithFlags", p, [u, i], constant(1)),
         (runtime, "eventRecord", o, [p, p, i], constant(None)),
+        (runtime, "eventQuery", o, [p, i], constant(0)),
         (runtime, "eventDestroy", o, [p, i], constant(None)),
         (runtime, "streamCreateWithFlags", p, [u, i], constant(64)),
         (runtime, "streamCreateWithPriority", p, [u, i, i], constant(64)),
@@ -194,9 +199,10 @@ def refused_in_a_capture(f):
     return called
 
 
-def counts_of(f):
-    """What one call of f asks of the device, once everything is compiled."""
-    f()
+def counts_of(f, twice=True):
+    """What one call of f asks of the device.  twice: the second call is counted, once everything is compiled."""
+    if twice:
+        f()
     COUNTS.clear()
     f()
     return dict(sorted(COUNTS.items()))
@@ -207,18 +213,20 @@ def main():
 
     use_backend("cupy")
     from tinydiff.app.generate import build_unet
-    from tinydiff.app.training import diffusion_training
+    from tinydiff.app.training import diffusion_training, steps
     from tinydiff.autograd import no_grad
     from tinydiff.data import Dataset
     from tinydiff.diffusion import Schedule, ddim_step, sample, timestep_pairs, unconditional
     from tinydiff.fast.gpu import PERIOD
-    from tinydiff.fast.workers import Workers
+    from tinydiff.fast.graph import WARM, recorded
+    from tinydiff.fast.workers import ALONE, Workers
     from tinydiff.optim import EMA, Adam, clip_grad_norm
     from tinydiff.train import TrainConfig, noise_prediction_losses, train
 
     rng = default_rng(0)
-    x, eps = rng.standard_normal((2, 64, 28, 28, 1), dtype="float32")
-    batch = {"x_t": asarray(x), "target": asarray(eps), "t": rng.integers(1, 1001, 64)}
+    batch_size = int(sys.argv[-1]) if sys.argv[-1].isdigit() else 64
+    x, eps = rng.standard_normal((2, batch_size, 28, 28, 1), dtype="float32")
+    batch = {"x_t": asarray(x), "target": asarray(eps), "t": rng.integers(1, 1001, batch_size)}
     pool = Workers(partial(build_unet, {}, 0), 1)
     adam, average = Adam(pool.parameters), EMA(pool.parameters)
 
@@ -229,32 +237,50 @@ def main():
         average.update()
 
     # What train_mnist.py does: batches of labelled images, a network with classes, metrics.
-    images, labels = rng.integers(0, 256, (100, 28, 28), dtype="uint8"), rng.integers(0, 10, 100).astype("uint8")
+    images, labels = rng.integers(0, 256, (999, 28, 28), dtype="uint8"), rng.integers(0, 10, 999).astype("uint8")
     dataset = Dataset("noise", images, labels, "noise", tuple("0123456789"))
-    workers = Workers(partial(build_unet, {"num_classes": 10}, 0), 1)
-    config = TrainConfig(num_steps=10**6, minutes=None)
-    steps = train(diffusion_training(workers, Schedule.linear(1000), config, dataset))
+    config, lines = TrainConfig(num_steps=10**6, minutes=None, batch_size=batch_size), []
 
-    def draw():
-        steps = sample(
+    def demo():
+        workers = Workers(partial(build_unet, {"num_classes": 10}, 0), 1)
+        return diffusion_training(workers, Schedule.linear(1000), config, dataset)
+
+    ordered, replayed = train(demo()), steps(demo(), ALONE, None, lines.append)
+
+    def drawn(model):
+        chain = sample(
             partial(ddim_step, Schedule.linear(1000), clip=True),
-            unconditional(pool.model),
+            unconditional(model),
             timestep_pairs(1000, 1),
             batch["x_t"],
             np.random.default_rng(0),
         )
         with no_grad():
-            list(steps)
+            list(chain)
 
-    def step():
-        next(steps)
+    network = recorded(pool.model)
+    calls = {
+        "train": one_step,
+        "sample": lambda: drawn(pool.model),
+        "demo": lambda: next(ordered),
+        "period": lambda: [next(ordered) for _ in range(PERIOD)],
+        "recording": lambda: [next(replayed) for _ in range(WARM + 2)],
+        "replay": lambda: next(replayed),
+        "replayed period": lambda: [next(replayed) for _ in range(PERIOD)],
+        "recording of drawing": lambda: [drawn(network) for _ in range(WARM + 2)],
+        "replayed sample": lambda: drawn(network),
+    }
+    counts = {name: counts_of(call, twice="recording" not in name) for name, call in calls.items()}
+    print(json.dumps({"counts": counts, "lines": lines, "host ms": min(seconds_of(calls["replay"])) * 1e3}))
 
-    def period():
-        for _ in range(PERIOD):
-            step()
 
-    calls = {"train": one_step, "sample": draw, "demo": step, "period": period}
-    print(json.dumps({name: counts_of(call) for name, call in calls.items()}))
+def seconds_of(f, times=60):
+    """The seconds of some calls of f, each after a pause in which the threads draw their batches."""
+    for _ in range(times):
+        time.sleep(0.02)
+        began = time.perf_counter()
+        f()
+        yield time.perf_counter() - began
 
 
 if __name__ == "__main__":

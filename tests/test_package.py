@@ -41,6 +41,7 @@ HOST_SIDE = {
     "fast.workers",
     "fast.processes",
     "fast.mpi",
+    "fast.gpu",
     "fast.graph",
     "fast.kernels",
 }

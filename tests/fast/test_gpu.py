@@ -18,7 +18,7 @@ from tinydiff.app.alone import one_process
 from tinydiff.app.training import restore, save, steps, whole
 from tinydiff.backend import backend_name, to_numpy
 from tinydiff.fast import gpu as fast_gpu
-from tinydiff.fast.gpu import Ahead
+from tinydiff.fast.gpu import Ahead, Packed
 from tinydiff.train import TrainingError, draw_batch, noise_prediction_losses, train
 
 pytestmark = pytest.mark.training
@@ -158,12 +158,12 @@ def test_four_batches_are_drawn_at_the_same_time():
     def wait(config, step):
         if step:
             together.wait(60)
-        return step
+        return {"step": np.array([step])}
 
     ahead = Ahead(wait)
-    assert ahead(CONFIG, 0) == 0
+    assert ahead(CONFIG, 0)["step"] == 0
     together.wait(60)
-    assert [ahead(CONFIG, 1), ahead._batches.keys()] == [1, {2, 3, 4, 5}]
+    assert ahead(CONFIG, 1)["step"] == 1 and ahead._batches.keys() == {2, 3, 4, 5}
     together.abort()  # frees the thread of step 5, which is alone
     ahead._threads.shutdown()
 
@@ -188,6 +188,20 @@ def test_what_drawing_ahead_raises_comes_out_in_its_own_step(gpu):
 def test_the_threads_give_the_device_no_work(gpu):
     """A batch stays on the host: only the thread that trains sends it."""
     assert {type(a) for a in Ahead(draw)(CONFIG, 0).values()} == {np.ndarray}
+
+
+def test_a_packed_batch_is_the_batch_in_one_buffer():
+    """The same names, numbers and dtypes, each array at a multiple of 256 bytes; a packed batch is not packed again."""
+    batch = draw(CONFIG, 0)
+    packed = Packed(batch)
+    assert list(packed) == list(batch) and Packed.of(packed) is packed
+    start = packed.buffer.ctypes.data
+    for name, a in batch.items():
+        np.testing.assert_array_equal(packed[name], a)
+        assert packed[name].dtype == a.dtype and (packed[name].ctypes.data - start) % 256 == 0
+        assert np.shares_memory(packed[name], packed.buffer)
+    assert packed.buffer.size == sum(-(-a.nbytes // 256) * 256 for a in batch.values())
+    assert isinstance(Ahead(draw)(CONFIG, 0), Packed)
 
 
 def test_batches_drawn_ahead_are_drawn_anew_by_a_copy():

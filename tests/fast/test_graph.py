@@ -26,6 +26,7 @@ from tinydiff.autograd import no_grad
 from tinydiff.backend import asarray, backend_name, default_rng, to_numpy, xp
 from tinydiff.diffusion.targets import V
 from tinydiff.fast import graph
+from tinydiff.fast.gpu import Packed
 from tinydiff.fast.workers import Workers
 from tinydiff.more.text import TextUNet
 from tinydiff.nn.unet import time_code
@@ -354,10 +355,11 @@ def test_a_step_that_sends_something_else_each_time_is_ordered():
 
     def now_and_then(model, batch):
         sent = {name: a for name, a in batch.items() if name not in ("step", "more")}
-        return noise_prediction_losses(model, sent | ({"weight": batch["more"]} if batch["step"][0] == 2 else {}))
+        weight = {"weight": batch["more"].astype("float32")} if batch["step"][0] == 2 else {}
+        return noise_prediction_losses(model, sent | weight)
 
     def draw(config, step):
-        more = default_rng("more", step).random(config.batch_size).astype("float32")
+        more = default_rng("more", step).integers(1, 9, config.batch_size)
         return {**draw_batch(DATASET, SCHEDULE, 10, config, step), "more": more, "step": np.full(len(more), step)}
 
     ordered_for("it sends the GPU other arrays than the step before", now_and_then, draw)
@@ -519,15 +521,20 @@ def test_sources_are_told_apart_by_their_numbers():
 
 
 def test_what_is_sent_is_what_the_step_reads():
-    """Each array of a batch arrives whole at its fixed address, whatever lies beside it."""
+    """Each array of a batch and of a step's own arrives whole at its fixed address, whatever lies beside it."""
     rng = default_rng(0)
     batch = {"a": rng.random((3, 5)), "b": rng.integers(0, 9, 7), "c": rng.random(1).astype("float32")}
-    inputs = graph.Inputs({graph.source_of(a, batch) for a in batch.values()})
-    for _ in range(2):
-        batch = {name: np.flip(a * 2).astype(a.dtype) for name, a in batch.items()}
-        inputs.send(batch)
-        for name, a in batch.items():
-            np.testing.assert_array_equal(to_numpy(inputs.array(graph.Source(name, False, a.shape, a.dtype.str))), a)
+    own = {"d": rng.random(3), "e": rng.integers(0, 9, (2, 2))}
+    sources = {name: graph.source_of(a, batch | own) for name, a in (batch | own).items()}
+    sources["cast"] = graph.source_of(batch["b"].astype("int32"), batch)
+    inputs = graph.Inputs(set(sources.values()), batch)
+    for pack in (Packed, dict):
+        batch, own = ({name: np.flip(a * 2).astype(a.dtype) for name, a in each.items()} for each in (batch, own))
+        inputs.send(pack(batch), own)
+        for name, a in {**batch, **own, "cast": batch["b"].astype("int32")}.items():
+            found = to_numpy(inputs.array(sources[name]))
+            np.testing.assert_array_equal(found, a)
+            assert found.dtype == a.dtype
 
 
 def test_what_xp_copies_is_seen_and_device_arrays_are_not():

@@ -7,13 +7,17 @@ Read next: graph.py.
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import accumulate
 from typing import Any
+
+import numpy as np
 
 from tinydiff.backend import to_numpy, xp
 from tinydiff.fast import kernels
 from tinydiff.ops.shape import concat as plain_concat
 from tinydiff.train import Batch, Training, metrics_row
 
+ALIGNED = 256  # bytes, as CUDA aligns the arrays that it allocates
 AHEAD = 4  # batches, each drawn by a thread
 PERIOD = 50  # steps between two copies of the losses to the host; the host waits for each copy
 
@@ -63,8 +67,8 @@ class Ahead:
     """draw(config, step), with the batches of the next AHEAD steps drawn by threads while the device computes.
 
     draw must be a pure function of its arguments, which several threads may call at once.  The threads work on host
-    arrays only.  NumPy releases the interpreter's lock during long operations, so the threads run side by side.  Only
-    the calling thread gives work to the device.
+    arrays only, and pack each batch into one buffer.  NumPy releases the interpreter's lock during long operations, so
+    the threads run side by side.  Only the calling thread gives work to the device.
     """
 
     def __init__(self, draw: Callable[[Any, int], Batch]):
@@ -79,5 +83,36 @@ class Ahead:
         if config != self._config:
             self._config, self._batches = config, {}
         steps, drawn = range(step, step + 1 + AHEAD), self._batches
-        self._batches = {k: drawn.get(k) or self._threads.submit(self._draw, config, k) for k in steps}
+        self._batches = {k: drawn.get(k) or self._threads.submit(self._packed, config, k) for k in steps}
         return self._batches.pop(step).result()  # raises what the thread raised
+
+    def _packed(self, config: Any, step: int) -> Batch:
+        batch = self._draw(config, step)
+        return Packed.of(batch) if all(isinstance(a, np.ndarray) for a in batch.values()) else batch
+
+
+class Packed(dict[Any, Any]):
+    """A batch of host arrays that lie in one buffer of bytes, which one copy brings to the device.
+
+    Each array starts at a multiple of ALIGNED bytes.
+    """
+
+    def __init__(self, batch: dict[Any, Any]):
+        sizes = (-(-a.nbytes // ALIGNED) * ALIGNED for a in batch.values())
+        self._starts = list(accumulate(sizes, initial=0))
+        self.buffer = np.zeros(self._starts[-1], np.uint8)
+        super().__init__(batch)
+        self.update(self.views(self.buffer))
+        for name, a in batch.items():
+            self[name][...] = a
+
+    @classmethod
+    def of(cls, batch: Batch) -> "Packed":
+        """The batch itself if it is packed."""
+        return batch if isinstance(batch, cls) else cls(batch)
+
+    def views(self, buffer: Any) -> dict[Any, Any]:
+        """The arrays in such a buffer, of the host or of the device."""
+        ends = [start + a.nbytes for start, a in zip(self._starts, self.values())]
+        parts = [buffer[start:end] for start, end in zip(self._starts, ends)]
+        return {name: part.view(a.dtype).reshape(a.shape) for part, (name, a) in zip(parts, self.items())}

@@ -2,7 +2,7 @@
 
 A small network on a GPU waits for Python, which orders some hundred launches in a step.  A CUDA graph contains all of
 them.  The graph's arguments are fixed: each address, and each number that a kernel receives by value.  So what changes
-from step to step (the batch, the time codes, the rate) lies in device memory, in one buffer that one copy fills.
+from step to step (the batch, the time codes, the rate) lies in device memory, in two buffers, each filled by one copy.
 
     RecordedStep        a training step: gradients, clipping, Adam and the average.  The loop of train.py stays as it is
     RecordedNetwork     an evaluation of a U-Net while images are drawn
@@ -26,7 +26,6 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,13 +34,13 @@ from tinydiff.autograd import Tensor
 from tinydiff.backend import asarray, host_integers, to_numpy, xp
 from tinydiff.fast import kernels
 from tinydiff.fast.device import synchronize
+from tinydiff.fast.gpu import Packed
 from tinydiff.fast.optim import Flat, adam_on_a_gpu
 from tinydiff.nn import UNet
 from tinydiff.nn.unet import time_code
 from tinydiff.train import Batch, Losses, Training, rows
 
 WARM = 2  # steps ordered before the step that is recorded; the second of them shows what a step sends to the GPU
-ALIGNED = 256  # bytes: each input starts at a multiple of this address
 NUMBERS = "rate, eps and rest"  # the entry of a batch with the numbers of Adam and of the average
 MOST_CODES = 1 << 10  # times below this have their codes in a table
 RECORDED = "the training step is recorded: from now on one launch replays it"
@@ -77,26 +76,32 @@ def source_of(a: np.ndarray, batch: Batch) -> Source:
 
 
 class Inputs:
-    """The arrays that a step receives from the host, at fixed addresses: one buffer on the GPU, filled by one copy."""
+    """The arrays that a step receives from the host, at fixed addresses on the GPU.
 
-    def __init__(self, sources: set[Source]):
-        sizes = [-(-math.prod(s.shape) * np.dtype(s.dtype).itemsize // ALIGNED) * ALIGNED for s in sources]
-        self._host, self._device = np.zeros(sum(sizes), np.uint8), xp.zeros(sum(sizes), "uint8")
-        starts = [0, *accumulate(sizes)]
-        self._host_parts = {s: _part(self._host, start, s) for s, start in zip(sources, starts)}
-        self._device_parts = {s: _part(self._device, start, s) for s, start in zip(sources, starts)}
+    They lie in two buffers: the batch as it was drawn, and what follows from the batch or is the step's own.
+    """
 
-    def send(self, batch: Batch) -> None:
-        """Fill the buffer with the arrays of this batch."""
-        for source, part in self._host_parts.items():
-            part[...] = source.of(batch)
-        self._device[...] = asarray(self._host)
+    def __init__(self, sources: set[Source], batch: Batch):
+        drawn = {name: Source(name, False, a.shape, a.dtype.str) for name, a in batch.items()}
+        rest = {s: np.zeros(s.shape, s.dtype) for s in sources - set(drawn.values())}
+        self._rest, packed = Packed(rest), Packed.of(batch)
+        self._buffers = [xp.zeros(p.buffer.size, "uint8") for p in (packed, self._rest)]
+        self._arrays = {drawn[name]: a for name, a in packed.views(self._buffers[0]).items()}
+        self._arrays |= self._rest.views(self._buffers[1])
+
+    def send(self, batch: Batch, own: Batch) -> None:
+        """Fill the two buffers, each by one copy, from the batch and from the step's own arrays."""
+        for source, a in self._rest.items():
+            a[...] = source.of({**own, **batch})
+        for buffer, packed in zip(self._buffers, (Packed.of(batch), self._rest)):
+            if packed:
+                buffer[...] = asarray(packed.buffer)
 
     def array(self, source: Source) -> Any:
         """The device array of a source.  Raises CannotRecord for a source that was not there when this was made."""
-        if source not in self._device_parts:
+        if source not in self._arrays:
             raise CannotRecord("it sends the GPU other arrays than the step before")
-        return self._device_parts[source]
+        return self._arrays[source]
 
 
 class Graph:
@@ -152,42 +157,45 @@ class Replay:
         self._graph: Graph | None = None
         self._forget()
 
-    def __call__(self, orders: Callable[[Batch], Any], fixed: tuple[Any, ...], batch: Batch) -> Any:
-        """The result for this batch, to be read before the next call.
+    def __call__(self, orders: Callable[[Batch], Any], fixed: tuple[Any, ...], batch: Batch, own: Batch) -> Any:
+        """The result of orders({**own, **batch}), to be read before the next call.
 
-        fixed: what a replay has in common with the recorded step: arrays by identity, the rest by value.  The names,
-        shapes and dtypes of the batch are added here.  If anything of it changes, the step is recorded anew.
+        batch: host arrays, drawn ahead maybe.  own: host arrays of the step itself.  fixed: what a replay has in common
+        with the recorded step: arrays by identity, the rest by value.  The names, shapes and dtypes of the batch are
+        added here.  If anything of it changes, the step is recorded anew.
         """
-        fixed += tuple((name, a.shape, a.dtype.str) for name, a in batch.items())
+        given = {**own, **batch}
+        fixed += tuple((name, a.shape, a.dtype.str) for name, a in given.items())
         if len(fixed) != len(self._fixed) or not all(map(_same, fixed, self._fixed)):
             self._fixed = fixed
             self._forget()
         self._calls += 1
         try:
-            return orders(batch) if self._refused or self._calls < WARM else self._next(partial(orders, batch), batch)
+            return orders(given) if self._refused or self._calls < WARM else self._next(orders, batch, own)
         except CannotRecord as error:
             self._end(str(error))
-            return orders(batch)
+            return orders(given)
 
-    def _next(self, orders: Callable[[], Any], batch: Batch) -> Any:
+    def _next(self, orders: Callable[[Batch], Any], batch: Batch, own: Batch) -> Any:
+        given = {**own, **batch}
         if self._calls == WARM:
-            if not all(isinstance(a, np.ndarray) for a in batch.values()):
+            if not all(isinstance(a, np.ndarray) for a in given.values()):
                 raise CannotRecord("its batch is not on the host")
-            with sending(lambda a: self._sources.add(source_of(a, batch))):
-                return orders()
+            with sending(lambda a: self._sources.add(source_of(a, given))):
+                return orders(given)
         if self._graph is None:
-            self._inputs = Inputs(self._sources)
-            with sending(lambda a: self._inputs.array(source_of(a, batch))):
-                self._graph = Graph(orders)
+            self._inputs = inputs = Inputs(self._sources, batch)
+            with sending(lambda a: inputs.array(source_of(a, given))):
+                self._graph = Graph(partial(orders, given))
         if self._calls == WARM + 2:
-            return self._tested(self._graph, orders, batch)
-        self._inputs.send(batch)
+            return self._tested(self._graph, partial(orders, given), batch, own)
+        self._inputs.send(batch, own)
         self._graph.launch()
         return self._graph.result
 
-    def _tested(self, graph: Graph, orders: Callable[[], Any], batch: Batch) -> Any:
+    def _tested(self, graph: Graph, orders: Callable[[], Any], batch: Batch, own: Batch) -> Any:
         """The result of the ordered step, which the replay must have too.  The replay updates nothing."""
-        self._inputs.send({name: a * math.nan if name == NUMBERS else a for name, a in batch.items()})
+        self._inputs.send(batch, {name: a * math.nan if name == NUMBERS else a for name, a in own.items()})
         graph.launch()
         replayed, ordered = to_numpy(graph.result), graph.ordered(orders)
         self._end("" if replayed.tobytes() == ordered.tobytes() else "a replay gives other numbers")
@@ -203,7 +211,7 @@ class Replay:
 
     def _forget(self) -> None:
         self._calls, self._sources = 0, set[Source]()
-        self._inputs, self._graph = Inputs(set()), None
+        self._inputs, self._graph = Inputs(set(), {}), None
 
 
 class RecordedStep:
@@ -235,7 +243,7 @@ class RecordedStep:
         numbers = np.array([self._rate, self._eps, rest], self._flat.norm.dtype)
         kept = tuple(p.requires_grad for p in self._flat.parameters), self._losses_of, self._max_norm, self._betas
         arrays = self._flat.data, self._flat._grad, self._m, self._v, average
-        self._out[...] = self._replay(self._orders, (*kept, *arrays), {NUMBERS: numbers, **self._batch})
+        self._out[...] = self._replay(self._orders, (*kept, *arrays), self._batch, {NUMBERS: numbers})
         self._flat.norm = norm
 
     def _orders(self, batch: Batch) -> Any:
@@ -282,14 +290,14 @@ class RecordedNetwork:
 
     def __call__(self, x_t: Any, t: Any, labels: Any = None) -> Tensor:
         n = len(x_t)
-        batch = {"t": host_integers("t", t, 0, 2**31, n)}
+        own = {"t": host_integers("t", t, 0, 2**31, n)}
         if labels is not None:
-            batch["labels"] = host_integers("labels", labels, 0, self._model.num_classes or 0, n)
+            own["labels"] = host_integers("labels", labels, 0, self._model.num_classes or 0, n)
         if (x_t.shape, x_t.dtype) != (self._x_t.shape, self._x_t.dtype):
             self._x_t = xp.empty(x_t.shape, x_t.dtype)
         self._x_t[...] = x_t
         fixed = self._x_t, *(p.data for p in self._parameters)
-        return Tensor(self._replay(self._orders, fixed, batch).copy())
+        return Tensor(self._replay(self._orders, fixed, {}, own).copy())
 
     def _orders(self, batch: Batch) -> Any:
         return self._model(self._x_t, batch["t"], batch.get("labels")).data
@@ -326,11 +334,6 @@ def sending(send: Callable[[np.ndarray], Any]) -> Iterator[None]:
 
 def _same(a: Any, b: Any) -> bool:
     return a is b if isinstance(a, xp.ndarray) or isinstance(b, xp.ndarray) else a == b
-
-
-def _part(buffer: Any, start: int, source: Source) -> Any:
-    size = math.prod(source.shape) * np.dtype(source.dtype).itemsize
-    return buffer[start : start + size].view(source.dtype).reshape(source.shape)
 
 
 def _codes(t: np.ndarray, features: int, dtype: str) -> np.ndarray:
