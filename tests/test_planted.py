@@ -152,7 +152,7 @@ PLANTED = [
             "* g[i * width + k]", "twin"),
     # What neither values nor refusals show: only real CuPy counts it.
     Planted("a float64 factor, in place", "fast/attention.py", "    p = softmax_array(",
-            "    scores *= xp.asarray(1.0)\n    p = softmax_array(", "dry run", "float64 kernel"),
+            "    scores *= xp.ones((), 'float64')\n    p = softmax_array(", "dry run", "float64 kernel"),
     Planted("a transposed copy where strides would do", "fast/attention.py", "k.swapaxes(-1, -2), scale=scale)",
             "xp.ascontiguousarray(k.swapaxes(-1, -2)), scale=scale)", "dry run", "launch"),
     Planted("a table sent to the device for each launch", "fast/kernels.py", "    dx = xp.empty(p.shape, p.dtype)\n",
@@ -278,7 +278,10 @@ def work():
 
 def on(name, row, plain=False):
     """What `work` gives on a backend, with a mistake or (None) without."""
-    with imported_with(row) as strict, strict.backend(name, plain=plain or (row is not None and row.plain), rounding="float32"):
+    with (
+        imported_with(row) as strict,
+        strict.backend(name, plain=plain or (row is not None and row.plain), rounding="float32"),
+    ):
         return work()
 
 

@@ -170,6 +170,14 @@ def test_taking_rows(seed, rows, width, shape):
     agree(both_ways(ops.take, x, indices=default_rng(seed).integers(0, rows, shape)), 1e-13)
 
 
+@pytest.mark.parametrize("shift", [-1e5, 1e5])
+def test_softmax_of_rows_far_from_0_is_that_of_the_rows(shift):
+    """Of numbers far below 0 the largest is one of them, and not 0, from which every other would underflow."""
+    (x,) = host_normal(0, (3, 5))
+    (still, *_), (moved, *_) = both_ways(ops.softmax, x)[1], both_ways(ops.softmax, x + shift)[1]
+    np.testing.assert_allclose(moved, still, rtol=1e-9)  # 1e5 leaves 1e-11 of a number near 1
+
+
 @pytest.mark.parametrize("size", [1, 2, 300])
 def test_the_norm_before_clipping_comes_back_whatever_the_size(size):
     """A gradient of one number has a norm as well."""

@@ -14,6 +14,7 @@ second gradient, both are added up first (`whole`).  Outside such a block every 
 Read next: tensor_cores.py.
 """
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,8 +22,17 @@ from typing import Any
 from tinydiff.backend import xp
 from tinydiff.fast import kernels
 
-_owners: dict[int, Any] = {}  # the parameters whose gradients may be shares now, by the id of their array
-_shares: dict[int, tuple[int, int]] = {}  # address of the first share -> the number of shares, and their distance
+
+class _Open(threading.local):
+    """What each thread has open.  owners: the parameters whose gradients may be shares, by the id of their array.
+    shares: the address of a first share -> the number of shares, and how many numbers they are apart."""
+
+    def __init__(self) -> None:
+        self.owners: dict[int, Any] = {}
+        self.shares: dict[int, tuple[int, int]] = {}
+
+
+_open = _Open()
 
 
 class Shares:
@@ -34,7 +44,7 @@ class Shares:
 
     def of(self, parameter: Any, start: int) -> Any:
         """The gradient of a parameter's array, which begins at the column `start`: its sum, or its first share."""
-        columns, owner = slice(start, start + parameter.size), _owners.get(id(parameter))
+        columns, owner = slice(start, start + parameter.size), _open.owners.get(id(parameter))
         if owner is not None and owner.grad is not None:  # of an earlier backward pass: the engine will add both
             owner.grad, owner = whole(owner.grad), None
         if owner is None or len(self.rows) < 2:
@@ -42,7 +52,7 @@ class Shares:
                 self._sum = self.rows[0] if len(self.rows) == 1 else kernels.sum_rows(self.rows)
             return self._sum[columns].reshape(parameter.shape)
         first = self.rows[0, columns].reshape(parameter.shape)
-        _shares[kernels.address(first)] = self.rows.shape
+        _open.shares[kernels.address(first)] = self.rows.shape
         return first
 
 
@@ -50,18 +60,18 @@ class Shares:
 def gathered(flat: Any) -> Iterator[None]:
     """Within the block gradients of the parameters of a Flat may be shares; at its end they are gathered."""
     if kernels.available():
-        _owners.update((id(p.data), p) for p in flat.parameters)
+        _open.owners.update((id(p.data), p) for p in flat.parameters)
     try:
         yield
         flat.gather()
     finally:
-        _owners.clear()
-        _shares.clear()
+        _open.owners.clear()
+        _open.shares.clear()
 
 
 def whole(g: Any) -> Any:
     """The sum of the shares of which g is the first; any other array comes back as it is."""
-    if not _shares or (found := _shares.pop(kernels.address(g), None)) is None:
+    if not _open.shares or (found := _open.shares.pop(kernels.address(g), None)) is None:
         return g
     out = xp.empty(g.shape, g.dtype)
     kernels.gather([g], [g.size], out.reshape(-1), [found])
@@ -70,4 +80,4 @@ def whole(g: Any) -> Any:
 
 def layout(g: Any) -> tuple[int, int]:
     """How many shares there are of which g is the first, and how many numbers apart they are: (1, 0) for any other."""
-    return _shares.get(kernels.address(g), (1, 0))
+    return _open.shares.get(kernels.address(g), (1, 0))

@@ -156,6 +156,7 @@ def test_each_contestant_runs_on_all_workers_and_on_one_core(known, monkeypatch,
     begun = [(what, *one) for what in ("start", "ready") for one in every]
     assert Known.log[: len(begun)] == begun and Known.log[-len(every) :] == [("end", *one) for one in every[::-1]]
     assert memory == {"tinydiff": 100.0, "channels_last": 400.0} and bars[0].n == bars[0].total
+    assert not bars[0].leave
     expected = {(cores, job): None for job in (known.TRAIN, known.FORWARD) for cores in dict.fromkeys((workers, 1))}
     assert list(seconds) == [*expected, *((1, job) for job in jobs)]
     for (cores, _), by in seconds.items():

@@ -1,5 +1,6 @@
 """A step's operations and bytes are counted exactly: they follow from the shapes of the network's layers."""
 
+import contextlib
 import statistics
 from types import SimpleNamespace
 
@@ -305,3 +306,18 @@ def test_the_table_of_a_step_by_hand(roofline):
         "the step": ["0.1", "0.015", "-", "-", "16.0", "20.0", "100.0"],
     }
     assert {len(line) for line in lines} == {36 + 7 * 9}
+
+
+def test_kept_is_what_exists_after_the_forward_pass_and_not_its_peak(roofline, monkeypatch):
+    """A loss of 1 MB that needed 10 MB more on the way keeps 1 MB; it is the loss of the step's own batch."""
+    seen = []
+
+    def losses(model, batch):
+        seen.append((model, batch))
+        np.zeros(10_000_000, np.uint8)
+        return np.zeros(1_000_000, np.uint8)
+
+    with contextlib.closing(roofline.Step(backend="numpy", **TINY)) as step:
+        monkeypatch.setattr(roofline, "noise_prediction_losses", losses)
+        assert 1_000_000 <= step.kept_bytes() < 1_100_000
+        assert seen == [(step.workers.model, step.batch)]

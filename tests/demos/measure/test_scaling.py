@@ -110,6 +110,7 @@ def test_main_prints_and_draws_what_was_measured(scaling, tmp_path, capsys, monk
     path = tmp_path / "a" / "scaling.png"
     assert capsys.readouterr().out.splitlines() == [*expected, f"picture: {path}"]
     assert [*path.parent.iterdir()] == [path] and len(set(bars)) == 1 and bars[0].n == bars[0].total
+    assert not bars[0].leave
 
 
 @pytest.mark.parametrize("cores, counts", [(1, (1,)), (2, (1, 2)), (3, (1, 2, 3)), (4, (1, 2, 4)), (6, (1, 2, 4, 6))])
