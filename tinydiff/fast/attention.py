@@ -17,7 +17,10 @@ def attention(q, k, v, *, mask=None):
     mask = None if mask is None else asarray(mask)
     scores = (*q.shape[:-1], *k.shape[-2:-1])
     fits = q.shape[:-2] == k.shape[:-2] and k.shape[:-1] == v.shape[:-1] and q.shape[-1] == k.shape[-1]
-    if not fits or 0 in k.shape[-2:] or (mask is not None and mask.dtype != bool):
+    if mask is not None and fits:
+        stretched = all(size in (1, whole) for size, whole in zip(mask.shape[::-1], scores[::-1]))
+        fits = mask.dtype == bool and mask.ndim <= len(scores) and stretched
+    if not fits or 0 in k.shape[-2:]:
         return plain_attention.__wrapped__(q, k, v, mask=mask)  # type: ignore[attr-defined]  # raises the error
     if mask is not None:
         mask = xp.broadcast_to(mask, scores).reshape(stack(q).shape[:2] + scores[-2:])
