@@ -27,12 +27,12 @@ from tinydiff.autograd import Tensor
 from tinydiff.backend import asarray, default_rng, to_numpy, use_backend, xp
 from tinydiff.data import load
 from tinydiff.diffusion import Schedule
-from tinydiff.fast import kernels
+from tinydiff.fast import kernels, tensor_cores
 from tinydiff.train import TrainConfig, gradients_of, noise_prediction_losses, train
 
 DEMOS = Path(__file__).parents[1]
-LIMITS = {"float32": 1e-5, "tf32": 3e-3}  # of a relative error against float64, by precision
-NETWORK = {"float32": 1e-6, "tf32": 2e-3}  # of the error of the whole gradient
+LIMITS = {"float32": 1e-5, "tf32": 3e-3, "bf16": 2e-2}  # of a relative error against float64, by precision
+NETWORK = {"float32": 1e-6, "tf32": 2e-3, "bf16": 1e-2}  # of the error of the whole gradient
 WHOLE = "gradient of the reference U-Net"
 ODD = (
     (3, 5, 7, 3, 1),
@@ -151,12 +151,28 @@ def different(a, b):
 
 
 def registers(backend, folder):
-    """{kernel: {"registers", "local bytes", "shared bytes"}} of the float32 kernels; local bytes are spilled."""
+    """{kernel: {"registers", "local bytes", "shared bytes"}} of the float32 kernels, and of the tensor-core kernels in
+    each precision; local bytes are spilled."""
     use_backend(backend)
     if backend != "cupy":
         return {}
-    names = re.findall(r"__global__ void (\w+)\(", kernels.SOURCE)
-    return {name: usage(kernels._kernel(name, "f", False).attributes) for name in names}
+    used = {name: usage(kernels._kernel(name, "f", False).attributes) for name in kernel_names()}
+    if tensor_cores.why_not() is None:
+        for precision in LIMITS:
+            for name in tensor_names():
+                used[f"{name}, {precision}"] = usage(tensor_cores._function(name, precision).attributes)
+    return used
+
+
+def kernel_names():
+    """The names of all kernels in kernels.cu."""
+    return re.findall(r"__global__ void (\w+)\(", kernels.SOURCE)
+
+
+def tensor_names():
+    """The names of all kernels in conv.cu: its last lines make one for each size of a tile."""
+    rows = re.findall(r"^(CONV|FILTER)\(([\d, ]+)\)$", tensor_cores.SOURCE, re.MULTILINE)
+    return [f"conv{'_filter' * (kind == 'FILTER')}_{sizes.replace(', ', '_')}" for kind, sizes in rows]
 
 
 def usage(attributes):

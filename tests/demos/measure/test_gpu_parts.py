@@ -1,6 +1,7 @@
 """The parts of a session on a GPU: what they compare is compared, and what they say follows from known figures."""
 
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -101,6 +102,27 @@ def test_what_a_kernel_uses_has_its_names(parts):
     assert parts.registers("numpy", None) == {}
 
 
+@pytest.mark.parametrize("why_not", [None, "too old"])
+def test_every_kernel_is_asked_what_it_uses(parts, monkeypatch, why_not):
+    """All of kernels.cu, in float32 with short indices; all of conv.cu in each precision, on a GPU that can run it."""
+    asked = []
+
+    def kernel(name, *how):
+        asked.append(how)
+        return SimpleNamespace(attributes={"num_regs": len(asked), "local_size_bytes": 0, "shared_size_bytes": 1})
+
+    monkeypatch.setattr(parts, "use_backend", lambda name: None)
+    monkeypatch.setattr(parts.kernels, "_kernel", kernel)
+    monkeypatch.setattr(parts.tensor_cores, "_function", kernel)
+    monkeypatch.setattr(parts.tensor_cores, "why_not", lambda: why_not)
+    used = list(parts.registers("cupy", None))
+    plain, tensor = parts.kernel_names(), [] if why_not else parts.tensor_names()
+    assert len(plain) == parts.kernels.SOURCE.count("__global__") and {"adam", "softmax", "gather"} <= set(plain)
+    assert used == plain + [f"{name}, {precision}" for precision in ("float32", "tf32", "bf16") for name in tensor]
+    expected = [("f", False)] * len(plain) + [(p,) for p in ("float32", "tf32", "bf16") for _ in tensor]
+    assert asked == expected and (why_not or len(tensor) == 10)
+
+
 @pytest.mark.parametrize(
     "text, stepped",
     [
@@ -175,10 +197,10 @@ def test_the_goals_follow_from_the_figures(parts):
         (1.5, "at least 1.5", True), (1.49, "at least 1.5", False), (0.99, "at least 1", False),
         (1.0, "at least 1", True),
         (0.5, "at most 1", True), (1.0, "at most 1", True), (1.01, "at most 1", False),
-        (None, "at most 1e-06", None), (0.002, "at most 0.002", True),
+        (None, "at most 1e-06", None), (0.002, "at most 0.002", True), (None, "at most 0.01", None),
         (30.1, "at most 30", False), (0.99, "at least 0.99", True),
     ]  # fmt: skip
-    assert {(value, met) for _, value, _, met in parts.goals({})} == {(None, None)} and len(parts.goals({})) == 11
+    assert {(value, met) for _, value, _, met in parts.goals({})} == {(None, None)} and len(parts.goals({})) == 12
 
 
 def test_each_parts_lines_say_its_figures(parts):
