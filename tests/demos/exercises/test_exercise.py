@@ -741,11 +741,11 @@ def test_a_region_is_whole_statements_of_its_function(demo):
 
 def test_text_is_wrapped_to_the_terminal(demo, monkeypatch, capsys):
     """At most 120 columns; the first line stands after its mark, the others below it; a path stays in one piece."""
-    monkeypatch.setattr(demo.shutil, "get_terminal_size", lambda: os.terminal_size((20, 9)))
+    monkeypatch.setattr(demo.shutil, "get_terminal_size", lambda fallback=None: os.terminal_size((20, 9)))
     demo.show("one two three four\nfive /a/long/path/that-is/whole", "->  ")
     lines = ["->  one two three", "    four", "    five", "    /a/long/path/that-is/whole"]
     assert capsys.readouterr().out.splitlines() == lines
-    monkeypatch.setattr(demo.shutil, "get_terminal_size", lambda: os.terminal_size((500, 9)))
+    monkeypatch.setattr(demo.shutil, "get_terminal_size", lambda fallback=None: os.terminal_size((500, 9)))
     demo.show("word " * 50)
     assert max(map(len, capsys.readouterr().out.splitlines())) == 119
 
