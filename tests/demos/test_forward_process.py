@@ -92,21 +92,45 @@ def test_each_schedule_has_its_row_of_the_same_noise(demo):
     assert figure.axes[0].get_title() == "x_t of one picture of class b under each schedule, with the same noise in all"
 
 
+def chain_and_gaps(schedule, x, seed):
+    """The Markov chain from x, drawn again, and at each of eleven times its difference from the jump with its noise."""
+    rng, chain, noise = default_rng(seed), [x], [0 * x]
+    for t in range(1, schedule.T + 1):
+        z = standard_normal(rng, x.shape)
+        for walk in (chain, noise):
+            mean, var = q_x_t_given_x_s(schedule, walk[-1], t - 1, t)
+            walk.append(mean + xp.sqrt(var) * z)
+    gaps = [0 * x]
+    for t in range(3, 31, 3):
+        eps = noise[t] / float(schedule.one_minus_alpha_bar[t]) ** 0.5
+        gaps.append(chain[t] - q_sample(schedule, x, t, eps))
+    return chain, gaps
+
+
+def test_the_gap_is_the_largest_difference_up_or_down(demo):
+    """Of either sign: some seeds have their largest difference below 0."""
+    below = 0
+    for seed in range(6):
+        _, gap = demo.chain_and_closed_form(Schedule.linear(30), asarray(X_0), seed, "a")
+        _, gaps = chain_and_gaps(Schedule.linear(30), asarray(X_0), seed)
+        assert gap == max(float(abs(a).max()) for a in gaps)
+        below += gap > max(float(a.max()) for a in gaps)
+    assert below > 0
+
+
 def test_the_chain_is_drawn_beside_the_jump(demo):
     """First row: the Markov chain, drawn again; second: one jump with its noise; third: the difference x 100,000."""
-    schedule, rng, x = Schedule.linear(30), default_rng(2), asarray(X_0)
-    figure, gap = demo.chain_and_closed_form(schedule, x, 2, "a")
-    chain = [x]
-    for t in range(1, 31):
-        mean, var = q_x_t_given_x_s(schedule, chain[-1], t - 1, t)
-        chain.append(mean + var**0.5 * standard_normal(rng, x.shape))
+    schedule, x = Schedule.linear(30), asarray(X_0)
+    figure, _ = demo.chain_and_closed_form(schedule, x, 2, "a")
+    chain, gaps = chain_and_gaps(schedule, x, 2)
     shown, names, times = cells(figure.axes[0], 3, 11, 8)
     assert names == ["30 steps", "one jump", "difference\nx 100,000"] and times == [f"t = {3 * i}" for i in range(11)]
     for j in range(11):
         assert np.array_equal(shown[0, j], bits(chain[3 * j])[0])
         assert abs(shown[1, j].astype(int) - shown[0, j]).max() <= 1  # equal but for rounding
     assert (shown[2, 0] == 128).all() and (shown[2, 1:] != 128).any()  # no difference is grey; at t = 0 there is none
-    assert abs(shown[2].astype(int) - 128).max() <= gap * 1e5 * 127.5 + 1
+    for j in range(11):
+        assert np.array_equal(shown[2, j], bits(gaps[j] * 1e5)[0])
     assert "class a: the chain x_t" in figure.axes[0].get_title()
 
 

@@ -17,7 +17,7 @@ from tinydiff.app.metrics import percent, wilson_interval
 from tinydiff.app.reading import Judge
 from tinydiff.autograd import Tensor
 from tinydiff.backend import TinydiffError, asarray, backend_name, default_rng, to_numpy
-from tinydiff.data import load
+from tinydiff.data import epoch_indices, load
 from tinydiff.train import LoopConfig
 
 pytestmark = pytest.mark.program
@@ -137,6 +137,10 @@ def test_examples_are_a_function_of_seed_and_step(demo):
     first, again, other = (demo.examples(data, (2, 3), config, step) for step in (0, 0, 1))
     assert first["z"].shape == (4, 2, 3) and first["x"].shape == (4, 28, 28, 1)
     assert all((first[name] == again[name]).all() for name in first)
+    for seed in (1, 2):  # the pictures are those of the epoch of this seed
+        x, labels = data.batch(epoch_indices(10, 4, seed, 1))
+        batch = demo.examples(data, (2, 3), LoopConfig(1, 4, seed=seed), 1)
+        assert np.array_equal(batch["x"], x) and np.array_equal(batch["labels"], labels)
     assert all((first[name] != other[name]).any() for name in ("x", "z"))
 
 

@@ -121,6 +121,10 @@ def test_the_right_row_is_what_sample_draws(rows, trained):
     (frames,) = generate(pool, recipe, list(range(10)), 0)
     # x_0_hat is turned into eps_hat and back, at a cost of 1/sqrt(alpha_bar_T) = 158 roundings at the first step.
     np.testing.assert_allclose(images, frames[-1].clip(-1, 1), rtol=0, atol=1e-4)
+    for _, case, other, figures in rows[0]:
+        if "moved" in figures:
+            moved = float(((other - images).astype("float64") ** 2).mean() ** 0.5 * 127.5)
+            assert float(figures["moved"]) == pytest.approx(moved, abs=0.06), case.name
     for _, case, other, _ in rows[0][1:]:
         assert abs(other - images).max() > 1e-3, case.name  # no mistake leaves the images as they were
 
