@@ -107,7 +107,7 @@ def test_the_costs_of_a_step_are_those_of_its_parts(timed, clock, monkeypatch):
 
     The parts belong to the run of the main job: its schedule, its draw, its loss, one batch for all.
     """
-    made, drawn, gradients = [], [], []
+    made, drawn, gradients, steps = [], [], [], []
 
     def draw(config, step):
         drawn.append((config, step))
@@ -119,6 +119,7 @@ def test_the_costs_of_a_step_are_those_of_its_parts(timed, clock, monkeypatch):
 
     def train(state):
         while True:
+            steps.append(state.config)
             yield clock.spend(step_seconds)
 
     def gradient(losses_of, batch):
@@ -134,7 +135,7 @@ def test_the_costs_of_a_step_are_those_of_its_parts(timed, clock, monkeypatch):
     assert costs == pytest.approx({"c": 0.00125, "d": 0.000125, "u": 0.012, "numbers": 7})
     config = TrainConfig(batch_size=timed.BATCH, minutes=None)
     assert made == [(pool, Schedule.linear().T, config, "data")]
-    assert set(drawn) == {(config, 0)} and len(drawn) == 1 + 5
+    assert set(drawn) == {(config, 0)} and len(drawn) == 1 + 5 and steps == [config] * 5
     assert gradients == [(timed.noise_prediction_losses, "a batch")] * 5
     step_seconds = 0.07  # faster than its parts, as noise can have it: an update takes no negative time
     assert timed.measure_step(pool, "data", 1)[1]["u"] == 0
