@@ -128,25 +128,18 @@ def main(
         recipe = Recipe(schedule, (size, size, 1), num_steps=sample_steps, scale=scale, keep=sample_steps)
         film, seconds = draw_all(recipe, ddpm, labels, seed)  # (sample_steps, N, H, W, 1)
         images = np.clip(film[-1], -1, 1)
-        trained = f"{cli.counted(meta['step'], 'step')} of {meta['train']['batch_size']}"
-        if meta["train"]["minutes"] is not None:
-            trained += f", at most {meta['train']['minutes']:g} minutes"
-        cost = {"evaluations": sample_steps * (1 if scale in (0, 1) else 2), "seconds": seconds}
-        cost["parameters"] = ddpm.model.num_parameters()
-        rows.append(table_row("DDPM", judge(images, labels), judge, trained=trained, **cost))
+        cost = {"evaluations": evaluations(sample_steps, scale), "seconds": seconds}
+        cost |= {"parameters": ddpm.model.num_parameters(), "trained": training_of(meta)}
+        rows.append(table_row("DDPM", judge(images, labels), judge, **cost))
         pictures[f"DDPM, {cli.counted(sample_steps, 'step')}"] = images[: 2 * classes]
-        shares = np.linspace(0, 1, classes)
-        moments = np.unique(np.rint((sample_steps - 1) * (1 - (1 - shares) ** 1.5)).astype(int))  # closer at the end
-        empty = np.ones((classes - len(moments), *film.shape[2:]), film.dtype)  # with few steps
-        pictures["its last digit on the way"] = np.concatenate([film[moments, classes - 1], empty])
+        pictures["its last digit on the way"] = on_the_way(film, classes)
         curves["DDPM"] = ddpm_losses
     write_table(out / "one_shot_vs_gradual.md", rows)
     if num == classes:
         print(NO_SPREAD)
-    labels = [name if i == 0 else "" for name, a in pictures.items() for i in range(len(a) // classes)]
-    title = f"{dataset.name}: digits in one shot, and step by step"
-    path = out / "one_shot_vs_gradual.png"
-    plots.save_grid(path, np.concatenate([*pictures.values()]), columns=classes, title=title, row_labels=labels)
+    title, path = f"{dataset.name}: digits in one shot, and step by step", out / "one_shot_vs_gradual.png"
+    images = np.concatenate([*pictures.values()])
+    plots.save_grid(path, images, columns=classes, title=title, row_labels=row_names(pictures, classes))
     with checkpoint.atomic_write(out / "loss.png") as file:
         loss_figure(curves).savefig(file, format="png")
     for path in unfinished:
@@ -334,6 +327,34 @@ def table_row(name, judged, judge, *, trained="", parameters="", evaluations="",
         "coverage": percent(judged["coverage"]),
         "spread, of real digits'": percent(relative(judged["spread"], judge.real["spread"])),
     }
+
+
+def evaluations(sample_steps, scale):
+    """How often the DDPM's network is evaluated for a sample: twice a step with guidance."""
+    return sample_steps * (1 if scale in (0, 1) else 2)
+
+
+def training_of(meta):
+    """The training of a checkpoint as a cell of the table."""
+    trained = f"{cli.counted(meta['step'], 'step')} of {meta['train']['batch_size']}"
+    minutes = meta["train"]["minutes"]
+    return trained if minutes is None else f"{trained}, at most {minutes:g} minutes"
+
+
+def on_the_way(film, classes):
+    """A row of `classes` pictures of the last class's first digit, from noise to the end, closer together at the end.
+
+    film: (steps, N, H, W, 1).  With few steps the last places are white.
+    """
+    shares = np.linspace(0, 1, classes)
+    moments = np.unique(np.rint((len(film) - 1) * (1 - (1 - shares) ** 1.5)).astype(int))
+    empty = np.ones((classes - len(moments), *film.shape[2:]), film.dtype)
+    return np.concatenate([film[moments, classes - 1], empty])
+
+
+def row_names(pictures, classes):
+    """The label of each row of the picture: its name beside the first row of pictures of that name."""
+    return [name if i == 0 else "" for name, a in pictures.items() for i in range(len(a) // classes)]
 
 
 def loss_figure(curves):

@@ -108,7 +108,7 @@ def end_capture(*_):
 
 def attribute(which, *_):
     """Of an H200: compute capability 9.0, 132 multiprocessors, warps of 32, 1,024 threads a block."""
-    return {75: 9, 76: 0, 16: 132, 10: 32, 1: 1024}.get(which, 1)
+    return {75: 9, 76: 0, 16: 132, 10: 32, 1: 1024, 97: 232_448}.get(which, 1)
 
 
 def install():
@@ -157,6 +157,7 @@ def install():
         (driver, "moduleGetFunction", p, [p, o, i], find_function),
         (driver, "launchKernel", o, [p, u, u, u, u, u, u, u, p, p, p, i], launch),
         (driver, "funcGetAttribute", i, [i, p, i], constant(1024)),
+        (driver, "funcSetAttribute", o, [p, i, i, i], constant(None)),
     ]:
         replace(module, name, result, arguments, function)
 

@@ -1,7 +1,9 @@
 """The GPU's kernels on this machine: their text compiled by the host's C++ compiler and run on NumPy arrays.
 
-One block does all the work, of one lane or of several: lanes are threads that wait for each other where the text says
-so, and what they share is one memory.  The device's rounding and speed are not seen.
+kernels.cu: one block does all the work, of one lane or of several: lanes are threads that wait for each other where the
+text says so, and what they share is one memory.  conv.cu: all blocks one after the other, each with all its threads, as
+warps.cpp describes.  Factors are rounded as the device rounds them.  The rounding of its sums and its speed are not
+seen.
 """
 
 import ctypes
@@ -16,7 +18,7 @@ import numpy as np
 
 from tinydiff.backend import FAST
 from tinydiff.fast import install as table
-from tinydiff.fast import kernels
+from tinydiff.fast import kernels, tensor_cores
 
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 REASON = "no C++ compiler (g++ or clang++): the kernels' text cannot be run here"
@@ -36,6 +38,10 @@ extern "C" void prepare() { pthread_barrier_init(&barrier, nullptr, THREADS); }
 extern "C" void become(int i) { lane = i; }
 static void __syncthreads() { if (THREADS > 1) pthread_barrier_wait(&barrier); }
 """
+WARPS = Path(__file__).with_name("warps.cpp").read_text("utf-8")
+SHARED = 232_448  # bytes of shared memory of a block, as on an H100
+STRIDED = ("product",)  # kernels that take views of any strides
+_one_block = threading.Lock()  # ranks of fake_mpi.py are threads, and warps.cpp has one memory for a block
 launched: set[str] = set()  # the kernels that were run
 
 
@@ -44,15 +50,19 @@ def library(dtype: str, wide: bool, lanes: int) -> ctypes.CDLL:
     """The kernels for one dtype and width of integers."""
     types = {"T": {"f": "float", "d": "double"}[dtype], "I": "long long" if wide else "int"}
     text = f"typedef {types['T']} T;\ntypedef {types['I']} I;\n#define THREADS I({lanes})\n{HEAD}{kernels.SOURCE}"
+    made = compiled(text, "-O1", "-pthread")
+    made.prepare()
+    return made
+
+
+def compiled(text: str, *options: str) -> ctypes.CDLL:
+    """The library that the compiler makes of a text; a warning is an error."""
     with tempfile.TemporaryDirectory() as scratch:
         source, result = Path(scratch) / "kernels.cpp", Path(scratch) / "kernels.so"
         source.write_text(text)
-        options = ["-std=c++17", "-O1", "-shared", "-fPIC", "-pthread"]
-        options += ["-Wall", "-Wextra", "-Wdouble-promotion", "-Werror"]
-        subprocess.run([str(COMPILER), *options, str(source), "-o", str(result)], check=True)
-        made = ctypes.CDLL(str(result))
-        made.prepare()
-        return made
+        always = ["-std=c++17", "-shared", "-fPIC", "-Wall", "-Wextra", "-Wdouble-promotion", "-Werror"]
+        subprocess.run([str(COMPILER), *always, *options, str(source), "-o", str(result)], check=True)
+        return ctypes.CDLL(str(result))
 
 
 def kernel(name: str, dtype: str, wide: bool, lanes: int = 1):
@@ -69,7 +79,7 @@ def kernel(name: str, dtype: str, wide: bool, lanes: int = 1):
         launched.add(name)
         size = arguments[0]
         assert threads == (kernels.THREADS,) and blocks in ((-(-size // kernels.THREADS),), (size,))
-        arguments = [_as_c(a, dtype) for a in arguments]
+        arguments = [_as_c(a, dtype, name in STRIDED) for a in arguments]
         others = [threading.Thread(target=work, args=(lane, arguments)) for lane in range(1, lanes)]
         for thread in others:
             thread.start()
@@ -86,13 +96,56 @@ def install(monkeypatch, lanes: int = 1) -> None:
         monkeypatch.setitem(FAST, name, fast)
     monkeypatch.setattr(kernels, "backend_name", lambda: "cupy")
     monkeypatch.setattr(kernels, "_kernel", functools.partial(kernel, lanes=lanes))
+    monkeypatch.setattr(tensor_cores, "why_not", lambda: None)
+    monkeypatch.setattr(tensor_cores, "shared_memory", lambda: SHARED)
+    monkeypatch.setattr(tensor_cores, "_function", tensor_kernel)
 
 
-def _as_c(a, dtype):
+class WarpError(AssertionError):
+    """What a GPU would do with this text is undefined, or it would wait for ever."""
+
+
+@functools.cache
+def warps(text: str) -> ctypes.CDLL:
+    """A text of conv.cu, with its first line that chooses a precision, on the lanes of warps.cpp."""
+    head, body = text.split("\n", 1)
+    made = compiled(f"{head}\n{WARPS}{body}", "-O2", "-U_FORTIFY_SOURCE", "-Wno-unknown-pragmas", "-Wno-clobbered")
+    made.run.restype = ctypes.c_char_p
+    return made
+
+
+def tensor_kernel(name: str, precision: str, text: str = "", exact: bool = False, seed: int = 0):
+    """What tensor_cores._function is on a GPU: f(blocks, threads, arguments, shared_mem=...).
+
+    text: another text than conv.cu.  exact: factors are not rounded, in "tf32" only.  seed: of the warps' order.
+    """
+    made = warps(text or tensor_cores.text(precision))
+    function = ctypes.cast(getattr(made, name), ctypes.c_void_p)
+
+    def run(blocks, threads, arguments, shared_mem):
+        launched.add(name)
+        sizes = (ctypes.c_int * 5)(*blocks, *(1,) * (3 - len(blocks)), *threads, shared_mem)
+        given = (ctypes.c_longlong * 13)(*(_number(a) for a in arguments))
+        with _one_block:
+            wrong = made.run(function, sizes, given, exact, seed)
+        if wrong:
+            raise WarpError(f"{name}: {wrong.decode()}")
+
+    return run
+
+
+def _number(a):
+    if isinstance(a, np.ndarray):
+        assert a.dtype == np.float32 and a.flags.c_contiguous
+        return a.ctypes.data
+    return a
+
+
+def _as_c(a, dtype, strided=False):
     if isinstance(a, np.void):  # a struct, by value
         fields = [("bytes", ctypes.c_char * a.nbytes)]
         return type("Struct", (ctypes.Structure,), {"_fields_": fields}).from_buffer_copy(a)
     if isinstance(a, np.ndarray):
-        assert a.dtype == dtype and a.flags.c_contiguous
+        assert a.dtype in (dtype, np.int64) and (strided or a.flags.c_contiguous)
         return ctypes.c_void_p(a.ctypes.data)
     return ctypes.c_double(a) if isinstance(a, float) else ctypes.c_longlong(a)

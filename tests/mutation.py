@@ -28,27 +28,40 @@ AROUND = {
     "tinydiff/autograd.py": ["tests/ops", "tests/nn"],
     "tinydiff/optim.py": ["tests/test_train.py", "tests/test_learning.py"],
     "tinydiff/train.py": ["tests/app/test_training.py", "tests/test_learning.py", "tests/demos/test_train_mnist.py"],
+    "tinydiff/data/": ["tests/data"],
+    "tinydiff/app/": ["tests/app", "tests/demos/test_train_mnist.py"],
+    "tinydiff/fast/workers.py": ["tests/fast/test_same_run.py", "tests/fast/test_processes.py"],
+    "tinydiff/fast/processes.py": ["tests/fast/test_workers.py"],
+    "tinydiff/fast/mpi.py": ["tests/demos/test_mpiexec.py"],
+    "demos/measure/": ["tests/demos/measure"],
+    "demos/prompts/": ["tests/demos/prompts"],
+    "demos/explorer/": ["tests/demos/explorer"],
+    "demos/exercises/": ["tests/demos/exercises"],
+    "demos/": ["tests/demos"],
 }
+BOOK = ("diffusion/", "ops/", "nn/", "autograd.py", "optim.py", "train.py")  # their tests also pass with --plain
 LOOKED_UP = ["tests/fast/test_install.py"]  # with the table full: that each faster form is looked up
 
 
 def run_tests() -> int:
-    """pytest's exit status for the one file of the package that differs from git's: 0 if no test noticed."""
-    command = ["git", "diff", "--name-only", "--", "tinydiff"]
+    """pytest's exit status for the one file that differs from git's: 0 if no test noticed."""
+    command = ["git", "diff", "--name-only", "--", "tinydiff", "demos"]
     changed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    rounds = [["tests"]]  # nothing changed: the baseline
+    rounds, book = [["tests"]], False  # nothing changed: the baseline
     if changed:
         (name,) = changed
-        own = Path(name).with_name(f"test_{Path(name).name}").as_posix().replace("tinydiff", "tests", 1)
+        book = name.startswith(tuple(f"tinydiff/{part}" for part in BOOK))
+        file = Path(name).with_name(f"test_{Path(name).name}").as_posix()
+        own = file.replace("tinydiff", "tests", 1) if name.startswith("tinydiff") else f"tests/{file}"
         around = next(around for part, around in AROUND.items() if name.startswith(part))
         rounds = [[own]] if (ROOT / own).exists() else []
         rounds.append([*around, "tests/test_package.py"])  # most mutants never come so far
-        rounds.append(LOOKED_UP)
+        rounds += [LOOKED_UP] if book else []
     # No shrinking: that a test fails is enough.
     environment = {**os.environ, "HYPOTHESIS_PROFILE": "mutation"}
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
     for tests in rounds:
-        plain = [] if tests is LOOKED_UP else ["--plain"]
+        plain = ["--plain"] if book and tests is not LOOKED_UP else []
         if rc := subprocess.call([*command, *plain, *tests], cwd=ROOT, env=environment):
             return rc
     return 0

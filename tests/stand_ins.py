@@ -53,6 +53,7 @@ class Leaning(Module):
 
     def __init__(self, draws: Any = range(11), var: float = 0.01, schedule: Schedule = SCHEDULE):
         self.draws, self.var, self.schedule = np.array(draws), var, schedule
+        self.w = Tensor(asarray(np.zeros(1, "float32")), requires_grad=True)  # a network has parameters
         self.asked: list[np.ndarray] = []
 
     def forward(self, x_t: Any, t: Any, labels: Any = 10) -> Tensor:

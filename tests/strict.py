@@ -32,7 +32,7 @@ import numpy as np
 import tape
 
 from tinydiff.backend import FAST, backend_name, precision, use_backend
-from tinydiff.fast import kernels
+from tinydiff.fast import kernels, tensor_cores
 
 syncs: Counter[str] = Counter()  # how often the host waited for the device, by what it asked for
 
@@ -213,19 +213,25 @@ class RawModule:
     """The text of kernels, compiled for the host.  host_too: they take arrays of the host."""
 
     def __init__(self, code: str, options: tuple, host_too: bool = False):
-        assert kernels.SOURCE in code  # of which emulate.py makes its library
-        types = dict(reversed(pair) for pair in re.findall(r"^typedef ([\w ]+) ([TI]);", code, re.MULTILINE))
-        self.dtype, self.wide = {"float": "f", "double": "d"}[types["T"]], types["I"] == "long long"
-        self.host_too = host_too
+        self.code, self.host_too = code, host_too
 
     def get_function(self, name: str) -> Callable:
-        run = emulate.kernel(name, self.dtype, self.wide)
+        run = self._find(name)
 
-        def launch(blocks: tuple, threads: tuple, arguments: tuple) -> None:
+        def launch(blocks: tuple, threads: tuple, arguments: tuple, **extra: int) -> None:
             given = _host(arguments, self.host_too)
-            tape.order(lambda: run(blocks, threads, given))
+            tape.order(lambda: run(blocks, threads, given, **extra))
 
         return launch
+
+    def _find(self, name: str) -> Callable:
+        """The function that emulate.py has compiled: of conv.cu for a precision, or of kernels.cu for its types."""
+        for rounding in tensor_cores.PRECISIONS:
+            if self.code == tensor_cores.text(rounding):
+                return emulate.tensor_kernel(name, rounding)
+        assert kernels.SOURCE in self.code
+        types = dict(reversed(pair) for pair in re.findall(r"^typedef ([\w ]+) ([TI]);", self.code, re.MULTILINE))
+        return emulate.kernel(name, {"float": "f", "double": "d"}[types["T"]], types["I"] == "long long")
 
 
 KINDS = {"asarray": Upload, "array": Upload, "empty": Empty, "empty_like": Empty}
@@ -259,6 +265,7 @@ cupy.cuda = types.SimpleNamespace(
         driverGetVersion=lambda: 13020,
         runtimeGetVersion=lambda: 13020,
         getDevice=lambda: 0,
+        deviceGetAttribute=lambda number, device: {75: 9, 97: emulate.SHARED}[number],  # compute capability 9.0
         getDeviceProperties=lambda device: {"name": b"strict"},
         memGetInfo=lambda: (1 << 30, 1 << 30),
     ),
@@ -279,12 +286,13 @@ def stand_in(module: Any) -> None:
 
 
 @contextmanager
-def backend(name: str, module: Any = cupy, plain: bool = False) -> Iterator[None]:
-    """Within the block the backend is the one of this name, and CuPy is this module.  plain: see use_backend."""
+def backend(name: str, module: Any = cupy, plain: bool = False, rounding: str | None = None) -> Iterator[None]:
+    """Within the block the backend is the one of this name, and CuPy is this module.  plain, and rounding, the
+    precision: see use_backend."""
     before, was_plain, found = (backend_name(), precision()), not FAST, sys.modules.get("cupy")
     stand_in(module)
     try:
-        use_backend(name, plain=plain)
+        use_backend(name, rounding, plain=plain)
         _forget()
         yield
     finally:

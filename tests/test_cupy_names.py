@@ -30,6 +30,8 @@ EXCEPTIONS = {
     ("kernels.py", ".ctypes", "attribute"): "`address` asks a NumPy array there, a CuPy array otherwise",
     ("roofline.py", "xp", "hidden"): "the demo wraps two of xp's functions to count what a CPU does in them",
     ("device.py", "xp.cuda.runtime", "name"): "asked on a GPU only; the dry run of real CuPy runs it",
+    ("tensor_cores.py", "xp.cuda.runtime", "name"): "the same",
+    ("gpu_parts.py", "xp.cuda.runtime", "name"): "asked in a session on a GPU only",
     ("device.py", "xp.cuda.get_current_stream", "name"): "the same",
     ("graph.py", "xp.cuda.MemoryPool", "name"): "the same",
     ("graph.py", "xp.cuda.Stream", "name"): "the same",

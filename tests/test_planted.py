@@ -99,7 +99,7 @@ PLANTED = [
             "= asarray(host_integers(\"labels\", labels, 0, num_classes - 1, n))",
             "= host_integers(\"labels\", labels, 0, num_classes - 1, n)", "strict", "device arrays only"),
     Planted("a NumPy array as an index", "ops/shape.py", PICK, PICK.replace("asarray", ""),
-            "strict", "indices on the host"),
+            "strict", "indices on the host", plain=True),
     Planted("NumPy's function of a device array", "diffusion/samplers.py", CLIP,
             "import numpy as np\n    " + CLIP.replace("xp.", "np."), "strict", "use xp.clip"),
     Planted("a device array as a NumPy array", "train.py", LOSS,
@@ -118,9 +118,9 @@ PLANTED = [
             "        so_far = (rows[:, None] == rows) * xp.tri(len(rows), dtype=g.dtype)\n"
             "        dx = xp.zeros(shape, g.dtype)\n"
             "        dx[rows] = so_far @ g.reshape(len(rows), -1)\n"
-            "        return (dx,)", "strict", "two values for one place"),
+            "        return (dx,)", "strict", "two values for one place", plain=True),
     Planted("an index out of range, which CuPy wraps", "ops/shape.py", PICK, PICK + " + 2",
-            "strict", "out of bounds", numpy="error"),
+            "strict", "out of bounds", numpy="error", plain=True),
     Planted("float(loss) every step", "train.py", LOSS,
             "float((error.data * error.data).sum())\n    " + LOSS, "strict", {"float": 1}),
     Planted("a question to the device in a sampler", "diffusion/samplers.py", CLIP,
@@ -141,9 +141,9 @@ PLANTED = [
     Planted("a launch one row short", "fast/kernels.py", 'launch("softmax", math.prod(x.shape[:-1]),',
             'launch("softmax", math.prod(x.shape[:-1]) - 1,', "strict", "nan"),
     # Wrong kernels: NumPy never runs them.
-    Planted("a window reads over the edge", "fast/kernels.cu", "column < w;", "column <= w;", "twin"),
+    Planted("a window reads over the edge", "fast/kernels.cu", "column >= 0", "column >= -1", "twin"),
     Planted("a window's row off by one", "fast/kernels.cu", "I row = top + k,", "I row = top + k + 1,", "twin"),
-    Planted("the adjoint forgets the padding", "fast/kernels.cu", "pixel % w + pad", "pixel % w", "twin"),
+    Planted("shares that are left out", "fast/kernels.cu", "s < parts.count[first]", "s < 1", "twin"),
     Planted("a norm without its mean", "fast/kernels.cu", "c + k] - level;", "c + k];", "twin"),
     Planted("the wrong moment", "fast/kernels.cu", "T(1 - beta2)", "T(1 - beta1)", "twin"),
     Planted("an average that runs away", "fast/kernels.cu", "(theta[i] - average[i])", "(theta[i] + average[i])",
@@ -151,11 +151,10 @@ PLANTED = [
     Planted("softmax's gradient without its sum", "fast/kernels.cu", "* (g[i * width + k] - sum)",
             "* g[i * width + k]", "twin"),
     # What neither values nor refusals show: only real CuPy counts it.
-    Planted("a float64 factor, in place", "ops/matrix.py", "ds = softmax_gradient(p, g @ v.swapaxes(-1, -2)) * scale",
-            "ds = softmax_gradient(p, g @ v.swapaxes(-1, -2))\n        ds *= xp.asarray(scale)", "dry run",
-            "float64 kernel"),
-    Planted("a transposed copy where a flag would do", "fast/linear.py", "return w.T if kernels.available() else",
-            "return w.T.copy() if kernels.available() else", "dry run", "launch"),
+    Planted("a float64 factor, in place", "fast/attention.py", "    p = softmax_array(",
+            "    scores *= xp.ones((), 'float64')\n    p = softmax_array(", "dry run", "float64 kernel"),
+    Planted("a transposed copy where strides would do", "fast/attention.py", "k.swapaxes(-1, -2), scale=scale)",
+            "xp.ascontiguousarray(k.swapaxes(-1, -2)), scale=scale)", "dry run", "launch"),
     Planted("a table sent to the device for each launch", "fast/kernels.py", "    dx = xp.empty(p.shape, p.dtype)\n",
             "    dx = xp.empty(p.shape, p.dtype)\n    xp.asarray(__import__('numpy').zeros(3))\n", "dry run",
             "host to device"),
@@ -279,7 +278,10 @@ def work():
 
 def on(name, row, plain=False):
     """What `work` gives on a backend, with a mistake or (None) without."""
-    with imported_with(row) as strict, strict.backend(name, plain=plain or (row is not None and row.plain)):
+    with (
+        imported_with(row) as strict,
+        strict.backend(name, plain=plain or (row is not None and row.plain), rounding="float32"),
+    ):
         return work()
 
 

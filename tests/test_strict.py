@@ -47,7 +47,7 @@ pytestmark = pytest.mark.engine
 
 
 with_kernels = pytest.mark.skipif(emulate.COMPILER is None, reason=emulate.REASON)
-on_numpy, on_device = partial(strict.backend, "numpy"), partial(strict.backend, "cupy")
+on_numpy, on_device = partial(strict.backend, "numpy"), partial(strict.backend, "cupy", rounding="float32")
 
 
 @contextmanager

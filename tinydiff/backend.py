@@ -6,8 +6,8 @@ and its memory.  Arrays leave the device through `to_numpy` only, single numbers
 numbers are drawn on the host, so one seed gives the same noise on both backends.
 
 In TF32 a GPU multiplies matrices several times faster than in float32.  TF32 rounds each factor to a mantissa of 10
-bits, a relative error of at most 2^-11 = 4.9e-4; products and sums stay float32.  TF32 is the default on CuPy; NumPy
-has float32 only.
+bits, a relative error of at most 2^-11 = 4.9e-4; products and sums stay float32.  TF32 is the default on CuPy.  bf16
+rounds each factor to 7 bits (2^-8 = 3.9e-3); sums, weights and maps stay float32.  NumPy has float32 only.
 
 The table FAST gives, by name, a faster form of a plain function: see `fusable`.  Before use_backend is called, `xp` is
 NumPy and FAST is empty.  This is the only file that imports CuPy.
@@ -72,13 +72,13 @@ class NoDefaults:
 def use_backend(name: str, precision: str | None = None, device: int = 0, plain: bool = False) -> None:
     """Make `xp` answer with "numpy" or "cupy".  Call it first: arrays made before belong to the other backend.
 
-    precision: how the factors of a matrix product are rounded: "float32", or "tf32" (CuPy only, and its default).
+    precision: how the factors of a matrix product are rounded: "float32", or on CuPy "tf32", its default, or "bf16".
     device: the number of the GPU, modulo the number of GPUs.
     plain: use the functions of the book as they are; else FAST is filled with faster ones.
     Raises BackendError if CuPy or a GPU is missing or does not work, ValueError for any other name or precision.
     """
     require(name in ("numpy", "cupy"), "backend must be 'numpy' or 'cupy'", repr(name))
-    choices = ("float32",) if name == "numpy" else ("tf32", "float32")  # the default first
+    choices = ("float32",) if name == "numpy" else ("tf32", "float32", "bf16")  # the default first
     precision = choices[0] if precision is None else precision
     if precision not in choices:
         raise ValueError(f"precision must be {' or '.join(map(repr, choices))} on backend {name!r}, got {precision!r}")
@@ -114,7 +114,7 @@ def backend_name() -> str:
 
 
 def precision() -> str:
-    """The precision of matrix products now: "float32" or "tf32"."""
+    """The precision of matrix products now: "float32", "tf32" or "bf16"."""
     return _ArrayModule.precision
 
 

@@ -29,7 +29,7 @@ must have the same number of parameters and, with copied weights, the same outpu
 On a GPU (on_gpu.py): training step, forward and the device's memory, and the seconds of the first step and the first
 forward pass, which contain the compilation.  PyTorch runs eager, with torch.compile (also in the mode reduce-overhead)
 and with torch.cuda.graphs.  A way that fails, or that takes longer than --compile-limit to compile, has its reason in
-the table.  TF32 is on for both sides, or off with --precision float32.
+the table.  TF32 is on for both sides, or off with --precision float32; with bf16 PyTorch stays in TF32.
 
 --json writes the ratios, the medians (seconds, MB), the machine and the settings.  A ratio is null if there is no
 PyTorch, or if a number is unknown.

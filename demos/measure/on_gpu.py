@@ -165,7 +165,7 @@ def contestant(name, *, device, **settings):
         return OnDevice(**settings, plain=name == PLAIN, cores=1)
     from torch_peer import OnDevice as Peer
 
-    tf32 = settings.pop("precision") == "tf32"
+    tf32 = settings.pop("precision") != "float32"
     del settings["backend"]
     return Peer(**settings, **WAYS[name]._asdict(), device=device, tf32=tf32)
 

@@ -16,7 +16,7 @@ Loss scaling and the float32 copy are those of Micikevicius et al. 2018, section
 mean loss of the last 50 steps; the error of one gradient, against float64, as a share of its norm; the share of
 gradients between layers that the rounding turns to 0; the share of the weights that the last step moved.  The demo
 writes to --out: precision.png (the loss, and the error of fp16's gradient for each scale of the loss), samples.png
-(digits of each run from the same noise) and table.csv.
+(digits of each run from the same noise) and table.csv.  If it is stopped, nothing is kept.
 """
 
 from functools import partial

@@ -82,6 +82,8 @@ def test_more_workers_are_refused_by_the_option_that_forbids_them():
     """--plain has one process."""
     with pytest.raises(TinydiffError, match="--workers 2: with --plain one process does all the work"):
         Alone().workers(build, 2)
+    with pytest.raises(TinydiffError, match="--workers 0: "):
+        Alone().workers(build, 0)
 
 
 @pytest.mark.parametrize("forms", [plain, fast])

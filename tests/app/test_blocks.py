@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinydiff.app.blocks import BLOCK, in_blocks
-from tinydiff.data import load
+from tinydiff.data import Dataset, load
 from tinydiff.diffusion import Schedule
 from tinydiff.train import TrainConfig, draw_batch
 
@@ -28,12 +28,12 @@ def drawn(n, step, part=lambda n: slice(0, n)):
 
 @pytest.mark.parametrize("n", [1, 64, 511, BLOCK, 521, 2 * 521])  # 521 is a prime: its only smaller block is 1
 def test_a_batch_that_is_small_or_cannot_be_cut_stays_whole(n):
-    """It is draw_batch's own, bit for bit."""
+    """It is draw_batch's own, bit for bit, for a rank without a row of it too."""
     expected = from_source(GLYPHS)(TrainConfig(batch_size=n), 3)
-    found = drawn(n, 3)
-    assert found.keys() == expected.keys()
-    for name, a in expected.items():
-        np.testing.assert_array_equal(found[name], a)
+    for found in (drawn(n, 3), drawn(n, 3, lambda n: slice(0, 0))):
+        assert found.keys() == expected.keys()
+        for name, a in expected.items():
+            np.testing.assert_array_equal(found[name], a)
 
 
 @pytest.mark.parametrize(("n", "size"), [(513, 171), (1024, 512), (1500, 500), (640, 320)])
@@ -55,6 +55,45 @@ def test_every_row_is_the_same_whoever_draws_it(n, size, data):
         assert part[name].shape == a.shape and part[name].dtype == a.dtype
         np.testing.assert_array_equal(part[name][rows], a[rows])
     np.testing.assert_array_equal(part["t"], whole["t"])
+
+
+@pytest.mark.parametrize(
+    ("n", "sizes"),
+    [(64 * 521, [64] * 521), (63 * 521, [63 * 521]), (512, [512]), (513, [171] * 3), (1024, [512] * 2)],
+)
+def test_the_blocks_are_the_largest_that_divide_the_batch(n, sizes):
+    """From 64 examples to 512; a batch that has no such divisor, as 521 times fewer than 64, stays whole."""
+    config, drawn = TrainConfig(batch_size=n), []
+
+    def draw_from(dataset):
+        return lambda config, step: drawn.append((config.batch_size, step)) or {"t": np.full(config.batch_size, step)}
+
+    batch = in_blocks(draw_from, [], lambda n: slice(0, n))(config, 3)
+    first = 3 * len(sizes)
+    assert drawn == [(size, first + k) for k, size in enumerate(sizes)]
+    np.testing.assert_array_equal(batch["t"], np.repeat([step for _, step in drawn], sizes))
+
+
+@pytest.mark.parametrize(
+    ("rows", "blocks"),
+    [((0, 512), [0]), ((0, 513), [0, 1]), ((512, 1024), [1]), ((511, 1025), [0, 1, 2]), ((1535, 1536), [2])],
+)
+def test_a_block_is_drawn_if_it_holds_a_row_that_is_wanted(rows, blocks):
+    """Three ranks and more: parts that end at a block's border, one row before it and one beyond."""
+    real = np.zeros(9)
+
+    def draw_from(dataset):
+        return lambda config, step: {"x": np.full((config.batch_size, 1), float(dataset is real))}
+
+    drawn = in_blocks(draw_from, real, lambda n: slice(*rows))(TrainConfig(batch_size=1536), 0)["x"]
+    np.testing.assert_array_equal(drawn[:, 0], np.repeat([k in blocks for k in range(3)], 512))
+
+
+def test_pictures_of_one_pixel_keep_their_shape():
+    """No stand-in for a picture is larger than the smallest picture."""
+    point = Dataset("point", np.full((9, 1, 1), 7, np.uint8), np.zeros(9, np.uint8), "one pixel", ("0",))
+    draw = in_blocks(lambda dataset: partial(draw_batch, dataset, LINEAR, 1), point, lambda n: slice(0, 1))
+    assert draw(TrainConfig(batch_size=1024), 0)["x_t"].shape == (1024, 1, 1, 1)
 
 
 def test_pictures_of_other_blocks_are_not_drawn():

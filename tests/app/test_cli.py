@@ -97,11 +97,15 @@ def test_precision_goes_with_the_backend(monkeypatch, capsys):
 
     parser = cli.parser(None, main)
     cli.add_backend(parser)
-    for arguments in ([], ["--precision=float32"], ["--backend=cupy", "--precision=tf32"], ["--backend=cupy"]):
+    for arguments in ([], ["--precision=float32"], ["--backend=cupy", "--precision=bf16"], ["--backend=cupy"]):
         monkeypatch.setattr(sys, "argv", ["demo", *arguments])
         cli.run(main, parser)
-    assert seen == [("numpy", None), ("numpy", "float32"), ("cupy", "tf32"), ("cupy", None)]
-    for arguments, words in ((["--precision=tf32"], "needs --backend cupy"), (["--precision=half"], "choose from")):
+    assert seen == [("numpy", None), ("numpy", "float32"), ("cupy", "bf16"), ("cupy", None)]
+    for arguments, words in (
+        (["--precision=tf32"], "needs --backend cupy"),
+        (["--precision=bf16"], "needs --backend cupy"),
+        (["--precision=half"], "choose from"),
+    ):
         monkeypatch.setattr(sys, "argv", ["demo", *arguments])
         with pytest.raises(SystemExit, match="2"):
             cli.run(main, parser)

@@ -15,6 +15,7 @@ from tinydiff.app.metrics import (
     percent,
     relative,
     share,
+    spread,
     wilson_interval,
 )
 
@@ -221,6 +222,23 @@ def test_only_all_is_100_and_only_none_is_0(right, n, digits):
         assert right / n < bound + 1e-12
     else:
         assert abs(right / n - bound) <= 0.5 * 10 ** -(digits + 2) + 1e-12
+
+
+@pytest.mark.parametrize("share, text", [(0.0001, "<0.1%"), (0.9999, ">99.9%"), (0.5, "50.0%"), (0.99951, ">99.9%")])
+def test_next_to_none_and_next_to_all(share, text):
+    """Below a half rounding hides that there are some, above it that some are missing."""
+    assert percent(share) == text
+
+
+def test_spread_is_the_root_of_the_mean_of_the_classes_squares():
+    """Class 0: rows (0, 0), (4, 0): 8 with n - 1.  Class 1: (0, 1), (0, 3), (0, 5): 4.  One of class 2 tells nothing.
+
+    The squares of all features are added and those of all classes averaged: sqrt((8 + 4)/2).
+    """
+    features = np.array([[0.0, 0], [0, 1], [4, 0], [0, 3], [0, 5], [100, 100]])
+    assert spread(features, np.array([0, 1, 0, 1, 1, 2])) == pytest.approx(6**0.5)
+    assert spread(features[[0, 2]], np.array([7, 7])) == pytest.approx(8**0.5)  # two rows are enough
+    assert math.isnan(spread(features, np.arange(6)))
 
 
 def test_a_ratio_that_is_none_is_a_dash():

@@ -148,6 +148,14 @@ def test_the_film_strip_runs_from_left_to_right_under_its_times(path):
         assert abs((head.min() + head.max()) / 2 - (63 * k + 30)) < 3  # pixels: the column's centre, and rounding
 
 
+def test_a_film_strip_names_its_own_times_in_order(path, monkeypatch):
+    """Column k is headed by t_values[k], whatever the order; the title goes with them."""
+    seen = []
+    monkeypatch.setattr(plots, "_save_picture", lambda *args, **options: seen.append((args[2], options)))
+    save_filmstrip(path, np.zeros((3, 1, 4, 4, 1)), [50, 9, 0], title="a title")
+    assert seen == [("a title", {"column_labels": ["t = 50", "t = 9", "t = 0"]})]
+
+
 def test_the_title_of_a_film_strip_is_clear_of_its_times(path):
     """Above the picture there are exactly two bands of ink: the title and the times."""
     save_filmstrip(path, np.full((2, 1, 20, 20, 1), -1.0), [9, 0], title="from noise to digit: pqgj")
@@ -201,7 +209,10 @@ def test_the_loss_curves_are_the_data_and_its_running_mean(path, figure, rng, n)
         return np.mean(window) if window else np.nan
 
     left, right = figure[0].axes
+    titles = "training loss", "training loss by time t, running mean"
+    assert tuple(axes.get_title("left") for axes in (left, right)) == titles and figure[0].get_suptitle() == "run"
     raw, smooth = left.lines
+    assert (raw.get_label(), smooth.get_label()) == ("as measured", "running mean")
     assert raw.get_xdata().tolist() == steps.tolist()
     np.testing.assert_array_equal(raw.get_ydata(), np.where((loss > 0) & np.isfinite(loss), loss, np.nan))
     np.testing.assert_allclose(smooth.get_ydata(), [mean(loss, i) for i in range(n)], rtol=1e-12)  # float64 sums

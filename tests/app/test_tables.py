@@ -49,6 +49,20 @@ def test_a_printed_table_fits_100_columns(data, columns, rows):
         assert all(line[0] == first for line in cells) and [cell for line in cells for cell in line[1:]] == rest
 
 
+@pytest.mark.parametrize("last, blocks", [(16, 1), (17, 2)])
+def test_a_table_of_100_characters_is_one_block(last, blocks, capsys):
+    """40 + 2 + 40 + 2 + 16 = 100: these three columns stand side by side; with one character more they do not."""
+    tables.print_table([{"a" * 40: 1, "b" * 40: 2, "c" * last: 3}])
+    assert capsys.readouterr().out.count("\n\n") == blocks - 1
+
+
+@pytest.mark.parametrize("length, shown", [(48, "x" * 48), (49, "x" * 45 + "...")])
+def test_a_cell_of_48_characters_is_whole(length, shown, capsys):
+    """One character more, and it is cut to 48."""
+    tables.print_table([{"a": "x" * length}])
+    assert capsys.readouterr().out.splitlines()[1] == shown
+
+
 @pytest.mark.parametrize("n, text", [(0, "0 steps"), (1, "1 step"), (2, "2 steps"), (2000, "2,000 steps")])
 def test_one_thing_is_no_plural(n, text):
     assert cli.counted(n, "step") == text

@@ -37,6 +37,12 @@ def test_black_and_white_are_exactly_minus_one_and_one():
     assert abs(x_0).max() == 1
 
 
+def test_a_data_set_equals_itself_alone():
+    """Two are compared by identity, not pixel by pixel, so a set may be a key of a cache."""
+    copy = Dataset(*(getattr(ALL_GREYS, name) for name in ("name", "images", "labels", "source", "classes")))
+    assert ALL_GREYS == ALL_GREYS and (copy == ALL_GREYS) is False and len({copy, ALL_GREYS}) == 2
+
+
 def test_a_batch_shares_no_memory_with_the_set():
     """Writing into a batch leaves the pictures as they were."""
     before = ALL_GREYS.images.copy()

@@ -34,8 +34,8 @@ def test_a_file_of_another_length_is_refused(idx, data):
             parse_idx(wrong)
 
 
-@pytest.mark.parametrize("header", [b"\0\0\x0d\x01", b"\0\1\x08\x01", b"\1\0\x08\x01", b"<htm"])
+@pytest.mark.parametrize("header", [b"\0\0\x0d\x01", b"\0\0\x07\x01", b"\0\1\x08\x01", b"\1\0\x08\x01", b"<htm"])
 def test_another_kind_of_file_is_refused(header):
     """Floats, other magic numbers and web pages are a ValueError that shows the first bytes."""
-    with pytest.raises(ValueError, match=header.hex(" ")):
+    with pytest.raises(ValueError, match=f"begins with {header.hex(' ')}$"):
         parse_idx(header + b"\0\0\0\1" * header[3] + b"\0")

@@ -88,3 +88,14 @@ def test_the_memory_of_this_machine_is_known():
                           capture_output=True, text=True)  # fmt: skip
     assert int(here.stdout) == limits.memory() > 1 << 26
     assert limits.memory() < 10**14 or not hasattr(os, "sysconf")
+
+
+@pytest.mark.parametrize("error", [OSError, ValueError, AttributeError])
+def test_where_the_memory_is_not_known_nothing_is_too_large(monkeypatch, error):
+    """Windows has no sysconf, and a system may lack the two names."""
+
+    def unknown(name):
+        raise error
+
+    monkeypatch.setattr(limits.os, "sysconf", unknown, raising=False)
+    assert limits.memory() == 1 << 62

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 ELSEWHERE = {
     "latent.py": r"arrays \|= ",
     "pitfalls.py": "cold",
-    "measure/ours.py": r"_wait\(ema",
+    "measure/ours.py": r"_wait\((state\.)?ema",
     "precision/precision_runs.py": r"zip\(state.parameters, |run.weights\(p",
 }
 

@@ -24,6 +24,7 @@ from tinydiff.diffusion import (
     eps_from_x_0,
     inpaint,
     sample,
+    sdedit,
     slerp,
     timestep_pairs,
     unconditional,
@@ -215,6 +216,16 @@ def test_the_picture_shows_what_its_rows_are_called(demo, test_set, tmp_path, mo
         assert axes.get_yticks() == pytest.approx([(i + 0.5) * len(canvas) / len(rows) for i in range(len(rows))])
     picture = imread(tmp_path / "edit.png")[..., :3]
     assert min(picture.shape[:2]) > 500 and 0.05 < picture.std() < 0.6
+
+
+def test_a_redrawn_digit_starts_at_its_time(demo):
+    """redraw is sdedit from t_start, bit for bit, by DDPM without a label and with the stream of its slice."""
+    network, x_0, pairs = Leaning(var=0.3), asarray(stamps([3, 5])), timestep_pairs(100, 10)
+    for t in (20, 80):
+        step, rng = partial(ddpm_step, SCHEDULE, clip=True), default_rng("edit", 4, 1)
+        with no_grad():
+            *_, (_, x, _) = sdedit(SCHEDULE, step, unconditional(network), pairs, x_0, t, rng)
+        assert np.array_equal(demo.redraw(SCHEDULE, t, 10, network, (x_0, (4, 1))), to_numpy(x))
 
 
 def test_a_blend_is_decoded_from_between_two_x_T(demo):

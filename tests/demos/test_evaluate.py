@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from stand_ins import ticks_in_view
 from tiny_runs import save_checkpoint
 
 from tinydiff.app import checkpoint
@@ -131,6 +132,50 @@ def test_the_picture_holds_all_bits(demo, trained, tmp_path):
     values, edges, _ = stairs.get_data()
     assert edges[0] == 2 and edges[-1] == 101
     assert (values * np.diff(edges)).sum() == pytest.approx(terms[1:-1].sum(0).mean())
+
+
+def test_the_picture_is_the_bits_of_each_time(demo):
+    """Left: bits of one L_{t-1} an image, whose area is their sum; right: what is spent from T down to each edge.
+
+    Two images; terms at times 2 and 5 of T = 6: at both edges, and between, the curve is the sum by hand.
+    """
+    terms, times = np.array([[4.0, 6], [1, 2], [3, 5], [0.5, 1.5]]), np.array([[2, 2], [5, 5]])
+    left, right = (figure := demo.spent(Schedule([0.9] * 6), terms, times, "what")).axes
+    values, edges, _ = left.patches[0].get_data()
+    assert edges.tolist() == [2, 3, 4, 5, 6, 7] and values.tolist() == [1.5, 0, 0, 4, 0]
+    (line,) = right.lines
+    assert line.get_xdata().tolist() == edges.tolist()
+    assert line.get_ydata().tolist() == [10.5, 9, 9, 9, 5, 5]
+    (bar,) = right.patches
+    assert (bar.get_x() + bar.get_width() / 2, bar.get_y(), bar.get_height()) == pytest.approx((1, 10.5, 1))
+    assert bar.get_label() == "_nolegend_" or right.get_legend().get_texts()[0].get_text() == "L_0, the decoder"
+    assert (left.get_title(), right.get_title()) == (
+        "bits/dim of each L_{t-1}",
+        "bits/dim spent from t = T down to here",
+    )
+    assert figure.get_suptitle() == "where the bits go: what" and right.get_ylim()[0] == 0
+    assert left.get_yscale() == "log" and left.get_xscale() == right.get_xscale() == "log"
+    for axes in (left, right):
+        assert axes.get_xlabel() == "t" and min(map(len, ticks_in_view(axes))) >= 2
+
+
+def test_a_mean_has_its_standard_error(demo):
+    """Of 1, 2, 6: mean 3, standard deviation sqrt(7) of n - 1, and by sqrt(3) that of the mean."""
+    assert demo.mean_and_error(np.array([1.0, 2, 6])) == pytest.approx((3, (7 / 3) ** 0.5))
+
+
+def test_the_printed_references_are_of_this_checkpoint_and_data(demo, trained, test_set, capsys):
+    """gzip, L_T and L_0 as references() gives them for the images that were measured and the schedule's beta_1."""
+    run(demo, trained, num=5, draws=1)
+    printed = capsys.readouterr().out
+    x_0, _ = test_set.batch(np.arange(5) * 60 // 5)
+    for name, bits, what in demo.references(test_set, x_0, Schedule.linear(100).beta[1]):
+        assert f"  {name:15}{bits:#9.4g}    {what}\n" in printed
+    assert "level 9, the 60 raw test images as one file" in printed
+    assert f"std {Schedule.linear(100).beta[1] ** 0.5:.2g} of the decoder, grey levels {2 / 255:.2g} apart" in printed
+    assert printed.startswith(
+        f"data: {test_set.source}, 5 of 60 images\nglyphs, 2 steps, reverse variance beta_tilde\n"
+    )
 
 
 @pytest.mark.parametrize("num", [1, 61])

@@ -93,10 +93,14 @@ def test_every_row_is_drawn_by_the_method_that_it_names(demo, test_set, tmp_path
     """Bit for bit: the guided images of the package's own call are what the classifier was shown; no two are alike."""
     network, scales, own = Leaning(var=0.5), [0.0, 1.0, 1.5], [1.0, 1.5]
     options = {"num": 12, "steps": 25, "scales": scales, "classifier_scales": own, "seed": 4}
+    pictures, draw = [], demo.draw
+    monkeypatch.setattr(demo, "draw", lambda *args: (pictures.append(args), draw(*args))[1])
     rows, shown, _ = stand_in_run(demo, monkeypatch, tmp_path, network, test_set, **options)
     plan = [("free", 0), ("free", 1), ("free", 1.5), ("interval", 1.5), ("rescaled", 1.5)]
     assert [row[:2] for row in rows] == [*plan, ("classifier", 1), ("classifier", 1.5)]
     real, *images = shown
+    ((of_rows, tiles),) = pictures  # one of each class, the first of its row
+    assert of_rows == rows and np.array_equal(tiles, np.concatenate([drawn[:10] for drawn in images]))
     assert np.array_equal(real, test_set.batch(np.arange(43))[0])
     seen = set()
     for (name, scale, *_), drawn in zip(rows, images, strict=True):
@@ -209,6 +213,14 @@ def test_without_a_noisy_classifier_the_rest_is_drawn(demo, files, tmp_path, cap
         with pytest.raises(TinydiffError, match=message):
             run(demo, files, tmp_path / "none", **options)
     assert not (tmp_path / "none").exists()
+
+
+def test_only_free_guidance_without_a_label_is_called_so(demo):
+    """Other methods at scale 0 keep their names."""
+    rows = [(name, 0.0, 1, 2, 1.0, 1.0) for name in ("free", "interval", "classifier")]
+    *_, grid = demo.draw(rows, np.zeros((6, 4, 4, 1))).axes
+    names = [text.get_text() for text in grid.get_yticklabels()]
+    assert names == ["no label", "interval 0", "classifier 0"]
 
 
 @pytest.mark.parametrize("num", [1, 3, 10, 11])

@@ -1,17 +1,23 @@
 """One shot against gradual: each player of the GAN learns from its own loss only, and the smallest run of all three."""
 
 import math
+from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.image import imread
+from stand_ins import SCHEDULE, Leaning, StampReader, data, pool_of, stamps, stand_in
 from tiny_runs import save_checkpoint, save_untrained_classifier
 
+from tinydiff.app.generate import Recipe, generate
+from tinydiff.app.metrics import percent, wilson_interval
+from tinydiff.app.reading import Judge
 from tinydiff.autograd import Tensor
 from tinydiff.backend import TinydiffError, asarray, backend_name, default_rng, to_numpy
-from tinydiff.data import load
+from tinydiff.data import epoch_indices, load
 from tinydiff.train import LoopConfig
 
 pytestmark = pytest.mark.program
@@ -131,7 +137,191 @@ def test_examples_are_a_function_of_seed_and_step(demo):
     first, again, other = (demo.examples(data, (2, 3), config, step) for step in (0, 0, 1))
     assert first["z"].shape == (4, 2, 3) and first["x"].shape == (4, 28, 28, 1)
     assert all((first[name] == again[name]).all() for name in first)
+    for seed in (1, 2):  # the pictures are those of the epoch of this seed
+        x, labels = data.batch(epoch_indices(10, 4, seed, 1))
+        batch = demo.examples(data, (2, 3), LoopConfig(1, 4, seed=seed), 1)
+        assert np.array_equal(batch["x"], x) and np.array_equal(batch["labels"], labels)
     assert all((first[name] != other[name]).any() for name in ("x", "z"))
+
+
+def a_stand_in_model(draws, made):
+    """A model that makes the stamp of draws[label], plus a quarter of z's first number; it notes its jobs."""
+
+    def make(model, job):
+        z, labels = job
+        made.append(job)
+        return stamps(np.array(draws)[labels]) + z[:, :1, None, None] / 4
+
+    return SimpleNamespace(build=Leaning, losses_of=None, make=make, z_shape=(3,), peak_lr=0.5, betas=(0.1, 0.2))
+
+
+def test_every_row_is_of_its_model_s_pictures(demo, tmp_path, monkeypatch, capsys):
+    """A VAE that makes the next digit, a GAN that makes what is asked, and a DDPM that draws it: each column on paper.
+
+    Pictures, z and film are made again; a clock that counts its readings gives the seconds; the evaluations of the
+    network are counted; all rows are compared with the same test digits.
+    """
+    test, train = data(np.arange(90) % 10, default_rng(3), 0.2), data(np.arange(30) % 10, default_rng(4))
+    network, reader, made, grids, trainings = Leaning(var=0.3), StampReader(), {"VAE": [], "GAN": []}, [], []
+    calls = stand_in(monkeypatch, demo, network, test, reader, train)
+    draws = {"VAE": [*range(1, 10), 0], "GAN": [*range(10)]}
+    models = {name: a_stand_in_model(draws[name], made[name]) for name in draws}
+    monkeypatch.setattr(demo, "one_shot_models", lambda *args: trainings.append(args) or models)
+    ddpm_losses = np.array([[4.0, 9], [2, 9], [1, 9]])
+    monkeypatch.setattr(demo, "load_kind", lambda *_: ({"metrics": ddpm_losses}, {}))
+    ranks = SimpleNamespace(workers=lambda build, n: pool_of(build()), default_workers=lambda: 1)
+    monkeypatch.setattr(demo.cli, "start", lambda *_, **__: ranks)
+
+    def train_one_shot(*args):
+        trainings.append(args)
+        args[-1][0].touch()
+        return np.linspace(2, 1, 5)
+
+    figures, loss_figure, ticks = [], demo.loss_figure, iter(range(0, 10**6, 30))
+    monkeypatch.setattr(demo, "train_one_shot", train_one_shot)
+    monkeypatch.setattr(demo, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    monkeypatch.setattr(demo, "loss_figure", lambda curves: figures.append(curves) or loss_figure(curves))
+    monkeypatch.setattr(demo.plots, "save_grid", lambda path, images, **rest: grids.append((path.name, images, rest)))
+    options = {"num": 40, "sample_steps": 12, "scale": 3.0, "seed": 6, "batch_size": 8, "channels": 16}
+    rows = demo.main("c.npz", classifier="j.npz", out=tmp_path, minutes=2.5, workers=1, resume=True, **options)
+
+    labels = np.arange(40) % 10
+    z = default_rng("draw", 6).standard_normal((40, 3), dtype="float32")
+    for name in made:
+        assert [len(job[1]) for job in made[name]] == [40] and np.array_equal(made[name][0][0], z)
+    recipe = Recipe(SCHEDULE, (12, 12, 1), num_steps=12, scale=3.0, keep=12)
+    drawn = network.asked[:]  # before the film is drawn again
+    film = np.concatenate(list(generate(pool_of(network), recipe, labels.tolist(), 6)), 1)
+    pictures = {name: np.clip(stamps(np.array(draws[name])[labels]) + z[:, :1, None, None] / 4, -1, 1) for name in made}
+    pictures["DDPM"] = np.clip(film[-1], -1, 1)
+    assert sum(map(len, drawn)) == 24 * 40
+    judge = Judge(pool_of(StampReader()), test, 40)
+    minutes = "about 2.5 minutes"
+    costs = {"VAE": (f"5 steps of 8, {minutes}", 1), "GAN": (f"5 steps of 8, {minutes}", 1)}
+    costs["DDPM"] = ("7 steps of 64, at most 3 minutes", 24)
+    assert [row[""] for row in rows] == ["test digits", *pictures]
+    for row in rows:
+        name = row[""]
+        found = judge(pictures[name], labels) if name in pictures else judge.real
+        right = int(found["right"])
+        assert right == {"VAE": 0, "GAN": 40, "DDPM": 40, "test digits": 40}[name]
+        low, high = wilson_interval(right, 40)
+        trained, evaluations = costs.get(name, ("", ""))
+        assert row == {
+            "": name,
+            "trained": trained,
+            "parameters": "" if name == "test digits" else "1",
+            "evaluations a sample": evaluations,
+            "seconds a sample": f"{30 / 40:.5f}" if name in pictures else "",
+            "read as asked, of 40": f"{right / 40:.1%} ({low:.1%} to {high:.1%})",
+            "Frechet distance": f"{found['frechet']:.3f}",
+            "coverage": percent(found["coverage"]),
+            "spread, of real digits'": percent(found["spread"] / judge.real["spread"]),
+        }
+    ((path, images, how),) = grids
+    real, vae, gan, ddpm, way = images[:10], images[10:30], images[30:50], images[50:70], images[70:]
+    assert np.array_equal(real, test.batch(np.arange(10))[0])
+    for part, name in ((vae, "VAE"), (gan, "GAN"), (ddpm, "DDPM")):
+        assert np.array_equal(part, pictures[name][:20])
+    assert np.array_equal(way, demo.on_the_way(film, 10))
+    names = ["real digits", "VAE, one shot", "", "GAN, one shot", "", "DDPM, 12 steps", "", "its last digit on the way"]
+    title = "glyphs: digits in one shot, and step by step"
+    assert (path, how) == ("one_shot_vs_gradual.png", {"columns": 10, "title": title, "row_labels": names})
+    ((curves),) = figures
+    assert list(curves) == ["VAE", "GAN", "DDPM"] and curves["DDPM"].tolist() == [4, 2, 1]
+    arguments, *both = trainings
+    assert arguments == (12, 16, 10, 6)
+    for name, (first, model, _, dataset, at_most, batch_size, seed, keep) in zip(made, both):
+        settings = {"model": name, "channels": 16, "minutes": 2.5}
+        assert (first, model, dataset) == (name, models[name], train) and (at_most, batch_size, seed) == (2.5, 8, 6)
+        assert keep == (tmp_path / f"unfinished_{name}.npz", settings, True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["loss.png", "one_shot_vs_gradual.md"]
+    assert calls.load == [("glyphs", "train", None, 6), ("glyphs", "test", None, 6)]
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"data: stamps; 1 worker(s), 2.5 minutes a model; results in {tmp_path}/\n")
+
+
+@pytest.mark.parametrize("steps, kept", [(1, [0]), (2, [0, 1]), (50, [0, 8, 15, 22, 29, 34, 40, 44, 47, 49])])
+def test_a_digit_on_the_way_runs_from_noise_to_the_end(demo, steps, kept):
+    """Step k of linspace's ten shares s is round((steps - 1)(1 - (1 - s)^1.5)): the last class, and white places."""
+    film = np.broadcast_to(np.arange(steps, dtype="float32")[:, None, None, None, None], (steps, 12, 1, 1, 1)).copy()
+    film[:, :9] = film[:, 10:] = -1
+    way = demo.on_the_way(film, 10)
+    assert way.reshape(-1).tolist() == [*kept, *[1.0] * (10 - len(kept))]
+
+
+def test_a_guided_step_costs_two_evaluations(demo):
+    """Not at scale 0 or 1; a training without a limit in minutes has none in the table."""
+    assert [demo.evaluations(7, scale) for scale in (0, 0.5, 1, 2.0)] == [7, 14, 7, 14]
+    meta = {"step": 1, "train": {"batch_size": 3, "minutes": None}}
+    assert demo.training_of(meta) == "1 step of 3"
+
+
+def test_a_training_has_the_model_s_own_settings(demo, monkeypatch):
+    """Its rate, its betas, the seed, the steps that fit into the minutes; the file says all that decides it."""
+    seen = {}
+    state = SimpleNamespace(metrics=lambda: [(3.0, 0.1), (2.0, 0.2)])
+
+    def steps_that_fit(pool, losses_of, draw, config, minutes):
+        seen["fit"] = (pool, losses_of, config, minutes)
+        return 9
+
+    def any_training(pool, losses_of, draw, config):
+        seen["train"], seen["batch"] = (pool, losses_of, config), draw(config, 0)
+        return state
+
+    monkeypatch.setattr(demo, "steps_that_fit", steps_that_fit)
+    monkeypatch.setattr(demo, "any_training", any_training)
+    monkeypatch.setattr(demo, "finish", lambda *args: seen.update(finish=args))
+    model, dataset = a_stand_in_model([], []), data(np.arange(20) % 10, default_rng(0))
+    keep = ("path", {"model": "VAE"}, True)
+    losses = demo.train_one_shot("VAE", model, "pool", dataset, 1.5, 4, 3, keep)
+    config = LoopConfig(9, 4, 0.5, betas=(0.1, 0.2), seed=3)
+    assert losses.tolist() == [3, 2] and seen["train"] == ("pool", None, config)
+    assert seen["fit"] == ("pool", None, replace(config, num_steps=1), 1.5)
+    assert seen["batch"]["z"].shape == (4, 3)
+    settings = {"model": "VAE", **asdict(replace(config, num_steps=1)), "data": "glyphs", "num": 20}
+    assert seen["finish"] == (state, "pool", "path", settings, True, "VAE")
+
+
+def test_two_models_and_their_rates(demo):
+    """The VAE with the rate and betas of every training, the GAN with its own; both of this size and these classes."""
+    models = demo.one_shot_models(28, 16, 7, 3)
+    assert list(models) == ["VAE", "GAN"]
+    vae, gan = models.values()
+    assert (vae.peak_lr, vae.betas, vae.z_shape) == (LoopConfig.peak_lr, LoopConfig.betas, (1, 1, 32))
+    assert (gan.peak_lr, gan.betas, gan.z_shape) == (1e-3, (0.5, 0.999), (64,))
+    assert (vae.losses_of, gan.losses_of) == (demo.vae_losses, demo.gan_losses)
+    z = default_rng(0).standard_normal((3, 64), dtype="float32")
+    for model, code in ((vae, z[:, None, None, :32]), (gan, z)):
+        network = model.build()
+        made = model.make(network, (code, np.array([0, 6, 3])))
+        assert made.shape == (3, 28, 28, 1)
+
+
+def test_a_frame_is_cut_off_where_it_was_added(demo):
+    """28 pixels stand in the middle of 32, and 33 in the middle of 64, the odd one after."""
+    assert [demo.frame(n) for n in (28, 32, 33, 12)] == [(2, 2), (0, 0), (15, 16), (10, 10)]
+    whole = default_rng(0).random((2, 32, 32, 1))
+    model = SimpleNamespace(decode=lambda z, labels: Tensor(asarray(whole)))
+    assert np.array_equal(demo.decode(28, model, (None, None)), whole[:, 2:30, 2:30])
+
+
+def test_the_loss_figure_is_the_curves(demo):
+    """Each model in its panel, as measured over steps from 1 on, and its mean over a fiftieth of the run, centred."""
+    rng = default_rng(0)
+    curves = {name: np.exp(rng.standard_normal(200)) for name in ("VAE", "GAN", "DDPM")}
+    figure = demo.loss_figure(curves)
+    titles = ["VAE: bound, nats, sigma = 0.75", "GAN: both players' losses; dotted: pure guessing"]
+    assert [axes.get_title("left") for axes in figure.axes] == [*titles, "DDPM: squared error of the noise"]
+    for axes, (name, curve) in zip(figure.axes, curves.items(), strict=True):
+        raw, smooth = axes.lines[:2]
+        assert raw.get_xdata().tolist() == list(range(1, 201)) and np.array_equal(raw.get_ydata(), curve)
+        assert smooth.get_xdata().tolist() == [i + 2.5 for i in range(197)]  # the middle of steps i + 1 .. i + 4
+        np.testing.assert_allclose(smooth.get_ydata(), [curve[i : i + 4].mean() for i in range(197)], rtol=1e-12)
+        guessing = [line.get_ydata()[0] for line in axes.lines[2:]]
+        assert guessing == ([3 * math.log(2)] if name == "GAN" else [])
+        assert (axes.get_yscale() == "log") == (name != "GAN") and axes.get_xlabel() == "step"
 
 
 def test_the_smallest_run_fills_table_and_pictures(demo, tmp_path, capsys):

@@ -43,11 +43,7 @@ PROGRAMS = sorted(
     if '__name__ == "__main__"' in path.read_text()
 )
 # Programs whose tables are still to come.
-TO_COME = {
-    "edit", "evaluate", "forward_process", "guidance",
-    "one_shot_vs_gradual", "pitfalls",
-    "sampler_showdown",
-}  # fmt: skip
+TO_COME = {"one_shot_vs_gradual", "pitfalls"}
 HERE = [name for name in PROGRAMS if (TABLES / f"{name}.py").exists()]
 
 

@@ -1,15 +1,18 @@
 """The mistakes are the ones that they claim to be, and the right rows are right."""
 
+from contextlib import contextmanager
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 from tiny_runs import save_checkpoint, save_untrained_classifier
 
-from tinydiff.app.alone import one_process
+from tinydiff.app.alone import OneProcess, one_process
 from tinydiff.app.classify import build_classifier
 from tinydiff.app.generate import Recipe, generate
+from tinydiff.app.plots import tile
 from tinydiff.app.reading import read
 from tinydiff.app.trained import load_trained
 from tinydiff.backend import TinydiffError, asarray, backend_name, default_rng, standard_normal, to_numpy
@@ -118,6 +121,10 @@ def test_the_right_row_is_what_sample_draws(rows, trained):
     (frames,) = generate(pool, recipe, list(range(10)), 0)
     # x_0_hat is turned into eps_hat and back, at a cost of 1/sqrt(alpha_bar_T) = 158 roundings at the first step.
     np.testing.assert_allclose(images, frames[-1].clip(-1, 1), rtol=0, atol=1e-4)
+    for _, case, other, figures in rows[0]:
+        if "moved" in figures:
+            moved = float(((other - images).astype("float64") ** 2).mean() ** 0.5 * 127.5)
+            assert float(figures["moved"]) == pytest.approx(moved, abs=0.06), case.name
     for _, case, other, _ in rows[0][1:]:
         assert abs(other - images).max() > 1e-3, case.name  # no mistake leaves the images as they were
 
@@ -211,6 +218,92 @@ def test_x_0_hat_stays_in_the_range(demo):
     x_0, x_0_hat = demo.step_within(0.0, 255.0, schedule, x, 0 * x, 1, 0, None)
     np.testing.assert_allclose(to_numpy(x_0), [[0, 0, 9 / schedule.alpha_bar[1] ** 0.5, 255]], atol=1e-9)
     np.testing.assert_allclose(to_numpy(x_0_hat), to_numpy(x_0), atol=1e-9)
+
+
+def test_each_training_is_drawn_with_its_own_average(demo, data, monkeypatch):
+    """Equal schedules and ranges share a training; without warm-up the average has decay 0.9999 from the first step.
+
+    Each row is drawn on its run's schedule, in its range, by its sampler.
+    """
+    trainings, drawn = [], []
+
+    def diffusion_training(pool, schedule, config, dataset):
+        ema = SimpleNamespace(average=["warm"])
+        state = SimpleNamespace(ema=ema, pool=pool, start=pool.parameters[0].data.copy())
+        trainings.append((schedule, config, dataset, state))
+        return state
+
+    def steps(state, ranks):
+        for step in range(3):
+            state.pool.parameters[0].data[...] = step + 1
+            yield
+
+    class Pool(OneProcess):
+        @contextmanager
+        def weights(self, average):
+            drawn.append(average)
+            yield
+
+    ranks = SimpleNamespace(workers=lambda build, n: Pool(build))
+    monkeypatch.setattr(demo.training, "diffusion_training", diffusion_training)
+    monkeypatch.setattr(demo.training, "steps", steps)
+    monkeypatch.setattr(demo, "draw", lambda pool, how, schedule, *rest: (how, schedule, *rest))
+    found = list(demo.train_and_draw(data, 8, 3, 4, ranks, 1, "steps", "jobs", "shape"))
+    assert sorted(run.name for run, _ in found) == sorted(run.name for run in demo.TRAINING)
+    assert len(trainings) == 6 and {config.seed for _, config, _, _ in trainings} == {4}
+    assert {(config.num_steps, config.minutes, config.warmup) for _, config, _, _ in trainings} == {(3, None, 0)}
+    by_range = {(id(schedule), dataset.low, dataset.high) for schedule, _, dataset, _ in trainings}
+    for (run, (how, schedule, *rest)), average in zip(found, drawn, strict=True):
+        assert how is run.draw and rest == ["steps", "jobs", "shape", run.low, run.high]
+        assert (id(schedule), run.low, run.high) in by_range
+        if run.warm_up:
+            assert average == ["warm"]
+        else:
+            d, start = 0.9999, to_numpy(trainings[0][3].start)
+            expected = d**3 * start + (1 - d) * (d**2 * 1 + d * 2 + 3)
+            np.testing.assert_allclose(to_numpy(average[0]), expected, rtol=1e-5)  # float32
+
+
+def test_the_picture_has_every_row_under_its_name(demo):
+    """A panel for each group; ten digits of a row beside its name, and the cells of the table under their columns."""
+    rng, rows = default_rng(0), []
+    for group, n in (("one", 3), ("two", 2)):
+        for i in range(n):
+            figures = {"read as asked": f"{i}0%", "border": f"{i}.5"} | ({"moved": f"{i}.1"} if group == "one" else {})
+            images = rng.uniform(-1, 1, (11, 4, 4, 1))
+            rows.append((group, demo.Case(f"{group} {i}", "why"), images, figures))
+    figure = demo.picture(rows)
+    assert [axes.get_title("left") for axes in figure.axes] == ["one", "two"]
+    for axes, cases in zip(figure.axes, (rows[:3], rows[3:])):
+        assert [text.get_text() for text in axes.get_yticklabels()] == [case.name for _, case, _, _ in cases]
+        canvas = tile(np.concatenate([images[:10] for _, _, images, _ in cases]), 10)[..., 0]
+        assert np.array_equal(axes.images[0].get_array(), canvas)
+        height = len(canvas) / len(cases)
+        assert list(axes.get_yticks()) == [(i + 0.5) * height for i in range(len(cases))]
+        texts = {}
+        for text in axes.texts:
+            texts.setdefault(text.get_position()[0], []).append((text.get_position()[1], text.get_text()))
+        names = [name.replace("read as ", "read as\n") for name in cases[0][3]]
+        assert [column[0] for _, column in sorted(texts.items())] == [(-6, name) for name in names]
+        for (_, column), name in zip(sorted(texts.items()), cases[0][3]):
+            assert column[1:] == [((i + 0.5) * height, figures[name]) for i, (*_, figures) in enumerate(cases)]
+
+
+def test_slices_have_the_streams_of_generate(demo):
+    """Twenty labels each and the rest, under the seed and the slice's number."""
+    assert demo.jobs_of(np.arange(45), 3) == [
+        (list(range(20)), (3, 0)),
+        (list(range(20, 40)), (3, 1)),
+        (list(range(40, 45)), (3, 2)),
+    ]
+
+
+def test_moved_is_a_root_mean_square(demo):
+    """A pixel in four that moves by 1, half the range, moves the picture by sqrt(1/4) 127.5; others' mean is 31.9."""
+    right = np.zeros((1, 4, 4, 1))
+    images = right.copy()
+    images[0, 0] = 1
+    assert demo.measure(None, images, [0], right) == {"border": f"{(12 + 4) / 12 * 127.5:.1f}", "moved": "63.8"}
 
 
 def test_the_border_is_the_outermost_pixels(demo):

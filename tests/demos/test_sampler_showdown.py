@@ -186,8 +186,24 @@ def test_a_network_that_draws_as_asked_or_always_a_3(
         frechet, floor, seconds = text[len(start) :].split()
         assert (frechet, floor) == (f"{row['frechet']:.4g}", f"{row['floor']:.4g}")
         assert seconds == f"{row['seconds']:.0f}" and len(text) <= 100
+    for row in rows:
+        again = drawn_again(row["sampler"], row["steps"], row["scale"], [i % 10 for i in range(30)], 8, network)
+        assert np.array_equal(images_of(tmp_path, row), again)
     assert calls.load == [("glyphs", "test", "d", 5)]
     assert calls.load_classifier == [(Path("c.npz"), 1)] and calls.load_trained == [(trained, 1)]
+
+
+def test_workers_plain_and_the_like_decide_a_row(demo, trained):
+    """The seconds depend on the workers, the digits on all the rest."""
+    first = demo.what_decides(trained, False, 1, 20, 0)
+    for other, name in (
+        ((True, 1, 20, 0), "arrays"),
+        ((False, 2, 20, 0), "workers"),
+        ((False, 1, 30, 0), "num"),
+        ((False, 1, 20, 4), "seed"),
+    ):
+        second = demo.what_decides(trained, *other)
+        assert [key for key in first if first[key] != second[key]] == [name]
 
 
 def test_the_plan_is_every_sampler_at_every_number_of_steps(demo):

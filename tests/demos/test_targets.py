@@ -34,6 +34,7 @@ FOLDERS = {
     "measure/scaling": ([], "scaling.png"),
     "precision/precision": ([], "precision.png samples.png table.csv"),
     "measure/ranks": ([], "ranks.md ranks.png"),
+    "measure/gpu_session": ([], "report.json report.txt"),
 }
 # Of each program: its positional arguments, and the kind of file behind each argument of main.
 FILES = {

@@ -14,7 +14,7 @@ from ops.test_conv import GEOMETRIES, SIZES, conv2d_loops, gradients_loops
 
 from tinydiff import ops
 from tinydiff.autograd import Tensor
-from tinydiff.backend import asarray, to_numpy
+from tinydiff.backend import asarray, backend_name, to_numpy
 from tinydiff.fast import conv
 from tinydiff.fast.conv import conv2d_plus, output_shape
 
@@ -148,6 +148,8 @@ def test_windows_are_of_the_map_with_far_fewer_channels_and_cut_the_batch(
 
     Of the output they are where it has a quarter of the channels, and stride and kernel make it a convolution too.
     """
+    if backend_name() != "numpy" and dtype == "float32":
+        pytest.skip("float32 on a GPU goes the way of tensor_cores.py")
     asked = []
     monkeypatch.setattr(conv, "chunks", lambda n, each: asked.append((n, each)) or [slice(0, n)])
     oh, ow = (8 + 2 * padding - kh) // stride + 1, (12 + 2 * padding - kw) // stride + 1

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import emulate
 import pytest
 from hypothesis import strategies as st
 from ops import test_every_op as laws
@@ -17,6 +18,17 @@ row = partial(laws.row, rows=ROWS)
 # All of them but one: no op here is linear in all its inputs together.
 globals().update({name: law for name, law in vars(laws).items() if name.startswith("test_")})
 del test_an_op_whose_gradient_needs_no_input_keeps_none  # noqa: F821
+
+
+@pytest.fixture(autouse=True)
+def on_a_gpu(request, monkeypatch):
+    """Ops of a GPU only run on the kernels' text, compiled for the host."""
+    params = getattr(request.node, "callspec", None)
+    names = {row.name for row in (params.params.values() if params else ()) if isinstance(row, Row)}
+    if names & {"block", "block_of_equals", "residual_attention"} and backend_name() == "numpy":
+        if emulate.COMPILER is None:
+            pytest.skip(emulate.REASON)
+        emulate.install(monkeypatch)
 
 
 def pytest_generate_tests(metafunc):
@@ -64,3 +76,32 @@ def a_small_map_and_a_convolution(draw):
 def on_numpy(request):
     if backend_name() != "numpy" and "winograd" in request.node.name:
         pytest.skip("winograd.py computes on NumPy only")
+
+
+def a_residual_block(draw, skip):
+    num_groups = draw(st.sampled_from([1, 2]))
+    n, c, d = draw(MAYBE_EMPTY), num_groups * draw(SIZES), draw(SIZES)
+    h, w = draw(SIZES) + 1, draw(SIZES) + 2  # some pixels, so that no group has a deviation near 0
+    o = num_groups * draw(SIZES) if skip else c
+    first = (c,), (c,), (3, 3, c, o), (o,), (d, o), (o,)
+    second = (o,), (o,), (3, 3, o, o), (o,), *([(c, o), (o,)] if skip else [])
+    return [normal(draw, shape) for shape in ((n, h, w, c), (n, d), *first, *second)], {"num_groups": num_groups}
+
+
+@row("block")
+def a_block_with_a_convolution_in_its_shortcut(draw):
+    return a_residual_block(draw, skip=True)
+
+
+@row("block_of_equals")
+def a_block_with_a_plain_shortcut(draw):
+    return a_residual_block(draw, skip=False)
+
+
+@row("residual_attention")
+def attention_within_a_map(draw):
+    """Maps, and rows of tokens."""
+    num_groups, num_heads = draw(st.sampled_from([1, 2])), draw(st.sampled_from([1, 2]))
+    c, pixels = 2 * draw(SIZES), [3 + size for size in draw(st.lists(SIZES, min_size=1, max_size=2))]
+    shapes = (draw(MAYBE_EMPTY), *pixels, c), (c,), (c,), (c, 3 * c), (3 * c,), (c, c), (c,)
+    return [normal(draw, shape) for shape in shapes], {"num_groups": num_groups, "num_heads": num_heads}

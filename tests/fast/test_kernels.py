@@ -120,7 +120,7 @@ def test_linear(seed, n, rows, i, o):
     agree(both_ways(ops.linear, x, w, b), 1e-12)
 
 
-@pytest.mark.parametrize("rows, launched", [(256, ["linear", "linear_gradient"]), (257, ["add_bias", "sum_segments"])])
+@pytest.mark.parametrize("rows, launched", [(256, ["linear", "linear_backward"]), (257, ["add_bias", "sum_segments"])])
 def test_an_affine_map_of_few_rows_is_one_launch_each_way(monkeypatch, rows, launched):
     """Forward, and the gradients of w and b together."""
     emulate.install(monkeypatch)
@@ -161,6 +161,21 @@ def test_softmax_and_attention(seed, n, heads, l, m):
     agree(both_ways(ops.softmax, 300 * x), 1e-12)
     q, k, v = host_normal(seed, (n, heads, l, 3), (n, heads, m, 3), (n, heads, m, 2))
     agree(both_ways(ops.attention, q, k, v), 1e-12)
+
+
+@given(SEEDS, SIZES, SIZES, st.lists(st.integers(0, 3), max_size=2).map(tuple))
+def test_taking_rows(seed, rows, width, shape):
+    """Rows that are picked several times, once or never; no picks at all."""
+    (x,) = host_normal(seed, (rows, width))
+    agree(both_ways(ops.take, x, indices=default_rng(seed).integers(0, rows, shape)), 1e-13)
+
+
+@pytest.mark.parametrize("shift", [-1e5, 1e5])
+def test_softmax_of_rows_far_from_0_is_that_of_the_rows(shift):
+    """Of numbers far below 0 the largest is one of them, and not 0, from which every other would underflow."""
+    (x,) = host_normal(0, (3, 5))
+    (still, *_), (moved, *_) = both_ways(ops.softmax, x)[1], both_ways(ops.softmax, x + shift)[1]
+    np.testing.assert_allclose(moved, still, rtol=1e-9)  # 1e5 leaves 1e-11 of a number near 1
 
 
 @pytest.mark.parametrize("size", [1, 2, 300])
@@ -282,6 +297,7 @@ def test_every_kernel_was_run():
     test_a_whole_network("float64", 1e-9)
     test_clipping_adam_and_the_average()
     test_gathering()
+    test_taking_rows()
     assert names == emulate.launched
 
 

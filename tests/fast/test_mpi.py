@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -267,6 +268,58 @@ def test_a_program_that_ends_before_its_work_ends_all_ranks(monkeypatch, capsys)
     assert "rank 1 of 2 on " in capsys.readouterr().err
     monkeypatch.setattr(sys, "last_value", ZeroDivisionError(), raising=False)
     assert on_ranks(2, partial(program, error=ZeroDivisionError())) == [["Abort 1"], ["Abort 1"]]
+
+
+def test_the_digest_of_the_source_is_that_of_every_file_of_it(monkeypatch, tmp_path):
+    """Python and CUDA, in every folder; one letter more in any of them is another source, and other files are none."""
+    for name in ("tinydiff/fast/mpi.py", "tinydiff/train.py", "tinydiff/fast/kernels.cu", "tinydiff/README.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text(name)
+    monkeypatch.setattr(mpi, "__file__", str(tmp_path / "tinydiff/fast/mpi.py"))
+    found = [mpi.source_digest()]
+    for name in ("tinydiff/README.md", "tinydiff/fast/mpi.py", "tinydiff/train.py", "tinydiff/fast/kernels.cu"):
+        (tmp_path / name).write_text(name + "a")
+        found.append(mpi.source_digest())
+    assert found[0] == found[1] and len(set(found)) == 4 and {len(digest) for digest in found} == {12}
+
+
+@pytest.mark.parametrize("differs", ["tinydiff's source", "Python", "NumPy", "the command line", None])
+def test_ranks_that_run_something_else_are_refused_at_the_start(monkeypatch, differs):
+    """world() compares the command line, the versions and the source of three ranks, and names the one that differs."""
+    comms, here = {}, threading.current_thread
+
+    def own(name, value):
+        return "another" if name == differs and comms[here()].rank == 2 else value
+
+    class MPI:
+        COMM_TYPE_SHARED = 0
+        COMM_WORLD = property(lambda self: comms[here()])
+
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+    monkeypatch.setattr(Comm, "Split_type", lambda comm, kind: comm, raising=False)
+    monkeypatch.setitem(sys.modules, "mpi4py", SimpleNamespace(MPI=MPI()))
+    monkeypatch.setattr(mpi.atexit, "register", lambda end: None)
+    monkeypatch.setattr(mpi, "open", lambda *_: sys.stdout, raising=False)  # what other ranks print is for nobody
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    monkeypatch.setattr(mpi, "source_digest", lambda: own("tinydiff's source", "same"))
+    monkeypatch.setattr(mpi.platform, "python_version", lambda: own("Python", "same"))
+    check = MPIRanks.check_same  # NumPy's version and the command line are one for all threads
+
+    def check_same(ranks, values):
+        check(ranks, values | {name: own(name, values[name]) for name in ("NumPy", "the command line")})
+
+    monkeypatch.setattr(MPIRanks, "check_same", check_same)
+
+    def program(comm):
+        comms[here()] = comm
+        ranks = mpi.world()
+        return ranks.rank, ranks.size
+
+    if differs is None:
+        assert on_ranks(3, program) == [(0, 3), (1, 3), (2, 3)]
+    else:
+        with pytest.raises(WorkerError, match=f"rank 2: {differs} is 'another'"):
+            on_ranks(3, program)
 
 
 def test_each_rank_is_one_worker():

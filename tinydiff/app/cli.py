@@ -99,9 +99,9 @@ def parser(description: str | None, main: Callable[..., Any]) -> argparse.Argume
 
 def add_backend(to: argparse.ArgumentParser) -> None:
     """Add --backend, --precision and --plain, the options of every program that trains or draws."""
-    precision = "of matrix products; tf32 rounds each factor to 10 bits and is faster (default: tf32 on a GPU)"
+    precision = "of matrix products: tf32 rounds each factor to 10 bits, bf16 to 7 (default: tf32 on a GPU)"
     to.add_argument("--backend", choices=["numpy", "cupy"], help="arrays on the CPU, or on an NVIDIA GPU")
-    to.add_argument("--precision", choices=["float32", "tf32"], help=precision)
+    to.add_argument("--precision", choices=["float32", "tf32", "bf16"], help=precision)
     to.add_argument("--plain", action="store_true", help="compute with the plain functions of the book: slower")
 
 
@@ -148,8 +148,8 @@ def run(main: Callable[..., Any], using: argparse.ArgumentParser) -> None:
     streams.prepare()
     try:
         options = vars(using.parse_args())
-        if options.get("precision") == "tf32" and options["backend"] == "numpy":
-            using.error("--precision tf32 needs --backend cupy: NumPy multiplies in float32")
+        if (precision := options.get("precision")) in ("tf32", "bf16") and options["backend"] == "numpy":
+            using.error(f"--precision {precision} needs --backend cupy: NumPy multiplies in float32")
         _check_folder()
         # mpiexec ends its ranks by SIGTERM, and leaves them no time for an orderly end.
         with contextlib.nullcontext() if options.get("parallel") == "mpi" else ending_in_order():

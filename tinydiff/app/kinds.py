@@ -115,7 +115,7 @@ TRAIN = {  # the settings of TrainConfig
     "target": TARGET,
     "min_snr": old(maybe(number(1e-30, math.inf))),
 }
-PRECISION = old(one_of("float32", "tf32"))
+PRECISION = old(one_of("float32", "tf32", "bf16"))
 PROGRESS = {"step": whole(0), "num_steps": whole(1)}
 DATA = {"name": LINE, "num": whole(1, 500_000), "image_shape": items(whole(1, 256), 3, 3)}
 BETA = Rule(

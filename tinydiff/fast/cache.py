@@ -3,6 +3,7 @@
 from typing import Any
 
 from tinydiff.backend import backend_name, xp
+from tinydiff.fast.shares import whole
 
 
 def chunks(n: int, bytes_each: int) -> list[slice]:
@@ -18,4 +19,5 @@ def chunks(n: int, bytes_each: int) -> list[slice]:
 
 def sum_of(total: Any, dx: Any, new: bool) -> Any:
     """autograd.sum_of, which writes the sum to dx if nothing else refers to dx: the peak memory is 8% lower."""
+    total, dx = whole(total), whole(dx)
     return xp.add(total, dx, out=dx if new and isinstance(dx, xp.ndarray) else None)

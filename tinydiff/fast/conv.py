@@ -1,9 +1,10 @@
-"""conv2d in one of three ways, and upsample_nearest.  The shapes decide which way is the fastest.
+"""conv2d in one of four ways, and upsample_nearest.  The device and the shapes decide which way is the fastest.
 
 The first way is that of ops/conv.py, for a few images at a time: their windows then stay in a core's cache.  The second
 way is for few output channels.  It computes the convolution as the input gradient of the convolution with the flipped
-filter.  The third way is winograd.py, for 3x3 filters of stride 1.  Each way can also add one more array to the result.
-Axes as in ops/conv.py.  Read next: winograd.py.
+filter.  The third way is winograd.py, for 3x3 filters of stride 1.  The fourth way is tensor_cores.py, for float32 on a
+GPU that has tensor cores.  Each way can also add one more array to the result.  Axes as in ops/conv.py.
+Read next: winograd.py.
 """
 
 from functools import cache, reduce
@@ -11,7 +12,7 @@ from operator import iadd
 
 from tinydiff.autograd import op
 from tinydiff.backend import xp
-from tinydiff.fast import kernels, winograd
+from tinydiff.fast import kernels, tensor_cores, winograd
 from tinydiff.fast.cache import chunks
 from tinydiff.fast.linear import add_bias, product, product_of_transposed, sum_rows, transposed
 from tinydiff.ops.conv import check_conv2d, output_shape
@@ -26,6 +27,8 @@ def conv2d(x, w, b, *plus, stride=1, padding=0):
     """
     check_conv2d(x, w, b, stride, padding)
     check_plus(x, w, plus, stride, padding)
+    if tensor_cores.fits_conv(x, w, stride, padding):
+        return tensor_cores.conv2d(x, w, b, *plus, stride=stride, padding=padding)
     if winograd.pays(x, w, stride, padding):
         bias, residual = bias_and_map(b, plus)
         y = winograd.correlate(x, w, bias)

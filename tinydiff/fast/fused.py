@@ -15,7 +15,7 @@ from typing import Any
 from tinydiff import ops
 from tinydiff.autograd import Tensor, op
 from tinydiff.backend import xp
-from tinydiff.fast import winograd
+from tinydiff.fast import gpu_block, kernels, winograd
 from tinydiff.fast.conv import bias_and_map, bias_gradients, check_plus, conv2d_plus, sum_2x2
 from tinydiff.fast.norm import Passes, group_norm_silu
 from tinydiff.fast.silu import silu_of_double, silu_of_double_and_slope
@@ -25,6 +25,8 @@ from tinydiff.ops.norm import check_group_norm
 
 def res_block(block: Any, x: Tensor, code: Tensor) -> Tensor:
     """The faster form of ResBlock.forward."""
+    if kernels.available():
+        return gpu_block.res_block(block, x, code)
     h = norm_silu_conv(block.norm1, block.conv1, x, block.time(code))
     y = norm_silu_conv(block.norm2, block.conv2, h, x if block.skip is None else block.skip(x))
     return y if block.attention is None else block.attention(y)

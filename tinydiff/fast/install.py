@@ -6,8 +6,8 @@ two.  Read next: cache.py.
 
 from collections.abc import Callable
 
-from tinydiff.backend import FAST, backend_name
-from tinydiff.fast import cache, conv, fused, gpu, linear, norm, optim, silu
+from tinydiff.backend import FAST, BackendError, backend_name, precision
+from tinydiff.fast import attention, cache, conv, fused, gpu, linear, norm, optim, silu, tensor_cores
 
 EVERYWHERE: dict[str, Callable] = {
     "sum_of": cache.sum_of,
@@ -28,7 +28,9 @@ EVERYWHERE: dict[str, Callable] = {
     "ema_update": optim.ema_update,
 }
 ON_A_GPU: dict[str, Callable] = {
+    "attention": attention.attention,
     "concat": gpu.concat,
+    "take": gpu.take,
     "clip_grad_norm": optim.clip_grad_norm,
     "Training.note": gpu.note,
     "Training.metrics": gpu.metrics,
@@ -40,3 +42,5 @@ def install() -> None:
     FAST.update(EVERYWHERE)
     if backend_name() != "numpy":
         FAST.update(ON_A_GPU)
+        if precision() == "bf16" and (reason := tensor_cores.why_not()):
+            raise BackendError(f"precision bf16 does not work here: {reason}")

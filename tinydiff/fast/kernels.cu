@@ -120,23 +120,62 @@ extern "C" __global__ void linear(I size, const T *x, const T *w, const T *b, T 
     }
 }
 
-/* [dw; db] = [x, 1]^T g of the same */
-extern "C" __global__ void linear_gradient(I size, const T *x, const T *g, T *dw, I rows, I width, I o) {
+/* All gradients of the same: [dw; db] = [x, 1]^T g, and dx = g w^T */
+extern "C" __global__ void linear_backward(I size, const T *x, const T *w, const T *g, T *dw, T *dx, I rows, I width,
+                                           I o) {
     EACH(i, size) {
         T sum = 0;
-        I k = i / o;
-        for (I m = 0; m < rows; ++m) sum += k < width ? x[m * width + k] * g[m * o + i % o] : g[m * o + i % o];
-        dw[i] = sum;
+        I e = i - (width + 1) * o, k = e < 0 ? i / o : e % width;
+        if (e < 0)
+            for (I m = 0; m < rows; ++m) sum += k < width ? x[m * width + k] * g[m * o + i % o] : g[m * o + i % o];
+        else
+            for (I j = 0; j < o; ++j) sum += g[e / width * o + j] * w[k * o + j];
+        *(e < 0 ? dw + i : dx + e) = sum;
     }
 }
 
-/* out[b, s, o] = sum of x[b, m, o] over the segment s of 0..rows-1 */
-extern "C" __global__ void sum_segments(I size, const T *x, T *out, I rows, I segments, I o) {
+/* out = scale a b for each image and head, matrices (m, k) and (k, n).  strides: where the numbers of a, b and out lie,
+   by image, head, row and column */
+struct Strides {
+    long long a[4], b[4], out[4];
+};
+
+extern "C" __global__ void product(I size, const T *a, const T *b, T *out, I heads, I m, I k, I n, Strides strides,
+                                   double scale) {
     EACH(i, size) {
-        I channel = i % o, s = i / o % segments, b = i / (o * segments);
+        I column = i % n, row = i / n % m, head = i / (n * m) % heads, image = i / (n * m * heads);
+        const T *from = a + image * strides.a[0] + head * strides.a[1] + row * strides.a[2];
+        const T *with = b + image * strides.b[0] + head * strides.b[1] + column * strides.b[3];
         T sum = 0;
-        for (I m = rows * s / segments; m < rows * (s + 1) / segments; ++m) sum += x[(b * rows + m) * o + channel];
-        out[i] = sum;
+        for (I l = 0; l < k; ++l) sum += from[l * strides.a[3]] * with[l * strides.b[2]];
+        out[image * strides.out[0] + head * strides.out[1] + row * strides.out[2] + column * strides.out[3]] =
+            T(scale) * sum;
+    }
+}
+
+/* dx[row] = the sum of g[m] over the places m at which `indices` has picked this row of x */
+extern "C" __global__ void take_gradient(I size, const T *g, const long long *indices, T *dx, I picks, I width) {
+    EACH(i, size) {
+        T sum = 0;
+        for (I m = 0; m < picks; ++m)
+            if (indices[m] == i / width) sum += g[m * width + i % width];
+        dx[i] = sum;
+    }
+}
+
+/* out[b, s, o] = sum of x[b, m, o] over the segment s of 0..rows-1.  A block takes up to 32 channels of a segment. */
+extern "C" __global__ void sum_segments(I size, const T *x, T *out, I rows, I segments, I o, I tiles) {
+    BLOCKS(j, size) {
+        I first = j % tiles * 32, s = j / tiles % segments, b = j / (tiles * segments);
+        I width = o - first < 32 ? o - first : 32, wide = width < THREADS ? width : THREADS, count = THREADS / wide;
+        for (I k = first + LANE % wide; k < first + (width + wide - 1) / wide * wide; k += wide) {
+            T sum = 0;
+            if (k < first + width && LANE < count * wide)
+                for (I m = rows * s / segments + LANE / wide; m < rows * (s + 1) / segments; m += count)
+                    sum += x[(b * rows + m) * o + k];
+            sum = total_of_column(sum, wide);
+            if (LANE < wide && k < first + width) out[(b * segments + s) * o + k] = sum;
+        }
     }
 }
 
@@ -178,10 +217,10 @@ extern "C" __global__ void group_norm(I size, const T *x, const T *gamma, const 
     T x_hat = (x[i] - mean[j]) * rstd[j], z = gamma[k] * x_hat + beta[k], t = T(1) + tanh(T(0.5) * z); \
     T dz = silu ? g[i] * T(0.5) * t * (T(1) + T(0.5) * z * (T(2) - t)) : g[i]
 
-/* dx = rstd (gamma dz - mean(gamma dz) - x_hat mean(gamma dz x_hat)), means over the group; and each image's share of
-   dgamma and dbeta, (n, 2, c) */
+/* dx = rstd (gamma dz - mean(gamma dz) - x_hat mean(gamma dz x_hat)), means over the group, and plus, if not null; and
+   each image's share of dgamma and dbeta, (n, 2, c) */
 extern "C" __global__ void group_norm_backward(I size, const T *x, const T *g, const T *mean, const T *rstd,
-        const T *gamma, const T *beta, T *dx, T *shares, I pixels, I c, I groups, I silu) {
+        const T *gamma, const T *beta, const T *plus, T *dx, T *shares, I pixels, I c, I groups, I silu) {
     BLOCKS(j, size) {
         GROUP(j);
         T along = 0, level = 0, *share = shares + j / groups * 2 * c;
@@ -209,7 +248,7 @@ extern "C" __global__ void group_norm_backward(I size, const T *x, const T *g, c
         CHANNELS(k) PIXELS(m) {
             I i = image + m * c + k;
             BEHIND(i, k);
-            dx[i] = rstd[j] * (gamma[k] * dz - level - x_hat * along);
+            dx[i] = rstd[j] * (gamma[k] * dz - level - x_hat * along) + (plus ? plus[i] : T(0));
         }
     }
 }
@@ -294,22 +333,27 @@ extern "C" __global__ void clip(I size, T *g, const T *part, T *norm, I parts, d
     }
 }
 
-/* Where some arrays lie, and where each ends once they lie end to end: passed by value, within the 4,096 bytes for
-   all of a kernel's arguments. */
-#define PARTS 240
+/* Where some arrays lie, and where each ends once they lie end to end: passed by value, within the 4,096 bytes for all
+   of a kernel's arguments.  An array may come as `count` shares, which are `stride` numbers apart. */
+#define PARTS 160
 struct Parts {
     const T *at[PARTS];
     long long end[PARTS];
+    int count[PARTS], stride[PARTS];
 };
 
-/* out = the arrays end to end, 0 where one lies nowhere */
-extern "C" __global__ void gather(I size, T *out, Parts parts, I count) {
+/* out = the arrays end to end, each the sum of its shares; 0 where one lies nowhere */
+extern "C" __global__ void gather(I size, T *out, Parts parts, I arrays) {
     EACH(i, size) {
-        I first = 0, last = count - 1;  // the array with number i is one of these
+        I first = 0, last = arrays - 1;  // the array with number i is one of these
         while (first < last) {
             I middle = (first + last) / 2;
             if (i < parts.end[middle]) last = middle; else first = middle + 1;
         }
-        out[i] = parts.at[first] ? parts.at[first][i - (first ? I(parts.end[first - 1]) : 0)] : T(0);
+        const T *from = parts.at[first] + (i - (first ? I(parts.end[first - 1]) : 0));
+        T sum = 0;
+        if (parts.at[first])
+            for (I s = 0; s < parts.count[first]; ++s) sum += from[(long long)s * parts.stride[first]];
+        out[i] = sum;
     }
 }

@@ -3,10 +3,11 @@
 A small network on a GPU spends its time on launches (some microseconds each), not on arithmetic.  So an op that would
 be a chain of array functions has kernels in kernels.cu, and a function of this file launches each kernel.  The tests
 compile kernels.cu for the host and compare the results with NumPy.  Axes as in ops/conv.py and ops/norm.py.
-Read next: kernels.cu.
+Read next: shares.py.
 """
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -20,8 +21,9 @@ SOURCE = Path(__file__).with_name("kernels.cu").read_text("utf-8")
 THREADS = 256  # of a block; a power of two, as total() in kernels.cu needs
 FEW_ROWS = 256  # of `linear`: up to here one thread for each result is fast enough
 _MOST_SHORT = 1 << 30  # numbers in an array; for larger arrays a kernel needs 64-bit indices
-_PARTS = 240  # arrays that one launch gathers; the same as PARTS in kernels.cu
-_SHORT = 64  # rows; one thread adds so few rows faster than two launches do
+_PARTS = 160  # arrays that one launch gathers; the same as PARTS in kernels.cu
+_SHORT = 1024  # rows; one block adds so few rows faster than two launches do
+_TILE = 32  # channels of which a block of sum_segments adds rows, at most; the same as there
 
 
 def available() -> bool:
@@ -37,8 +39,13 @@ def launch(name: str, size: int, *arguments: Any, each: int = 1) -> None:
     """
     if size:
         arrays = [a for a in arguments if isinstance(a, xp.ndarray)]
-        wide = max([a.size for a in arrays]) > _MOST_SHORT
+        wide = not short(*[a.size for a in arrays])
         _kernel(name, arrays[0].dtype.char, wide)((-(-size * each // THREADS),), (THREADS,), (size, *arguments))
+
+
+def short(*sizes: int) -> bool:
+    """Whether 32-bit indices reach every number of arrays of these sizes."""
+    return max(sizes) <= _MOST_SHORT
 
 
 @lru_cache(None)
@@ -106,24 +113,39 @@ def linear(x: Any, w: Any, b: Any) -> Any:
     return y
 
 
-def linear_gradient(x: Any, g: Any) -> tuple[Any, Any]:
-    """The gradients of w and b in x w + b, for an x of a few rows."""
-    dw = xp.empty((x.shape[1] + 1, g.shape[1]), x.dtype)
-    launch("linear_gradient", dw.size, *map(xp.ascontiguousarray, (x, g)), dw, *x.shape, g.shape[1])
-    return dw[:-1], dw[-1]
+def linear_backward(x: Any, w: Any, g: Any) -> tuple[Any, Any, Any]:
+    """The gradients of x, w and b in x w + b, for an x of a few rows."""
+    dw, dx = xp.empty((x.shape[1] + 1, g.shape[1]), x.dtype), xp.empty(x.shape, x.dtype)
+    given = map(xp.ascontiguousarray, (x, w, g))
+    launch("linear_backward", dw.size + dx.size, *given, dw, dx, *x.shape, g.shape[1])
+    return dx, dw[:-1], dw[-1]
+
+
+def product(a: Any, b: Any, out: Any, scale: float = 1.0) -> None:
+    """out = scale a b for stacks of matrices (N, heads, M, K) and (N, heads, K, L).  All three may be views of any
+    strides, so nothing is transposed in memory."""
+    strides = struct([step // x.itemsize for x in (a, b, out) for step in x.strides])
+    launch("product", out.size, a, b, out, a.shape[1], *a.shape[2:], b.shape[3], strides, float(scale))
+
+
+def take_gradient(g: Any, indices: Any, shape: tuple[int, ...]) -> Any:
+    """The gradient of x (`shape`) in x[indices], from the gradient g of the result."""
+    dx = xp.empty(shape, g.dtype)
+    launch("take_gradient", dx.size, xp.ascontiguousarray(g), indices, dx, indices.size, math.prod(shape[1:]))
+    return dx
 
 
 def sum_rows(g: Any) -> Any:
     """Sum over the last axis but one, (..., M, O) -> (..., O)."""
     *lead, rows, o = g.shape
-    g, count = xp.ascontiguousarray(g), math.prod(lead)
+    g, count, tiles = xp.ascontiguousarray(g), math.prod(lead), -(-o // _TILE)
     parts = segments(rows)
     out = xp.empty((*lead, o), g.dtype)
     if parts > 1:
         partial = xp.empty((count, parts, o), g.dtype)
-        launch("sum_segments", partial.size, g, partial, rows, parts, o)
+        launch("sum_segments", count * parts * tiles, g, partial, rows, parts, o, tiles, each=THREADS)
         g, rows = partial, parts
-    launch("sum_segments", out.size, g, out, rows, 1, o)
+    launch("sum_segments", count * tiles, g, out, rows, 1, o, tiles, each=THREADS)
     return out
 
 
@@ -179,19 +201,21 @@ def softmax_backward(p: Any, g: Any) -> Any:
 
 
 def group_norm(x: Any, gamma: Any, beta: Any, num_groups: int, eps: float, silu: bool) -> tuple[Any, Any]:
-    """Return (y, vjp) of the group norm of x (N, ..., C), followed by SiLU if silu is True."""
+    """Return (y, vjp) of the group norm of x (N, ..., C), followed by SiLU if silu is True.
+
+    vjp(g, plus=None) -> (dx + plus, rows).  rows (N, 2 C): each image's share of the gradients of gamma and of beta.
+    """
     x, gamma, beta = map(xp.ascontiguousarray, (x, gamma, beta))
     c, sizes = x.shape[-1], (math.prod(x.shape[1:-1]), x.shape[-1], num_groups)
     mean, rstd = xp.empty((2, len(x), num_groups), x.dtype)
     y = xp.empty(x.shape, x.dtype)
     launch("group_norm", mean.size, x, gamma, beta, mean, rstd, y, *sizes, float(eps), int(silu), each=THREADS)
 
-    def vjp(g: Any) -> tuple[Any, Any, Any]:
-        dx, shares = xp.empty(x.shape, x.dtype), xp.empty((len(x), 2 * c), g.dtype)
-        given = x, xp.ascontiguousarray(g), mean, rstd, gamma, beta
-        launch("group_norm_backward", mean.size, *given, dx, shares, *sizes, int(silu), each=THREADS)
-        sums = sum_rows(shares)
-        return lambda: dx, lambda: sums[:c], lambda: sums[c:]
+    def vjp(g: Any, plus: Any = None) -> tuple[Any, Any]:
+        dx, rows = xp.empty(x.shape, x.dtype), xp.empty((len(x), 2 * c), g.dtype)
+        given = x, xp.ascontiguousarray(g), mean, rstd, gamma, beta, 0 if plus is None else xp.ascontiguousarray(plus)
+        launch("group_norm_backward", mean.size, *given, dx, rows, *sizes, int(silu), each=THREADS)
+        return dx, rows
 
     return y, vjp
 
@@ -220,13 +244,18 @@ def clip(g: Any, max_norm: float) -> Any:
     return norm
 
 
-def gather(arrays: list[Any], sizes: list[int], out: Any) -> None:
-    """Copy arrays of the given sizes end to end into out (n,).  For an entry None the copy is zeros."""
+def gather(arrays: list[Any], sizes: list[int], out: Any, shares: list[tuple[int, int]] | None = None) -> None:
+    """Copy arrays of the given sizes end to end into out (n,).  For an entry None the copy is zeros.
+
+    shares: for each array the number of its shares, which are added up, and how many numbers they are apart.
+    """
     for k in range(0, len(arrays), _PARTS):
         part = [None if a is None else xp.ascontiguousarray(a) for a in arrays[k : k + _PARTS]]
         ends = list(accumulate(sizes[k : k + _PARTS]))
         rest = [0] * (_PARTS - len(part))
-        table = struct([*(0 if a is None else address(a) for a in part), *rest, *ends, *rest])
+        counts, steps = zip(*(shares[k : k + _PARTS] if shares else [(1, 0)] * len(part)))
+        places = [*(0 if a is None else address(a) for a in part), *rest, *ends, *rest]
+        table = struct(places, [*counts, *rest, *steps, *rest])
         launch("gather", ends[-1], out[: ends[-1]], table, len(part))
         out = out[ends[-1] :]
 
@@ -236,6 +265,8 @@ def address(a: Any) -> int:
     return a.data.ptr if hasattr(a.data, "ptr") else a.ctypes.data
 
 
-def struct(numbers: list[int]) -> Any:
-    """A struct of 64-bit integers.  A kernel receives it by value, as one argument."""
+def struct(numbers: list[int], short_ones: Sequence[int] = ()) -> Any:
+    """A struct of 64-bit integers, and then of an even number of 32-bit integers.  A kernel receives it by value, as
+    one argument."""
+    numbers = [*numbers, *np.array(short_ones, np.int32).view(np.int64).tolist()]
     return np.array(numbers, np.int64).view(f"V{8 * len(numbers)}")[0]

@@ -7,35 +7,49 @@ import math
 from functools import cache, lru_cache
 
 from tinydiff.backend import backend_name, xp
-from tinydiff.fast import kernels
+from tinydiff.fast import kernels, tensor_cores
 from tinydiff.ops.matrix import check_linear
 
 _SMALL = 1_000_000  # multiplications; up to here OpenBLAS does not copy the matrices first, and is a quarter faster
 _FEW = 64  # rows in a piece; with fewer, adding up the products x^T g costs more than the pieces save
 
 
-def linear(x, w, b):
-    """The faster form of ops.linear."""
+def linear(x, w, b, *plus):
+    """The faster form of ops.linear.  If plus contains an array of the result's shape, that array is added."""
     check_linear(x, w, b)
     i, o = w.shape
-    rows = x.reshape(math.prod(x.shape[:-1]), i)  # not -1: with an empty axis it cannot be inferred
-    one_launch = kernels.available() and len(rows) <= kernels.FEW_ROWS
-    if one_launch:
-        y = kernels.linear(rows, w, b)
-    else:
-        y = product(rows, w)
-        add_bias(y.reshape(math.prod(x.shape[:-2]), 1, x.shape[-2] if x.ndim > 1 else 1, o), b)
+    lead = x.shape[:-1]
+    rows = x.reshape(math.prod(lead), i)  # not -1: with an empty axis it cannot be inferred
+    y, rows_vjp = _linear_of_rows(rows, w, b, [p.reshape(rows.shape[0], o) for p in plus], lead[-1] if lead else 1)
 
     def vjp(g):
-        g = g.reshape(len(rows), o)
-        gradients = cache(lambda: kernels.linear_gradient(rows, g))
-        return (
-            lambda: product(g, transposed(w)).reshape(x.shape),
-            lambda: gradients()[0] if one_launch else product_of_transposed(rows, g),
-            lambda: gradients()[1] if one_launch else sum_rows(g),
-        )
+        dx, dw, db, *_ = rows_vjp(g.reshape(len(rows), o))
+        return lambda: dx().reshape(x.shape), dw, db
 
-    return y.reshape(*x.shape[:-1], o), vjp
+    return y.reshape(*lead, o), vjp
+
+
+def _linear_of_rows(x, w, b, plus, width):
+    """linear for rows x (M, I): (y, vjp).  width: the length of a row of pixels, or 1."""
+    if kernels.available() and len(x) <= kernels.FEW_ROWS and not plus:
+
+        def vjp(g):
+            gradients = cache(lambda: kernels.linear_backward(x, w, g))
+            return tuple((lambda k=k: gradients()[k]) for k in range(3))
+
+        return kernels.linear(x, w, b), vjp
+    if tensor_cores.fits(x, w, largest=len(x) * w.shape[1]):
+        y, vjp = tensor_cores.conv2d(x[:, None, None], w[None, None], b, *(p[:, None, None] for p in plus), of=w)
+        return y, lambda g: vjp(g[:, None, None])
+    y = product(x, w)
+    add_bias(y.reshape(len(x) // max(width, 1), 1, width, len(b)), b)
+    for p in plus:
+        y += p
+    return y, lambda g: (
+        lambda: product(g, transposed(w)),
+        lambda: product_of_transposed(x, g),
+        lambda: sum_rows(g),
+    )
 
 
 def product(x, w, out=None):

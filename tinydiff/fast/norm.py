@@ -15,6 +15,7 @@ from tinydiff.backend import xp
 from tinydiff.fast import kernels
 from tinydiff.fast.cache import chunks
 from tinydiff.fast.linear import image_row, sum_rows
+from tinydiff.fast.shares import Shares
 from tinydiff.fast.silu import silu_of_double, silu_of_double_and_slope
 from tinydiff.ops.norm import check_group_norm
 
@@ -25,7 +26,7 @@ def group_norm(x, gamma, beta, *, num_groups, eps=1e-5):
     """The faster form of ops.group_norm."""
     check_group_norm(x, gamma, beta, num_groups, eps)
     if kernels.available():
-        return kernels.group_norm(x, gamma, beta, num_groups, eps, silu=False)
+        return _on_a_gpu(x, gamma, beta, num_groups, eps, silu=False)
     norm = Passes(x, gamma, beta, num_groups, eps)
     y = xp.empty(x.shape, x.dtype)
     for part in norm.parts():
@@ -48,7 +49,7 @@ def group_norm_silu(x, gamma, beta, *, num_groups, eps=1e-5):
     """
     check_group_norm(x, gamma, beta, num_groups, eps)
     if kernels.available():
-        return kernels.group_norm(x, gamma, beta, num_groups, eps, silu=True)
+        return _on_a_gpu(x, gamma, beta, num_groups, eps, silu=True)
     norm = Passes(x, gamma / 2, beta / 2, num_groups, eps)
     y = xp.empty(x.shape, x.dtype)
     for part in norm.parts():
@@ -62,6 +63,17 @@ def group_norm_silu(x, gamma, beta, *, num_groups, eps=1e-5):
             norm.backward(part, dh, dx[part])
         dgamma, dbeta = norm.parameter_gradients()
         return dx, dgamma / 2, dbeta / 2
+
+    return y, vjp
+
+
+def _on_a_gpu(x, gamma, beta, num_groups, eps, silu):
+    y, norm_vjp = kernels.group_norm(x, gamma, beta, num_groups, eps, silu)
+
+    def vjp(g):
+        dx, rows = norm_vjp(g)
+        shares = Shares(rows)
+        return lambda: dx, lambda: shares.of(gamma, 0), lambda: shares.of(beta, gamma.size)
 
     return y, vjp
 

@@ -18,6 +18,7 @@ from tinydiff import optim
 from tinydiff.autograd import Tensor, mark_written
 from tinydiff.backend import asarray, require, xp
 from tinydiff.fast import kernels
+from tinydiff.fast.shares import layout
 
 _flat_of: "weakref.WeakValueDictionary[int, Flat]" = weakref.WeakValueDictionary()  # id of a parameter -> its Flat
 PIECE = 1 << 15  # numbers updated at a time: a few arrays of this length stay in a core's cache
@@ -108,7 +109,9 @@ class Flat:
         """Copy the gradients into the flat array and make them views of it again.  A missing gradient becomes 0."""
         assert self.data is self._data  # which raises first for a parameter with another array, of another size maybe
         if kernels.available():
-            kernels.gather([p.grad for p in self.parameters], [p.size for p in self.parameters], self._grad)
+            gradients = [p.grad for p in self.parameters]
+            shares = [(1, 0) if g is None else layout(g) for g in gradients]
+            kernels.gather(gradients, [p.size for p in self.parameters], self._grad, shares)
         else:
             gradients = [xp.zeros(p.size, p.dtype) if p.grad is None else p.grad.reshape(-1) for p in self.parameters]
             xp.concatenate(gradients, out=self._grad)

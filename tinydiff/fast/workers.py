@@ -47,6 +47,7 @@ from tinydiff.fast.processes import (
     packed,
     unheard,
 )
+from tinydiff.fast.shares import gathered
 from tinydiff.nn import Module
 from tinydiff.train import Batch, Losses, checked_losses, rows
 
@@ -379,8 +380,8 @@ def losses_and_gradient(model: Module, flat: Flat, losses_of: Losses, batch: Bat
         return xp.empty(0, "float32")
     flat.grad = None
     losses = checked_losses(part.stop - part.start, losses_of(model, {name: a[part] for name, a in batch.items()}))
-    losses.backward(xp.full(losses.shape, 1 / n, losses.dtype))
-    flat.gather()
+    with gathered(flat):
+        losses.backward(xp.full(losses.shape, 1 / n, losses.dtype))
     return losses.data
 
 

@@ -591,10 +591,14 @@ def test_an_exercise_from_start_to_end(demo, exercises, do, tmp_path):
     assert f"It teaches {' '.join(first.teaches.split())}. {' '.join(first.task.split())} Write in" in output
     assert f"{place}:{number} When it is written:" in output and output.count("exercise.py") == 2
     assert f"exercise.py check --dir {tmp_path}" in output and f"exercise.py hint --dir {tmp_path}" in output
+    do("start", "time_code")
+    path = tmp_path / "time_code" / "tinydiff" / "nn" / "unet.py"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    (number,) = (n for n, line in enumerate(lines, 1) if "your turn: " in line)
     code, output = do("check")
-    assert code == 1 and "0 of 7 hold" in output and output.count("FAILED") == 7 and output.count("-> as above") == 6
-    assert f"-> still to be written, {place}:{number}: x_t from x_0, t and eps" in output
-    assert "FAILED the markov chain composes to the closed form t steps of eq. 2 in turn are q(x_t | x_0)" in output
+    assert code == 1 and "0 of 3 hold" in output and output.count("FAILED") == 3 and output.count("-> as above") == 2
+    assert f"-> still to be written, {path}:{number}: sines and cosines of k times the frequencies f_i" in output
+    assert "FAILED the time code holds sines then cosines" in output
 
 
 def test_a_check_counts_the_laws_that_hold_and_ends_with_1_unless_all_do(demo, exercises, do, judged, tmp_path):
@@ -737,11 +741,11 @@ def test_a_region_is_whole_statements_of_its_function(demo):
 
 def test_text_is_wrapped_to_the_terminal(demo, monkeypatch, capsys):
     """At most 120 columns; the first line stands after its mark, the others below it; a path stays in one piece."""
-    monkeypatch.setattr(demo.shutil, "get_terminal_size", lambda: os.terminal_size((20, 9)))
+    monkeypatch.setattr(demo.shutil, "get_terminal_size", lambda fallback=None: os.terminal_size((20, 9)))
     demo.show("one two three four\nfive /a/long/path/that-is/whole", "->  ")
     lines = ["->  one two three", "    four", "    five", "    /a/long/path/that-is/whole"]
     assert capsys.readouterr().out.splitlines() == lines
-    monkeypatch.setattr(demo.shutil, "get_terminal_size", lambda: os.terminal_size((500, 9)))
+    monkeypatch.setattr(demo.shutil, "get_terminal_size", lambda fallback=None: os.terminal_size((500, 9)))
     demo.show("word " * 50)
     assert max(map(len, capsys.readouterr().out.splitlines())) == 119
 

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import runpy
+from dataclasses import replace
 from functools import partial
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -461,26 +462,40 @@ def test_without_training_its_mistakes_are_left_out(runs, mistaken):
 # ---------------------------------------------------------------------------------------------------- the parts of main
 
 
+def test_the_chain_is_eq_2_and_the_jump_has_its_noise(runs):
+    """Step by step by hand, with one noise for both pictures: both are the same x_t at each time shown."""
+    schedule, x_0 = Schedule([0.3] * 20), default_rng(2).uniform(-1, 1, (2, 4, 4, 1)).astype("float32")
+    chain, jump = runs.noised(schedule, asarray(x_0), [0, 5, 20], 7)
+    assert chain.shape == jump.shape == (3, 2, 4, 4, 1)
+    rng, noise = default_rng("forward", 7), 0
+    for t in range(1, 21):
+        fresh = to_numpy(standard_normal(rng, (1, 4, 4, 1)))
+        noise = schedule.alpha[t] ** 0.5 * noise + schedule.beta[t] ** 0.5 * fresh
+        if t in (5, 20):
+            expected = schedule.alpha_bar[t] ** 0.5 * x_0 + noise
+            np.testing.assert_allclose(chain[1 + t // 20], expected, atol=1e-5)
+            np.testing.assert_allclose(jump[1 + t // 20], expected, atol=1e-5)
+
+
 def test_each_sheet_of_forward_is_its_picture_on_both_ways(runs, monkeypatch):
-    """Chain above jump, for every schedule; curves, gap and times are those of `noised` and of the schedule."""
-    monkeypatch.setattr(runs, "SCHEDULES", {"a": lambda: Schedule([0.3] * 20), "b": lambda: Schedule([0.5] * 20)})
+    """Chain above jump, for every schedule; gap, curves and times are those of `noised` and of the schedule."""
+    schedules = {"a": Schedule([0.3] * 20), "b": Schedule([0.5] * 20)}
     x_0 = default_rng(2).uniform(-1, 1, (2, 4, 4, 1)).astype("float32")
+    chain, jump = (
+        default_rng(3).uniform(-1, 1, (2, 5, 2, 4, 4, 1)).astype("float32")
+    )  # told apart, as real ones are not
+    seen = []
+    monkeypatch.setattr(runs, "noised", lambda *given: seen.append(given) or (chain, jump))
+    monkeypatch.setattr(runs, "SCHEDULES", {name: lambda s=schedule: s for name, schedule in schedules.items()})
     made = runs.forward(x_0, 5, 7)
     assert made["times"] == [0, 5, 10, 15, 20] and list(made["schedules"]) == ["a", "b"]
-    for name, schedule in (("a", Schedule([0.3] * 20)), ("b", Schedule([0.5] * 20))):
-        chain, jump = runs.noised(schedule, asarray(x_0), made["times"], 7)
-        rng, noise, mean = default_rng("forward", 7), 0, asarray(x_0)
-        for t in range(1, 21):  # eq. 2 by hand, with one noise for both pictures
-            fresh = to_numpy(standard_normal(rng, (1, 4, 4, 1)))
-            noise = schedule.alpha[t] ** 0.5 * noise + schedule.beta[t] ** 0.5 * fresh
-            if t in made["times"]:
-                k = made["times"].index(t)
-                expected = schedule.alpha_bar[t] ** 0.5 * to_numpy(mean) + noise
-                np.testing.assert_allclose(chain[k], expected, atol=1e-5)
-                np.testing.assert_allclose(jump[k], expected, atol=1e-5)
-        curve = list(range(21))
+    assert [(schedule, shown, seed) for schedule, _, shown, seed in seen] == [
+        (schedule, made["times"], 7) for schedule in schedules.values()
+    ]
+    np.testing.assert_array_equal(to_numpy(seen[0][1]), x_0)
+    for name, schedule in schedules.items():
         assert made["schedules"][name] == {
-            "curve": [curve, runs.rounded(schedule.alpha_bar), runs.rounded(schedule.log_snr)],
+            "curve": [list(range(21)), runs.rounded(schedule.alpha_bar), runs.rounded(schedule.log_snr)],
             "alpha_bar": runs.rounded(schedule.alpha_bar[::5]),
             "log_snr": runs.rounded(schedule.log_snr[::5]),
             "gap": runs.rounded(abs(chain - jump).reshape(5, -1).max(1)),
@@ -534,8 +549,11 @@ def test_main_records_each_part_with_its_own_options(demo, trained, tmp_path, mo
     seen = {}
     for name in ("forward", "reverse", "riddles", "points", "mistakes"):
         monkeypatch.setattr(demo.runs, name, lambda *given, name=name: seen.update({name: given}) or name)
+    asked = []  # for workers
+    monkeypatch.setattr(demo, "load_trained", lambda path, n: asked.append((path, n)) or load_trained(path, 1))
     options = {"labels": (7, 3), "sample_steps": (9, 2), "moments": 6, "point_steps": 5, "num": 11, "seed": 4}
     data = demo.main(trained[0], backend=backend_name(), workers=3, out=tmp_path / "p.html", **options)
+    assert asked == [(trained[0], 3)]
     test_set, schedule = load("glyphs", "test", None, 4, 500), Schedule.linear(100)
     images, digits = test_set.batch(np.arange(500))
     nth = [[np.flatnonzero(digits == label)[n] for label in (7, 3)] for n in (0, 1)]
@@ -556,9 +574,11 @@ def test_main_records_each_part_with_its_own_options(demo, trained, tmp_path, mo
     megabytes = (tmp_path / "p.html").stat().st_size / 1e6
     assert f"page: {tmp_path}/p.html ({megabytes:.1f} MB)" in capsys.readouterr().out
     long, small = {"moments": 30, "train_steps": 2, "classifier": trained[1]}, load("glyphs", "test", num=120)
+    small = replace(small, classes=("a shirt", *small.classes[1:]))
     monkeypatch.setattr(demo, "load", lambda *given: loaded.append(given) or small)
     loaded = []
-    demo.main(trained[0], backend=backend_name(), workers=1, out=tmp_path / "p.html", **long)
+    data = demo.main(trained[0], backend=backend_name(), workers=1, out=tmp_path / "p.html", **long)
+    assert data["is_digits"] is False and data["classes"][0] == "a shirt"
     assert seen["riddles"][4:] == (16, 0) and seen["points"] == (2000, 400, 30, 0, 1) and seen["reverse"][5] == 15
     assert seen["reverse"][3:5] == (tuple(range(10)), (5, 10, 20, 50)) and seen["mistakes"][1] is not None
     assert seen["mistakes"][4:7] == (50, 30, 2) and seen["mistakes"][7] is small

@@ -309,13 +309,12 @@ def peer(monkeypatch, module):
     sys.modules.pop("torch_peer", None)
 
 
-@pytest.mark.parametrize("tf32", [False, True])
+@pytest.mark.parametrize(("precision", "tf32"), [("float32", False), ("tf32", True), ("bf16", True)])
 @pytest.mark.parametrize("number", range(7))
-def test_each_way_is_what_its_name_says(on_gpu, peer, number, tf32):
+def test_each_way_is_what_its_name_says(on_gpu, peer, number, precision, tf32):
     """Layout, mode and graphs of the name reach PyTorch; TF32 is on or off for products and convolutions alike."""
     peer, events = peer
     name = list(on_gpu.WAYS)[number]
-    precision = "tf32" if tf32 else "float32"
     settings = {"backend": "cupy", "precision": precision, "channels": 32, "batch_size": 64, "device": "cuda"}
     one = on_gpu.contestant(name, **settings)
     layout = "channels_last" if "last" in name or "reduce" in name else "contiguous_format"
