@@ -81,6 +81,7 @@ def fake_cupy(fails=None, driver=13020, made=13020):
         "getDevice": lambda: 1,
         "getDeviceProperties": lambda device: {"name": b"GPU %d" % device},
         "memGetInfo": lambda: (3 << 29, 5 << 30),
+        "deviceGetAttribute": lambda which, device: {75: 9, 97: 227 << 10}[which],
     }
     module: Any = types.ModuleType("cupy")
     module.__version__ = "14.2.0"

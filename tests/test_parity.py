@@ -71,20 +71,20 @@ def unet(**shape):
     return without_zeros(UNet(rng=default_rng("unet"), **shape), default_rng("weights"))
 
 
-def images(n=4):
+def images(n=2):
     return standard_normal(default_rng("images"), (n, 28, 28, 1))
 
 
 def reference_network():
     model, x = unet(), Tensor(images(), requires_grad=True)
-    y = model(x, np.array([1, 37, 500, 1000]))
+    y = model(x, np.array([1, 1000]))
     y.backward(standard_normal(default_rng("cotangent"), y.shape))
     return [y.data, x.grad, *(p.grad for p in model.parameters())]
 
 
 def classifier():
     model, x = without_zeros(Classifier(rng=default_rng("classifier")), default_rng("weights")), Tensor(images(), True)
-    losses = cross_entropy(model(x), [0, 9, 3, 3])
+    losses = cross_entropy(model(x), [0, 9])
     losses.backward(standard_normal(default_rng("cotangent"), losses.shape))
     return [losses.data, x.grad, *(p.grad for p in model.parameters())]
 
@@ -101,7 +101,7 @@ def training_step():
     model, x = unet(num_classes=10), images()
     flat = Flat(model.parameters())
     adam, average = Adam([flat]), EMA([flat])
-    error = model(x, np.array([1, 37, 500, 1000]), np.array([3, 10, 0, 3])) - images()
+    error = model(x, np.array([37, 500]), np.array([3, 10])) - images()
     ops.mean(error * error).backward()
     norm = clip_grad_norm([flat], 1.0)
     adam.step(1e-3)
@@ -125,16 +125,17 @@ def test_a_sampling_run(step, precision):
 
     def run():
         schedule, rng = Schedule.linear(1000), default_rng("chain")
-        eps_fn = classifier_free(unet(num_classes=10), [3, 7], 2.0)
+        eps_fn = classifier_free(unet(num_classes=10), [7], 2.0)
         with no_grad():
             pairs, one = timestep_pairs(1000, 3), lambda *args: step(schedule, *args, clip=True)
-            return [x_t for _, x_t, _ in sample(one, eps_fn, pairs, standard_normal(rng, (2, 28, 28, 1)), rng)]
+            return [x_t for _, x_t, _ in sample(one, eps_fn, pairs, standard_normal(rng, (1, 28, 28, 1)), rng)]
 
     # Guidance triples the network's error, 1 / sqrt(alpha_bar_T) = 158 enlarges it before the clip: 1.5e-4 was seen.
     same_numbers(run, precision, times=30)
 
 
-BOTH = ROWS | FAST_ROWS
+GPU_ONLY = {"block", "block_of_equals", "residual_attention"}  # NumPy's way is their parts, see fast/test_install.py
+BOTH = {name: row for name, row in (ROWS | FAST_ROWS).items() if name not in GPU_ONLY}
 ONE = settings(max_examples=2, phases=[Phase.generate], derandomize=True, database=None)
 
 
