@@ -40,12 +40,17 @@ EIGHT, TWENTY = replace(CONFIG, num_steps=8), replace(CONFIG, num_steps=20)
 
 
 @pytest.fixture(autouse=True)
-def device():
-    """A GPU, or the stand-in with its tape.  The module's constants are host arrays, so they serve on either."""
+def device(request):
+    """A GPU, or the stand-in with its tape.  The module's constants are host arrays, so they serve on either.
+
+    One law takes conv.cu's products, which are slow to emulate; the others are about orders, not about products.
+    """
     if emulate.COMPILER is None:
         pytest.skip(emulate.REASON)
+    strict.has_tensor_cores(request.node.originalname == "test_twenty_recorded_steps_are_twenty_ordered_ones")
     with strict.backend("cupy") if backend_name() == "numpy" else nullcontext():
         yield
+    strict.has_tensor_cores(True)
 
 
 def small(config=CONFIG, network=ONE_LEVEL, **more):
