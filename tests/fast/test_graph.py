@@ -104,10 +104,7 @@ def test_twenty_recorded_steps_are_twenty_ordered_ones():
     assert_same(recorded(small_run(TWENTY)), ordered(small_run(TWENTY)))
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [pytest.param(s, id=name, marks=[pytest.mark.slow] if i else []) for i, (name, s) in enumerate(SETTINGS.items())],
-)
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_recorded_steps_are_ordered_ones_in_every_setting(settings):
     config = replace(EIGHT, **settings)
     assert_same(recorded(small(config)), ordered(small(config)))
@@ -175,7 +172,7 @@ def test_a_step_is_recorded_once_and_then_launched_once():
     assert found == {"recordings": 1, "graph launch": 18} or "strict" not in type(state.parameters[0].data).__module__
 
 
-@pytest.mark.parametrize("stop", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 4, 6))])
+@pytest.mark.parametrize("stop", [1, 3, 4, 6])
 def test_a_run_that_is_saved_and_resumed_ends_in_the_same_bits(stop, tmp_path):
     """Wherever the first run stops: before, at or after the recording."""
     config = replace(CONFIG, num_steps=12)
@@ -188,7 +185,6 @@ def test_a_run_that_is_saved_and_resumed_ends_in_the_same_bits(stop, tmp_path):
     assert_same(recorded(resumed), ordered(small(config)))
 
 
-@pytest.mark.slow
 def test_a_run_may_go_on_ordered_after_recorded_steps_and_the_other_way_round():
     """The recording leaves nothing behind: gradients, norm and parameters are those of the ordered way again."""
     state = small(TWENTY)
@@ -238,7 +234,7 @@ def nan_at(step):
     return draw
 
 
-@pytest.mark.parametrize("bad", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, 1, 2, 6))])
+@pytest.mark.parametrize("bad", [0, 1, 2, 3, 6])
 def test_a_recorded_step_of_nan_updates_nothing_and_is_named(bad, tmp_path):
     """Also if it is one of the first four."""
     state = small(TWENTY, draw=nan_at(bad))
