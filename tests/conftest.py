@@ -99,7 +99,7 @@ def rng():
     return default_rng(0)
 
 
-# With --backend strict these files run the text of conv.cu; the others run as on an older GPU, a hundred times as fast.
+# On the stand-in device these files run the text of conv.cu; the others run as on an older GPU, a hundred times as fast.
 WITH_TENSOR_CORES = {
     f"test_{name}.py" for name in ("every_op", "install", "parity", "planted", "strict", "tensor_cores")
 }
@@ -107,5 +107,4 @@ WITH_TENSOR_CORES = {
 
 @pytest.hookimpl(tryfirst=True)  # before the fixtures of a whole file
 def pytest_runtest_setup(item):
-    if item.config.getoption("--backend") == "strict":
-        strict.has_tensor_cores(item.path.name in WITH_TENSOR_CORES)
+    strict.has_tensor_cores(item.path.name in WITH_TENSOR_CORES)

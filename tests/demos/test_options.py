@@ -43,7 +43,7 @@ PROGRAMS = sorted(
     if '__name__ == "__main__"' in path.read_text()
 )
 # Programs whose tables are still to come.
-TO_COME = {"one_shot_vs_gradual", "pitfalls"}
+TO_COME = {"one_shot_vs_gradual"}
 HERE = [name for name in PROGRAMS if (TABLES / f"{name}.py").exists()]
 
 
