@@ -148,7 +148,7 @@ def test_a_model_that_draws_what_it_is_asked_is_always_right(evaluate, captions,
     drawn = "1,234 steps, guidance 3, DDPM in 7 steps, seed 5"
     assert lines[:2] == [f"| {drawn} | drawn as asked |", "|---|---|"]
     assert lines[2:] == [f"| {what} | {value} |" for what, value in table.items()]
-    assert [line.split(maxsplit=0) for line in printed.splitlines()][:12] == [
+    assert [line.split(maxsplit=0) for line in printed.splitlines() if "CuPy" not in line][:12] == [
         [f"{what:28}{value}"] for what, value in table.items()
     ]
     ((path, pictures), options) = asked.grids[0]
