@@ -99,7 +99,7 @@ def rng():
     return default_rng(0)
 
 
-# On the stand-in device these files run the text of conv.cu; the others run as on an older GPU, a hundred times as fast.
+# On the stand-in device these files run the text of conv.cu.  The others run as on an older GPU, which is much faster.
 WITH_TENSOR_CORES = {
     f"test_{name}.py" for name in ("every_op", "install", "parity", "planted", "strict", "tensor_cores")
 }

@@ -34,7 +34,7 @@ import tape
 from tinydiff.backend import FAST, backend_name, precision, use_backend
 from tinydiff.fast import kernels, tensor_cores
 
-_capability = [9]  # of the device: 8 and above have the tensor cores of conv.cu
+_fits = tensor_cores.fits
 syncs: Counter[str] = Counter()  # how often the host waited for the device, by what it asked for
 
 NAMES: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("cupy_api.json").read_text("utf-8"))["names"]
@@ -52,8 +52,7 @@ PLAIN = ("dtype", "flags", "itemsize", "nbytes", "ndim", "shape", "size", "strid
 
 def has_tensor_cores(there: bool) -> None:
     """Whether products run by conv.cu, which takes a hundred times as long here, or as on an older GPU."""
-    _capability[0] = 9 if there else 7
-    tensor_cores.why_not.cache_clear()
+    tensor_cores.fits = _fits if there else lambda *arrays, largest=0: False
 
 
 class DeviceArray:
@@ -272,7 +271,7 @@ cupy.cuda = types.SimpleNamespace(
         driverGetVersion=lambda: 13020,
         runtimeGetVersion=lambda: 13020,
         getDevice=lambda: 0,
-        deviceGetAttribute=lambda number, device: {75: _capability[0], 97: emulate.SHARED}[number],
+        deviceGetAttribute=lambda number, device: {75: 9, 97: emulate.SHARED}[number],  # compute capability 9.0
         getDeviceProperties=lambda device: {"name": b"strict"},
         memGetInfo=lambda: (1 << 30, 1 << 30),
     ),

@@ -204,7 +204,7 @@ def test_the_picture_is_of_the_class_that_was_asked_for(load_demo, monkeypatch, 
     linear, x_0, *rest = seen["chain_and_closed_form"]
     assert linear is schedules["linear"] and np.array_equal(to_numpy(x_0), first) and rest == [5, "7"]
     assert seen["chain_statistics"] == (linear, 1, 5)
-    data, chain, means, _ = capsys.readouterr().out.splitlines()
+    *_, data, chain, means, _ = capsys.readouterr().out.splitlines()
     assert data == f"data: {dataset.source}"
     assert chain == "1,000 steps and one jump with the same noise differ by 3.2e-07 at most, float32's rounding"
     assert means == "the means of 1 chain lie within 2.3 standard errors of the closed form (chance: up to 4)"
