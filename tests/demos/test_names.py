@@ -11,6 +11,7 @@ from small_run import CONFIG, small_run
 from tinydiff.app import run
 from tinydiff.app.choices import DDIM, DPM_SOLVER_2M, quadratic
 from tinydiff.app.generate import DDPM, Recipe, uniform
+from tinydiff.backend import to_numpy
 from tinydiff.diffusion import log_snr_pairs
 from tinydiff.diffusion.targets import EPS, TARGETS, X_0, V
 from tinydiff.optim import clip_grad_norm, learning_rate
