@@ -10,11 +10,10 @@ from typing import Any
 
 from tinydiff.autograd import Tensor, op
 from tinydiff.backend import xp
-from tinydiff.fast import kernels
 from tinydiff.fast.attention import attend
 from tinydiff.fast.conv import conv2d
 from tinydiff.fast.linear import linear
-from tinydiff.fast.shares import Shares
+from tinydiff.fast.norm import on_a_gpu
 from tinydiff.ops.norm import check_group_norm
 
 _EPS = 1e-5  # of group_norm
@@ -65,12 +64,12 @@ def _block(x, code, gamma1, beta1, w1, b1, time_w, time_b, gamma2, beta2, w2, b2
     def vjp(g):
         dz2, dw2, db2, _ = conv2_vjp(g)
         dh, dgamma2, dbeta2 = norm2_vjp(dz2())
-        dz1, dw1, db1, dshift = conv1_vjp(dh)
+        dz1, dw1, db1, dshift = conv1_vjp(dh())
         dcode, *dtime = time_vjp(dshift())
         through, *dskip = skip_vjp(g)
         dx, dgamma1, dbeta1 = norm1_vjp(dz1(), through())
         first = dgamma1, dbeta1, dw1, db1, *dtime
-        return lambda: dx, dcode, *first, dgamma2, dbeta2, dw2, db2, *dskip
+        return dx, dcode, *first, dgamma2, dbeta2, dw2, db2, *dskip
 
     return y, vjp
 
@@ -95,19 +94,11 @@ def residual_attention(x, gamma, beta, qkv_w, qkv_b, out_w, out_b, *, num_heads,
         attend_vjp(dmixed().reshape(n, pixels, num_heads, c // num_heads).transpose(0, 2, 1, 3), heads(dqkv))
         dz, *dparameters = qkv_vjp(dqkv)
         dx, dgamma, dbeta = norm_vjp(dz(), g)
-        return lambda: dx, dgamma, dbeta, *dparameters, *dout
+        return dx, dgamma, dbeta, *dparameters, *dout
 
     return y, vjp
 
 
 def _norm(x, gamma, beta, num_groups, silu):
-    """(y, vjp) of group_norm, with SiLU or without.  vjp(g, plus) -> dx + plus, and functions for dgamma and dbeta."""
     check_group_norm(x, gamma, beta, num_groups, _EPS)
-    y, norm_vjp = kernels.group_norm(x, gamma, beta, num_groups, _EPS, silu)
-
-    def vjp(g, plus=None):
-        dx, rows = norm_vjp(g, plus)
-        shares = Shares(rows)
-        return dx, lambda: shares.of(gamma, 0), lambda: shares.of(beta, gamma.size)
-
-    return y, vjp
+    return on_a_gpu(x, gamma, beta, num_groups, _EPS, silu)

@@ -26,7 +26,7 @@ def group_norm(x, gamma, beta, *, num_groups, eps=1e-5):
     """The faster form of ops.group_norm."""
     check_group_norm(x, gamma, beta, num_groups, eps)
     if kernels.available():
-        return _on_a_gpu(x, gamma, beta, num_groups, eps, silu=False)
+        return on_a_gpu(x, gamma, beta, num_groups, eps, silu=False)
     norm = Passes(x, gamma, beta, num_groups, eps)
     y = xp.empty(x.shape, x.dtype)
     for part in norm.parts():
@@ -49,7 +49,7 @@ def group_norm_silu(x, gamma, beta, *, num_groups, eps=1e-5):
     """
     check_group_norm(x, gamma, beta, num_groups, eps)
     if kernels.available():
-        return _on_a_gpu(x, gamma, beta, num_groups, eps, silu=True)
+        return on_a_gpu(x, gamma, beta, num_groups, eps, silu=True)
     norm = Passes(x, gamma / 2, beta / 2, num_groups, eps)
     y = xp.empty(x.shape, x.dtype)
     for part in norm.parts():
@@ -67,11 +67,12 @@ def group_norm_silu(x, gamma, beta, *, num_groups, eps=1e-5):
     return y, vjp
 
 
-def _on_a_gpu(x, gamma, beta, num_groups, eps, silu):
+def on_a_gpu(x, gamma, beta, num_groups, eps, silu):
+    """(y, vjp) of group_norm on a GPU, followed by SiLU if silu is True.  vjp(g, plus=None) adds plus to dx."""
     y, norm_vjp = kernels.group_norm(x, gamma, beta, num_groups, eps, silu)
 
-    def vjp(g):
-        dx, rows = norm_vjp(g)
+    def vjp(g, plus=None):
+        dx, rows = norm_vjp(g, plus)
         shares = Shares(rows)
         return lambda: dx, lambda: shares.of(gamma, 0), lambda: shares.of(beta, gamma.size)
 

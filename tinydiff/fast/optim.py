@@ -34,9 +34,7 @@ class Flat:
     Raises ValueError if there are no parameters, if they have several dtypes, or if some belong to another Flat.
     """
 
-    recorder: Any = (
-        None  # while steps are recorded: the RecordedStep that notes the update and launches it, see graph.py
-    )
+    recorder: Any = None  # while steps are recorded: the RecordedStep that launches the update, see graph.py
     requires_grad = True  # as a parameter of Adam; adam_update leaves frozen tensors alone
     _data: Any
     _grad: Any
