@@ -6,7 +6,7 @@ import emulate
 import pytest
 from hypothesis import strategies as st
 from ops import test_every_op as laws
-from ops.test_every_op import MAYBE_EMPTY, SIZES, Row, a_geometry, a_map_in_groups, normal
+from ops.test_every_op import MAYBE_EMPTY, SIZES, Row, a_geometry, a_map_in_groups, apart, normal
 
 from tinydiff.backend import backend_name
 from tinydiff.fast.conv import output_shape
@@ -103,5 +103,9 @@ def attention_within_a_map(draw):
     """Maps, and rows of tokens."""
     num_groups, num_heads = draw(st.sampled_from([1, 2])), draw(st.sampled_from([1, 2]))
     c, pixels = 2 * draw(SIZES), [3 + size for size in draw(st.lists(SIZES, min_size=1, max_size=2))]
-    shapes = (draw(MAYBE_EMPTY), *pixels, c), (c,), (c,), (c, 3 * c), (3 * c,), (c, c), (c,)
-    return [normal(draw, shape) for shape in shapes], {"num_groups": num_groups, "num_heads": num_heads}
+    x = apart(draw, (draw(MAYBE_EMPTY), *pixels, c), gap=1)  # else a group's deviation could be near 0
+    gamma, beta, out_b = (normal(draw, (c,)) for _ in range(3))
+    # Scores far above 1 make a softmax so steep that a difference quotient is no derivative.
+    qkv_w, qkv_b = 0.3 * normal(draw, (c, 3 * c)), 0.3 * normal(draw, (3 * c,))
+    static = {"num_groups": num_groups, "num_heads": num_heads}
+    return [x, gamma, beta, qkv_w, qkv_b, normal(draw, (c, c)), out_b], static

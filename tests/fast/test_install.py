@@ -26,7 +26,7 @@ from tinydiff.fast.gpu import PERIOD
 from tinydiff.fast.install import EVERYWHERE, ON_A_GPU
 from tinydiff.fast.optim import PIECE, Flat
 from tinydiff.more.layers import NormSilu, NormSiluConv, UpConv
-from tinydiff.nn import Linear, UNet
+from tinydiff.nn import Attention, Linear, UNet
 from tinydiff.nn.unet import TIME_FEATURES, ResBlock, Upsample
 from tinydiff.optim import EMA, Adam, clip_grad_norm
 from tinydiff.train import LoopConfig, Training, TrainingError, train
@@ -180,6 +180,15 @@ def a_block(draw):
     sizes = {"num_groups": groups, "num_heads": heads, "attend": attend}
     inputs = [spread(draw, n, draw(SIDE), draw(SIDE), c), normal(draw, n, TIME_FEATURES)]
     return a_layer(draw, lambda rng: ResBlock(c, o, rng=rng, **sizes)), inputs
+
+
+@row("Attention.forward")
+def self_attention(draw):
+    """Maps, and rows of tokens."""
+    heads, groups = draw(st.sampled_from([1, 2])), draw(st.sampled_from([1, 2]))
+    c = 2 * draw(SIDE)
+    make = a_layer(draw, lambda rng: Attention(c, num_heads=heads, num_groups=groups, rng=rng))
+    return make, [spread(draw, draw(N), *pixels(draw), c)]
 
 
 @row("Upsample.forward")

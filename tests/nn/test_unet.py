@@ -81,8 +81,6 @@ def test_a_configuration_makes_the_same_network_again(drawn, seed):
 def test_attention_is_in_the_middle_and_at_the_levels_that_ask_for_it(drawn, seed):
     """One at the lowest resolution, and one after each of a level's 2 num_res_blocks + 1 blocks, at its resolution."""
     config, shape = drawn
-    if "ResBlock.forward" in FAST and backend_name() != "numpy":
-        pytest.skip("on a GPU a block computes its attention itself")
     model, x = tiny(default_rng(seed), "float32", **config), images(default_rng(seed), *shape, dtype="float32")
     sizes = [(shape[1] >> level, shape[2] >> level) for level in range(len(config["channel_mults"]))]
     blocks = 2 * config["num_res_blocks"] + 1
@@ -325,6 +323,11 @@ def test_the_gradient_is_the_derivative_along_a_random_direction(seed, labelled)
     the_gradient_is_the_derivative(lambda: model(x, t, labels), [*model.parameters(), x], images(rng, 2), rng)
 
 
+def block_is_a_node():
+    """Whether a residual block is one node of the graph, as it is on a GPU."""
+    return "ResBlock.forward" in FAST and backend_name() != "numpy"
+
+
 def test_float64_enters_nowhere(rng):
     """From a float32 network come float32 numbers only: every intermediate, the output and all gradients."""
     model = tiny(rng, "float32", num_classes=3, attention_levels=(0, 1))
@@ -334,8 +337,7 @@ def test_float64_enters_nowhere(rng):
     y.backward(images(rng, 2, dtype="float32"))
     assert {str(node.dtype) for node in nodes} == {"float32"}
     assert {str(p.grad.dtype) for p in [x, *model.parameters()]} == {"float32"}
-    # The graph was there to be looked at; on a GPU a whole block is one node.
-    assert sum(not isinstance(node, Tensor) for node in nodes) > 25
+    assert sum(not isinstance(node, Tensor) for node in nodes) > (25 if block_is_a_node() else 100)  # it was there
 
 
 @pytest.mark.parametrize("backward", [True, False])
@@ -345,7 +347,7 @@ def test_the_graph_is_freed_by_backward_or_with_its_last_name(rng, backward):
     y, g = model(images(rng, 2), 7, 1), images(rng, 2)
     inner = [place for place in graph(y) if not isinstance(place, Tensor)]
     watched = [weakref.ref(thing) for node in inner for thing in (node, node.vjp)]
-    assert len(watched) > 50
+    assert len(watched) > (50 if block_is_a_node() else 100)
     gc.collect()
     gc.disable()
     try:

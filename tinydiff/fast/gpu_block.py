@@ -30,7 +30,7 @@ def res_block(layer: Any, x: Tensor, code: Tensor) -> Tensor:
         if skip is None
         else block(*inputs, skip.w, skip.b, num_groups=groups)
     )
-    return y if layer.attention is None else self_attention(layer.attention, y)
+    return y if layer.attention is None else layer.attention(y)
 
 
 def self_attention(layer: Any, x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ two.  Read next: cache.py.
 from collections.abc import Callable
 
 from tinydiff.backend import FAST, BackendError, backend_name, precision
-from tinydiff.fast import attention, cache, conv, fused, gpu, linear, norm, optim, silu, tensor_cores
+from tinydiff.fast import attention, cache, conv, fused, gpu, gpu_block, linear, norm, optim, silu, tensor_cores
 
 EVERYWHERE: dict[str, Callable] = {
     "sum_of": cache.sum_of,
@@ -29,6 +29,7 @@ EVERYWHERE: dict[str, Callable] = {
 }
 ON_A_GPU: dict[str, Callable] = {
     "attention": attention.attention,
+    "Attention.forward": gpu_block.self_attention,
     "concat": gpu.concat,
     "take": gpu.take,
     "clip_grad_norm": optim.clip_grad_norm,

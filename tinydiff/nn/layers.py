@@ -11,7 +11,7 @@ from typing import Any
 
 from tinydiff import ops
 from tinydiff.autograd import Tensor
-from tinydiff.backend import asarray, host_integers, xp
+from tinydiff.backend import asarray, fusable, host_integers, xp
 from tinydiff.nn.module import Module
 
 
@@ -87,6 +87,7 @@ class Attention(Module):
         self.qkv = Linear(channels, 3 * channels, rng=rng)
         self.out = Linear(channels, channels, rng=rng, zero=True)
 
+    @fusable
     def forward(self, x: Tensor) -> Tensor:
         qkv = split_heads(self.qkv(self.norm(x)), 3, self.num_heads)
         return x + self.out(join_heads(ops.attention(qkv[0], qkv[1], qkv[2]), x.shape))
