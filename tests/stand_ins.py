@@ -38,7 +38,7 @@ def stamps(labels: Any) -> np.ndarray:
 def data(labels: Any, rng: Any, deviation: float = 0.1) -> Dataset:
     """Real pictures of these labels: stamps, with noise of a deviation on every pixel."""
     labels = np.asarray(labels)
-    pixels = stamps(labels)[..., 0] + deviation * rng.standard_normal((len(labels), SIZE, SIZE))
+    pixels = stamps(labels) + deviation * rng.standard_normal((len(labels), SIZE, SIZE, 1))
     images = np.rint(np.clip(pixels, -1, 1) * 127.5 + 127.5).astype(np.uint8)
     return Dataset("glyphs", images, labels, "stamps", tuple("0123456789"))
 
