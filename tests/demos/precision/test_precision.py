@@ -5,6 +5,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from tinydiff.autograd import Tensor
 from tinydiff.backend import backend_name, default_rng, standard_normal
@@ -235,6 +236,42 @@ def test_what_the_picture_shows(load_demo, runs):
                 sum(bool(t.get_text()) for t, x in zip(axis.get_ticklabels(), axis.get_ticklocs()) if low <= x <= high)
                 > 1
             )
+
+
+def test_every_run_has_its_own_figures_in_table_and_pictures(load_demo, tmp_path, monkeypatch):
+    """All gradients are taken at the weights of float32.  The table has the six of the runs, the picture also those of
+    fp16 with each scale; a row of digits is its run's.  A batch has 32 images."""
+    demo, asked, figures, grids = load_demo("precision/precision"), [], [], []
+    result, error = (demo.trained.__globals__[name] for name in ("Result", "GradientError"))
+
+    def trained(task, _, run):
+        k = demo.RUNS.index(run)
+        return result(np.full(60, k + 1.0), np.array([0.9, k / 10]), [run.name], np.full((10, 4, 4, 1), k / 10))
+
+    def gradient_error(task, weights, _, run):
+        asked.append((weights, run.name, task.config.batch_size))
+        return error(len(asked) * 1e-6, 0.0, 0.0)
+
+    def figure(*arguments):
+        figures.append(arguments)
+        return Figure()
+
+    for f in (trained, gradient_error, figure):
+        monkeypatch.setattr(demo, f.__name__, f)
+    monkeypatch.setattr(demo.plots, "save_grid", lambda *arguments, **options: grids.append((arguments, options)))
+    rows = demo.main(steps=1, out=tmp_path / "new", workers=1)
+    names = [run.name for run in demo.RUNS]
+    assert asked == [(["float32"], name, 32) for name in (*names, *(f"fp16, loss x {s:g}" for s in demo.SCALES))]
+    assert [(row["run"], row["gradient's error"]) for row in rows] == [
+        (n, f"{k}.0e-06") for k, n in enumerate(names, 1)
+    ]
+    ((results, errors, scaled),) = figures
+    assert [each.losses[0] for each in results] == [1, 2, 3, 4, 5, 6]
+    assert [e.error for e in errors + scaled] == [k * 1e-6 for k in range(1, 19)] and len(errors) == 6
+    ((path, digits), options), title = grids[0], "1 training step, and the same noise at the start of each column"
+    assert path == tmp_path / "new" / "samples.png" and digits.shape == (60, 4, 4, 1)
+    assert digits[::10, 0, 0, 0].tolist() == [k / 10 for k in range(6)]
+    assert options == {"columns": 10, "title": title, "row_labels": names}
 
 
 def test_main_in_its_smallest_form(load_demo, runs, tmp_path, capsys):
