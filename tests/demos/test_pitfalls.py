@@ -289,12 +289,12 @@ def test_the_picture_has_every_row_under_its_name(demo):
             assert column[1:] == [((i + 0.5) * height, figures[name]) for i, (*_, figures) in enumerate(cases)]
 
 
-def test_slices_have_the_streams_of_generate(demo):
-    """Twenty labels each and the rest, under the seed and the slice's number."""
+def test_images_have_the_streams_of_generate(demo):
+    """Twenty labels each and the rest, under the seed and the index of the first image."""
     assert demo.jobs_of(np.arange(45), 3) == [
         (list(range(20)), (3, 0)),
-        (list(range(20, 40)), (3, 1)),
-        (list(range(40, 45)), (3, 2)),
+        (list(range(20, 40)), (3, 20)),
+        (list(range(40, 45)), (3, 40)),
     ]
 
 

@@ -53,6 +53,8 @@ def test_the_start_is_one_and_the_seed_names_it(load_demo):
     assert (np.sign(ends[0][:1]) == np.sign(x_T)).all()
     noisy = demo.ends(schedule, (3, 4, 4, 1), None, 100, 1.0, 0, Zero(), 1.0)
     assert (noisy[0] != noisy[1]).any() and asarray(noisy).dtype == "float32"
+    more = demo.ends(schedule, (5, 4, 4, 1), None, 100, 1.0, 0, Zero(), 1.0)
+    assert (more[:3] == noisy).all()  # a column is the same however many there are
 
 
 @pytest.mark.parametrize(
