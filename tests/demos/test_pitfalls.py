@@ -113,14 +113,17 @@ def test_the_table_fits_100_columns(demo, tmp_path, capsys):
     assert max(map(len, table.splitlines())) <= 100 and all(case.name in table for case in cases)
 
 
-def test_the_right_row_is_what_sample_draws(rows, trained):
-    """Without guidance, with the noise that generate() draws: the same images to float32's rounding."""
+def test_the_right_row_is_what_sample_draws(demo, rows, trained):
+    """Without guidance, with the noise that generate() draws: the same images to float32's rounding, in any slices."""
     _, _, images, _ = rows[0][0]
     pool, schedule, _ = load_trained(trained[0], 1)
     recipe = Recipe(schedule, (28, 28, 1), num_steps=2, scale=1.0)
     (frames,) = generate(pool, recipe, list(range(10)), 0)
     # x_0_hat is turned into eps_hat and back, at a cost of 1/sqrt(alpha_bar_T) = 158 roundings at the first step.
     np.testing.assert_allclose(images, frames[-1].clip(-1, 1), rtol=0, atol=1e-4)
+    slices = [([0, 1, 2, 3], (0, 0)), ([4, 5, 6, 7, 8, 9], (0, 4))]
+    in_two = demo.draw(pool, demo.right, schedule, 2, slices, (28, 28, 1))
+    np.testing.assert_allclose(in_two, images, rtol=0, atol=1e-4)
     for _, case, other, figures in rows[0]:
         if "moved" in figures:
             moved = float(((other - images).astype("float64") ** 2).mean() ** 0.5 * 127.5)

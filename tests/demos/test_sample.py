@@ -49,7 +49,7 @@ def test_arrays_hold_images_and_the_labels_asked_for(load_demo, trained, tmp_pat
 @pytest.mark.parametrize(
     "num, labels, columns, names",
     [
-        (23, (3, 7), 12, ["3", "7"]),
+        (23, (7, 3), 12, ["3", "7"]),
         (1, (5,), 1, ["5"]),
         (7, (0, 1, 2, 3), 2, ["0", "1", "2", "3"]),
         (45, (2, 9), 20, ["2", "", "9", ""]),
