@@ -123,7 +123,8 @@ def test_the_right_row_is_what_sample_draws(demo, rows, trained):
     np.testing.assert_allclose(images, frames[-1].clip(-1, 1), rtol=0, atol=1e-4)
     slices = [([0, 1, 2, 3], (0, 0)), ([4, 5, 6, 7, 8, 9], (0, 4))]
     in_two = demo.draw(pool, demo.right, schedule, 2, slices, (28, 28, 1))
-    np.testing.assert_allclose(in_two, images, rtol=0, atol=1e-4)
+    # The products of smaller batches round differently: 2e-6 of eps_hat, 158 times as much in x_0_hat.
+    np.testing.assert_allclose(in_two, images, rtol=0, atol=1e-3)
     for _, case, other, figures in rows[0]:
         if "moved" in figures:
             moved = float(((other - images).astype("float64") ** 2).mean() ** 0.5 * 127.5)
