@@ -90,7 +90,7 @@ def main(
 
 
 def steer(model, recipe, tokens, seed):
-    """The contents of the figure, from the x_T of image 0 of `generate`, at up to MOMENTS times t, spread over the steps.
+    """The contents of the figure, from image 0 of `generate`, at up to MOMENTS times t, spread over the steps.
 
     Returns {"t": times, "x_t", "x_0_hat", "swapped", "other": (K, H, W, 1) each, "maps": (K, words, h, w)}.
     """

@@ -456,7 +456,7 @@ def test_images_of_a_recorded_network_are_those_of_an_ordered_one(options, monke
 
 
 def test_the_noise_of_a_slice_is_one_upload_a_step(monkeypatch):
-    """Each image draws from a generator of its own; still 3 slices of 12 steps send 36 arrays, of a whole slice each."""
+    """Each image has a generator of its own, and 3 slices of 12 steps send 36 arrays, of a whole slice each."""
     sent, workers = [], trained()
     with graph.sending(lambda a: sent.append(a.shape)):
         images(workers, [0, 1, 2, 3, 4, 5, 6, 7], True, monkeypatch)
