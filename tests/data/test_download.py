@@ -275,3 +275,13 @@ def test_what_a_killed_download_has_left_is_removed_by_a_later_one(mirror, targe
         os.utime(left, (time.time() - age,) * 2)
     download([mirror.url + "a"], target, check)
     assert sorted(files_in(target.parent)) == ["file.gz", "file.gz.new", "file.gz.new/file.gz"]
+
+
+def test_a_name_with_wildcards_is_a_name(mirror, target):
+    """What is left of a target whose name holds wildcards is removed, and what they would match stays."""
+    mirror.files["/a"] = DATA
+    for name in ("f[i]*.gz.old", "file.gz.old"):
+        (target.parent / name).mkdir()
+        os.utime(target.parent / name, (time.time() - 2 * module.MOST_S - 10,) * 2)
+    download([mirror.url + "a"], target.with_name("f[i]*.gz"), lambda path: path.read_bytes())
+    assert sorted(files_in(target.parent)) == ["f[i]*.gz", "file.gz.old"]
