@@ -23,7 +23,7 @@ from tinydiff.train import METRICS, TrainConfig, TrainingError
 pytestmark = pytest.mark.program
 
 NETWORK = {"base_channels": 8, "channel_mults": [1, 2], "num_heads": 2, "num_groups": 4, "num_classes": 3}
-DATA = Dataset("blank", np.zeros((4, 8, 8), np.uint8), np.zeros(4, np.uint8), "blank", ("a", "b", "c"))
+DATA = Dataset("blank", np.zeros((4, 8, 8, 1), np.uint8), np.zeros(4, np.uint8), "blank", ("a", "b", "c"))
 
 
 @pytest.fixture
@@ -191,7 +191,7 @@ def test_every_save_is_of_all_ranks(state):
 
 
 def test_a_run_without_a_number_of_steps_is_not_cut_before_its_clock():
-    """A millisecond a step, on any machine of today, would last eleven days; and a checkpoint may contain the number."""
+    """A millisecond a step, on any machine of today, would last eleven days; a checkpoint may contain the number."""
     assert run.UNLIMITED * 1e-3 > 10 * 24 * 3600 and kinds.PROGRESS["num_steps"].fits(run.UNLIMITED)
 
 

@@ -131,7 +131,7 @@ def test_labels_are_uniform(digits):
 def test_pictures_are_white_ink_on_black_with_soft_edges(digits):
     """Black at the rim, white in every digit, and some but few greys between: anti-aliased, not blurred."""
     images = digits[0].images
-    assert (images.shape, images.dtype) == ((10_000, 28, 28), np.uint8)
+    assert (images.shape, images.dtype) == ((10_000, 28, 28, 1), np.uint8)
     rim = np.concatenate(
         [images[:, [0, -1]].reshape(len(images), -1), images[:, :, [0, -1]].reshape(len(images), -1)], 1
     )
@@ -200,6 +200,7 @@ def test_a_long_drawing_shows_a_bar(monkeypatch, capsys):
     load_glyphs("train", 0, 5000)
     assert "drawing glyphs" in capsys.readouterr().err
 
+
 # One image is the formula of the docstring.
 
 
@@ -227,7 +228,7 @@ def drawn():
 def transforms(x, y):
     """angle, shear, scale, aspect and shift of each image: the pixel u is looked up at p = M^-1 (u - shift).
 
-    M = rotation . shear . scale = [[cos, -sin], [sin, cos]] . [[1, shear], [0, 1]] . [[scale aspect, 0], [0, scale/aspect]]
+    M = rotation . shear . scale = [[cos, -sin], [sin, cos]] . [[1, shear], [0, 1]] . diag(scale aspect, scale/aspect)
     """
     v, u = (a.reshape(-1) for a in np.mgrid[:28, :28] - 13.5)  # y is the row, x the column
     found = []

@@ -273,8 +273,8 @@ def test_spaces_draw_in_turn_from_the_same_labels_and_seconds_add_up(demo, monke
     """5 labels with one worker and slices of 2 are two rounds of 3 and 2; each space's clock has its own drawing."""
     drawn, now, seconds_of = [], [0.0], {"pixel": 3.0, "latent": 0.5}
 
-    def generate(pool, recipe, labels, seed):
-        drawn.append((pool.name, recipe.num_steps, recipe.scale, labels, seed))
+    def generate(pool, recipe, labels, seed, first):
+        drawn.append((pool.name, recipe.num_steps, recipe.scale, labels, seed, first))
         now[0] += seconds_of[pool.name]
         for part in (labels[:2], labels[2:]):
             if part:
@@ -292,7 +292,7 @@ def test_spaces_draw_in_turn_from_the_same_labels_and_seconds_add_up(demo, monke
     assert seconds == {"pixel": 6.5, "latent": 1.5}
     for name in spaces:
         assert images[name].ravel().tolist() == [30, 10, 40, 10, 50]  # the last frame, decoded, in the labels' order
-    assert drawn == [(n, 7, 1.5, part, 20 + i) for i, part in enumerate(([3, 1, 4], [1, 5])) for n in spaces]
+    assert drawn == [(n, 7, 1.5, part, 20, first) for first, part in ((0, [3, 1, 4]), (3, [1, 5])) for n in spaces]
     assert [len(a) for a in demo.draw_in_turn(spaces, np.array([3]), 7, 1.0, 0)[0].values()] == [1, 1]
 
 

@@ -129,7 +129,7 @@ def test_a_worker_without_memory_is_a_lack_of_memory(rng):
 def test_far_more_workers_than_cores_are_refused_at_once(monkeypatch):
     """They would take minutes to start: 4 a core, or 8, are enough; before anything is started or allocated."""
     for cores, most in ((1, 8), (2, 8), (3, 12), (16, 64)):
-        monkeypatch.setattr(processes, "available_cores", lambda: cores)
+        monkeypatch.setattr(processes, "available_cores", partial(int, cores))
         for number in (most + 1, 10**5):
             with pytest.raises(WorkerError) as error:
                 Workers(partial(build, 0), number)

@@ -130,7 +130,7 @@ def test_map_that_is_left_early_leaves_nothing_behind(two, rng):
 def test_failure_in_a_worker_names_its_cause(rng):
     """An exception in a worker is raised here with its traceback; one that is killed, with its exit code."""
     with Workers(partial(build, 0), 2) as workers:
-        with pytest.raises(WorkerError, match="(?s)^worker 0 failed:.*ZeroDivisionError: planted"):  # of two that fail
+        with pytest.raises(WorkerError, match=r"(?s)^worker 0 failed:.*ZeroDivisionError: planted"):  # of two that fail
             workers.gradients(fail, make_batch(rng, 4))
     with Workers(partial(build, 0), 2) as workers:
         with pytest.raises(WorkerError, match="exit code -9"):
@@ -161,7 +161,7 @@ def test_workers_leave_signals_to_their_parent(two):
 def test_by_default_each_core_has_a_worker(monkeypatch):
     """But at most so many as are asked for, 64 without a word."""
     for cores, most, expected in ((5, (), 5), (5, (3,), 3), (5, (9,), 5), (100, (), 64), (100, (80,), 80)):
-        monkeypatch.setattr("tinydiff.fast.workers.available_cores", lambda: cores)
+        monkeypatch.setattr("tinydiff.fast.workers.available_cores", partial(int, cores))
         assert default_workers(*most) == ALONE.default_workers(*most) == expected
 
 
