@@ -10,7 +10,19 @@ import pytest
 
 from tinydiff.app.alone import one_process
 from tinydiff.app.choices import DDIM, DPM_SOLVER_2M, quadratic
-from tinydiff.app.generate import DDPM, GPU_SLICE, SLICE, Recipe, build_unet, frame_times, generate, uniform
+from tinydiff.app.generate import (
+    DDPM,
+    GPU_SLICE,
+    SLICE,
+    Recipe,
+    build_unet,
+    check_room,
+    check_steps,
+    frame_times,
+    generate,
+    new_unet,
+    uniform,
+)
 from tinydiff.app.row_rng import row_rng
 from tinydiff.app.trained import as_eps
 from tinydiff.autograd import no_grad
@@ -134,6 +146,20 @@ def test_an_image_of_the_network_is_the_same_up_to_rounding(workers):
         np.testing.assert_allclose(other, drawn[:, : other.shape[1]], rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("n, sizes", [(0, []), (5, [5]), (6, [6]), (7, [6, 1]), (12, [6, 6]), (13, [6, 6, 1])])
+def test_a_slice_is_cut_at_its_border(workers, n, sizes):
+    """One label fewer than fills the slices, as many, and one more: labels keep their order."""
+    labels, seen = [i % 3 for i in range(n)], []
+
+    def guide(model, labels, scale):
+        seen.append(labels)
+        return classifier_free(model, labels, scale)
+
+    drawn = generate(workers, replace(RECIPE, at_once=6, guide=guide), labels, 0)
+    assert [frames.shape[1] for frames in drawn] == [len(part) for part in seen] == sizes
+    assert [label for part in seen for label in part] == labels
+
+
 def test_seed_label_and_scale_matter(workers):
     """Another seed or label gives another image; at scale 0 the label does not enter."""
     base = images(workers, RECIPE, [0, 0])
@@ -160,6 +186,33 @@ def test_a_recipe_has_at_most_the_schedules_steps():
     """More of them than T is a mistake of the user's, found before anything is drawn."""
     with pytest.raises(TinydiffError, match="num_steps=51: the schedule has T = 50 steps, no more"):
         replace(RECIPE, num_steps=51)
+    assert frame_times(replace(RECIPE, num_steps=50, keep=50)) == list(range(49, -1, -1))  # every one of them may be
+
+
+def test_an_option_names_the_steps_that_are_too_many():
+    """check_steps: T itself is allowed; of several options the first that is too large is named, as it is typed."""
+    check_steps(50, steps=50, sample_steps=1)
+    with pytest.raises(TinydiffError, match=r"^--sample-steps 51: the schedule has T = 50 steps, no more$"):
+        check_steps(50, steps=50, sample_steps=51, longest=99)
+
+
+def test_images_that_memory_cannot_hold_are_refused(monkeypatch):
+    """12 bytes a number, three float32 copies, and 54 a pixel, 9 screen pixels of 6 bytes: for each of the images."""
+    room = 100 * (12 * 28 * 20 * 3 + 54 * 28 * 20)
+    monkeypatch.setattr("tinydiff.data.limits.memory", lambda: room)
+    check_room(100, (28, 20, 3))
+    for num, shape in ((101, (28, 20, 3)), (100, (28, 20, 4)), (100, (29, 20, 3))):
+        with pytest.raises(TinydiffError, match=f"^--num {num}: that needs about"):
+            check_room(num, shape)
+
+
+def test_a_network_is_drawn_from_its_seed():
+    """build_unet(config, seed) has the parameters of new_unet from the stream of that seed, and of no other."""
+    for seed in (0, 3):
+        found, same, other = build_unet(NETWORK, seed), new_unet(NETWORK, default_rng(seed)), build_unet(NETWORK, 1)
+        assert found.config == same.config and found.config | NETWORK == found.config
+        states = [to_numpy(model.conv_in.w).tobytes() for model in (found, same, other)]
+        assert states[0] == states[1] != states[2]
 
 
 @pytest.mark.parametrize("target", [X_0, V])
@@ -205,10 +258,33 @@ def test_kept_frames_end_with_the_image(workers, keep):
         assert (frame == everything[all_times.index(t)]).all()
 
 
+@pytest.mark.parametrize("num_steps, keep", [(1, 1), (7, 1), (7, 3), (9, 3), (50, 7), (50, 49), (50, 50), (4, 50)])
+def test_kept_frames_are_spread_evenly(num_steps, keep):
+    """The numbers of steps from one frame to the next, the first from the start on, differ by at most one."""
+    recipe = replace(RECIPE, num_steps=num_steps, keep=keep)
+    every = frame_times(replace(recipe, keep=num_steps))
+    assert every == [s for _, s in timestep_pairs(50, num_steps)]
+    steps = [every.index(t) + 1 for t in frame_times(recipe)]
+    gaps = np.diff([0, *steps])
+    assert len(steps) == min(keep, num_steps) and steps[-1] == num_steps and np.ptp(gaps) <= 1 and gaps.min() >= 1
+
+
 def test_generation_records_no_graph(workers):
-    """Drawing leaves no gradient behind and needs none."""
-    images(workers, RECIPE, [0])
-    assert all(p.grad is None or not to_numpy(p.grad).any() for p in workers.model.parameters())
+    """While images are drawn an op on a parameter makes no graph: a graph of every step would fill the memory."""
+    made = []
+
+    def guide(model, labels, scale):
+        eps_fn = classifier_free(model, labels, scale)
+
+        def watched(x_t, t):
+            made.append((model.conv_in.w * 1.0).requires_grad)
+            return eps_fn(x_t, t)
+
+        return watched
+
+    assert (workers.model.conv_in.w * 1.0).requires_grad
+    images(workers, replace(RECIPE, guide=guide), [0])
+    assert made == [False] * 4 and (workers.model.conv_in.w * 1.0).requires_grad
 
 
 @pytest.mark.skipif(backend_name() != "numpy", reason="worker processes share host memory")
@@ -253,6 +329,20 @@ def test_an_image_that_is_no_picture_ends_the_drawing(wrong):
     next(drawn)
     with pytest.raises(TinydiffError, match=r"scale=1e\+06: the network draws NaN or infinity"):
         next(drawn)
+
+
+@pytest.mark.parametrize("place", [(-1, 0, 0, 0, 0), (-1, 2, 3, 3, 0)])
+def test_one_pixel_that_is_no_number_is_enough(place):
+    """In any image of the last frame, whatever the frames before it are: the check is of what is returned."""
+    frames = np.zeros((2, 3, 4, 4, 1), np.float32)
+    frames[place] = np.nan
+
+    class Workers:
+        def map(self, _, jobs):
+            yield frames
+
+    with pytest.raises(TinydiffError, match="the network draws NaN or infinity"):
+        next(generate(Workers(), replace(RECIPE, at_once=3), [0, 1, 2], 0))
 
 
 def test_a_recipe_may_draw_more_at_once(workers):
