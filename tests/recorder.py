@@ -118,14 +118,14 @@ class LabelIsNoise(Module):
         return Tensor(0 * x_t + np.asarray(labels, np.float32))
 
 
-def note_network(program, notes, patch, name):
-    """`name`(config, seed) of the program, which makes its network, makes a LabelIsNoise; the arguments are noted."""
+def note_network(names, notes, patch, name):
+    """`name`(config, seed) among these names makes a LabelIsNoise, not the program's network; the config is noted."""
 
     def build(config, seed):
         notes.add(network=config)
         return LabelIsNoise(config.get("num_classes"), seed)
 
-    patch.setitem(program.names, name, build)
+    patch.setitem(names, name, build)
 
 
 def note_trained(program, notes, patch, num_classes=10, size=4):

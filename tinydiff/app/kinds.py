@@ -22,7 +22,8 @@ from tinydiff.app import archive, rules
 from tinydiff.app.archive import CheckpointError, Header, Meta, printable
 from tinydiff.app.generate import new_unet
 from tinydiff.app.rules import LINE, Rule, items, maybe, number, old, one_of, whole
-from tinydiff.data import NAMES
+from tinydiff.backend import TinydiffError
+from tinydiff.data import NAMES, Dataset
 from tinydiff.diffusion.targets import TARGETS
 from tinydiff.nn import Module
 from tinydiff.train import METRICS, NUM_BUCKETS
@@ -118,6 +119,7 @@ TRAIN = {  # the settings of TrainConfig
 PRECISION = old(one_of("float32", "tf32", "bf16"))
 PROGRESS = {"step": whole(0), "num_steps": whole(1)}
 DATA = {"name": LINE, "num": whole(1, 500_000), "image_shape": items(whole(1, 256), 3, 3)}
+DATA["classes"] = old(maybe(items(LINE, 1, 1000)))
 BETA = Rule(
     "beta_0 = 0 and beta_1..beta_T between 0 and 1, float64",
     lambda a, _: a.dtype.str[1:] == "f8" and a.ndim == 1 and len(a) > 1 and a[0] == 0 and ((a > 0) & (a < 1))[1:].all(),
@@ -144,6 +146,30 @@ def fits_pictures(config: dict[str, Any], data: dict[str, Any]) -> bool:
     return known and not height % multiple and not width % multiple and channels == config["in_channels"]
 
 
+def data_settings(dataset: Dataset) -> dict[str, Any]:
+    """What a checkpoint contains about the data set that its network was trained on."""
+    classes = None if dataset.labels is None else [*dataset.classes]
+    settings = {"name": dataset.name, "source": dataset.source, "num": len(dataset), "classes": classes}
+    return settings | {"image_shape": [*image_shape(dataset)]}
+
+
+def image_shape(dataset: Dataset) -> tuple[int, int, int]:
+    """The shape of one x_0: (H, W, C)."""
+    return (*dataset.images.shape[1:], 1)[:3]
+
+
+def check_data(settings: dict[str, Any]) -> None:
+    """Raise TinydiffError for a data set that no checkpoint may describe, because its run could not be resumed."""
+    for name, rule in DATA.items():
+        if not rule.fits(settings[name]):
+            raise TinydiffError(f"the data set has {name} = {printable(repr(settings[name]))}; it must be {rule.what}")
+
+
+def fits_classes(config: dict[str, Any], classes: list[str] | None) -> bool:
+    """Whether there is a name for each class; old checkpoints, and networks without classes, need no names."""
+    return classes is None or config["num_classes"] in (None, len(classes))
+
+
 def run_of(
     name: str, make: Callable[[Meta, Any], Module], settings: dict[str, Any], unet: Callable, *more: Rule
 ) -> Kind:
@@ -152,11 +178,13 @@ def run_of(
     unet(meta) -> the settings of its U-Net.
     """
     settings = PROGRESS | {"num_workers": whole(1), "precision": PRECISION, "train": TRAIN, "data": DATA} | settings
+    settings |= {"flip": old(one_of(False, True))}
     known = f"28 x 28 with 10 classes for {', '.join(NAMES[1:])}"
     pictures = f"data.image_shape must be a size that the network can draw, and {known}"
     together = (
         Rule("step must be at most num_steps", lambda meta: meta["step"] <= meta["num_steps"]),
         Rule(pictures, lambda meta: fits_pictures(unet(meta), meta["data"])),
+        Rule("data.classes must name each class", lambda meta: fits_classes(unet(meta), meta["data"].get("classes"))),
     )
     tables = {"schedule/beta": BETA, "metrics": rows(len(METRICS))}
     return Kind(name, settings, {("ema/", "weights/", "adam_m/", "adam_v/"): make}, tables, together + more)

@@ -10,6 +10,13 @@ from tinydiff.diffusion import Schedule, timestep_pairs
 from tinydiff.train import TrainConfig
 
 WORDS = "--sample-steps=3"
+NETWORK = {
+    "in_channels": 1,
+    "base_channels": 32,
+    "channel_mults": [1, 2, 2],
+    "attention_levels": [],
+    "num_classes": 10,
+}
 
 
 def stand_ins(program, notes, patch):
@@ -20,8 +27,8 @@ def stand_ins(program, notes, patch):
 
     def load_if_there(path, kind):
         notes.add(asked_for=(str(path), kind))
-        model, data = {"base_channels": 32, "num_classes": 10}, {"name": "glyphs", "source": "a source", "num": 30}
-        meta = {"model": model, "data": data, "train": asdict(TrainConfig()), "num_workers": 5}
+        data = {"name": "glyphs", "source": "a source", "num": 30, "image_shape": [8, 8, 1], "classes": [*"0123456789"]}
+        meta = {"model": NETWORK, "data": data, "train": asdict(TrainConfig()), "num_workers": 5}
         return {"schedule/beta": Schedule.linear().beta}, meta
 
     patch.setattr(run, "run", run_of_no_steps)
@@ -30,7 +37,7 @@ def stand_ins(program, notes, patch):
     patch.setattr(training, "restore", lambda state, path, *_: notes.add(restored=str(path)))
     patch.setattr(checkpoint, "set_aside", lambda path: notes.add(set_aside=str(path)))
     note_data(notes, patch, vars(run))
-    note_network(program, notes, patch, "build_unet")
+    note_network(vars(program.names["job"]), notes, patch, "build_unet")
     note_sampler(notes, patch, vars(generate))
     note_pictures(notes, patch)
 
@@ -132,7 +139,7 @@ ROWS = {
     "--channels": (
         "",
         "--channels=8",
-        {"network": ({"base_channels": 32, "num_classes": 10}, {"base_channels": 8, "num_classes": 10})},
+        {"network": (NETWORK, NETWORK | {"base_channels": 8})},
     ),
     # Of weights, data and noise; the pictures always start from the same noise.
     "--seed": ("", "--seed=1", {**BATCH, **NOISE, "config.seed": (0, 1), "data_seed": (0, 1), "weights": DIFFERS}),
