@@ -241,7 +241,7 @@ def readings(path, workers, images, labels, classes):
 
 def picture_blocks(pool, schedule, dataset, fill_in, known, steps, seed):
     """Yield (title, row labels, rows of images (SHOWN, H, W, C)) for each block.  Each class has one digit."""
-    first = [np.flatnonzero(dataset.labels == k)[:1] for k in range(len(dataset.classes))]
+    first = [np.flatnonzero(dataset.known_labels() == k)[:1] for k in range(len(dataset.classes))]
     x_0, _ = dataset.batch(np.resize(np.concatenate(first), SHOWN))
     masked = np.where(known, x_0, np.float32(0.25))
     filled = [edit(pool, fill_in, x_0, f"picture: filled in {i}", seed + i) for i in (1, 2, 3)]

@@ -5,7 +5,7 @@
     training     algorithm 1 (tinydiff/train.py) on all workers, saved, drawn from and stopped by app/run.py
     pictures     run_pictures.py, drawn with the average of the weights
 
-Read next: run_pictures.py.
+The run is saved on the way.  Ctrl-C, SIGTERM and SIGHUP save and end it.  Read next: run_pictures.py.
 """
 
 from dataclasses import asdict, replace
@@ -17,7 +17,6 @@ from run_pictures import final_pictures, grid
 from tinydiff.app import checkpoint, cli, kinds, networks, run, training
 from tinydiff.app.generate import Recipe, build_unet, check_steps
 from tinydiff.app.outputs import own_folder
-from tinydiff.app.training import data_settings, image_shape
 from tinydiff.backend import backend_name
 from tinydiff.data import Dataset
 from tinydiff.diffusion import Schedule
@@ -45,6 +44,7 @@ def train(
     ranks,
     load,
     out,
+    cost,
     *,
     steps=None,
     minutes=None,
@@ -60,7 +60,6 @@ def train(
     sample_every=250,
     sample_steps=Recipe.num_steps,
     scale=Recipe.scale,
-    cost=False,
 ):
     """Train, and write the checkpoint and the pictures to the folder `out`.
 
@@ -79,7 +78,7 @@ def train(
         plan = resumed_run(ranks, load, saved, wanted, channels, flip)
         workers = run.resumed_workers(saved[1], workers, backend_name())
 
-    config, schedule, shape = plan.config, plan.schedule, image_shape(plan.dataset)
+    config, schedule, shape = plan.config, plan.schedule, plan.dataset.images.shape[1:]
     check_steps(schedule.T, sample_steps=sample_steps)
     run.check_batch(config.batch_size, shape, plan.network["base_channels"], ranks.size)
     recipe = Recipe(schedule, shape, num_steps=sample_steps, scale=scale, target=TARGETS[config.target])
@@ -102,9 +101,9 @@ def new_run(ranks, load, wanted, channels, flip):
     """The Plan of a new run.  `wanted`: the settings of TrainConfig that the user has given."""
     config = replace(TrainConfig(num_steps=run.UNLIMITED) if wanted.get("minutes") else TrainConfig(), **wanted)
     dataset = ranks.broadcast(partial(load, None, config.seed))
-    kinds.check_data(data_settings(dataset))
+    kinds.check_data(kinds.data_settings(dataset))
     num_classes = None if dataset.labels is None else len(dataset.classes)
-    network = networks.default_network(image_shape(dataset), num_classes, channels)
+    network = networks.default_network(dataset.images.shape[1:], num_classes, channels)
     return Plan(config, dataset, Schedule.linear(), network, flip, None)
 
 
@@ -116,7 +115,7 @@ def resumed_run(ranks, load, saved, wanted, channels, flip):
     settings = run.given(base_channels=channels, flip=flip or None)
     checkpoint.check_same({"flip": False} | meta["model"] | meta, settings, settings)
     dataset = ranks.broadcast(partial(load, meta, config.seed))
-    found = data_settings(dataset)
+    found = kinds.data_settings(dataset)
     checkpoint.check_same(meta["data"], found, [name for name in meta["data"] if name != "source"])
     return Plan(config, dataset, Schedule(arrays["schedule/beta"]), meta["model"], meta.get("flip", False), saved)
 

@@ -75,7 +75,7 @@ def ends(schedule, shape, label, steps, scale, seed, model, eta):
     step, pairs = partial(ddim_step, schedule, eta=eta, clip=True), timestep_pairs(schedule.T, steps)
     with no_grad():
         *_, (_, x_0, _) = sample(step, eps_fn, pairs, x_T, default_rng("way", seed))
-    return np.clip(to_numpy(x_0), -1, 1)
+    return to_numpy(x_0)  # the x_0_hat of the last step, which is clipped
 
 
 if __name__ == "__main__":

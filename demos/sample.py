@@ -82,7 +82,7 @@ def main(
     columns = max(1, min(COLUMNS, -(-num // len(labels))))
     guided = "no labels" if classes is None else f"guidance {scale:g}"
     title = f"{meta['data']['name']}, {cli.counted(meta['step'], 'step')}, {sampler} {steps}, {guided}"
-    names = [""] if classes is None else class_names(meta["data"]["name"], classes)
+    names = [""] if classes is None else class_names(meta["data"], classes)
     pictures, row_labels, shown = rows_by_label(images, image_labels if classes else [0] * num, names, columns)
     plots.save_grid(out, pictures, columns=columns, title=title, row_labels=row_labels)
     print(f"{cli.counted(num, 'image')}: {out}" + (f", which shows {shown:,} of them" if shown < num else ""))

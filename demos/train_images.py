@@ -1,16 +1,16 @@
 """Train a diffusion model on your own pictures and draw samples from it: a folder, an array, CIFAR-10 or sprites.
 
-    python demos/train_images.py sprites                 small colour pictures that are drawn on this machine
+    python demos/train_images.py sprites             small colour pictures, drawn on this machine
     python demos/train_images.py photos/ --size 32 --flip
     python demos/train_images.py arrays.npz --minutes 60
     python demos/train_images.py cifar10 --data-dir DIR --flip
     python demos/train_images.py photos/ --size 32 --flip --resume
 
 DATA is the name of a data set, a folder of pictures, whose subfolders are the classes, if there are any, or an .npz
-file with `images` (N, H, W) or (N, H, W, C), uint8, and, if there are classes, `labels` (N,).  Pictures without classes
-are trained and drawn without labels and without guidance.  The network has three levels for pictures of 16 to 32
-pixels, and four levels with attention for 64.  The run prints what a step takes, and writes to --out what train_mnist.py
-writes.  Read next: job.py.
+file with `images` (N, H, W) or (N, H, W, C), uint8, and, if there are classes, `labels` (N,).  Pictures without
+classes are trained and drawn without labels and without guidance.  The network has three levels for pictures of 16 to
+32 pixels, and four levels with attention for 64.  The run prints what a step takes, and writes to --out what
+train_mnist.py writes.  Ctrl-C, SIGTERM and SIGHUP save and end the run.  Read next: job.py.
 """
 
 from functools import partial
@@ -41,7 +41,7 @@ def main(
     out = ranks.broadcast(partial(own_folder, out, *job.FILES))
     workers = workers or (ranks.size if parallel == "mpi" else None)
     load = partial(load_pictures, data, size, data_dir, num_images)
-    job.train(ranks, load, out, workers=workers, cost=True, **options)
+    job.train(ranks, load, out, cost=True, workers=workers, **options)
     if ranks.rank == 0:
         print(f"next: {cli.command(Path(__file__).with_name('sample.py'), out / 'checkpoint.npz')}")
 

@@ -40,7 +40,8 @@ def main(
     ranks = cli.start(backend, precision, parallel, plain)
     out = ranks.broadcast(partial(own_folder, out, *job.FILES))
     workers = workers or (ranks.size if parallel == "mpi" else None)
-    job.train(ranks, partial(load_digits, data, data_dir, num_images), out, workers=workers, **options)
+    load = partial(load_digits, data, data_dir, num_images)
+    job.train(ranks, load, out, cost=False, workers=workers, **options)
     if ranks.rank == 0:
         print(f"next: {cli.command(Path(__file__).with_name('sample.py'), out / 'checkpoint.npz')}")
 

@@ -40,7 +40,7 @@ CLASSES = ("up", "down", "flat")
 
 def random_pictures(num, rng, side=8):
     """A data set of pure noise in three classes."""
-    images = rng.integers(0, 256, (num, side, side), dtype=np.uint8)
+    images = rng.integers(0, 256, (num, side, side, 1), dtype=np.uint8)
     return Dataset("noise", images, rng.integers(0, 3, num).astype(np.uint8), "noise", CLASSES)
 
 
@@ -62,8 +62,8 @@ def test_a_shift_moves_each_picture_by_its_own_displacement(seed, n, height, wid
 
 def test_a_batch_is_its_steps_own_rows_displaced(rng):
     """Labels stay with their pictures, and each of the 25 displacements occurs about equally often."""
-    images = np.zeros((500, 9, 9), np.uint8)
-    images[:, 4, 4] = np.arange(500) % 250 + 1  # one pixel, as bright as the label says
+    images = np.zeros((500, 9, 9, 1), np.uint8)
+    images[:, 4, 4, 0] = np.arange(500) % 250 + 1  # one pixel, as bright as the label says
     dataset = Dataset("dots", images, (np.arange(500) % 250).astype(np.uint8), "dots", ("dot",) * 250)
     config = ClassifierConfig(batch_size=400, seed=3)
     batches = [draw_moved_batch(dataset, config, step) for step in range(5)]
@@ -155,8 +155,8 @@ def test_a_noisy_batch_is_its_steps_own_rows_noised(rng):
     Nothing is displaced, labels stay with their pictures and are never dropped, and t is uniform in 1..T.
     """
     schedule, config = Schedule([0.2, 0.5, 0.9, 0.99]), ClassifierConfig(batch_size=400, seed=3)
-    images = np.zeros((500, 6, 6), np.uint8)
-    images[:, 0, 0] = np.arange(500) % 2 * 255  # a corner that the label names
+    images = np.zeros((500, 6, 6, 1), np.uint8)
+    images[:, 0, 0, 0] = np.arange(500) % 2 * 255  # a corner that the label names
     dataset = Dataset("dots", images, (np.arange(500) % 2).astype(np.uint8), "dots", ("off", "on"))
     batches = [draw_noisy_batch(schedule, dataset, config, step) for step in range(5)]
     x, t, labels = (np.concatenate([to_numpy(batch[name]) for batch in batches]) for name in ("x", "t", "labels"))

@@ -23,7 +23,7 @@ from tinydiff.train import METRICS, TrainConfig, TrainingError
 pytestmark = pytest.mark.program
 
 NETWORK = {"base_channels": 8, "channel_mults": [1, 2], "num_heads": 2, "num_groups": 4, "num_classes": 3}
-DATA = Dataset("blank", np.zeros((4, 8, 8), np.uint8), np.zeros(4, np.uint8), "blank", ("a", "b", "c"))
+DATA = Dataset("blank", np.zeros((4, 8, 8, 1), np.uint8), np.zeros(4, np.uint8), "blank", ("a", "b", "c"))
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ NETWORK = {"base_channels": 8, "channel_mults": [1, 2], "num_heads": 2, "num_gro
 
 @pytest.fixture
 def data():
-    return Dataset("blank", np.zeros((4, 8, 8), np.uint8), np.zeros(4, np.uint8), "blank", ("a", "b", "c"))
+    return Dataset("blank", np.zeros((4, 8, 8, 1), np.uint8), np.zeros(4, np.uint8), "blank", ("a", "b", "c"))
 
 
 @pytest.fixture
@@ -59,6 +59,7 @@ def test_a_checkpoint_draws_with_its_averaged_weights(tmp_path, data, run):
         "source": "blank",
         "num": 4,
         "image_shape": [8, 8, 1],
+        "classes": ["a", "b", "c"],
     }
 
 

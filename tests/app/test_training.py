@@ -234,8 +234,8 @@ def test_a_checkpoint_says_what_it_was_trained_on(tmp_path):
     save(state, tmp_path / "a.npz", wide, SCHEDULE, 3)
     arrays, meta = checkpoint.load(tmp_path / "a.npz")
     x_0, _ = wide.batch(np.array([0]))
-    words = {"name": "noise", "source": "random pixels", "num": 50, "classes": [*"0123456789"]}
-    assert meta["data"] == words | {"image_shape": [*x_0.shape[1:]]}
+    named = {"name": "noise", "source": "random pixels", "num": 50, "classes": list("0123456789")}
+    assert meta["data"] == named | {"image_shape": [*x_0.shape[1:]]}
     assert saved_config(meta) == CONFIG and meta["model"] == state.model.config
     assert (meta["kind"], meta["step"], meta["num_steps"], meta["num_workers"]) == ("diffusion", 0, 6, 3)
     np.testing.assert_array_equal(arrays["schedule/beta"], SCHEDULE.beta)

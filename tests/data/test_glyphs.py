@@ -131,7 +131,7 @@ def test_labels_are_uniform(digits):
 def test_pictures_are_white_ink_on_black_with_soft_edges(digits):
     """Black at the rim, white in every digit, and some but few greys between: anti-aliased, not blurred."""
     images = digits[0].images
-    assert (images.shape, images.dtype) == ((10_000, 28, 28), np.uint8)
+    assert (images.shape, images.dtype) == ((10_000, 28, 28, 1), np.uint8)
     rim = np.concatenate(
         [images[:, [0, -1]].reshape(len(images), -1), images[:, :, [0, -1]].reshape(len(images), -1)], 1
     )

@@ -17,7 +17,7 @@ def test_auto_is_mnist_where_it_is_found(sets, folders, put, name):
     put(folders["cache"] / "mnist", sets["mnist"][1])
     said = []
     dataset = data.load(name, "test", say=said.append)
-    np.testing.assert_array_equal(dataset.images, sets["mnist"][0][FILES["test"][0]])
+    np.testing.assert_array_equal(dataset.images[..., 0], sets["mnist"][0][FILES["test"][0]])
     assert dataset.name == "mnist"
     assert not said
 

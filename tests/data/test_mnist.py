@@ -32,7 +32,7 @@ def test_the_files_come_back_bit_for_bit(sets, folders, put, name, split):
     arrays, files = sets[name]
     put(folders["data_dir"], files)
     dataset = load_mnist(name, split, folders["data_dir"], print)
-    np.testing.assert_array_equal(dataset.images, arrays[FILES[split][0]])
+    np.testing.assert_array_equal(dataset.images[..., 0], arrays[FILES[split][0]])
     np.testing.assert_array_equal(dataset.labels, arrays[FILES[split][1]])
     assert dataset.name == name
     assert str(folders["data_dir"]) in dataset.source
@@ -80,7 +80,7 @@ def test_the_content_decides_whether_a_file_is_packed(sets, folders, put, spelli
     put(folders["data_dir"], content)
     for split in FILES:
         dataset = load_mnist("mnist", split, folders["data_dir"], print)
-        np.testing.assert_array_equal(dataset.images, arrays[FILES[split][0]])
+        np.testing.assert_array_equal(dataset.images[..., 0], arrays[FILES[split][0]])
         np.testing.assert_array_equal(dataset.labels, arrays[FILES[split][1]])
 
 
@@ -111,7 +111,7 @@ def test_a_set_is_known_by_its_hash_where_both_share_a_folder_tree(sets, folders
     put(folders["data_dir"] / "fashion", sets["fashion"][1])
     for name in NAMES:
         found = load_mnist(name, "train", folders["data_dir"], print)
-        np.testing.assert_array_equal(found.images, sets[name][0][FILES["train"][0]])
+        np.testing.assert_array_equal(found.images[..., 0], sets[name][0][FILES["train"][0]])
 
 
 @pytest.mark.parametrize("sub", ["", "fashion"])
@@ -137,7 +137,7 @@ def test_another_sets_file_is_passed_over_where_it_was_only_looked_for(sets, fol
         load_mnist("fashion", "test", None, print)
     put(folders["cache"] / "fashion", sets["fashion"][1])
     found = load_mnist("fashion", "test", None, print)
-    np.testing.assert_array_equal(found.images, sets["fashion"][0][FILES["test"][0]])
+    np.testing.assert_array_equal(found.images[..., 0], sets["fashion"][0][FILES["test"][0]])
 
 
 @pytest.mark.parametrize(("file", "taken_for"), [(FILES["test"][0], FILES["train"][0]), FILES["train"]])
@@ -299,7 +299,7 @@ def test_without_a_cache_the_data_are_downloaded_for_one_run(sets, folders, mirr
     mirror.files = {f"/{file}": data for file, data in files.items()}
     monkeypatch.setitem(RELEASES, "mnist", RELEASES["mnist"]._replace(urls=(mirror.url,)))
     dataset = load_mnist("mnist", "train", None, said.append)
-    np.testing.assert_array_equal(dataset.images, arrays[FILES["train"][0]])
+    np.testing.assert_array_equal(dataset.images[..., 0], arrays[FILES["train"][0]])
     assert dataset.source == "MNIST (train split) downloaded and not kept"
     reason = {"a file in its place": "Not a directory", "no home": "no home folder"}.get(cache, "Permission denied")
     assert len(said) == 2 and all("for this run only" in text and reason in text for text in said)
@@ -338,7 +338,7 @@ def test_a_download_lands_in_the_cache_and_is_found_there(sets, folders, mirror,
     monkeypatch.setitem(RELEASES, "fashion", RELEASES["fashion"]._replace(urls=(mirror.url,)))
     for _ in range(2):
         dataset = load_mnist("fashion", "train", None, print)
-        np.testing.assert_array_equal(dataset.images, arrays[FILES["train"][0]])
+        np.testing.assert_array_equal(dataset.images[..., 0], arrays[FILES["train"][0]])
         assert mirror.asked == [f"/{file}" for file in FILES["train"]]
     assert sorted(p.name for p in (folders["cache"] / "fashion").iterdir()) == sorted(FILES["train"])
 
@@ -372,5 +372,5 @@ def test_the_real_files_have_the_hashes_in_the_table():
     """The published MNIST passes its own check: 60,000 and 10,000 images, digits 0 to 9."""
     for split, num in (("train", 60_000), ("test", 10_000)):
         dataset = load_mnist("mnist", split, Path(REAL), print)
-        assert dataset.images.shape == (num, 28, 28)
+        assert dataset.images.shape == (num, 28, 28, 1)
         assert set(dataset.labels) == set(range(10))

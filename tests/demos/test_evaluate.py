@@ -103,7 +103,7 @@ def test_the_seed_decides_everything(demo, trained):
 
 def test_the_references_are_the_datas_own(demo):
     """gzip of noise is 8 bits/dim and of one grey next to 0; L_T and L_0 are those of every pixel of every image."""
-    noise = default_rng(0).integers(0, 256, (50, 28, 28), dtype=np.uint8)
+    noise = default_rng(0).integers(0, 256, (50, 28, 28, 1), dtype=np.uint8)
     for images, low, high in ((noise, 8.0, 8.01), (np.full_like(noise, 37), 0.0, 0.02)):
         data = Dataset("x", images, np.zeros(50, np.uint8), "x", ("x",))
         x_0, _ = data.batch(np.arange(50))

@@ -83,9 +83,14 @@ def test_a_large_request_has_a_picture_of_bounded_size(load_demo):
 
 def test_the_names_of_the_rows_are_those_of_the_data_set():
     """Digits, clothes, and numbers for a data set that is not built in."""
-    assert class_names("mnist", 10) == class_names("glyphs", 10) == list("0123456789")
-    assert class_names("fashion", 10)[9] == "Ankle boot" and class_names("mine", 3) == ["0", "1", "2"]
-    assert class_names("fashion", 3) == ["0", "1", "2"]
+    assert class_names({"name": "mnist"}, 10) == class_names({"name": "glyphs"}, 10) == list("0123456789")
+    assert class_names({"name": "fashion"}, 10)[9] == "Ankle boot" and class_names({"name": "mine"}, 3) == [
+        "0",
+        "1",
+        "2",
+    ]
+    assert class_names({"name": "fashion"}, 3) == ["0", "1", "2"]
+    assert class_names({"name": "mine", "classes": ["a", "b", "c"]}, 3) == ["a", "b", "c"]
 
 
 def test_a_network_without_classes_takes_no_labels(load_demo, tmp_path, capsys):

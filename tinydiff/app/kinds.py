@@ -118,8 +118,12 @@ TRAIN = {  # the settings of TrainConfig
 }
 PRECISION = old(one_of("float32", "tf32", "bf16"))
 PROGRESS = {"step": whole(0), "num_steps": whole(1)}
-DATA = {"name": LINE, "num": whole(1, 500_000), "image_shape": items(whole(1, 256), 3, 3)}
-DATA["classes"] = old(maybe(items(LINE, 1, 1000)))
+DATA = {
+    "name": LINE,
+    "num": whole(1, 500_000),
+    "image_shape": items(whole(1, 256), 3, 3),
+    "classes": old(items(LINE, 0, 1000)),  # the names, in the order of the labels
+}
 BETA = Rule(
     "beta_0 = 0 and beta_1..beta_T between 0 and 1, float64",
     lambda a, _: a.dtype.str[1:] == "f8" and a.ndim == 1 and len(a) > 1 and a[0] == 0 and ((a > 0) & (a < 1))[1:].all(),
@@ -146,16 +150,16 @@ def fits_pictures(config: dict[str, Any], data: dict[str, Any]) -> bool:
     return known and not height % multiple and not width % multiple and channels == config["in_channels"]
 
 
+def fits_classes(config: dict[str, Any], data: dict[str, Any]) -> bool:
+    """Whether each class of a U-Net has a name.  A network without classes may be trained on labelled pictures."""
+    num, names = config["num_classes"], data.get("classes")
+    return num is None or names is None or len(names) == num
+
+
 def data_settings(dataset: Dataset) -> dict[str, Any]:
     """What a checkpoint contains about the data set that its network was trained on."""
-    classes = None if dataset.labels is None else [*dataset.classes]
-    settings = {"name": dataset.name, "source": dataset.source, "num": len(dataset), "classes": classes}
-    return settings | {"image_shape": [*image_shape(dataset)]}
-
-
-def image_shape(dataset: Dataset) -> tuple[int, int, int]:
-    """The shape of one x_0: (H, W, C)."""
-    return (*dataset.images.shape[1:], 1)[:3]
+    settings = {"name": dataset.name, "source": dataset.source, "num": len(dataset), "classes": [*dataset.classes]}
+    return settings | {"image_shape": [*dataset.images.shape[1:]]}
 
 
 def check_data(settings: dict[str, Any]) -> None:
@@ -163,11 +167,6 @@ def check_data(settings: dict[str, Any]) -> None:
     for name, rule in DATA.items():
         if not rule.fits(settings[name]):
             raise TinydiffError(f"the data set has {name} = {printable(repr(settings[name]))}; it must be {rule.what}")
-
-
-def fits_classes(config: dict[str, Any], classes: list[str] | None) -> bool:
-    """Whether there is a name for each class; old checkpoints, and networks without classes, need no names."""
-    return classes is None or config["num_classes"] in (None, len(classes))
 
 
 def run_of(
@@ -184,7 +183,7 @@ def run_of(
     together = (
         Rule("step must be at most num_steps", lambda meta: meta["step"] <= meta["num_steps"]),
         Rule(pictures, lambda meta: fits_pictures(unet(meta), meta["data"])),
-        Rule("data.classes must name each class", lambda meta: fits_classes(unet(meta), meta["data"].get("classes"))),
+        Rule("data.classes must name each class", lambda meta: fits_classes(unet(meta), meta["data"])),
     )
     tables = {"schedule/beta": BETA, "metrics": rows(len(METRICS))}
     return Kind(name, settings, {("ema/", "weights/", "adam_m/", "adam_v/"): make}, tables, together + more)

@@ -18,7 +18,8 @@ from tinydiff.backend import TinydiffError, backend_name
 from tinydiff.train import Training, gradients_of
 
 LOWEST, ATTENDED = 8, 16  # sides of the lowest maps, and of the largest map with attention
-COPIES = 5  # of each parameter: weight, gradient, average and Adam's two moments
+COPIES = 4  # of each parameter: weight, average and Adam's two moments
+FEW = 8  # pictures that memory is measured with
 
 
 def default_network(image_shape: tuple[int, ...], num_classes: int | None, channels: int | None = None) -> dict:
@@ -53,19 +54,18 @@ def default_network(image_shape: tuple[int, ...], num_classes: int | None, chann
 def cost(state: Training) -> str:
     """A sentence on what a step takes: its time, measured by some gradients, and on the CPU the memory of all workers.
 
-    The memory is that of the parameters, and of one image's activations times the batch size.
+    The memory is that of the parameters, and the peak of a gradient of a few pictures in proportion to the batch size.
     """
     seconds = gradient_seconds(state.gradients, state.losses_of, state.draw, state.config, 2)[-1]
     time = f"a step of {state.config.batch_size} pictures takes about {seconds:.2g} s"
     if backend_name() != "numpy":
         return time
     model: Any = build_unet(state.model.config, 0)
-    peaks = []
-    for n in (1, 2):
-        batch = state.draw(replace(state.config, batch_size=n), 0)
-        tracemalloc.start()
-        gradients_of(model, state.losses_of, batch)
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-    numbers = COPIES * 4 * model.num_parameters() + (peaks[1] - peaks[0]) * state.config.batch_size
+    n = min(FEW, state.config.batch_size)
+    batch = state.draw(replace(state.config, batch_size=n), 0)
+    tracemalloc.start()
+    gradients_of(model, state.losses_of, batch)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    numbers = COPIES * 4 * model.num_parameters() + peak * state.config.batch_size / n
     return f"{time} and {numbers / 1e6:,.0f} MB"

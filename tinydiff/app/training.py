@@ -37,7 +37,12 @@ FEW = 10  # steps: fewer say too little about the speed of a run
 
 
 def diffusion_training(
-    workers: Any, schedule: Schedule, config: TrainConfig, dataset: Dataset, draw: Draw | None = None, flip: bool = False
+    workers: Any,
+    schedule: Schedule,
+    config: TrainConfig,
+    dataset: Dataset,
+    draw: Draw | None = None,
+    flip: bool = False,
 ) -> Training:
     """The state of a new training run of a diffusion model.
 

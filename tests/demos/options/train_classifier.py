@@ -75,7 +75,12 @@ ROWS = {
         "",
         "--noisy",
         {**NOISED, "batch.x": DIFFERS, "x_0": DIFFERS, "printed": DIFFERS, "settings.noisy": (False, True)}
-        | {"network": ({"num_classes": 10, "time": False}, {"num_classes": 10, "time": True})}
+        | {
+            "network": (
+                {"in_channels": 1, "num_classes": 10, "time": False},
+                {"in_channels": 1, "num_classes": 10, "time": True},
+            )
+        }
         | {"saved_beta": (None, Schedule.linear().beta)},
     ),
     "--out": (

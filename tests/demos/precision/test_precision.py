@@ -171,7 +171,7 @@ def test_small_digits_are_means_of_2_by_2(runs):
     """14x14, each pixel the mean of four of the data set, with the same labels."""
     small, digits = runs.small_digits(20, 3), load("glyphs", num=20, seed=3)
     fours = [digits.images[:, i::2, j::2].astype(float) for i in (0, 1) for j in (0, 1)]
-    assert small.images.shape == (20, 14, 14) and np.abs(small.images - sum(fours) / 4).max() < 1
+    assert small.images.shape == (20, 14, 14, 1) and np.abs(small.images - sum(fours) / 4).max() < 1
     np.testing.assert_array_equal(small.labels, digits.labels)
 
 

@@ -264,8 +264,11 @@ def test_images_come_in_the_order_of_their_labels_and_are_clipped(captions):
     np.testing.assert_allclose(
         images, np.broadcast_to(np.reshape([0.1, 1, 0.3], (3, 1, 1, 1)), images.shape), atol=1e-4
     )
-    frames = [frames[-1] for frames in generate(levels, recipe, [1, 20, 3], 0)]
-    np.testing.assert_array_equal(images, np.clip(np.concatenate(frames), -1, 1))
+    recipe = replace(recipe, guide=lambda model, labels, scale: lambda x_t, t: x_t / 3)  # now noise makes the picture
+    frames = [frames[-1] for frames in generate(levels, recipe, [1, 20, 3], 7)]
+    np.testing.assert_array_equal(
+        captions.draw_images(levels, recipe, [1, 20, 3], 7), np.clip(np.concatenate(frames), -1, 1)
+    )
 
 
 def test_a_bad_prompt_or_checkpoint_is_one_message_and_exit_code_2(trained, tmp_path, monkeypatch, capsys):
