@@ -99,7 +99,6 @@ def trained(task, _, run):
             before = [p.data.copy() for p in state.parameters]
         for p, average in zip(state.parameters, state.ema.average):
             p.data[...] = average
-        mark_written(state.parameters)
         _round(state, run)
         digits = drawn(task, model)
     return Result(np.array([row[0] for row in state.rows]), np.array(moved), before, digits)
