@@ -192,7 +192,7 @@ def test_a_batch_that_no_memory_holds_is_refused_before_training(load_demo, monk
     if name == "latent":
         monkeypatch.setattr(demo, "load_kind", lambda *_: ({}, {}))
     with pytest.raises(TinydiffError, match="--batch-size 1000000000000: "):
-        demo.main(batch_size=10**12, out="out")
+        demo.main(*FOLDERS[name][0], batch_size=10**12, out="out")
     if name == "train_mnist" and backend_name() == "numpy":
         monkeypatch.setattr("tinydiff.data.limits.memory", lambda: 40 * 100 * 784 * 32)
         with pytest.raises(AssertionError, match="the work has begun"):
