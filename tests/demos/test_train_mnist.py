@@ -154,7 +154,7 @@ for sys.argv in {[[*map(str, command)] for command in commands]}:
     runpy.run_path(sys.argv[0], run_name="__main__")
 sys.exit(", ".join(name for name in sys.modules if name.startswith("tinydiff.fast")) or 0)
 """
-    environment = {**os.environ, "PYTHONPATH": str(DEMOS.parent)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(DEMOS.parent), str(DEMOS)])}
     command = [sys.executable, "-c", program]
     result = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert result.returncode == 0, result.stderr
@@ -322,6 +322,7 @@ def test_kill_9_at_random_moments_loses_nothing_but_time(tmp_path, kills):
 def test_bad_options_exit_2_without_a_traceback(monkeypatch, capsys, tmp_path, options, message):
     """A user's mistake on the command line is one message and exit code 2."""
     monkeypatch.setattr(sys, "argv", [str(DEMOS / "train_mnist.py"), *OPTIONS, f"--out={tmp_path}", *options])
+    monkeypatch.syspath_prepend(DEMOS)
     with pytest.raises(SystemExit) as end:
         runpy.run_path(sys.argv[0], run_name="__main__")
     err = " ".join(capsys.readouterr().err.split())
