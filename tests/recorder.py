@@ -144,14 +144,14 @@ def note_sampler(notes, patch, *names):
 
     names: the dictionaries in which programs look `sample` up: the program's own names, or vars(a module).
     Noted: the step and its settings; the pairs; x_T; eps_hat of x_T, the first number of each image; a number of the
-    stream that gives the noise.
+    stream that gives the noise of the first image.
     """
 
     def sample(step, eps_fn, pairs, x_T, rng):
         function, settings = what_step(step)
         notes.add(step=function, step_settings=settings, pairs=[*pairs], x_T=to_numpy(x_T))
         eps_hat = to_numpy(eps_fn(x_T, pairs[0][0])).reshape(len(x_T), -1)
-        notes.add(eps_hat=eps_hat[:, 0].tolist(), noise=float(rng.random()))
+        notes.add(eps_hat=eps_hat[:, 0].tolist(), noise=float(rng.random(len(x_T))[0]))
         for _, s in pairs:
             yield s, x_T, x_T
 

@@ -129,7 +129,7 @@ def drawn(task, model):
     pairs = timestep_pairs(task.schedule.T, min(SAMPLE_STEPS, task.schedule.T))
     with no_grad():
         *_, (_, x_0, _) = sample(step, eps_fn, pairs, x_T, default_rng("way", task.config.seed))
-    return np.clip(x_0, -1, 1)
+    return x_0  # the x_0_hat of the last step, which is clipped
 
 
 @dataclass(frozen=True)
