@@ -26,9 +26,10 @@ from tinydiff.app.axes import log_scale
 from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.kinds import EVERY, data_name, data_size
 from tinydiff.app.outputs import file_to_write
+from tinydiff.app.row_rng import row_rng
 from tinydiff.app.trained import load_trained
 from tinydiff.autograd import no_grad
-from tinydiff.backend import TinydiffError, asarray, default_rng, to_numpy
+from tinydiff.backend import TinydiffError, asarray, to_numpy
 from tinydiff.data import load
 from tinydiff.diffusion import Schedule, bound_term, discretized_log_prob, prior_kl, sampled_bound, unconditional
 
@@ -69,7 +70,7 @@ def main(
         x_0, _ = dataset.batch(np.arange(num) * len(dataset) // num)
         print(f"data: {dataset.source}, {num:,} of {len(dataset):,} images")
         term = partial(bound_term, variance=VARIANCES[variance], clip=True)
-        jobs = [(x_0[i : i + SLICE], (seed, i // SLICE)) for i in range(0, num, SLICE)]
+        jobs = [(x_0[i : i + SLICE], (seed, i)) for i in range(0, num, SLICE)]
         parts = []
         with tqdm(total=num, unit="img", dynamic_ncols=True, disable=ranks.rank > 0) as bar:
             for part in pool.map(partial(evaluate_slice, schedule, draws, term), jobs):
@@ -79,13 +80,8 @@ def main(
     times = np.concatenate([t for _, t in parts], 1)
     kind = f"{meta['data']['name']}, {cli.counted(meta['step'], 'step')}, reverse variance {variance}"
     print(f"{kind}\nbits/dim of p(x), no label given: upper bound and standard error")
-    for name, bits in (
-        ("L_T", terms[0]),
-        ("sum of L_{t-1}", terms[1:-1].sum(0)),
-        ("L_0", terms[-1]),
-        ("total", terms.sum(0)),
-    ):
-        mean, error = mean_and_error(bits)
+    parts = parts_of(terms)
+    for name, (mean, error) in parts.items():
         print(f"  {name:15}{mean:#9.4g} +- {error:#.2g}")
     print("for comparison, independent of the network")
     for name, bits, what in references(dataset, x_0, schedule.beta[1]):
@@ -94,14 +90,14 @@ def main(
         with atomic_write(out) as file:
             spent(schedule, terms, times, kind).savefig(file, format="png")
         print(f"where the bits go: {out}")
-    return mean_and_error(terms.sum(0))
+    return parts["total"]
 
 
 def evaluate_slice(schedule, draws, term, model, job):
     """The terms (draws + 2, n) in nats, and the times (draws, n)."""
-    x_0, name = job
+    x_0, (seed, first) = job
     with no_grad():
-        rng = default_rng("likelihood", *name)
+        rng = row_rng("likelihood", seed, rows=range(first, first + len(x_0)))
         terms, t = sampled_bound(schedule, unconditional(model), asarray(x_0), schedule.T, draws, rng, term)
     return to_numpy(terms), t
 
@@ -123,9 +119,14 @@ def references(dataset, x_0, decoder_var):
     yield "L_0", nats @ counts / counts.sum() / math.log(2), explanation
 
 
-def mean_and_error(bits):
-    """Mean over the images, and its standard error, which includes the chance of the images and that of the draws."""
-    return float(bits.mean()), float(bits.std(ddof=1) / len(bits) ** 0.5)
+def parts_of(terms):
+    """{name: (mean, standard error)} of the bound and its parts over the images.  terms: (draws + 2, num).
+
+    The standard error includes the chance of the images and that of the draws.
+    """
+    parts = {"L_T": terms[0], "sum of L_{t-1}": terms[1:-1].sum(0), "L_0": terms[-1], "total": terms.sum(0)}
+    n = terms.shape[1]
+    return {name: (float(bits.mean()), float(bits.std(ddof=1) / n**0.5)) for name, bits in parts.items()}
 
 
 def spent(schedule, terms, times, title):

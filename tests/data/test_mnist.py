@@ -103,7 +103,9 @@ def test_each_file_is_searched_on_its_own(sets, folders, put):
     images, labels = FILES["train"]
     put(folders["cache"], {images: files[images]})
     put(folders["cache"] / "mnist", {labels: files[labels]})
-    np.testing.assert_array_equal(load_mnist("mnist", "train", None, print).labels, arrays[labels])
+    found = load_mnist("mnist", "train", None, print)
+    np.testing.assert_array_equal(found.labels, arrays[labels])
+    assert found.source == f"MNIST (train split) from {folders['cache']}"  # the place of the images
 
 
 def test_a_set_is_known_by_its_hash_where_both_share_a_folder_tree(sets, folders, put):
@@ -187,9 +189,42 @@ def test_a_small_file_that_unpacks_to_a_large_one_is_stopped(sets, folders, put,
         load_mnist("mnist", "train", folders["data_dir"], print)
 
 
-def test_the_largest_file_may_be_as_large_as_it_is():
-    """The limit is the size of the training images: 16 bytes of header and 60,000 pictures of 28x28."""
-    assert module.MOST_BYTES > 47_040_016
+def test_the_largest_file_may_be_as_large_as_it_is(sets, folders, put, monkeypatch):
+    """The limit is above the size of the largest, CIFAR-10's archive with 60,000 rows of 3,073 bytes.  No byte more."""
+    assert module.MOST_BYTES > 60_000 * 3073
+    put(folders["data_dir"], sets["mnist"][1])
+    size = 16 + 40 * 28 * 28
+    monkeypatch.setattr(module, "MOST_BYTES", size)
+    assert len(load_mnist("mnist", "train", folders["data_dir"], print)) == 40
+    monkeypatch.setattr(module, "MOST_BYTES", size - 1)
+    with pytest.raises(DataError, match=f"more than {size - 1:,} bytes"):
+        load_mnist("mnist", "train", folders["data_dir"], print)
+
+
+def test_classes_have_the_names_that_the_authors_gave_their_labels():
+    """Fashion-MNIST's page numbers them so (Xiao et al. 2017, table 2); a digit is its own name."""
+    clothes = "T-shirt/top, Trouser, Pullover, Dress, Coat, Sandal, Shirt, Sneaker, Bag, Ankle boot"
+    assert ", ".join(RELEASES["fashion"].classes) == clothes
+    assert RELEASES["mnist"].classes == tuple("0123456789")
+
+
+def test_a_named_folder_may_begin_with_the_users_home(sets, put, monkeypatch, tmp_path):
+    """~ in a variable or in an option is no folder of that name: a shell expands it in some places only."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    put(tmp_path / "digits", sets["mnist"][1])
+    assert load_mnist("mnist", "train", "~/digits", print).source.endswith(f"from {tmp_path / 'digits'}")
+    monkeypatch.setenv("TINYDIFF_DATA", "~/digits")
+    assert load_mnist("mnist", "train", None, print).source.endswith(f"from {tmp_path / 'digits'}")
+
+
+def test_each_mirror_of_a_set_is_asked_in_its_order(sets, folders, mirror, monkeypatch):
+    """The second where the first has no such file."""
+    mirror.files = {f"/second/{file}": data for file, data in sets["mnist"][1].items()}
+    urls = (f"{mirror.url}first/", f"{mirror.url}second/", f"{mirror.url}third/")
+    monkeypatch.setitem(RELEASES, "mnist", RELEASES["mnist"]._replace(urls=urls))
+    assert len(load_mnist("mnist", "test", None, print)) == 12
+    assert mirror.asked == [f"/{folder}/{file}" for file in FILES["test"] for folder in ("first", "second")]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes with a path")

@@ -13,6 +13,7 @@ from stand_ins import ticks_in_view
 from tiny_runs import save_checkpoint
 
 from tinydiff.app import checkpoint
+from tinydiff.app.row_rng import row_rng
 from tinydiff.app.trained import load_trained
 from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, asarray, backend_name, default_rng, to_numpy
@@ -70,7 +71,7 @@ def run(demo, trained, **options):
 
 @pytest.mark.parametrize("variance", ["beta_tilde", "beta"])
 def test_the_figures_are_the_bound_of_p_of_x(demo, trained, test_set, monkeypatch, capsys, variance):
-    """Mean over the images, slice by slice from its own stream, of the sampled terms without a label, in bits."""
+    """Mean over the images, each from its own stream, of the sampled terms without a label, in bits."""
     monkeypatch.setattr(demo, "SLICE", 4)
     mean, error = run(demo, trained, variance=variance, seed=9)
     x_0, _ = test_set.batch(np.array([0, 8, 17, 25, 34, 42, 51]))  # 7 of 60, evenly spread
@@ -79,11 +80,13 @@ def test_the_figures_are_the_bound_of_p_of_x(demo, trained, test_set, monkeypatc
     term = partial(bound_term, variance=variances[variance], clip=True)
     parts = []
     for i, slice_ in enumerate((x_0[:4], x_0[4:])):
-        rng = default_rng("likelihood", 9, i)
+        rng = row_rng("likelihood", 9, rows=range(4 * i, 4 * i + len(slice_)))
         with no_grad():
             nats, _ = sampled_bound(schedule, unconditional(pool.model), asarray(slice_), 100, 3, rng, term)
         parts.append(to_numpy(nats) / math.log(2))
     bits = np.concatenate(parts, 1)
+    monkeypatch.setattr(demo, "SLICE", 5)  # each image has a stream of its own; only the network rounds otherwise
+    assert run(demo, trained, variance=variance, seed=9) == pytest.approx((mean, error), rel=1e-5)
     expected = {"L_T": bits[0], "sum of L_{t-1}": bits[1:-1].sum(0), "L_0": bits[-1], "total": bits.sum(0)}
     assert (mean, error) == pytest.approx((bits.sum(0).mean(), bits.sum(0).std(ddof=1) / 7**0.5), rel=1e-9)
     printed = capsys.readouterr().out
@@ -159,9 +162,15 @@ def test_the_picture_is_the_bits_of_each_time(demo):
         assert axes.get_xlabel() == "t" and min(map(len, ticks_in_view(axes))) >= 2
 
 
-def test_a_mean_has_its_standard_error(demo):
-    """Of 1, 2, 6: mean 3, standard deviation sqrt(7) of n - 1, and by sqrt(3) that of the mean."""
-    assert demo.mean_and_error(np.array([1.0, 2, 6])) == pytest.approx((3, (7 / 3) ** 0.5))
+def test_the_parts_of_the_bound_have_their_means_and_standard_errors(demo):
+    """First row L_T, last row L_0, between them the sum of the draws.  Of 1, 2, 6 the mean is 3, the standard deviation
+    sqrt(7) of n - 1, and by sqrt(3) that of the mean; the error of the total is that of the totals, not a sum."""
+    terms = np.array([[1.0, 2, 6], [5, 1, 0], [2, 0, 7], [0, 0, 0.5], [6.0, 2, 1]])
+    parts, error = demo.parts_of(terms), (7 / 3) ** 0.5
+    assert parts["L_T"] == pytest.approx((3, error)) and parts["L_0"] == pytest.approx((3, error))
+    assert parts["sum of L_{t-1}"] == pytest.approx((15.5 / 3, np.std([7, 1, 7.5], ddof=1) / 3**0.5))
+    assert parts["total"] == pytest.approx((33.5 / 3, np.std([14, 5, 14.5], ddof=1) / 3**0.5))
+    assert list(parts) == ["L_T", "sum of L_{t-1}", "L_0", "total"]
 
 
 def test_the_printed_references_are_of_this_checkpoint_and_data(demo, trained, test_set, capsys):

@@ -4,6 +4,7 @@ import numpy as np
 from option_rows import BASICS, DIFFERS
 from recorder import note_data, note_network, note_pictures, note_training
 
+from tinydiff.app import checkpoint
 from tinydiff.diffusion import Schedule
 
 WORDS = "--steps=5"
@@ -30,11 +31,12 @@ def stand_ins(program, notes, patch):
         )
         notes.add(saved_errors=errors, saved_beta=None if schedule is None else schedule.beta)
 
+    patch.setattr(checkpoint, "set_aside", lambda path: notes.add(set_aside=str(path)))
     patch.setitem(program.names, "finish", finish)
     patch.setitem(program.names, "read", read)
     patch.setitem(program.names, "save_classifier", save_classifier)
     note_data(notes, patch, program.names)
-    note_network(program, notes, patch, "build_classifier")
+    note_network(program.names, notes, patch, "build_classifier")
     note_pictures(notes, patch)
 
 
@@ -88,6 +90,7 @@ ROWS = {
         "--out=x",
         {
             "saved": ("runs/classifier/checkpoint.npz", "x/checkpoint.npz"),
+            "set_aside": ("runs/classifier/checkpoint.npz", "x/checkpoint.npz"),
             "unfinished": ("runs/classifier/unfinished.npz", "x/unfinished.npz"),
             "save_grid path": ("runs/classifier/misread.png", "x/misread.png"),
             "printed": DIFFERS,
