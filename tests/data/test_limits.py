@@ -1,7 +1,6 @@
 """Laws of what is read and allocated: a size is compared first, and only a regular file is opened."""
 
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 
 from tinydiff.backend import TinydiffError
 from tinydiff.data import limits
-from tinydiff.data.limits import check_memory, check_sides, read_file
+from tinydiff.data.limits import check_memory, read_file
 
 pytestmark = pytest.mark.data
 
@@ -100,21 +99,3 @@ def test_where_the_memory_is_not_known_nothing_is_too_large(monkeypatch, error):
 
     monkeypatch.setattr(limits.os, "sysconf", unknown, raising=False)
     assert limits.memory() == 1 << 62
-
-
-@given(st.integers(1, 300), st.integers(1, 300), st.integers(0, 4))
-def test_sides_that_cannot_be_halved_are_named_with_sides_that_can(height, width, halvings):
-    """Multiples of 2^halvings up to 256 pass; else the sentence has sides that pass, and a square that passes too."""
-    multiple = 2**halvings
-    if height % multiple == width % multiple == 0 and max(height, width) <= 256:
-        return check_sides(height, width, halvings)
-    with pytest.raises(TinydiffError) as error:
-        check_sides(height, width, halvings)
-    found = re.fullmatch(
-        rf"images of {width} x {height}: the network needs sides that are multiples of {multiple} up to 256, "
-        r"such as (\d+) x (\d+); --size (\d+) crops and resizes them", str(error.value))  # fmt: skip
-    w, h, size = map(int, found.groups())
-    check_sides(h, w, halvings)
-    check_sides(size, size, halvings)
-    for side, fit in ((width, w), (height, h)):  # the nearest below, or the least
-        assert fit <= side < fit + multiple or (side > 256 and fit == 256) or (side < multiple == fit)

@@ -24,7 +24,6 @@ from tinydiff.app.generate import new_unet
 from tinydiff.app.rules import LINE, Rule, items, maybe, number, old, one_of, whole
 from tinydiff.backend import TinydiffError
 from tinydiff.data import COLOUR, NAMES, Dataset
-from tinydiff.data.limits import MOST_SIDE
 from tinydiff.diffusion.targets import TARGETS
 from tinydiff.nn import Module
 from tinydiff.train import METRICS, NUM_BUCKETS
@@ -123,7 +122,7 @@ PROGRESS = {"step": whole(0), "num_steps": whole(1)}
 DATA = {
     "name": LINE,
     "num": whole(1, 500_000),
-    "image_shape": items(whole(1, MOST_SIDE), 3, 3),
+    "image_shape": items(whole(1, 256), 3, 3),
     "classes": old(items(LINE, 0, 1000)),  # the names, in the order of the labels
 }
 BETA = Rule(

@@ -11,8 +11,6 @@ from pathlib import Path
 
 from tinydiff.backend import TinydiffError
 
-MOST_SIDE = 256  # pixels
-
 
 def read_file(path: str | os.PathLike, most: int | None = None) -> bytes:
     """Return the content of a regular file.  most: the largest size in bytes; None means the memory of this machine.
@@ -44,17 +42,6 @@ def check_memory(what: str, num_bytes: float) -> None:
     if num_bytes > memory():
         needed, there = (f"{n / 1e9:,.1f} GB" for n in (num_bytes, memory()))
         raise TinydiffError(f"{what}: that needs about {needed} of memory, and this machine has {there}; ask for less")
-
-
-def check_sides(height: int, width: int, halvings: int) -> None:
-    """Raise TinydiffError for images that a network cannot halve so many times, or that no checkpoint can hold."""
-    multiple = 2**halvings
-    fit = [max(multiple, min(side, MOST_SIDE) // multiple * multiple) for side in (width, height)]
-    if fit != [width, height]:
-        rule = (
-            f"the network needs sides that are multiples of {multiple} up to {MOST_SIDE}, such as {fit[0]} x {fit[1]}"
-        )
-        raise TinydiffError(f"images of {width} x {height}: {rule}; --size {min(fit)} crops and resizes them")
 
 
 def memory() -> int:
