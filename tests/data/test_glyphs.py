@@ -218,7 +218,7 @@ def drawn():
         return np.broadcast_to(ramp, x.shape)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(glyphs, "_look_up", look_up)
+        patch.setattr(glyphs, "look_up", look_up)
         patch.setattr(glyphs, "_bend", lambda x, y, uniform: 0)
         images, labels = glyphs._draw(default_rng(0), 800)
     ((index, x, y),) = calls
@@ -314,7 +314,7 @@ def test_a_digit_is_bent_in_both_directions_on_their_own(monkeypatch):
     calls, points = [], []
     bend = glyphs._bend
     monkeypatch.setattr(glyphs, "_bend", lambda *how: calls.append(bend(*how)) or calls[-1])
-    monkeypatch.setattr(glyphs, "_look_up", lambda fields, index, x, y: points.append((x, y)) or 0 * x)
+    monkeypatch.setattr(glyphs, "look_up", lambda fields, index, x, y: points.append((x, y)) or 0 * x)
     glyphs._draw(default_rng(0), 20)
     ((x, y),), (bend_x, bend_y) = points, calls
     assert abs(bend_x - bend_y).max(1).min() > 0.05
