@@ -34,6 +34,7 @@ from tinydiff.app.kinds import load as load_kind
 from tinydiff.app.metrics import share
 from tinydiff.app.outputs import own_folder
 from tinydiff.app.reading import class_probs, read
+from tinydiff.app.row_rng import row_rng
 from tinydiff.app.trained import load_trained
 from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, asarray, default_rng, standard_normal, to_numpy
@@ -123,7 +124,7 @@ class Table(dict):
         print(f"  {name:40}{value}", flush=True)
 
 
-# ------------------------------------------------------------- the edits: f(..., model, (x_0, rng's name)) -> (n, ...)
+# ---------------------------------------- the edits: f(..., model, (x_0, (seed, index of the first x_0))) -> (n, ...)
 
 
 def complete(schedule, known, steps, resample, reader, model, job):
@@ -173,8 +174,8 @@ def decode(schedule, steps, model, x_T):
 
 
 def start(job):
-    x_0, name = job
-    return asarray(x_0), default_rng("edit", *name)
+    x_0, (seed, first) = job
+    return asarray(x_0), row_rng("edit", seed, rows=range(first, first + len(x_0)))
 
 
 def last(states):
@@ -184,10 +185,10 @@ def last(states):
 
 
 def edit(pool, f, x_0, name, seed):
-    """Apply f to all x_0, in slices on all workers.  Each slice has a random stream of its own."""
+    """Apply f to all x_0, in slices on all workers.  Each x_0 has a random stream of its own."""
     parts = []
     with tqdm(total=len(x_0), unit="img", desc=name, dynamic_ncols=True) as bar:
-        for part in pool.map(f, [(x_0[i : i + SLICE], (seed, i // SLICE)) for i in range(0, len(x_0), SLICE)]):
+        for part in pool.map(f, [(x_0[i : i + SLICE], (seed, i)) for i in range(0, len(x_0), SLICE)]):
             parts.append(part)
             bar.update(len(part))
     return np.concatenate(parts)
@@ -241,7 +242,7 @@ def readings(path, workers, images, labels, classes):
 
 def picture_blocks(pool, schedule, dataset, fill_in, known, steps, seed):
     """Yield (title, row labels, rows of images (SHOWN, H, W, C)) for each block.  Each class has one digit."""
-    first = [np.flatnonzero(dataset.labels == k)[:1] for k in range(len(dataset.classes))]
+    first = [np.flatnonzero(dataset.known_labels() == k)[:1] for k in range(len(dataset.classes))]
     x_0, _ = dataset.batch(np.resize(np.concatenate(first), SHOWN))
     masked = np.where(known, x_0, np.float32(0.25))
     filled = [edit(pool, fill_in, x_0, f"picture: filled in {i}", seed + i) for i in (1, 2, 3)]

@@ -26,9 +26,10 @@ from tinydiff.app.axes import log_scale
 from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.kinds import data_name
 from tinydiff.app.outputs import file_to_write
+from tinydiff.app.row_rng import row_rng
 from tinydiff.app.trained import load_trained
 from tinydiff.autograd import no_grad
-from tinydiff.backend import TinydiffError, asarray, default_rng, to_numpy
+from tinydiff.backend import TinydiffError, asarray, to_numpy
 from tinydiff.data import load
 from tinydiff.diffusion import Schedule, bound_term, discretized_log_prob, prior_kl, sampled_bound, unconditional
 
@@ -67,7 +68,7 @@ def main(
         x_0, _ = dataset.batch(np.arange(num) * len(dataset) // num)
         print(f"data: {dataset.source}, {num:,} of {len(dataset):,} images")
         term = partial(bound_term, variance=VARIANCES[variance], clip=True)
-        jobs = [(x_0[i : i + SLICE], (seed, i // SLICE)) for i in range(0, num, SLICE)]
+        jobs = [(x_0[i : i + SLICE], (seed, i)) for i in range(0, num, SLICE)]
         parts = []
         with tqdm(total=num, unit="img", dynamic_ncols=True, disable=ranks.rank > 0) as bar:
             for part in pool.map(partial(evaluate_slice, schedule, draws, term), jobs):
@@ -97,9 +98,9 @@ def main(
 
 def evaluate_slice(schedule, draws, term, model, job):
     """The terms (draws + 2, n) in nats, and the times (draws, n)."""
-    x_0, name = job
+    x_0, (seed, first) = job
     with no_grad():
-        rng = default_rng("likelihood", *name)
+        rng = row_rng("likelihood", seed, rows=range(first, first + len(x_0)))
         terms, t = sampled_bound(schedule, unconditional(model), asarray(x_0), schedule.T, draws, rng, term)
     return to_numpy(terms), t
 

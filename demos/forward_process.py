@@ -51,7 +51,7 @@ def main(
     dataset = load(data, data_dir=data_dir, seed=seed, num=1000)  # enough to contain a picture of each class
     digit = host_integers("digit", digit, 0, len(dataset.classes) - 1)
     name = dataset.classes[digit]
-    rows = np.flatnonzero(dataset.labels == digit)
+    rows = np.flatnonzero(dataset.known_labels() == digit)
     if not len(rows):
         raise TinydiffError(f"--digit {digit}: no image of class {name} is among the first {len(dataset):,}")
     x_0 = asarray(dataset.batch(rows[:1])[0])

@@ -389,13 +389,14 @@ def draw_in_turn(spaces, labels, steps, scale, seed):
     with tqdm(total=len(labels) * len(spaces), unit="img", desc="drawing", dynamic_ncols=True) as bar:
         workers = max(space.pool.num_workers for space in spaces.values())
         rounds = max(1, len(labels) // (AT_ONCE * workers))  # every worker has a slice in each round
-        for i, part in enumerate(np.array_split(labels, rounds)):
+        for rows in np.array_split(np.arange(len(labels)), rounds):
             for name, space in spaces.items():
                 recipe, start = replace(space.recipe, num_steps=steps, scale=scale), time.perf_counter()
-                x = np.concatenate([frames[-1] for frames in generate(space.pool, recipe, part.tolist(), seed + i)])
+                drawn = generate(space.pool, recipe, labels[rows].tolist(), seed, int(rows[0]))
+                x = np.concatenate([frames[-1] for frames in drawn])
                 images[name].append(space.decode(x))
                 seconds[name] += time.perf_counter() - start
-                bar.update(len(part))
+                bar.update(len(rows))
     return {name: np.concatenate(parts) for name, parts in images.items()}, seconds
 
 

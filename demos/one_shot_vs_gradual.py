@@ -111,7 +111,7 @@ def main(
         check_batch(batch_size, test.images.shape[1:])
         labels = np.arange(num) % classes
         print(f"data: {dataset.source}; {workers} worker(s), {minutes:g} minutes a model; results in {out}/")
-        one_each = [np.flatnonzero(test.labels == k)[0] for k in range(classes)]
+        one_each = [np.flatnonzero(test.known_labels() == k)[0] for k in range(classes)]
         pictures, curves = {"real digits": test.batch(one_each)[0]}, {}
         rows, unfinished = [table_row("test digits", judge.real, judge)], []
         for name, model in one_shot_models(size, channels, classes, seed).items():

@@ -39,10 +39,11 @@ from tinydiff.app.metrics import percent
 from tinydiff.app.outputs import own_folder
 from tinydiff.app.plots import tile
 from tinydiff.app.reading import read
+from tinydiff.app.row_rng import row_rng
 from tinydiff.app.tables import WIDTH
 from tinydiff.app.trained import load_trained
 from tinydiff.autograd import no_grad
-from tinydiff.backend import TinydiffError, default_rng, standard_normal, to_numpy, xp
+from tinydiff.backend import TinydiffError, standard_normal, to_numpy, xp
 from tinydiff.data import Dataset, load
 from tinydiff.diffusion import (
     Schedule,
@@ -347,8 +348,8 @@ def main(
 
 
 def jobs_of(labels, seed):
-    """Slices of the labels with the names of their random streams, the same as in generate() on a CPU."""
-    return [(labels[i : i + SLICE].tolist(), (seed, i // SLICE)) for i in range(0, len(labels), SLICE)]
+    """Slices of the labels, each with (seed, index of its first image)."""
+    return [(labels[i : i + SLICE].tolist(), (seed, i)) for i in range(0, len(labels), SLICE)]
 
 
 def train_and_draw(dataset, channels, train_steps, seed, ranks, workers, *how):
@@ -383,8 +384,8 @@ def draw(pool, how, schedule, steps, jobs, shape, low=-1.0, high=1.0):
 
 def draw_slice(how, schedule, low, high, steps, shape, model, job):
     """The images (n, H, W, C) of one slice of labels, in [-1, 1]; noise as in generate.py."""
-    labels, name = job
-    rng = default_rng("slice", *name)
+    labels, (seed, first) = job
+    rng = row_rng("picture", seed, rows=range(first, first + len(labels)))
     x_T = standard_normal(rng, (len(labels), *shape))
     with no_grad():
         eps_fn = classifier_free(model, labels, 1.0)

@@ -19,6 +19,7 @@ from tinydiff.app import cli, plots
 from tinydiff.app.choices import check_labels
 from tinydiff.app.generate import Recipe, check_room, check_steps
 from tinydiff.app.outputs import own_folder
+from tinydiff.app.row_rng import row_rng
 from tinydiff.app.trained import load_trained
 from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, default_rng, standard_normal, to_numpy, xp
@@ -74,8 +75,8 @@ def ends(schedule, shape, label, steps, scale, seed, model, eta):
     eps_fn = unconditional(model) if label is None else classifier_free(model, label, scale)
     step, pairs = partial(ddim_step, schedule, eta=eta, clip=True), timestep_pairs(schedule.T, steps)
     with no_grad():
-        *_, (_, x_0, _) = sample(step, eps_fn, pairs, x_T, default_rng("way", seed))
-    return np.clip(to_numpy(x_0), -1, 1)
+        *_, (_, x_0, _) = sample(step, eps_fn, pairs, x_T, row_rng("way", seed, rows=range(shape[0])))
+    return to_numpy(x_0)  # the x_0_hat of the last step, which is clipped
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@
     mpiexec -n 4 python demos/sample.py runs/mnist/checkpoint.npz --num 1000 --parallel mpi
 
 The --num images get the labels in turn.  The picture is sorted by label and shows at most 1,000 images.  --save-npz
-also writes the arrays: images (N, 28, 28, 1) float32 in [-1, 1] and labels (N,).
+also writes the arrays, in the order of drawing: images (N, 28, 28, 1) float32 in [-1, 1] and labels (N,).  Image i of a
+seed is the same for every --num, --workers, --parallel and --backend, up to rounding.
 """
 
 import os
@@ -66,7 +67,7 @@ def main(
         if classes is None and scale != Recipe.scale:
             raise TinydiffError(f"--scale {scale:g}: guidance needs a network with classes, and this has none")
         recipe = Recipe(schedule, tuple(meta["data"]["image_shape"]), STEPS[sampler], steps, scale, pairs=TIMES[times])
-        image_labels = sorted(labels[i % len(labels)] for i in range(num))
+        image_labels = [labels[i % len(labels)] for i in range(num)]
         parts = []
         with tqdm(total=num, unit="img", dynamic_ncols=True, disable=ranks.rank > 0) as bar:
             for frames in generate(pool, recipe, image_labels, seed):
@@ -82,7 +83,7 @@ def main(
     columns = max(1, min(COLUMNS, -(-num // len(labels))))
     guided = "no labels" if classes is None else f"guidance {scale:g}"
     title = f"{meta['data']['name']}, {cli.counted(meta['step'], 'step')}, {sampler} {steps}, {guided}"
-    names = [""] if classes is None else class_names(meta["data"]["name"], classes)
+    names = [""] if classes is None else class_names(meta["data"], classes)
     pictures, row_labels, shown = rows_by_label(images, image_labels if classes else [0] * num, names, columns)
     plots.save_grid(out, pictures, columns=columns, title=title, row_labels=row_labels)
     print(f"{cli.counted(num, 'image')}: {out}" + (f", which shows {shown:,} of them" if shown < num else ""))
@@ -91,12 +92,12 @@ def main(
 def rows_by_label(images, labels, names, columns):
     """(pictures, row labels, number of images among them): a grid in which each label begins a new row.
 
-    labels: of the images, sorted.  names: of the labels; the first row of a label shows it.  Empty places are white.
+    labels: of the images.  names: of the labels; the first row of a label shows it.  Empty places are white.
     Each label has the same share of the SHOWN images, in whole rows.
     """
     pictures, row_labels, shown = [], [], 0
     rows = max(1, SHOWN // (columns * len(set(labels))))
-    for k in dict.fromkeys(labels):
+    for k in sorted(set(labels)):
         chosen = images[np.equal(labels, k)][: columns * rows]
         pictures += [chosen, np.ones((-len(chosen) % columns, *images.shape[1:]), images.dtype)]
         row_labels += [names[k]] + [""] * ((len(chosen) - 1) // columns)

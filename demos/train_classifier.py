@@ -60,7 +60,7 @@ def main(
     dataset = load(data, "train", data_dir, seed, num_train)
     test = load(dataset.name, "test", data_dir, seed, num_test)
     check_batch(batch_size, dataset.images.shape[1:])
-    model_config = {"num_classes": len(dataset.classes), "time": noisy}
+    model_config = {"in_channels": dataset.images.shape[3], "num_classes": len(dataset.classes), "time": noisy}
     draw = partial(draw_noisy_batch, schedule) if noisy else draw_moved_batch
     with ranks.workers(partial(build_classifier, model_config, seed), workers) as pool:
         print(f"data: {dataset.source}")

@@ -90,7 +90,7 @@ def main(
     run.check_batch(config.batch_size, dataset.images.shape[1:], model_config["base_channels"], ranks.size)
     recipe = Recipe(
         schedule,
-        (*dataset.images.shape[1:3], 1),
+        dataset.images.shape[1:],
         num_steps=sample_steps,
         scale=scale,
         target=TARGETS[config.target],

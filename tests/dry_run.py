@@ -238,7 +238,7 @@ def main():
         average.update()
 
     # What train_mnist.py does: batches of labelled images, a network with classes, metrics.
-    images, labels = rng.integers(0, 256, (999, 28, 28), dtype="uint8"), rng.integers(0, 10, 999).astype("uint8")
+    images, labels = rng.integers(0, 256, (999, 28, 28, 1), dtype="uint8"), rng.integers(0, 10, 999).astype("uint8")
     dataset = Dataset("noise", images, labels, "noise", tuple("0123456789"))
     config, lines = TrainConfig(num_steps=10**6, minutes=None, batch_size=batch_size), []
 

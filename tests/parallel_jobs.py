@@ -50,6 +50,10 @@ def weights_and_pid(model, job):
     return job, model.a.w.data.copy(), os.getpid()
 
 
+def ignored_signals(model, job):
+    return {s.name for s in signal.Signals if signal.getsignal(s) is signal.SIG_IGN}
+
+
 def die_at_start(parent):
     """The network in the parent; in a worker nothing comes of it."""
     if os.getpid() != parent:

@@ -193,7 +193,7 @@ def note_data(notes, patch, *names):
     def load(name, split="train", data_dir=None, seed=0, num=None, say=print):
         notes.add(data=name, data_dir=data_dir, data_seed=seed, num_images=num)
         rng, n = np.random.default_rng(len(split)), num or 30
-        images, labels = rng.integers(0, 256, (n, 8, 8), np.uint8), (np.arange(n) % 10).astype(np.uint8)
+        images, labels = rng.integers(0, 256, (n, 8, 8, 1), np.uint8), (np.arange(n) % 10).astype(np.uint8)
         return Dataset("glyphs" if name == "auto" else name, images, labels, "a source", tuple("0123456789"))
 
     for each in names:

@@ -20,7 +20,7 @@ SCHEDULE = Schedule.linear(100)
 def noise_dataset(num=50):
     """Random pixels, so that no two images are alike, with random labels."""
     rng = np.random.default_rng(1)
-    images, labels = rng.integers(0, 256, (num, 8, 8), np.uint8), rng.integers(0, 10, num).astype(np.uint8)
+    images, labels = rng.integers(0, 256, (num, 8, 8, 1), np.uint8), rng.integers(0, 10, num).astype(np.uint8)
     return Dataset("noise", images, labels, "random pixels", tuple("0123456789"))
 
 

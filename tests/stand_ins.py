@@ -4,6 +4,7 @@ A picture of class k is black but for one white pixel, place k of its last row: 
 pictures and `StampReader` reads them.  A picture has 12 x 12 pixels, so a program's main takes a fraction of a second.
 """
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,7 +38,7 @@ def stamps(labels: Any) -> np.ndarray:
 def data(labels: Any, rng: Any, deviation: float = 0.1) -> Dataset:
     """Real pictures of these labels: stamps, with noise of a deviation on every pixel."""
     labels = np.asarray(labels)
-    pixels = stamps(labels)[..., 0] + deviation * rng.standard_normal((len(labels), SIZE, SIZE))
+    pixels = stamps(labels) + deviation * rng.standard_normal((len(labels), SIZE, SIZE, 1))
     images = np.rint(np.clip(pixels, -1, 1) * 127.5 + 127.5).astype(np.uint8)
     return Dataset("glyphs", images, labels, "stamps", tuple("0123456789"))
 
@@ -126,9 +127,36 @@ def series(axes: Any) -> dict[str, list]:
 def ticks_in_view(axes: Any) -> tuple[list[str], list[str]]:
     """The labels of the ticks that can be seen on the axes x and y."""
     axes.figure.figure.draw_without_rendering()
+    return ticks_drawn(axes)
+
+
+def ticks_drawn(axes: Any) -> tuple[list[str], list[str]]:
+    """The labels of the ticks that can be seen on the axes x and y of a figure that has been drawn."""
     found = []
     for axis in (axes.xaxis, axes.yaxis):
         low, high = sorted(axis.get_view_interval())
         places = zip(axis.get_ticklocs(), axis.get_ticklabels())
         found.append([text.get_text() for place, text in places if low <= place <= high and text.get_text()])
     return found[0], found[1]
+
+
+def unreadable(figure: Any) -> Iterator[str]:
+    """What is missing in a figure that has been drawn: a panel's title, or two ticks with labels on an axis.
+
+    A panel whose axes are off shows pictures only.  So does one with an image, whose axes need no scale.  Panels that
+    share an axis need its labels only once.  Curves that stand at one place, of one step or one scale, name it.
+    """
+    titles = [part.get_suptitle() for part in (figure, *figure.subfigs)]
+    for k, axes in enumerate(figure.axes):
+        if not axes.axison:
+            continue
+        if not any([*titles, *(axes.get_title(place) for place in ("left", "center", "right"))]):
+            yield f"panel {k} has no title"
+        if axes.images:
+            continue
+        shared = axes.get_shared_x_axes(), axes.get_shared_y_axes()
+        for i, name in enumerate("xy"):
+            labels = max((ticks_drawn(other)[i] for other in shared[i].get_siblings(axes)), key=len)
+            low, high = axes.dataLim.intervalx if name == "x" else (0, 1)
+            if len(set(labels)) < (1 if high - low <= 0.15 * high else 2):  # 0.15: points side by side are one place
+                yield f"panel {k}, {axes.get_title('left') or axes.get_title()!r}, has the ticks {labels} on {name}"

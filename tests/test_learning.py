@@ -195,7 +195,9 @@ def test_a_single_image_is_learned_by_heart():
     fold: half at t = 1 here, 10,000 under the linear one, where the same loss takes a picture right to 1e-5.
     """
     rng = default_rng("picture")
-    one = Dataset("one", rng.integers(0, 256, (1, 4, 4), "uint8"), np.array([4], "uint8"), "one", tuple("0123456789"))
+    one = Dataset(
+        "one", rng.integers(0, 256, (1, 4, 4, 1), "uint8"), np.array([4], "uint8"), "one", tuple("0123456789")
+    )
     network = build_unet({"base_channels": 16, "channel_mults": [1, 1], "num_heads": 2, "num_groups": 4}, 0)
     draw = partial(draw_batch, one, Schedule.constant(15), None)
     config = TrainConfig(num_steps=200, batch_size=8, peak_lr=1e-2, warmup=20, ema_decay=0.99)

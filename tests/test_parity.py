@@ -8,6 +8,7 @@ largest gradient, as a bias that the next norm takes away again has none but rou
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import emulate
@@ -20,6 +21,8 @@ from hypothesis import strategies as st
 from ops.test_every_op import ROWS
 
 from tinydiff import ops
+from tinydiff.app.alone import one_process
+from tinydiff.app.generate import Recipe, build_unet, generate
 from tinydiff.autograd import OPS, Tensor, no_grad
 from tinydiff.backend import asarray, backend_name, default_rng, standard_normal, to_numpy, use_backend
 from tinydiff.diffusion import Schedule, classifier_free, ddim_step, ddpm_step, sample, timestep_pairs
@@ -118,6 +121,21 @@ def test_a_training_step(precision):
     So a gradient near 0, of which rounding leaves few digits, moves its weight by a few percent of 1e-3 more or less.
     """
     same_numbers(training_step, precision, times=3)
+
+
+@each_precision
+def test_a_seed_draws_the_same_images(precision):
+    """NumPy in slices of 2, the device in one slice, its network recorded: image i of a seed is one image."""
+    network = {"base_channels": 8, "channel_mults": [1, 2], "num_heads": 2, "num_groups": 4, "num_classes": 3}
+
+    def drawn():
+        workers = one_process().workers(partial(build_unet, network, 0), 1)
+        without_zeros(workers.model, default_rng("weights"))
+        at_once = 2 if backend_name() == "numpy" else None
+        recipe = Recipe(Schedule.linear(100), (8, 8, 1), num_steps=8, at_once=at_once)
+        return [np.concatenate(list(generate(workers, recipe, [0, 1, 2, 0, 1], 3)), 1)]
+
+    same_numbers(drawn, precision, times=10)  # eight steps, each on the last one's images
 
 
 @each_precision

@@ -246,7 +246,7 @@ def work():
         shape = {"base_channels": 8, "channel_mults": (1, 2), "num_heads": 2, "num_groups": 4}
         return UNet(**shape, num_classes=3, rng=default_rng("network"))
 
-    images, classes = rng.integers(0, 256, (9, 8, 8), "uint8"), rng.integers(0, 3, 9).astype("uint8")
+    images, classes = rng.integers(0, 256, (9, 8, 8, 1), "uint8"), rng.integers(0, 3, 9).astype("uint8")
     dataset = Dataset("noise", images, classes, "", tuple("abc"))
     with one_process().workers(network, 1) as workers:
         config = TrainConfig(num_steps=9, minutes=None, batch_size=4, clip_norm=0.01)

@@ -33,7 +33,7 @@ ROOM = 10  # examples that the device of these tests can take
 
 @pytest.fixture
 def dataset(rng):
-    images = rng.integers(0, 256, (50, 8, 8), dtype=np.uint8)
+    images = rng.integers(0, 256, (50, 8, 8, 1), dtype=np.uint8)
     return Dataset("noise", images, rng.integers(0, 3, 50).astype(np.uint8), "noise", ("up", "down", "flat"))
 
 

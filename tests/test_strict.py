@@ -477,7 +477,7 @@ def test_the_plain_forms_run_on_a_device_too(compute, dtype, bound):
 @pytest.fixture
 def dataset():
     rng = default_rng("pictures")
-    images, labels = rng.integers(0, 256, (20, 8, 8), "uint8"), rng.integers(0, 3, 20).astype("uint8")
+    images, labels = rng.integers(0, 256, (20, 8, 8, 1), "uint8"), rng.integers(0, 3, 20).astype("uint8")
     return Dataset("noise", images, labels, "", "abc")
 
 

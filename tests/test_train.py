@@ -55,6 +55,23 @@ def test_batch_is_a_pure_function_of_seed_and_step():
         assert all((to_numpy(first[k]) != to_numpy(other[k])).any() for k in first)
 
 
+@pytest.mark.parametrize("name", ["x_t", "target", "t", "labels"])
+def test_every_step_draws_anew(name):
+    """Of steps that follow each other, and of seeds that do, no two have the same images, noise, times or labels."""
+    settings = [replace(CONFIG, batch_size=64, seed=seed) for seed in range(3)]
+    drawn = [to_numpy(draw(config, step)[name]).tobytes() for config in settings for step in range(6)]
+    assert len(set(drawn)) == 18
+
+
+def test_a_batch_opens_its_stream_once():
+    """Times, noise and dropped labels follow each other in one stream, the step's own: none is drawn from the start."""
+    opened = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "default_rng", lambda *name: opened.append(name) or default_rng(*name))
+        draw(CONFIG, 3)
+    assert opened == [("batch", CONFIG.seed, 3)]
+
+
 def test_batch_obeys_the_closed_form():
     """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps for an image x_0 of the data set and its own label."""
     batch = draw(replace(CONFIG, label_drop=0.0))

@@ -142,7 +142,7 @@ def default_rng(*name: int | str) -> np.random.Generator:
     return np.random.default_rng([*entropy, len(name)])
 
 
-def standard_normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any = "float32") -> Any:
+def standard_normal(rng: Any, shape: tuple[int, ...], dtype: Any = "float32") -> Any:
     """Standard normal noise, drawn on the host and moved to the backend: a seed means the same noise on both."""
     return xp.asarray(rng.standard_normal(shape, dtype=np.dtype(dtype)))
 

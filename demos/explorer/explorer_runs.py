@@ -26,6 +26,7 @@ from tinydiff.app.alone import one_process
 from tinydiff.app.choices import DDIM, DPM_SOLVER_2M
 from tinydiff.app.generate import DDPM
 from tinydiff.app.plots import tile
+from tinydiff.app.row_rng import row_rng
 from tinydiff.app.training import drawing
 from tinydiff.autograd import no_grad
 from tinydiff.backend import asarray, default_rng, standard_normal, to_numpy, xp
@@ -146,8 +147,9 @@ def trajectory(schedule, shape, labels, moments, seed, model, job):
 
     x_T = xp.repeat(standard_normal(default_rng("start", seed), (1, *shape)), len(labels), 0)
     pairs = timestep_pairs(schedule.T, num_steps)
+    rng = row_rng("way", seed, rows=range(len(labels)))
     with no_grad():
-        steps = list(sample(SAMPLERS[sampler](schedule), eps_fn, pairs, x_T, default_rng("way", seed)))
+        steps = list(sample(SAMPLERS[sampler](schedule), eps_fn, pairs, x_T, rng))
     x_0 = steps[-1][1]
     seen = [(*before, x_0_hat) for before, (_, _, x_0_hat) in zip(calls, steps)] + [(0, x_0, 0 * x_0, x_0)]
     times, x_t, eps_hat, x_0_hat = zip(*(seen[k] for k in evenly(num_steps, moments)))

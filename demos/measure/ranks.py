@@ -78,7 +78,7 @@ def main(*, parallel="local", workers=None, rounds=15, out=None):
 
 def noise_images():
     """5,000 images of random pixels: their values cost no time, but their number is that of a data set."""
-    images = default_rng(0).integers(0, 256, (5000, 28, 28), dtype=np.uint8)
+    images = default_rng(0).integers(0, 256, (5000, 28, 28, 1), dtype=np.uint8)
     return Dataset("noise", images, np.zeros(5000, np.uint8), "random pixels", tuple("0123456789"))
 
 

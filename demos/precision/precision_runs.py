@@ -66,8 +66,8 @@ class Task:
 def small_digits(num, seed):
     """Drawn digits at half their size: each pixel is the mean of 2x2."""
     digits = load("glyphs", num=num, seed=seed)
-    n, h, w = digits.images.shape
-    return replace(digits, images=digits.images.reshape(n, h // 2, 2, w // 2, 2).mean((2, 4)).astype(np.uint8))
+    n, h, w, c = digits.images.shape
+    return replace(digits, images=digits.images.reshape(n, h // 2, 2, w // 2, 2, c).mean((2, 4)).astype(np.uint8))
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,6 @@ def trained(task, _, run):
             before = [p.data.copy() for p in state.parameters]
         for p, average in zip(state.parameters, state.ema.average):
             p.data[...] = average
-        mark_written(state.parameters)
         _round(state, run)
         digits = drawn(task, model)
     return Result(np.array([row[0] for row in state.rows]), np.array(moved), before, digits)
@@ -125,7 +124,7 @@ def share_moved(before, parameters):
 def drawn(task, model):
     """A digit of each class from the same noise: (10, H, W, 1)."""
     shape = small_digits(task.num_images, task.config.seed).images.shape[1:]
-    x_T = standard_normal(default_rng("start", task.config.seed), (CLASSES, *shape, 1))
+    x_T = standard_normal(default_rng("start", task.config.seed), (CLASSES, *shape))
     eps_fn, step = classifier_free(model, list(range(CLASSES)), 2.0), partial(ddim_step, task.schedule, clip=True)
     pairs = timestep_pairs(task.schedule.T, min(SAMPLE_STEPS, task.schedule.T))
     with no_grad():

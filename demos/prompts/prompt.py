@@ -27,8 +27,9 @@ from tinydiff.app import cli, plots
 from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.generate import Recipe, check_room, check_steps
 from tinydiff.app.outputs import file_to_write
+from tinydiff.app.row_rng import row_rng
 from tinydiff.autograd import no_grad
-from tinydiff.backend import TinydiffError, default_rng, standard_normal, to_numpy, xp
+from tinydiff.backend import TinydiffError, standard_normal, to_numpy, xp
 from tinydiff.diffusion import sample, within
 from tinydiff.more.layers import CrossAttention
 from tinydiff.more.text import Prompted
@@ -89,7 +90,7 @@ def main(
 
 
 def steer(model, recipe, tokens, seed):
-    """The contents of the figure, from the first x_T of `generate`, at up to MOMENTS times t, spread over the steps.
+    """The contents of the figure, from image 0 of `generate`, at up to MOMENTS times t, spread over the steps.
 
     Returns {"t": times, "x_t", "x_0_hat", "swapped", "other": (K, H, W, 1) each, "maps": (K, words, h, w)}.
     """
@@ -118,8 +119,8 @@ def quoted(prompt):
 
 
 def walk(recipe, eps_fn, seed):
-    """Yield (t, x_t, x_0_hat at x_t) of each step, with the first x_T and the noise of `generate` for this seed."""
-    rng = default_rng("slice", seed, 0)
+    """Yield (t, x_t, x_0_hat at x_t) of each step, with the x_T and the noise of image 0 of this seed in `generate`."""
+    rng = row_rng("picture", seed, rows=[0])
     x_t = standard_normal(rng, (1, *recipe.image_shape))
     pairs = recipe.pairs(recipe.schedule, recipe.num_steps)
     with no_grad():

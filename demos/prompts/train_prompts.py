@@ -77,7 +77,7 @@ def main(
     check_steps(schedule.T, sample_steps=sample_steps)
     run.check_batch(config.batch_size, dataset.images.shape[1:], model_config["unet"]["base_channels"])
     captioned = Captioned(dataset, schedule)
-    recipe = Recipe(schedule, (*dataset.images.shape[1:3], 1), num_steps=sample_steps)
+    recipe = Recipe(schedule, dataset.images.shape[1:], num_steps=sample_steps)
     with ranks.workers(partial(build, model_config, config.seed), workers) as pool:
         state = training.diffusion_training(pool, schedule, config, captioned.dataset, captioned.draw)
         if saved is not None:
@@ -103,7 +103,8 @@ def check_resumed(path, meta, wanted, given):
 def save(state, captioned, num_workers, out, more):
     """Write metrics.csv, and a checkpoint of kind "prompts" with the settings that prompt.py needs."""
     more = more | {"kind": "prompts", "vocabulary": VOCABULARY, "held_out": HELD_OUT}
-    training.save(state, out / "checkpoint.npz", captioned.dataset, captioned.schedule, num_workers, **more)
+    dataset = replace(captioned.dataset, labels=None, classes=())  # there a picture's label is its number, not a class
+    training.save(state, out / "checkpoint.npz", dataset, captioned.schedule, num_workers, **more)
     run.save_metrics(state, out / "metrics.csv")
 
 

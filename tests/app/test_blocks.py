@@ -91,7 +91,7 @@ def test_a_block_is_drawn_if_it_holds_a_row_that_is_wanted(rows, blocks):
 
 def test_pictures_of_one_pixel_keep_their_shape():
     """No stand-in for a picture is larger than the smallest picture."""
-    point = Dataset("point", np.full((9, 1, 1), 7, np.uint8), np.zeros(9, np.uint8), "one pixel", ("0",))
+    point = Dataset("point", np.full((9, 1, 1, 1), 7, np.uint8), np.zeros(9, np.uint8), "one pixel", ("0",))
     draw = in_blocks(lambda dataset: partial(draw_batch, dataset, LINEAR, 1), point, lambda n: slice(0, 1))
     assert draw(TrainConfig(batch_size=1024), 0)["x_t"].shape == (1024, 1, 1, 1)
 

@@ -461,6 +461,8 @@ def test_another_configuration_is_named_key_by_key():
     for part in ("base is 32 in the checkpoint, 64 is wanted", "mults is [1, 2, 2]", "[1, 2] is wanted", "gone is 1"):
         assert part in message
     assert "data" not in message and "step" not in message
+    with pytest.raises(CheckpointError, match=r": new is None in the checkpoint, 1 is wanted; none is 0 .*, 2 is"):
+        check_same(found | {"none": 0}, {"new": 1, "none": 2}, ["new", "none"])
 
 
 def test_what_a_new_run_would_overwrite_gets_the_first_free_number(tmp_path, capsys):

@@ -1,7 +1,7 @@
 """Training: what is drawn for a step, what learning does; and a saved classifier reads as before."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 
 import numpy as np
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinydiff.app import checkpoint
+from tinydiff.app import checkpoint, classify
 from tinydiff.app.checkpoint import CheckpointError
 from tinydiff.app.classify import (
     MAX_SHIFT,
@@ -40,7 +40,7 @@ CLASSES = ("up", "down", "flat")
 
 def random_pictures(num, rng, side=8):
     """A data set of pure noise in three classes."""
-    images = rng.integers(0, 256, (num, side, side), dtype=np.uint8)
+    images = rng.integers(0, 256, (num, side, side, 1), dtype=np.uint8)
     return Dataset("noise", images, rng.integers(0, 3, num).astype(np.uint8), "noise", CLASSES)
 
 
@@ -62,8 +62,8 @@ def test_a_shift_moves_each_picture_by_its_own_displacement(seed, n, height, wid
 
 def test_a_batch_is_its_steps_own_rows_displaced(rng):
     """Labels stay with their pictures, and each of the 25 displacements occurs about equally often."""
-    images = np.zeros((500, 9, 9), np.uint8)
-    images[:, 4, 4] = np.arange(500) % 250 + 1  # one pixel, as bright as the label says
+    images = np.zeros((500, 9, 9, 1), np.uint8)
+    images[:, 4, 4, 0] = np.arange(500) % 250 + 1  # one pixel, as bright as the label says
     dataset = Dataset("dots", images, (np.arange(500) % 250).astype(np.uint8), "dots", ("dot",) * 250)
     config = ClassifierConfig(batch_size=400, seed=3)
     batches = [draw_moved_batch(dataset, config, step) for step in range(5)]
@@ -80,8 +80,32 @@ def test_a_batch_is_its_steps_own_rows_displaced(rng):
         :, 1:
     ]
     assert not np.array_equal(elsewhere, lit[:400])  # another seed, other displacements
+    assert not np.array_equal(lit[:400], lit[400:800])  # another step, other displacements
     again = draw_moved_batch(dataset, config, 4)
     assert all(np.array_equal(again[name], batches[4][name]) for name in again)
+
+
+def test_a_noisy_batch_is_of_the_runs_seed(rng):
+    """Another seed draws other pictures, times and noise."""
+    dataset, schedule = random_pictures(60, rng), Schedule.linear(50)
+    first, other = (draw_noisy_batch(schedule, dataset, ClassifierConfig(seed=seed), 0) for seed in (3, 4))
+    assert all(not np.array_equal(first[name], other[name]) for name in ("x", "t", "labels"))
+
+
+@pytest.mark.parametrize("step", [0, 1, 7])
+def test_a_classifier_trains_on_displaced_pictures_of_its_steps(step, rng):
+    """Where no draw is given: bit for bit."""
+    dataset, config = random_pictures(60, rng), ClassifierConfig(batch_size=8, seed=2)
+    with Workers(partial(build_classifier, SMALL, 0)) as workers:
+        batch = classifier_training(workers, dataset, config).draw(config, step)
+    expected = draw_moved_batch(dataset, config, step)
+    assert batch.keys() == expected.keys() and all(np.array_equal(batch[name], expected[name]) for name in batch)
+
+
+def test_a_classifier_is_drawn_from_its_seed():
+    """The same seed gives the same parameters, another one others."""
+    same, again, other = (to_numpy(build_classifier(SMALL, seed).out.w) for seed in (3, 3, 4))
+    assert np.array_equal(same, again) and (same != other).all()
 
 
 def train_small(dataset, **options):
@@ -137,15 +161,16 @@ def test_training_stops_before_it_spoils_the_weights(rng):
 def test_a_saved_classifier_reads_as_before(tmp_path, rng):
     """Save and load: the same probabilities bit for bit, and the settings that tell where it comes from."""
     dataset, path = random_pictures(10, rng), tmp_path / "checkpoint.npz"
+    test = replace(random_pictures(6, rng), source="not seen in training")
     images, _ = dataset.batch(np.arange(10))
     with Workers(partial(build_classifier, SMALL, 5)) as workers:
         before = np.concatenate(list(read(workers, images)))
-        save_classifier(path, workers, ClassifierConfig(seed=5), dataset, dataset, errors=4)
+        save_classifier(path, workers, ClassifierConfig(seed=5), dataset, test, errors=4)
     workers, meta = load_classifier(path, 1)
     with workers:
         assert np.array_equal(np.concatenate(list(read(workers, images))), before)
     assert meta["data"] == {"name": "noise", "source": "noise", "image_shape": [8, 8, 1], "classes": list(CLASSES)}
-    assert meta["test"]["errors"] == 4 and meta["test"]["num"] == 10
+    assert meta["test"] == {"source": "not seen in training", "num": 6, "errors": 4}
     assert meta["train"] == json.loads(json.dumps(asdict(ClassifierConfig(seed=5))))  # as JSON has them: lists
 
 
@@ -155,8 +180,8 @@ def test_a_noisy_batch_is_its_steps_own_rows_noised(rng):
     Nothing is displaced, labels stay with their pictures and are never dropped, and t is uniform in 1..T.
     """
     schedule, config = Schedule([0.2, 0.5, 0.9, 0.99]), ClassifierConfig(batch_size=400, seed=3)
-    images = np.zeros((500, 6, 6), np.uint8)
-    images[:, 0, 0] = np.arange(500) % 2 * 255  # a corner that the label names
+    images = np.zeros((500, 6, 6, 1), np.uint8)
+    images[:, 0, 0, 0] = np.arange(500) % 2 * 255  # a corner that the label names
     dataset = Dataset("dots", images, (np.arange(500) % 2).astype(np.uint8), "dots", ("off", "on"))
     batches = [draw_noisy_batch(schedule, dataset, config, step) for step in range(5)]
     x, t, labels = (np.concatenate([to_numpy(batch[name]) for batch in batches]) for name in ("x", "t", "labels"))
@@ -195,14 +220,15 @@ def test_a_noisy_classifier_trains_on_its_draw_and_reads_each_picture_at_its_tim
 
 def test_a_noisy_classifier_is_saved_with_its_noise_and_is_no_judge(tmp_path, rng):
     """It comes back with its schedule, bit for bit; as a classifier of clean pictures it is refused, and so back."""
-    dataset, path, schedule = random_pictures(10, rng), tmp_path / "checkpoint.npz", Schedule.linear(60)
+    dataset, path, schedule = random_pictures(10, rng), tmp_path / "checkpoint.npz", Schedule.cosine(60)
     x = rng.standard_normal((3, 6, 6, 1), dtype="float32")
     with Workers(partial(build_classifier, NOISY, 5)) as workers:
         save_classifier(path, workers, ClassifierConfig(), dataset, dataset, 4, schedule)
         model = load_noisy_classifier(path, schedule, 3)
         assert np.array_equal(to_numpy(model(x, 7)), to_numpy(workers.model(x, 7)))
-    for its_schedule, num_classes in ((Schedule.linear(61), 3), (schedule, 4)):
-        with pytest.raises(TinydiffError, match=r"checkpoint\.npz: it was trained for other classes, or for another"):
+    refusal = r"(?s)checkpoint\.npz: it was trained for other classes, or for another.*Make it with: .*--noisy"
+    for its_schedule, num_classes in ((Schedule.cosine(61), 3), (Schedule.linear(60), 3), (schedule, 4)):
+        with pytest.raises(TinydiffError, match=refusal):
             load_noisy_classifier(path, its_schedule, num_classes)
     with pytest.raises(CheckpointError, match="holds a network of kind 'noisy classifier', not 'classifier'"):
         load_classifier(path, 1)
@@ -221,6 +247,19 @@ def test_another_network_is_not_taken_for_a_classifier(tmp_path, rng):
     checkpoint.save(path, {"weights/out.b": np.zeros(3)}, {"kind": "classifier", "model": SMALL})
     with pytest.raises(CheckpointError, match=r"checkpoint\.npz contains no setting model\.in_channels"):
         load_classifier(path, 1)
+
+
+def test_a_checkpoint_says_in_what_precision_and_is_read_by_as_many_workers_as_asked(tmp_path, rng, monkeypatch):
+    """The precision is that of the run's products.  The number of workers reaches the loader."""
+    data, path, asked = random_pictures(6, rng), tmp_path / "a.npz", []
+    monkeypatch.setattr(classify, "precision", lambda: "tf32")
+    with Workers(partial(build_classifier, SMALL, 0)) as workers:
+        save_classifier(path, workers, ClassifierConfig(), data, data, 0)
+    assert checkpoint.load(path)[1]["precision"] == "tf32"
+    load_network = classify.load_network
+    monkeypatch.setattr(classify, "load_network", lambda *how: asked.append(how[-1]) or load_network(*how[:-1], 1))
+    load_classifier(path, 3)
+    assert asked == [3]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

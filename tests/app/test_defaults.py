@@ -26,7 +26,7 @@ pytestmark = pytest.mark.training
 def test_one_label_in_ten_is_dropped():
     """Of 64,000 labels of the default run, whatever the class: 10% within 5 sigma, 0.6% (false alarm 6e-7)."""
     pixels = Dataset(
-        "pixels", np.zeros((50, 1, 1), np.uint8), np.arange(50, dtype=np.uint8) % 10, "", tuple("0123456789")
+        "pixels", np.zeros((50, 1, 1, 1), np.uint8), np.arange(50, dtype=np.uint8) % 10, "", tuple("0123456789")
     )
     config = TrainConfig()
     dropped = np.concatenate([draw_batch(pixels, SCHEDULE, 10, config, step)["labels"] == 10 for step in range(1000)])

@@ -1,4 +1,4 @@
-"""Generation: slices and workers change nothing about an image, and a recipe means what it says."""
+"""Generation: image i of a seed is one image, whatever slice it is drawn in, and a recipe means what it says."""
 
 import pickle
 from dataclasses import replace
@@ -10,10 +10,23 @@ import pytest
 
 from tinydiff.app.alone import one_process
 from tinydiff.app.choices import DDIM, DPM_SOLVER_2M, quadratic
-from tinydiff.app.generate import DDPM, SLICE, Recipe, build_unet, frame_times, generate, uniform
+from tinydiff.app.generate import (
+    DDPM,
+    GPU_SLICE,
+    SLICE,
+    Recipe,
+    build_unet,
+    check_room,
+    check_steps,
+    frame_times,
+    generate,
+    new_unet,
+    uniform,
+)
+from tinydiff.app.row_rng import row_rng
 from tinydiff.app.trained import as_eps
 from tinydiff.autograd import no_grad
-from tinydiff.backend import TinydiffError, backend_name, default_rng, standard_normal, to_numpy
+from tinydiff.backend import TinydiffError, asarray, backend_name, default_rng, standard_normal, to_numpy
 from tinydiff.diffusion import (
     Schedule,
     classifier_free,
@@ -49,9 +62,9 @@ def images(workers, recipe, labels, seed=0):
 
 
 def test_a_slice_is_the_samplers_walk(workers):
-    """An image is what sample() makes of its slice's own stream with guided noise."""
+    """Images are what sample() makes of their own streams with guided noise."""
     labels = [0, 1, 2, 3]
-    rng = default_rng("slice", 9, 0)
+    rng = row_rng("picture", 9, rows=range(4))
     x_T = standard_normal(rng, (4, 8, 8, 1))
     step = partial(ddpm_step, RECIPE.schedule, clip=True)
     walk = sample(step, classifier_free(workers.model, labels, 1.5), timestep_pairs(50, 4), x_T, rng)
@@ -76,20 +89,75 @@ def test_every_slice_walks_a_recipes_times_with_a_step_of_its_own(workers, name)
     drawn = images(workers, recipe, labels, seed=9)[0]
     assert frame_times(replace(recipe, keep=4)) == [s for _, s in expected_pairs(RECIPE.schedule)]
     for i, part in enumerate((labels[:SLICE], labels[SLICE:])):
-        rng = default_rng("slice", 9, i)
+        rng = row_rng("picture", 9, rows=range(i * SLICE, i * SLICE + len(part)))
         x_T = standard_normal(rng, (len(part), 8, 8, 1))
         eps_fn = classifier_free(workers.model, part, 1.5)
         *_, (_, x_0, _) = sample(expected_step(RECIPE.schedule), eps_fn, expected_pairs(RECIPE.schedule), x_T, rng)
         assert (drawn[i * SLICE : (i + 1) * SLICE] == to_numpy(x_0)).all()
 
 
-def test_an_image_does_not_depend_on_how_many_are_asked_for(workers):
-    """The first slice is the same bits whether or not others follow; slices differ from each other."""
-    many = images(workers, RECIPE, [1] * (2 * SLICE + 3))
-    few = images(workers, RECIPE, [1] * SLICE)
-    assert many.shape[1] == 2 * SLICE + 3
-    assert (many[:, :SLICE] == few).all()
-    assert (many[:, SLICE : 2 * SLICE] != few).any(axis=(0, 2, 3, 4)).all()
+def of_each_pixel(model, labels, scale):
+    """An eps_fn whose arithmetic is pixel by pixel: it rounds alike in batches of all sizes."""
+    labels = asarray(np.array(labels, np.float32))[:, None, None, None]
+    return lambda x_t, t: x_t * (0.1 + t / 100) - 0.1 * scale * labels
+
+
+STEPS = {"ddpm": DDPM, "ddim": DDIM, "eta": partial(DDIM, eta=0.5), "2m": DPM_SOLVER_2M}
+
+
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
+def test_image_i_of_a_seed_is_one_image_bit_for_bit(workers, step):
+    """In slices of 1, 3, 20 and 500; among 7 and among 100 images, or drawn apart, from `first` on; in every frame.
+
+    Only the network rounds differently in batches of other sizes, and here its place is taken by pixelwise arithmetic.
+    """
+    labels = [i % 3 for i in range(100)]
+    recipe = replace(RECIPE, guide=of_each_pixel, step=step, keep=4)
+    drawn = images(workers, replace(recipe, at_once=SLICE), labels, seed=9)
+    assert drawn.shape == (4, 100, 8, 8, 1) and len({image.tobytes() for image in drawn[-1]}) == 100
+    for at_once in (1, 3, SLICE, GPU_SLICE):
+        recipe = replace(recipe, at_once=at_once)
+        np.testing.assert_array_equal(images(workers, recipe, labels[:7], seed=9), drawn[:, :7])
+        if at_once > 1:
+            np.testing.assert_array_equal(images(workers, recipe, labels, seed=9), drawn)
+        parts = list(generate(workers, recipe, labels[17:44], 9, first=17))
+        np.testing.assert_array_equal(np.concatenate(parts, 1), drawn[:, 17:44])
+
+
+def test_the_order_of_the_labels_does_not_change_the_noise(workers):
+    """Sorted or in turn: image i with label k has the same bits, and images of one label differ."""
+    recipe, in_turn = replace(RECIPE, guide=of_each_pixel, at_once=5), [i % 3 for i in range(24)]
+    both = images(workers, recipe, in_turn)[0], images(workers, recipe, sorted(in_turn))[0]
+    same = np.equal(in_turn, sorted(in_turn))
+    assert 0 < same.sum() < 24
+    np.testing.assert_array_equal((both[0] == both[1]).all((1, 2, 3)), same)
+    assert len({image.tobytes() for image in images(workers, recipe, [1] * 24)[0]}) == 24
+
+
+def test_an_image_of_the_network_is_the_same_up_to_rounding(workers):
+    """7 of 45 in slices of 20 and in one slice; the same slice has the same bits.
+
+    Products of other sizes round differently: 6e-8 of values up to 4, in 4 steps through a network; seen 2e-6.
+    """
+    labels = [i % 3 for i in range(45)]
+    drawn = images(workers, RECIPE, labels)
+    np.testing.assert_array_equal(images(workers, RECIPE, labels[:SLICE]), drawn[:, :SLICE])
+    for other in (images(workers, RECIPE, labels[:7]), images(workers, replace(RECIPE, at_once=GPU_SLICE), labels)):
+        np.testing.assert_allclose(other, drawn[:, : other.shape[1]], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("n, sizes", [(0, []), (5, [5]), (6, [6]), (7, [6, 1]), (12, [6, 6]), (13, [6, 6, 1])])
+def test_a_slice_is_cut_at_its_border(workers, n, sizes):
+    """One label fewer than fills the slices, as many, and one more: labels keep their order."""
+    labels, seen = [i % 3 for i in range(n)], []
+
+    def guide(model, labels, scale):
+        seen.append(labels)
+        return classifier_free(model, labels, scale)
+
+    drawn = generate(workers, replace(RECIPE, at_once=6, guide=guide), labels, 0)
+    assert [frames.shape[1] for frames in drawn] == [len(part) for part in seen] == sizes
+    assert [label for part in seen for label in part] == labels
 
 
 def test_seed_label_and_scale_matter(workers):
@@ -118,6 +186,33 @@ def test_a_recipe_has_at_most_the_schedules_steps():
     """More of them than T is a mistake of the user's, found before anything is drawn."""
     with pytest.raises(TinydiffError, match="num_steps=51: the schedule has T = 50 steps, no more"):
         replace(RECIPE, num_steps=51)
+    assert frame_times(replace(RECIPE, num_steps=50, keep=50)) == list(range(49, -1, -1))  # every one of them may be
+
+
+def test_an_option_names_the_steps_that_are_too_many():
+    """check_steps: T itself is allowed; of several options the first that is too large is named, as it is typed."""
+    check_steps(50, steps=50, sample_steps=1)
+    with pytest.raises(TinydiffError, match=r"^--sample-steps 51: the schedule has T = 50 steps, no more$"):
+        check_steps(50, steps=50, sample_steps=51, longest=99)
+
+
+def test_images_that_memory_cannot_hold_are_refused(monkeypatch):
+    """12 bytes a number, three float32 copies, and 54 a pixel, 9 screen pixels of 6 bytes: for each of the images."""
+    room = 100 * (12 * 28 * 20 * 3 + 54 * 28 * 20)
+    monkeypatch.setattr("tinydiff.data.limits.memory", lambda: room)
+    check_room(100, (28, 20, 3))
+    for num, shape in ((101, (28, 20, 3)), (100, (28, 20, 4)), (100, (29, 20, 3))):
+        with pytest.raises(TinydiffError, match=f"^--num {num}: that needs about"):
+            check_room(num, shape)
+
+
+def test_a_network_is_drawn_from_its_seed():
+    """build_unet(config, seed) has the parameters of new_unet from the stream of that seed, and of no other."""
+    for seed in (0, 3):
+        found, same, other = build_unet(NETWORK, seed), new_unet(NETWORK, default_rng(seed)), build_unet(NETWORK, 1)
+        assert found.config == same.config and found.config | NETWORK == found.config
+        states = [to_numpy(model.conv_in.w).tobytes() for model in (found, same, other)]
+        assert states[0] == states[1] != states[2]
 
 
 @pytest.mark.parametrize("target", [X_0, V])
@@ -126,7 +221,7 @@ def test_a_recipe_knows_what_the_network_predicts(workers, target):
 
     Guiding eps_hats instead, as with a loaded network, gives the same to float32's rounding: 2e-6 seen in four steps.
     """
-    labels, rng = [0, 1, 2], default_rng("slice", 9, 0)
+    labels, rng = [0, 1, 2], row_rng("picture", 9, rows=range(3))
     x_T, schedule = standard_normal(rng, (3, 8, 8, 1)), RECIPE.schedule
     step, pairs = partial(ddpm_step, schedule, clip=True), timestep_pairs(50, 4)
     predict = classifier_free(workers.model, labels, 1.5)
@@ -134,7 +229,7 @@ def test_a_recipe_knows_what_the_network_predicts(workers, target):
     drawn = images(workers, replace(RECIPE, target=target), labels, seed=9)[0]
     assert (drawn == to_numpy(x_0)).all()
     assert (drawn != images(workers, RECIPE, labels, seed=9)[0]).any()
-    rng = default_rng("slice", 9, 0)
+    rng = row_rng("picture", 9, rows=range(3))
     x_T, model = standard_normal(rng, (3, 8, 8, 1)), as_eps(workers.model, target, schedule)
     with no_grad():
         *_, (_, x_0, _) = sample(step, classifier_free(model, labels, 1.5), pairs, x_T, rng)
@@ -163,19 +258,43 @@ def test_kept_frames_end_with_the_image(workers, keep):
         assert (frame == everything[all_times.index(t)]).all()
 
 
+@pytest.mark.parametrize("num_steps, keep", [(1, 1), (7, 1), (7, 3), (9, 3), (50, 7), (50, 49), (50, 50), (4, 50)])
+def test_kept_frames_are_spread_evenly(num_steps, keep):
+    """The numbers of steps from one frame to the next, the first from the start on, differ by at most one."""
+    recipe = replace(RECIPE, num_steps=num_steps, keep=keep)
+    every = frame_times(replace(recipe, keep=num_steps))
+    assert every == [s for _, s in timestep_pairs(50, num_steps)]
+    steps = [every.index(t) + 1 for t in frame_times(recipe)]
+    gaps = np.diff([0, *steps])
+    assert len(steps) == min(keep, num_steps) and steps[-1] == num_steps and np.ptp(gaps) <= 1 and gaps.min() >= 1
+
+
 def test_generation_records_no_graph(workers):
-    """Drawing leaves no gradient behind and needs none."""
-    images(workers, RECIPE, [0])
-    assert all(p.grad is None or not to_numpy(p.grad).any() for p in workers.model.parameters())
+    """While images are drawn an op on a parameter makes no graph: a graph of every step would fill the memory."""
+    made = []
+
+    def guide(model, labels, scale):
+        eps_fn = classifier_free(model, labels, scale)
+
+        def watched(x_t, t):
+            made.append((model.conv_in.w * 1.0).requires_grad)
+            return eps_fn(x_t, t)
+
+        return watched
+
+    assert (workers.model.conv_in.w * 1.0).requires_grad
+    images(workers, replace(RECIPE, guide=guide), [0])
+    assert made == [False] * 4 and (workers.model.conv_in.w * 1.0).requires_grad
 
 
 @pytest.mark.skipif(backend_name() != "numpy", reason="worker processes share host memory")
 def test_workers_draw_the_same_images(workers):
-    """Two processes draw what one draws, in the same order; BLAS may round a product of another thread count apart."""
+    """Three processes, in slices of 7, draw what one draws in slices of 20; products of other sizes round apart."""
     labels = [i % 3 for i in range(2 * SLICE + 1)]
-    with Workers(partial(build_unet, NETWORK, 0), 2) as two:
-        two.model.load_state_dict(workers.model.state_dict())
-        np.testing.assert_allclose(images(two, RECIPE, labels), images(workers, RECIPE, labels), atol=1e-4)
+    with Workers(partial(build_unet, NETWORK, 0), 3) as three:
+        three.model.load_state_dict(workers.model.state_dict())
+        drawn = images(three, replace(RECIPE, at_once=7), labels)
+    np.testing.assert_allclose(drawn, images(workers, RECIPE, labels), atol=1e-4)
 
 
 def test_a_network_without_classes_draws_unconditionally():
@@ -212,13 +331,28 @@ def test_an_image_that_is_no_picture_ends_the_drawing(wrong):
         next(drawn)
 
 
+@pytest.mark.parametrize("place", [(-1, 0, 0, 0, 0), (-1, 2, 3, 3, 0)])
+def test_one_pixel_that_is_no_number_is_enough(place):
+    """In any image of the last frame, whatever the frames before it are: the check is of what is returned."""
+    frames = np.zeros((2, 3, 4, 4, 1), np.float32)
+    frames[place] = np.nan
+
+    class Workers:
+        def map(self, _, jobs):
+            yield frames
+
+    with pytest.raises(TinydiffError, match="the network draws NaN or infinity"):
+        next(generate(Workers(), replace(RECIPE, at_once=3), [0, 1, 2], 0))
+
+
 def test_a_recipe_may_draw_more_at_once(workers):
-    """at_once images a slice: each slice has the stream of its own number."""
+    """at_once images a slice: each image has the stream of its own number."""
     recipe, labels = replace(RECIPE, at_once=3), [0, 1, 2, 0, 1]
     parts = list(generate(workers, recipe, labels, 9))
     assert [part.shape[1] for part in parts] == [3, 2]
     for i, part in enumerate(parts):
-        rng, own = default_rng("slice", 9, i), labels[3 * i : 3 * i + 3]
+        own = labels[3 * i : 3 * i + 3]
+        rng = row_rng("picture", 9, rows=range(3 * i, 3 * i + len(own)))
         x_T = standard_normal(rng, (len(own), 8, 8, 1))
         eps_fn = classifier_free(workers.model, own, 1.5)
         *_, (_, x_0, _) = sample(DDPM(RECIPE.schedule), eps_fn, timestep_pairs(50, 4), x_T, rng)

@@ -27,7 +27,7 @@ from tinydiff.train import TrainConfig
 pytestmark = pytest.mark.program
 
 ROOT = Path(kinds.__file__).parents[2]
-DATA = Dataset("own", np.zeros((4, 8, 8), np.uint8), np.zeros(4, np.uint8), "own pictures", tuple("0123456789"))
+DATA = Dataset("own", np.zeros((4, 8, 8, 1), np.uint8), np.zeros(4, np.uint8), "own pictures", tuple("0123456789"))
 
 
 @pytest.fixture
@@ -130,6 +130,8 @@ def test_an_old_classifier_has_no_time(path):
         ({"data": {"image_shape": [9, 8, 1]}}, "image_shape must be a size that the network can draw"),
         ({"data": {"image_shape": [8, 8, 3]}}, "image_shape must be a size that the network can draw"),
         ({"data": {"name": "mnist"}}, "and 28 x 28 with 10 classes for mnist, fashion, glyphs"),
+        ({"data": {"classes": list("012345678")}}, "data.classes must name each class"),
+        ({"data": {"classes": [""] * 10}}, r"data\.classes = .* each a line of 1 to 100 printable letters"),
         ({"model": {"num_heads": 3}}, "settings of no network: num_heads=3 does not divide"),
         ({"model": {"base_channels": 16}}, r"weights/time1\.w|ema/time1\.w of shape \(8, 128\)"),
         ({"model": {"num_res_blocks": 20_000}}, "settings of no network: it has more than"),
@@ -166,10 +168,24 @@ def test_a_network_draws_its_own_pictures_only():
         assert not kinds.fits_pictures(config, known | {"image_shape": [12, 20, 1]})
 
 
+def test_each_class_has_a_name_where_a_checkpoint_names_any():
+    """As many names as classes; an old checkpoint contains none, and a network without classes needs none."""
+    for num, names, fits in (
+        (3, 3, True),
+        (3, 2, False),
+        (3, 4, False),
+        (3, 0, False),
+        (None, 0, True),
+        (None, 2, True),
+    ):
+        assert kinds.fits_classes({"num_classes": num}, {"classes": ["a"] * names}) == fits
+    assert kinds.fits_classes({"num_classes": 3}, {})
+
+
 def test_the_known_sets_are_as_the_rules_say():
     """28 x 28 pictures of 10 classes."""
     glyphs = load("glyphs", num=10)
-    assert glyphs.images.shape == (10, 28, 28) and len(glyphs.classes) == 10
+    assert glyphs.images.shape == (10, 28, 28, 1) and len(glyphs.classes) == 10
 
 
 BAD_TABLES = {

@@ -160,11 +160,15 @@ def test_the_floor_is_of_the_same_sizes():
     assert frechet_with_floor(real[:20], real) == (floor, floor)
     with pytest.raises(ValueError, match="at least twice the 20 rows of samples, got 39"):
         frechet_with_floor(samples, real[:39])
+    assert frechet_with_floor(samples, real[:40])[1] == frechet_distance(real[:20], real[20:40])  # as many are enough
 
 
-@pytest.mark.parametrize("bad", [np.zeros((1, 3)), np.zeros(3), np.full((4, 3), np.nan)])
+BAD = [np.zeros((1, 3)), np.zeros(3), np.full((4, 3), np.nan), np.full((4, 3), np.inf), np.diag([0, 0, -np.inf])]
+
+
+@pytest.mark.parametrize("bad", BAD)
 def test_what_has_no_covariance_is_refused(bad):
-    """One row, no rows of features, a NaN: named by argument."""
+    """One row, no rows of features, a NaN or an infinity in one row: named by argument."""
     good = np.eye(3)
     with pytest.raises(ValueError, match="a must be finite"):
         frechet_distance(bad, good)
@@ -239,6 +243,7 @@ def test_spread_is_the_root_of_the_mean_of_the_classes_squares():
     assert spread(features, np.array([0, 1, 0, 1, 1, 2])) == pytest.approx(6**0.5)
     assert spread(features[[0, 2]], np.array([7, 7])) == pytest.approx(8**0.5)  # two rows are enough
     assert math.isnan(spread(features, np.arange(6)))
+    assert spread(features[:3:2], np.array([999, 999])) == spread(features[:3:2], np.array([-1, -1])) == 8**0.5
 
 
 def test_a_ratio_that_is_none_is_a_dash():
@@ -301,3 +306,12 @@ def test_coverage_tells_near_rows_apart_far_from_0():
     """A distance is of the difference: rows 1/1024 apart at 1e6 have it right, where squares of 1e12 would cancel."""
     real = 1e6 + np.arange(8.0)[:, None] / 1024
     assert coverage(real[:1], real, 1) == 2 / 8
+
+
+def test_coverage_of_float32_rows_is_that_of_the_same_numbers_in_float64():
+    """Squares of differences that float32 would round to 0, or make infinite, and round to the same number."""
+    rng = np.random.default_rng(0)
+    for scale in (1e-25, 1.0, 1e25):
+        samples, real = (scale * rng.normal(size=(n, 2)).astype(np.float32) for n in (6, 40))
+        exact = coverage(samples.astype("float64"), real.astype("float64"))
+        assert samples.dtype == "float32" and coverage(samples, real) == exact < 1

@@ -348,6 +348,8 @@ def test_a_log_axis_always_has_labels(exponent, decades, which):
     log_scale(axes, which)
     labels = labels_in_view(axes, which)
     assert 2 <= len(set(labels)) == len(labels) <= 14, (values, labels)
+    places = {f"{place:,g}" for place in getattr(axes, f"{which}axis").get_ticklocs()}  # to six digits
+    assert {label.replace("\N{MINUS SIGN}", "-") for label in labels} <= places
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 30, 2000])

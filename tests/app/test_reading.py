@@ -34,7 +34,7 @@ CLASSES = ("up", "down", "flat")
 
 def random_pictures(num, rng, side=8):
     """A data set of pure noise in three classes."""
-    images = rng.integers(0, 256, (num, side, side), dtype=np.uint8)
+    images = rng.integers(0, 256, (num, side, side, 1), dtype=np.uint8)
     return Dataset("noise", images, rng.integers(0, 3, num).astype(np.uint8), "noise", CLASSES)
 
 

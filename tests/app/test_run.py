@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tinydiff.app import checkpoint, classify, run, training  # noqa: F401  (classify describes its kinds)
+from tinydiff.app import checkpoint, classify, kinds, run, training  # noqa: F401  (classify describes its kinds)
 from tinydiff.app.alone import one_process
 from tinydiff.app.checkpoint import CheckpointError
 from tinydiff.app.generate import build_unet
@@ -23,7 +23,7 @@ from tinydiff.train import METRICS, TrainConfig, TrainingError
 pytestmark = pytest.mark.program
 
 NETWORK = {"base_channels": 8, "channel_mults": [1, 2], "num_heads": 2, "num_groups": 4, "num_classes": 3}
-DATA = Dataset("blank", np.zeros((4, 8, 8), np.uint8), np.zeros(4, np.uint8), "blank", ("a", "b", "c"))
+DATA = Dataset("blank", np.zeros((4, 8, 8, 1), np.uint8), np.zeros(4, np.uint8), "blank", ("a", "b", "c"))
 
 
 @pytest.fixture
@@ -163,6 +163,50 @@ def test_a_run_is_saved_at_both_ends_and_on_the_way(state, save_every, expected)
     assert saved == expected
 
 
+def test_the_end_is_that_of_the_run_where_a_clock_has_lowered_it(state):
+    """num_steps of the state, and not of the settings: saved there, and without a grid."""
+    done, state.num_steps = [], 3
+    run.run(state, one_process(), lambda: done.append(state.step), 9, lambda: done.append("a grid"), 3)
+    assert done == [0, 3]
+
+
+def test_every_save_is_of_all_ranks(state):
+    """At the start, before a grid and at the end: `broadcast` calls it, which other ranks wait in and do not save."""
+    saved = []
+
+    class Other(TwoRanks):
+        rank = 1
+
+        def broadcast(self, make):
+            saved.append(make)
+
+        def allreduce_mean(self, a):
+            return a
+
+    def save():
+        raise AssertionError("only rank 0 writes")
+
+    run.run(state, Other(), save, 2, lambda: None, 3)
+    assert saved == [save] * 5  # at 0, 2, 3, 4 and 5
+
+
+def test_a_run_without_a_number_of_steps_is_not_cut_before_its_clock():
+    """A millisecond a step, on any machine of today, would last eleven days; a checkpoint may contain the number."""
+    assert run.UNLIMITED * 1e-3 > 10 * 24 * 3600 and kinds.PROGRESS["num_steps"].fits(run.UNLIMITED)
+
+
+@pytest.mark.parametrize(
+    ("backend", "channels", "ranks", "fits"), [("numpy", 32, 1, 50), ("numpy", 32, 4, 200), ("cupy", 32, 4, 8000)]
+)
+def test_a_batch_that_memory_cannot_hold_is_refused(monkeypatch, backend, channels, ranks, fits):
+    """Ten float32 maps of the first level for each image, over all ranks; beside a GPU x_t and target, one channel."""
+    monkeypatch.setattr(run, "backend_name", lambda: backend)
+    monkeypatch.setattr("tinydiff.data.limits.memory", lambda: 50 * 4 * 10 * 32 * 20 * 30)
+    run.check_batch(fits, (20, 30, 1), channels, ranks)
+    with pytest.raises(TinydiffError, match=f"--batch-size {fits + 1}: that needs about"):
+        run.check_batch(fits + 1, (20, 30, 1), channels, ranks)
+
+
 def test_a_run_is_saved_before_each_grid(state):
     """Grids are drawn every so many steps, but not at the end; whatever happens while one is drawn, no step is lost."""
     done = []
@@ -201,6 +245,15 @@ def test_a_signal_ends_the_step_saves_and_stops_the_program(state, usual, capsys
     *_, saves, command = capsys.readouterr().out.splitlines()  # on a GPU first that the step is recorded
     assert saves == f"{name}: saved at step {step}; continue with"
     assert command.split(maxsplit=1) == ["python", "demos/train.py --out 'a folder' --resume"]
+
+
+def test_a_run_that_is_stopped_draws_no_grid(state, usual, monkeypatch):
+    """In a step after which one is due: a run that is to end saves, and ends."""
+    done = []
+    signal_in_step(monkeypatch, state, 2)
+    with pytest.raises(Stopped):
+        run.run(state, one_process(), lambda: done.append(state.step), 9, lambda: done.append("a grid"), 2)
+    assert done == [0, 2]
 
 
 def test_a_signal_during_a_save_is_not_forgotten(state, usual):
@@ -366,6 +419,8 @@ def test_a_run_that_diverges_names_its_last_save_which_is_finite(state, tmp_path
     with np.errstate(all="ignore"), pytest.raises(TrainingError) as error:
         run.run(state, one_process(), save, 1)
     assert f"the last checkpoint is finite; last saved at step {meta[-1]}" in str(error.value)
+    with np.errstate(all="ignore"), pytest.raises(TrainingError, match=f"last saved at step {state.step}$"):
+        run.run(state, one_process(), lambda: None, 1)  # resumed, and diverging in its first step
     arrays, saved_meta = checkpoint.load(path)
     assert saved_meta["step"] == meta[-1]
     assert all(np.isfinite(a).all() for name, a in arrays.items() if name != "metrics")

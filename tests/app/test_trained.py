@@ -5,8 +5,8 @@ from functools import partial
 import numpy as np
 import pytest
 
-from tinydiff.app import checkpoint
-from tinydiff.app.alone import one_process
+from tinydiff.app import checkpoint, kinds
+from tinydiff.app.alone import Alone, one_process
 from tinydiff.app.checkpoint import CheckpointError
 from tinydiff.app.generate import build_unet
 from tinydiff.app.trained import as_eps, load_trained
@@ -26,7 +26,7 @@ NETWORK = {"base_channels": 8, "channel_mults": [1, 2], "num_heads": 2, "num_gro
 
 @pytest.fixture
 def data():
-    return Dataset("blank", np.zeros((4, 8, 8), np.uint8), np.zeros(4, np.uint8), "blank", ("a", "b", "c"))
+    return Dataset("blank", np.zeros((4, 8, 8, 1), np.uint8), np.zeros(4, np.uint8), "blank", ("a", "b", "c"))
 
 
 @pytest.fixture
@@ -59,7 +59,30 @@ def test_a_checkpoint_draws_with_its_averaged_weights(tmp_path, data, run):
         "source": "blank",
         "num": 4,
         "image_shape": [8, 8, 1],
+        "classes": ["a", "b", "c"],
     }
+
+
+def test_the_file_is_read_on_rank_0_for_as_many_workers_as_asked(tmp_path, data, run):
+    """Other ranks get what it holds from `broadcast`, where they need no file; the schedule is that of the file."""
+    _, state = run(TrainConfig(num_steps=1, minutes=None))
+    save(state, tmp_path / "c.npz", data, Schedule.cosine(60), 1)
+    held, asked = kinds.load(tmp_path / "c.npz", "diffusion"), []
+
+    class Other(Alone):
+        rank, size = 1, 3
+
+        def broadcast(self, make):
+            return held
+
+        def workers(self, build, num_workers):
+            asked.append(num_workers)
+            return one_process().workers(build, 1)
+
+    loaded, schedule, meta = load_trained(tmp_path / "none.npz", 3, Other())
+    assert asked == [3] and meta is held[1]
+    np.testing.assert_array_equal(schedule.beta, Schedule.cosine(60).beta)
+    np.testing.assert_array_equal(flat(loaded.model.parameters()), flat(state.ema.average))
 
 
 @pytest.mark.parametrize("target", ["eps", "x_0", "v", None])

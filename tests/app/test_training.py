@@ -167,6 +167,47 @@ def test_the_clock_is_rank_0s(monkeypatch):
     assert len(list(steps(state, Ranks(), 60.0))) == 5
 
 
+# Too little memory.
+
+
+def too_large(state, room, tried):
+    """Have gradients of more than `room` examples fail."""
+    gradients = state.gradients
+
+    def in_room(losses_of, batch):
+        tried.append((len(batch["t"]), batch["t"].tolist()))
+        if len(batch["t"]) > room:
+            raise MemoryError("no room.")
+        return gradients(losses_of, batch)
+
+    state.gradients = in_room
+
+
+def test_a_step_without_memory_names_a_batch_size_that_fits():
+    """Found with examples of the step that failed; nothing has changed, and the message has the reason."""
+    state, tried = advance(small_run(), 2), []
+    before = arrays_of(state)
+    too_large(state, 3, tried)
+    with pytest.raises(TrainingError, match=r"^batch size 8 needs more .*, batch size 3 fits \(no room\)$"):
+        next(steps(state, one_process()))
+    assert [n for n, _ in tried] == [8, 4, 2, 3] and same_bits(before, arrays_of(state))
+    for n, t in tried:
+        assert t == draw_batch(DATASET, SCHEDULE, 10, replace(CONFIG, batch_size=n), 2)["t"].tolist()
+
+
+def test_a_rank_without_memory_does_not_search():
+    """The others wait in the same step and cannot take part: its MemoryError ends the job."""
+
+    class Ranks(Alone):
+        size = 3
+
+    state, tried = small_run(), []
+    too_large(state, 3, tried)
+    with pytest.raises(MemoryError, match="no room"):
+        next(steps(state, Ranks()))
+    assert len(tried) == 1
+
+
 # A checkpoint.
 
 
@@ -234,11 +275,19 @@ def test_a_checkpoint_says_what_it_was_trained_on(tmp_path):
     save(state, tmp_path / "a.npz", wide, SCHEDULE, 3)
     arrays, meta = checkpoint.load(tmp_path / "a.npz")
     x_0, _ = wide.batch(np.array([0]))
-    assert meta["data"] == {"name": "noise", "source": "random pixels", "num": 50, "image_shape": [*x_0.shape[1:]]}
+    named = {"name": "noise", "source": "random pixels", "num": 50, "classes": list("0123456789")}
+    assert meta["data"] == named | {"image_shape": [*x_0.shape[1:]]}
     assert saved_config(meta) == CONFIG and meta["model"] == state.model.config
     assert (meta["kind"], meta["step"], meta["num_steps"], meta["num_workers"]) == ("diffusion", 0, 6, 3)
     np.testing.assert_array_equal(arrays["schedule/beta"], SCHEDULE.beta)
     assert arrays["metrics"].shape == (0, 7)
+
+
+def test_a_checkpoint_says_in_what_precision_products_were_made(tmp_path, monkeypatch):
+    """As the run has it now, and that its noise is the host's on every backend."""
+    monkeypatch.setattr(training, "precision", lambda: "tf32")
+    _, meta = checkpoint.load(saved(small_run(), tmp_path / "a.npz"))
+    assert (meta["precision"], meta["noise"]) == ("tf32", "host")
 
 
 def as_before(meta, weight_decay=0.0, dropout=0.0, text_features=None):

@@ -11,6 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import tqdm
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -275,3 +276,28 @@ def test_what_a_killed_download_has_left_is_removed_by_a_later_one(mirror, targe
         os.utime(left, (time.time() - age,) * 2)
     download([mirror.url + "a"], target, check)
     assert sorted(files_in(target.parent)) == ["file.gz", "file.gz.new", "file.gz.new/file.gz"]
+
+
+def test_the_bar_counts_the_bytes_of_the_file(mirror, target, monkeypatch):
+    """Of as many as the mirror announces, so that it knows the share that is there; under the file's name."""
+    bars = []
+
+    class Bar(tqdm.tqdm):
+        def __init__(self, **options):
+            super().__init__(**options | {"disable": False, "file": io.StringIO()})
+            bars.append(self)
+
+    monkeypatch.setattr(tqdm, "tqdm", Bar)
+    mirror.files["/a"] = DATA
+    download([mirror.url + "a"], target, check)
+    assert [(bar.n, bar.total, bar.desc.rstrip(": ")) for bar in bars] == [(len(DATA), len(DATA), "file.gz")]
+
+
+def test_a_name_with_wildcards_is_a_name(mirror, target):
+    """What is left of a target whose name holds wildcards is removed, and what they would match stays."""
+    mirror.files["/a"] = DATA
+    for name in ("f[i]*.gz.old", "file.gz.old"):
+        (target.parent / name).mkdir()
+        os.utime(target.parent / name, (time.time() - 2 * module.MOST_S - 10,) * 2)
+    download([mirror.url + "a"], target.with_name("f[i]*.gz"), lambda path: path.read_bytes())
+    assert sorted(files_in(target.parent)) == ["f[i]*.gz", "file.gz.old"]

@@ -131,7 +131,7 @@ def test_labels_are_uniform(digits):
 def test_pictures_are_white_ink_on_black_with_soft_edges(digits):
     """Black at the rim, white in every digit, and some but few greys between: anti-aliased, not blurred."""
     images = digits[0].images
-    assert (images.shape, images.dtype) == ((10_000, 28, 28), np.uint8)
+    assert (images.shape, images.dtype) == ((10_000, 28, 28, 1), np.uint8)
     rim = np.concatenate(
         [images[:, [0, -1]].reshape(len(images), -1), images[:, :, [0, -1]].reshape(len(images), -1)], 1
     )
@@ -199,3 +199,138 @@ def test_a_long_drawing_shows_a_bar(monkeypatch, capsys):
     monkeypatch.setattr(glyphs, "_draw", lambda rng, num: (np.zeros((num, 28, 28), "uint8"), np.zeros(num, "uint8")))
     load_glyphs("train", 0, 5000)
     assert "drawing glyphs" in capsys.readouterr().err
+
+
+# One image is the formula of the docstring.
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """What _draw computes for 800 digits on a field whose distance grows from left to right, with no bend.
+
+    Where each pixel is looked up, of which field, and the ink.
+    """
+    calls = []
+    ramp = np.linspace(-2, 2, 784, dtype=np.float32)
+
+    def look_up(fields, index, x, y):
+        calls.append((index, x.astype("float64"), y.astype("float64")))
+        return np.broadcast_to(ramp, x.shape)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(glyphs, "_look_up", look_up)
+        patch.setattr(glyphs, "_bend", lambda x, y, uniform: 0)
+        images, labels = glyphs._draw(default_rng(0), 800)
+    ((index, x, y),) = calls
+    return images.reshape(800, -1), labels, index, x, y, ramp
+
+
+def transforms(x, y):
+    """angle, shear, scale, aspect and shift of each image: the pixel u is looked up at p = M^-1 (u - shift).
+
+    M = rotation . shear . scale = [[cos, -sin], [sin, cos]] . [[1, shear], [0, 1]] . diag(scale aspect, scale/aspect)
+    """
+    v, u = (a.reshape(-1) for a in np.mgrid[:28, :28] - 13.5)  # y is the row, x the column
+    found = []
+    for p in np.stack([x, y], 2):
+        inverse, *_ = np.linalg.lstsq(np.column_stack([u, v, np.ones(784)]), p, rcond=None)
+        np.testing.assert_allclose(np.column_stack([u, v, np.ones(784)]) @ inverse, p, atol=1e-4)  # float32: affine
+        M = np.linalg.inv(inverse[:2].T)
+        shift = -M @ inverse[2]
+        angle = np.arctan2(M[1, 0], M[0, 0])
+        turned = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) @ M
+        (a, b), (zero, d) = turned
+        assert abs(zero) < 1e-5
+        found.append((angle, b / d, (a * d) ** 0.5, (a / d) ** 0.5, *shift))
+    return np.array(found).T
+
+
+# What the docstring of each means: digits turn either way, most lean to the right (a negative shear), none is mirrored.
+RANGES = {"angle": (-0.2, 0.2), "shear": (-0.2, 0.1), "scale": (0.86, 1.06), "aspect": (0.9, 1.12)}
+RANGES |= {"right": (-1.5, 1.5), "down": (-1.5, 1.5)}
+
+
+def test_every_pixel_is_looked_up_at_its_moved_point(drawn):
+    """p = M^-1 (u - shift), M = rotation . shear . scale: each of the six numbers fills its own range, on its own."""
+    _, _, _, x, y, _ = drawn
+    found = transforms(x, y)
+    for (low, high), values in zip(RANGES.values(), found, strict=True):
+        margin = 0.03 * (high - low)  # of 800 uniform numbers none within 3% of an end: 800 log 0.97 = -24
+        assert low - 1e-4 < values.min() < low + margin and high - margin < values.max() < high + 1e-4
+        assert abs(values.mean() - (low + high) / 2) < 5 * (high - low) / 12**0.5 / 800**0.5
+    assert abs(np.corrcoef(found) - np.eye(6)).max() < 0.18  # 5 standard deviations of 1/sqrt(800)
+
+
+def test_ink_is_the_distance_and_the_weight_times_the_scale(drawn):
+    """ink = clip(0.5 + (d + weight) scale, 0, 1), to the nearest of 256 levels; thick faces get less weight.
+
+    weight = clip(u - half stroke width, 0.12, 0.8) with u in 0.8..1.9: strokes of all faces become alike.
+    """
+    images, labels, index, x, y, ramp = drawn
+    _, half_width = glyphs._distance_fields()
+    scale = transforms(x, y)[2]
+    face, digit = np.divmod(index, 10)
+    np.testing.assert_array_equal(digit, labels)
+    assert set(face) == set(range(len(FACES))) and set(digit) == set(range(10))
+    weights = []
+    for row, s in zip(images / 255, scale):
+        inside = (row > 0) & (row < 1)
+        weight = np.median((row[inside] - 0.5) / s - ramp[inside])
+        np.testing.assert_allclose(row, np.clip(0.5 + (ramp + weight) * s, 0, 1), atol=0.51 / 255 + 2e-3)
+        error = 255 * (row[inside] - 0.5 - (ramp[inside] + weight) * s)
+        assert abs(error).max() < 0.75  # half a level, and as much as the median may be off
+        weights.append(weight)
+    weights = np.array(weights)
+    assert 0.115 < weights.min() < 0.125 and weights.max() < 0.805
+    for number in range(len(FACES)):  # about 50 images each
+        own, most = weights[face == number], 1.9 - half_width[number]
+        if most > 0.2:
+            assert most - 0.2 < own.max() < most + 0.005 and own.min() < max(0.125, 0.8 - half_width[number] + 0.2)
+        else:
+            assert own.max() < max(0.125, most + 0.005)
+
+
+def test_a_bend_is_slow_and_small():
+    """Two waves of 0.1 to 0.6 pixels and 18 to 40 pixels long: at most 1.2 pixels, and a neighbour moves about as far.
+
+    Its slope is at most 2 x 0.6 x 2 pi/18 = 0.42; the two together are larger than one alone may be.
+    """
+    rng = default_rng(0)
+    v, u = (a.reshape(1, -1).astype(np.float32) for a in np.mgrid[:28, :28] - 13.5)
+
+    def uniform(low, high):
+        return rng.uniform(low, high, (500, 1)).astype(np.float32)
+
+    bends = glyphs._bend(u, v, uniform).reshape(500, 28, 28)
+    assert 0.9 < abs(bends).max() <= 1.2 and (abs(bends).max((1, 2)) > 0.2).mean() > 0.9
+    slopes = [abs(np.diff(bends, axis=axis)).max((1, 2)) for axis in (1, 2)]
+    assert max(map(np.max, slopes)) < 0.42 and np.mean(slopes) > 0.05
+    assert abs(bends.mean()) < 0.05  # 500 phases: 0.4/sqrt(500)
+    assert abs(np.mean(slopes[0]) / np.mean(slopes[1]) - 1) < 0.1  # in any direction
+
+
+def test_a_digit_is_bent_in_both_directions_on_their_own(monkeypatch):
+    """What _bend gives is added to x, and what it gives next to y."""
+    calls, points = [], []
+    bend = glyphs._bend
+    monkeypatch.setattr(glyphs, "_bend", lambda *how: calls.append(bend(*how)) or calls[-1])
+    monkeypatch.setattr(glyphs, "_look_up", lambda fields, index, x, y: points.append((x, y)) or 0 * x)
+    glyphs._draw(default_rng(0), 20)
+    ((x, y),), (bend_x, bend_y) = points, calls
+    assert abs(bend_x - bend_y).max(1).min() > 0.05
+    transforms(x - bend_x, y - bend_y)  # the rest is affine
+
+
+def test_the_source_of_a_set_says_how_many_which_split_and_which_seed():
+    """One sentence, in a checkpoint and beside a picture."""
+    source = load_glyphs("test", 7, 1234).source
+    assert source == f"glyphs: 1,234 digits drawn from {len(FACES)} of matplotlib's type faces (test split, seed 7)"
+
+
+@pytest.mark.parametrize("num", [1, 499, 500, 501, 999, 1000, 1001])
+def test_a_set_of_any_length_is_the_beginning_of_the_blocks(num):
+    """At the borders of the blocks of 500, and one beside them: image i is image i of a longer set."""
+    some, more = load_glyphs("train", 5, num), load_glyphs("train", 5, 1100)
+    assert len(some) == len(some.labels) == num
+    np.testing.assert_array_equal(some.images, more.images[:num])
+    np.testing.assert_array_equal(some.labels, more.labels[:num])

@@ -17,15 +17,16 @@ def test_auto_is_mnist_where_it_is_found(sets, folders, put, name):
     put(folders["cache"] / "mnist", sets["mnist"][1])
     said = []
     dataset = data.load(name, "test", say=said.append)
-    np.testing.assert_array_equal(dataset.images, sets["mnist"][0][FILES["test"][0]])
+    np.testing.assert_array_equal(dataset.images[..., 0], sets["mnist"][0][FILES["test"][0]])
     assert dataset.name == "mnist"
     assert not said
 
 
-def test_auto_falls_back_to_glyphs_and_says_so(sets, folders):
+def test_auto_falls_back_to_glyphs_and_says_so(sets, folders, capsys):
     """No MNIST, no mirror: the set is glyphs, and `say` hears so in two lines of a terminal: what, and what helps."""
     said = []
     dataset = data.load("auto", num=20, say=said.append)
+    assert capsys.readouterr().out == "" and any(line.startswith("Downloading MNIST") for line in said)
     drawn = data.load("glyphs", num=20)
     assert dataset.name == "glyphs"
     np.testing.assert_array_equal(dataset.images, drawn.images)
@@ -76,6 +77,8 @@ def test_a_folder_for_glyphs_is_an_error(sets, folders, put):
     put(folders["data_dir"], sets["mnist"][1])
     with pytest.raises(data.DataError, match=f"--data-dir {folders['data_dir']}: glyphs are drawn"):
         data.load("glyphs", data_dir=folders["data_dir"], num=20)
+    with pytest.raises(data.DataError, match=r"--data-dir \.: glyphs are drawn"):
+        data.load("glyphs", data_dir=".", num=20)
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion"])
@@ -102,6 +105,7 @@ def test_num_keeps_the_first_pictures(sets, folders, put):
     assert (len(whole), len(some)) == (40, 7)
     np.testing.assert_array_equal(some.images, whole.images[:7])
     np.testing.assert_array_equal(some.labels, whole.labels[:7])
+    assert len(data.load("mnist", data_dir=folders["data_dir"], num=40)) == 40
     for num in (0, 41):
         with pytest.raises(ValueError, match=rf"num must lie in 1\.\.40 for mnist, got {num}"):
             data.load("mnist", data_dir=folders["data_dir"], num=num)

@@ -32,7 +32,7 @@ def test_the_files_come_back_bit_for_bit(sets, folders, put, name, split):
     arrays, files = sets[name]
     put(folders["data_dir"], files)
     dataset = load_mnist(name, split, folders["data_dir"], print)
-    np.testing.assert_array_equal(dataset.images, arrays[FILES[split][0]])
+    np.testing.assert_array_equal(dataset.images[..., 0], arrays[FILES[split][0]])
     np.testing.assert_array_equal(dataset.labels, arrays[FILES[split][1]])
     assert dataset.name == name
     assert str(folders["data_dir"]) in dataset.source
@@ -80,7 +80,7 @@ def test_the_content_decides_whether_a_file_is_packed(sets, folders, put, spelli
     put(folders["data_dir"], content)
     for split in FILES:
         dataset = load_mnist("mnist", split, folders["data_dir"], print)
-        np.testing.assert_array_equal(dataset.images, arrays[FILES[split][0]])
+        np.testing.assert_array_equal(dataset.images[..., 0], arrays[FILES[split][0]])
         np.testing.assert_array_equal(dataset.labels, arrays[FILES[split][1]])
 
 
@@ -102,7 +102,9 @@ def test_each_file_is_searched_on_its_own(sets, folders, put):
     images, labels = FILES["train"]
     put(folders["cache"], {images: files[images]})
     put(folders["cache"] / "mnist", {labels: files[labels]})
-    np.testing.assert_array_equal(load_mnist("mnist", "train", None, print).labels, arrays[labels])
+    found = load_mnist("mnist", "train", None, print)
+    np.testing.assert_array_equal(found.labels, arrays[labels])
+    assert found.source == f"MNIST (train split) from {folders['cache']}"  # the place of the images
 
 
 def test_a_set_is_known_by_its_hash_where_both_share_a_folder_tree(sets, folders, put):
@@ -111,7 +113,7 @@ def test_a_set_is_known_by_its_hash_where_both_share_a_folder_tree(sets, folders
     put(folders["data_dir"] / "fashion", sets["fashion"][1])
     for name in NAMES:
         found = load_mnist(name, "train", folders["data_dir"], print)
-        np.testing.assert_array_equal(found.images, sets[name][0][FILES["train"][0]])
+        np.testing.assert_array_equal(found.images[..., 0], sets[name][0][FILES["train"][0]])
 
 
 @pytest.mark.parametrize("sub", ["", "fashion"])
@@ -137,7 +139,7 @@ def test_another_sets_file_is_passed_over_where_it_was_only_looked_for(sets, fol
         load_mnist("fashion", "test", None, print)
     put(folders["cache"] / "fashion", sets["fashion"][1])
     found = load_mnist("fashion", "test", None, print)
-    np.testing.assert_array_equal(found.images, sets["fashion"][0][FILES["test"][0]])
+    np.testing.assert_array_equal(found.images[..., 0], sets["fashion"][0][FILES["test"][0]])
 
 
 @pytest.mark.parametrize(("file", "taken_for"), [(FILES["test"][0], FILES["train"][0]), FILES["train"]])
@@ -186,9 +188,42 @@ def test_a_small_file_that_unpacks_to_a_large_one_is_stopped(sets, folders, put,
         load_mnist("mnist", "train", folders["data_dir"], print)
 
 
-def test_the_largest_file_may_be_as_large_as_it_is():
-    """The limit is the size of the training images: 16 bytes of header and 60,000 pictures of 28x28."""
+def test_the_largest_file_may_be_as_large_as_it_is(sets, folders, put, monkeypatch):
+    """The limit is the size of the training images: 16 bytes of header and 60,000 pictures of 28x28.  No byte more."""
     assert module.MOST_BYTES == 47_040_016
+    put(folders["data_dir"], sets["mnist"][1])
+    size = 16 + 40 * 28 * 28
+    monkeypatch.setattr(module, "MOST_BYTES", size)
+    assert len(load_mnist("mnist", "train", folders["data_dir"], print)) == 40
+    monkeypatch.setattr(module, "MOST_BYTES", size - 1)
+    with pytest.raises(DataError, match=f"more than {size - 1:,} bytes"):
+        load_mnist("mnist", "train", folders["data_dir"], print)
+
+
+def test_classes_have_the_names_that_the_authors_gave_their_labels():
+    """Fashion-MNIST's page numbers them so (Xiao et al. 2017, table 2); a digit is its own name."""
+    clothes = "T-shirt/top, Trouser, Pullover, Dress, Coat, Sandal, Shirt, Sneaker, Bag, Ankle boot"
+    assert ", ".join(RELEASES["fashion"].classes) == clothes
+    assert RELEASES["mnist"].classes == tuple("0123456789")
+
+
+def test_a_named_folder_may_begin_with_the_users_home(sets, put, monkeypatch, tmp_path):
+    """~ in a variable or in an option is no folder of that name: a shell expands it in some places only."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    put(tmp_path / "digits", sets["mnist"][1])
+    assert load_mnist("mnist", "train", "~/digits", print).source.endswith(f"from {tmp_path / 'digits'}")
+    monkeypatch.setenv("TINYDIFF_DATA", "~/digits")
+    assert load_mnist("mnist", "train", None, print).source.endswith(f"from {tmp_path / 'digits'}")
+
+
+def test_each_mirror_of_a_set_is_asked_in_its_order(sets, folders, mirror, monkeypatch):
+    """The second where the first has no such file."""
+    mirror.files = {f"/second/{file}": data for file, data in sets["mnist"][1].items()}
+    urls = (f"{mirror.url}first/", f"{mirror.url}second/", f"{mirror.url}third/")
+    monkeypatch.setitem(RELEASES, "mnist", RELEASES["mnist"]._replace(urls=urls))
+    assert len(load_mnist("mnist", "test", None, print)) == 12
+    assert mirror.asked == [f"/{folder}/{file}" for file in FILES["test"] for folder in ("first", "second")]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes with a path")
@@ -299,7 +334,7 @@ def test_without_a_cache_the_data_are_downloaded_for_one_run(sets, folders, mirr
     mirror.files = {f"/{file}": data for file, data in files.items()}
     monkeypatch.setitem(RELEASES, "mnist", RELEASES["mnist"]._replace(urls=(mirror.url,)))
     dataset = load_mnist("mnist", "train", None, said.append)
-    np.testing.assert_array_equal(dataset.images, arrays[FILES["train"][0]])
+    np.testing.assert_array_equal(dataset.images[..., 0], arrays[FILES["train"][0]])
     assert dataset.source == "MNIST (train split) downloaded and not kept"
     reason = {"a file in its place": "Not a directory", "no home": "no home folder"}.get(cache, "Permission denied")
     assert len(said) == 2 and all("for this run only" in text and reason in text for text in said)
@@ -338,7 +373,7 @@ def test_a_download_lands_in_the_cache_and_is_found_there(sets, folders, mirror,
     monkeypatch.setitem(RELEASES, "fashion", RELEASES["fashion"]._replace(urls=(mirror.url,)))
     for _ in range(2):
         dataset = load_mnist("fashion", "train", None, print)
-        np.testing.assert_array_equal(dataset.images, arrays[FILES["train"][0]])
+        np.testing.assert_array_equal(dataset.images[..., 0], arrays[FILES["train"][0]])
         assert mirror.asked == [f"/{file}" for file in FILES["train"]]
     assert sorted(p.name for p in (folders["cache"] / "fashion").iterdir()) == sorted(FILES["train"])
 
@@ -372,5 +407,5 @@ def test_the_real_files_have_the_hashes_in_the_table():
     """The published MNIST passes its own check: 60,000 and 10,000 images, digits 0 to 9."""
     for split, num in (("train", 60_000), ("test", 10_000)):
         dataset = load_mnist("mnist", split, Path(REAL), print)
-        assert dataset.images.shape == (num, 28, 28)
+        assert dataset.images.shape == (num, 28, 28, 1)
         assert set(dataset.labels) == set(range(10))

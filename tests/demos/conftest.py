@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
+from stand_ins import unreadable
 from tqdm import tqdm
 
 import tinydiff.train
@@ -81,6 +83,21 @@ def every_bar_reaches_100_percent(shown_bars):
     unfinished = [f"{bar.desc}: {bar.n} of {bar.total}" for bar in shown_bars if bar.n != bar.total]
     shown_bars.clear()
     assert unfinished == []
+
+
+@pytest.fixture(autouse=True)
+def every_figure_that_is_saved_can_be_read(monkeypatch):
+    """Each panel has a title, and each axis of a panel without an image has two different labels at its ticks or more.
+
+    The law holds for whatever a test lets a program save: each program that draws, and each shape of its data.
+    """
+    savefig = Figure.savefig
+
+    def save_and_look(figure, *arguments, **options):
+        savefig(figure, *arguments, **options)
+        assert [*unreadable(figure)] == []
+
+    monkeypatch.setattr(Figure, "savefig", save_and_look)
 
 
 @pytest.fixture(scope="session")

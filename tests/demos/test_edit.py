@@ -13,6 +13,7 @@ from tiny_runs import save_checkpoint, save_untrained_classifier
 from tinydiff.app import checkpoint
 from tinydiff.app.metrics import share
 from tinydiff.app.plots import tile
+from tinydiff.app.row_rng import row_rng
 from tinydiff.autograd import Tensor, no_grad
 from tinydiff.backend import TinydiffError, asarray, backend_name, default_rng, standard_normal, to_numpy
 from tinydiff.data import load
@@ -76,12 +77,12 @@ def stand_in_run(demo, patch, out, test_set, network=None, picture=False, **opti
     return table, reader.shown, blocks
 
 
-def jobs_of(x_0, seed):
-    return [(x_0[i : i + 20], (seed, i // 20)) for i in range(0, len(x_0), 20)]
+def slices_of(x_0):
+    return [(x_0[i : i + 20], range(i, min(i + 20, len(x_0)))) for i in range(0, len(x_0), 20)]
 
 
 def test_the_table_is_of_the_package_s_own_edits(demo, test_set, tmp_path, monkeypatch, capsys):
-    """The classifier reads the edited digits, bit for bit those of inpaint with RePaint's resampling, 20 to a stream.
+    """The classifier reads the edited digits, bit for bit those of inpaint with RePaint's resampling.
 
     Their share is counted by the stamp in the lower half, with and without 4, 7 and 9; the errors of the round trips
     are root mean squares of decoded - x_0; all is printed and written.
@@ -93,8 +94,8 @@ def test_the_table_is_of_the_package_s_own_edits(demo, test_set, tmp_path, monke
     known = np.zeros((12, 1, 1), bool)
     known[:6] = True
     filled = []
-    for x_0, name in jobs_of(images, 6):
-        rng = default_rng("edit", *name)
+    for x_0, rows in slices_of(images):
+        rng = row_rng("edit", 6, rows=rows)
         x_T = standard_normal(rng, x_0.shape)
         step, pairs = partial(ddpm_step, SCHEDULE, clip=True), timestep_pairs(100, 4)
         with no_grad():
@@ -113,7 +114,7 @@ def test_the_table_is_of_the_package_s_own_edits(demo, test_set, tmp_path, monke
     for steps in (3, 7):
         pairs = timestep_pairs(100, steps)
         x_T, back = [], []
-        for part, _ in jobs_of(x_0, 6):
+        for part, _ in slices_of(x_0):
             with no_grad():
                 *_, (_, x, _) = ddim_invert(SCHEDULE, unconditional(network), pairs, asarray(part))
                 x_T.append(to_numpy(x))
@@ -219,13 +220,30 @@ def test_the_picture_shows_what_its_rows_are_called(demo, test_set, tmp_path, mo
 
 
 def test_a_redrawn_digit_starts_at_its_time(demo):
-    """redraw is sdedit from t_start, bit for bit, by DDPM without a label and with the stream of its slice."""
+    """redraw is sdedit from t_start, bit for bit, by DDPM without a label and with a stream of its own."""
     network, x_0, pairs = Leaning(var=0.3), asarray(stamps([3, 5])), timestep_pairs(100, 10)
     for t in (20, 80):
-        step, rng = partial(ddpm_step, SCHEDULE, clip=True), default_rng("edit", 4, 1)
+        step, rng = partial(ddpm_step, SCHEDULE, clip=True), row_rng("edit", 4, rows=[1, 2])
         with no_grad():
             *_, (_, x, _) = sdedit(SCHEDULE, step, unconditional(network), pairs, x_0, t, rng)
         assert np.array_equal(demo.redraw(SCHEDULE, t, 10, network, (x_0, (4, 1))), to_numpy(x))
+
+
+def test_an_edit_of_image_i_is_one_edit(demo):
+    """Images 2 to 4 of 6, alone and in one slice with the others: by each edit that draws, with labels drawn too.
+
+    Leaning's arithmetic is pixel by pixel, so the bits are the same.
+    """
+    network, known = Leaning(var=0.3), np.arange(12)[:, None, None] < 6
+    x_0 = stamps([3, 5, 8, 0, 1, 1])
+    for edit in (
+        partial(demo.complete, SCHEDULE, known, 4, 2, None),
+        partial(demo.complete, SCHEDULE, known, 4, 1, StampReader()),
+        partial(demo.redraw, SCHEDULE, 60, 4),
+    ):
+        together = edit(network, (x_0, (7, 0)))
+        np.testing.assert_array_equal(edit(network, (x_0[2:5], (7, 2))), together[2:5])
+        assert abs(together[4] - together[5]).max() > 0.1  # two copies of one picture have noise of their own
 
 
 def test_a_blend_is_decoded_from_between_two_x_T(demo):
@@ -242,8 +260,8 @@ def test_a_blend_is_decoded_from_between_two_x_T(demo):
         assert np.array_equal(found[:, k], to_numpy(x))
 
 
-def test_each_slice_has_a_stream_of_its_own(demo):
-    """Twenty images each and the rest, in order, under the seed and the slice's number."""
+def test_each_slice_has_the_index_of_its_first_image(demo):
+    """Twenty images each and the rest, in order, under the seed and the index."""
     jobs = []
     x_0 = np.arange(45.0)
 
@@ -252,7 +270,7 @@ def test_each_slice_has_a_stream_of_its_own(demo):
         return 2 * job[0]
 
     assert np.array_equal(demo.edit(pool_of(Leaning()), f, x_0, "name", 3), 2 * x_0)
-    assert [(len(x), name) for x, name in jobs] == [(20, (3, 0)), (20, (3, 1)), (5, (3, 2))]
+    assert [(len(x), name) for x, name in jobs] == [(20, (3, 0)), (20, (3, 20)), (5, (3, 40))]
 
 
 def test_the_smallest_run_with_real_files(demo, trained, tmp_path):
@@ -333,7 +351,7 @@ def test_labels_are_drawn_of_those_that_say_what_is_known(demo):
 
 
 def test_the_seed_decides_everything(demo):
-    """Slices have streams of their own: the same seed, the same image, and another one for another seed or slice."""
+    """Images have streams of their own: the same seed, the same image, and another one for another seed or index."""
     schedule, x = Schedule.linear(100), np.zeros((2, 28, 28, 1), np.float32)
     draw = [demo.redraw(schedule, 50, 3, Zero(), (x, name)) for name in ((1, 0), (1, 0), (2, 0), (1, 1))]
     assert (draw[0] == draw[1]).all() and (draw[0] != draw[2]).any() and (draw[0] != draw[3]).any()

@@ -1,6 +1,7 @@
 """What the main programs show, by parts with known answers: every share, row, title, film and file follows on paper."""
 
 import importlib.util
+import shlex
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +13,8 @@ from recorder import Notes, Program, note_pictures, record
 from tinydiff.app.generate import Recipe, frame_times
 from tinydiff.app.metrics import interval, percent
 from tinydiff.app.outputs import release
-from tinydiff.backend import backend_name
-from tinydiff.diffusion import Schedule
+from tinydiff.backend import TinydiffError, backend_name, default_rng, standard_normal
+from tinydiff.diffusion import Schedule, q_sample
 
 pytestmark = [
     pytest.mark.program,
@@ -146,6 +147,9 @@ def test_the_share_that_a_classifier_of_stamps_reads_right(load_demo, monkeypatc
         ["c:", "66.7%", "(2", "of", "3),", "1", "as", "a"],
     ]
     assert len(lines) == 4 and notes["save_grid title"] == ["2 of 5 misread"]
+    np.savez(tmp_path / "samples.npz", images=images, labels=labels + 2)
+    with pytest.raises(TinydiffError, match=r"labels must lie in 0\.\.3, got 2 to 4"):  # of this classifier's classes
+        demo.main(str(tmp_path / "samples.npz"), workers=1)
 
 
 # -------------------------------------------------------------------------------------------------- train_classifier
@@ -179,7 +183,33 @@ def test_a_classifier_is_trained_on_one_set_and_read_on_the_other(tmp_path):
     assert [split for split, _ in splits] == ["train", "test"]
     np.testing.assert_array_equal(notes["read"], splits[1][1].batch(np.arange(30))[0])
     assert notes["saved_errors"] == notes["returned"] == 27
-    assert "27 of 30 misread, 10.00% right" in notes["printed"]
+    assert "27 of 30 misread, 10.00% right" in notes["printed"] and notes["settings.num"] == 30
+
+
+def test_images_are_noised_to_every_time(load_demo):
+    """t is uniform in 1..T, both ends within, and x_t is q_sample of the noise that comes after t in the stream."""
+    schedule, images = Schedule.cosine(3), np.linspace(-1, 1, 300, dtype="float32").reshape(300, 1, 1, 1)
+    x_t, t = load_demo("train_classifier").noised(schedule, images, 5)
+    rng = default_rng("noised", 5)
+    np.testing.assert_array_equal(t, rng.integers(1, 4, 300))
+    assert np.bincount(t, minlength=5)[1:].tolist() == pytest.approx([100, 100, 100, 0], abs=41)  # five deviations
+    np.testing.assert_array_equal(x_t, q_sample(schedule, images, t, standard_normal(rng, images.shape)))
+
+
+def test_the_next_command_uses_the_classifier_for_what_it_is(load_demo):
+    """One that reads noise guides guidance.py; another reads, in classify.py, the digits that sample.py has saved."""
+
+    def options(line):
+        python, program, *words = shlex.split(line)
+        assert python == "python"
+        return vars(Program(Path(program).stem).parser.parse_args(words))
+
+    command = load_demo("train_classifier").next_command
+    guided = options(command(Path("a b.npz"), True))
+    assert guided["noisy_classifier"] == "a b.npz" and guided["checkpoint"] == "runs/mnist/checkpoint.npz"
+    drawn, read = map(options, command(Path("a b.npz"), False).split(" && "))
+    assert drawn["checkpoint"] == "runs/mnist/checkpoint.npz" and read["checkpoint"] == "a b.npz"
+    assert read["samples"] == drawn["save_npz"]
 
 
 # ---------------------------------------------------------------------------------------------- sample and same_start

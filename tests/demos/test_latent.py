@@ -4,6 +4,7 @@ import inspect
 import io
 import runpy
 from contextlib import redirect_stdout
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -115,7 +116,7 @@ def test_main_hands_its_options_on_and_writes_what_compare_returns(demo, files, 
     printed = capsys.readouterr().out
     assert f"1 worker(s); results in {tmp_path}/" in printed and demo.NO_SPREAD not in printed
     assert f"done: open {tmp_path}/latent.png; table: {tmp_path}/latent.md" in printed and "--from" in printed
-    path, _, _ = both
+    path, *_ = both
     demo.main(source=path, classifier=classifier, out=tmp_path, **FEW | {"num": 10})
     (loaded, (arguments, options)) = seen[3:]
     assert options == {"num": 10, "steps": 2, "scale": 2.0, "seed": 0} and list(arguments[0]) == ["latent"]
@@ -167,20 +168,69 @@ def test_what_is_wrong_at_the_end_is_found_before_the_training(demo, files, tmp_
 
 @pytest.fixture(scope="module")
 def both(load_demo, tmp_path_factory):
-    """What train_both has saved and printed, with a clock that is asked three times: 0, 61 and 161 s."""
+    """What train_both has saved, printed and called, with a clock that is asked three times: 0, 61 and 161 s."""
     demo, data, path = load_demo("latent"), load("glyphs", num=30), tmp_path_factory.mktemp("both") / "c.npz"
+    calls = []
+
+    def noting(module, name):
+        f = getattr(module, name)
+        patch.setattr(module, name, lambda *given: calls.append((name, *given)) or f(*given))
+
     config = TrainConfig(num_steps=2, minutes=None, batch_size=2, seed=3, target="v")
     ticks = iter([0.0, 61.0, 161.0])
     demo.time = SimpleNamespace(monotonic=lambda: next(ticks))
-    with redirect_stdout(io.StringIO()) as printed:
+    with redirect_stdout(io.StringIO()) as printed, pytest.MonkeyPatch.context() as patch:
+        for module, name in (
+            (demo, "finish"),
+            (demo.training, "check_finite"),
+            (demo.checkpoint, "set_aside"),
+            (demo.checkpoint, "save"),
+        ):
+            noting(module, name)
         networks = (TINY["autoencoder"], 1e-6, demo.UNET | TINY["unet"])
         demo.train_both(path, data, *networks, config, one_process(), 1)
-    return path, data, printed.getvalue()
+    return path, data, printed.getvalue(), calls
+
+
+def test_a_resumed_training_is_compared_in_all_that_decides_it(demo, both):
+    """The settings of either training; then the arrays are checked, an earlier file is set aside, and all is saved."""
+    path, _, _, calls = both
+    first, second, checked, aside, saved = (call for call in calls if call[0] == "finish" or call[1] == path)
+    settings = {"minutes": 1e-6, "data": "glyphs", "num": 30, "seed": 3, "batch_size": 2}
+    settings["autoencoder"] = TINY["autoencoder"]
+    assert first[3:] == (path.with_name("unfinished_autoencoder.npz"), settings, False, "autoencoder")
+    config = TrainConfig(num_steps=2, minutes=None, batch_size=2, seed=3, target="v")
+    unet = demo.UNET | TINY["unet"] | {"in_channels": 2, "num_classes": 10}
+    both_settings = settings | {"unet": unet, "train": asdict(config)}
+    assert second[3:] == (path.with_name("unfinished_unet.npz"), both_settings, False, "U-Net")
+    arrays = checked[2]
+    assert checked == ("check_finite", path, arrays) and aside == ("set_aside", path)
+    assert saved[:2] == ("save", path) and saved[2] is arrays
+
+
+def test_the_parts_of_a_checkpoint_belong_together(demo, both):
+    """Channels of the latents and of both networks, classes, and a side that each level of the U-Net but one halves."""
+    _, meta = checkpoint.load(both[0])
+    assert demo.fits_together(meta)
+    two_levels = meta | {
+        "model": meta["model"] | {"channel_mults": [1, 2]},
+        "data": {"name": "pictures of another size"},
+    }
+    assert demo.fits_together(two_levels | {"latent_shape": [8, 6, 2]}) and not demo.fits_together(two_levels)
+    assert not demo.fits_together(two_levels | {"latent_shape": [8, 7, 2]})
+    for part, change in (
+        ("autoencoder", {"latent_channels": 3}),
+        ("autoencoder", {"in_channels": 3}),
+        ("model", {"in_channels": 3}),
+        ("model", {"num_classes": None}),
+        ("model", {"num_classes": 9}),
+    ):
+        assert not demo.fits_together(meta | {part: meta[part] | change}), (part, change)
 
 
 def test_both_networks_are_trained_in_their_parts_order(demo, both):
     """The autoencoder on the bound, the U-Net on its scaled means with v: bit for bit; the average is what is saved."""
-    path, data, printed = both
+    path, data, printed, _ = both
     arrays, meta = checkpoint.load(path)
     pool = one_process().workers(partial(demo.build_autoencoder, TINY["autoencoder"], 3), 1)
 
@@ -237,7 +287,7 @@ def test_both_networks_are_trained_in_their_parts_order(demo, both):
 
 def test_latents_have_mean_0_and_variance_1_channel_by_channel(demo, both, monkeypatch):
     """The training set's, as the checkpoint's coder encodes it, in slices; decoding undoes the scaling and clips."""
-    path, data, _ = both
+    path, data, *_ = both
     monkeypatch.setattr(demo, "SLICE", 13)
     _, coder, _ = demo.load_latent(path, 1)
     x_0, _ = data.batch(np.arange(30))
@@ -273,8 +323,8 @@ def test_spaces_draw_in_turn_from_the_same_labels_and_seconds_add_up(demo, monke
     """5 labels with one worker and slices of 2 are two rounds of 3 and 2; each space's clock has its own drawing."""
     drawn, now, seconds_of = [], [0.0], {"pixel": 3.0, "latent": 0.5}
 
-    def generate(pool, recipe, labels, seed):
-        drawn.append((pool.name, recipe.num_steps, recipe.scale, labels, seed))
+    def generate(pool, recipe, labels, seed, first):
+        drawn.append((pool.name, recipe.num_steps, recipe.scale, labels, seed, first))
         now[0] += seconds_of[pool.name]
         for part in (labels[:2], labels[2:]):
             if part:
@@ -292,7 +342,7 @@ def test_spaces_draw_in_turn_from_the_same_labels_and_seconds_add_up(demo, monke
     assert seconds == {"pixel": 6.5, "latent": 1.5}
     for name in spaces:
         assert images[name].ravel().tolist() == [30, 10, 40, 10, 50]  # the last frame, decoded, in the labels' order
-    assert drawn == [(n, 7, 1.5, part, 20 + i) for i, part in enumerate(([3, 1, 4], [1, 5])) for n in spaces]
+    assert drawn == [(n, 7, 1.5, part, 20, first) for first, part in ((0, [3, 1, 4]), (3, [1, 5])) for n in spaces]
     assert [len(a) for a in demo.draw_in_turn(spaces, np.array([3]), 7, 1.0, 0)[0].values()] == [1, 1]
 
 
@@ -420,7 +470,7 @@ def test_the_picture_has_latents_between_real_and_decoded_digits_and_then_sample
 
 def test_a_comparison_is_its_parts_in_order(demo, both, files, monkeypatch):
     """Every cell is the package's own answer for the same draws: from the average, judged beside real digits."""
-    path, _, _ = both
+    path, *_ = both
     latent, coder, _ = demo.load_latent(path, 1)
     pixel, (judge_pool, _) = demo.load_pixel(files / "pixel.npz", 1), load_classifier(files / "classifier.npz", 1)
     spaces, test = {"pixel": pixel, "latent": latent}, load("glyphs", "test", num=120)

@@ -419,6 +419,7 @@ def test_a_picture_is_saved_in_128_colours(demo, tmp_path):
     """As large as the figure."""
     figure = Figure(figsize=(2, 1), dpi=100)
     figure.subplots().imshow(np.arange(5000).reshape(50, 100), cmap="hsv")
+    figure.suptitle("hues")
     demo._save(figure, tmp_path / "p.png")
     with Image.open(tmp_path / "p.png") as picture:
         assert picture.size == (200, 100) and picture.mode == "P"

@@ -1,15 +1,25 @@
 """The demo of one start: eta = 0 ends in one place whatever the noise, a larger eta in many."""
 
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from stand_ins import SCHEDULE, SIZE, Leaning
 from tiny_runs import save_checkpoint
 
-from tinydiff.backend import TinydiffError, asarray, backend_name, to_numpy
+from tinydiff.app.row_rng import row_rng
+from tinydiff.backend import TinydiffError, asarray, backend_name, default_rng, standard_normal, to_numpy, xp
 from tinydiff.data import load
-from tinydiff.diffusion import Schedule
+from tinydiff.diffusion import (
+    Schedule,
+    classifier_free,
+    ddim_step,
+    sample,
+    timestep_pairs,
+    unconditional,
+)
 from tinydiff.nn import Module
 
 pytestmark = pytest.mark.program
@@ -53,6 +63,23 @@ def test_the_start_is_one_and_the_seed_names_it(load_demo):
     assert (np.sign(ends[0][:1]) == np.sign(x_T)).all()
     noisy = demo.ends(schedule, (3, 4, 4, 1), None, 100, 1.0, 0, Zero(), 1.0)
     assert (noisy[0] != noisy[1]).any() and asarray(noisy).dtype == "float32"
+    more = demo.ends(schedule, (5, 4, 4, 1), None, 100, 1.0, 0, Zero(), 1.0)
+    assert (more[:3] == noisy).all()  # a column is the same however many there are
+
+
+@pytest.mark.parametrize("label", [None, 3])
+def test_every_picture_is_ddim_with_x_0_hat_clipped(load_demo, label):
+    """Drawn again by the package's own call, bit for bit, for a network whose x_0_hat leaves -1..1 at many times."""
+    demo, network, shape, eta = load_demo("same_start"), Leaning(var=4.0), (3, SIZE, SIZE, 1), 0.5
+    eps_fn = unconditional(network) if label is None else classifier_free(network, label, 2.0)
+    x_T = xp.repeat(standard_normal(default_rng("start", 5), (1, *shape[1:])), 3, 0)
+    clipped, free = (
+        [*sample(partial(ddim_step, SCHEDULE, eta=eta, clip=clip), eps_fn, timestep_pairs(100, 7), x_T, rng)][-1][1]
+        for clip, rng in ((True, row_rng("way", 5, rows=range(3))), (False, row_rng("way", 5, rows=range(3))))
+    )
+    ends = demo.ends(SCHEDULE, shape, label, 7, 2.0, 5, network, eta)
+    np.testing.assert_array_equal(ends, to_numpy(clipped))
+    assert abs(ends).max() == 1 < abs(to_numpy(free)).max()
 
 
 @pytest.mark.parametrize(

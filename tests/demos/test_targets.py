@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from stand_ins import META, SCHEDULE, Leaning, StampReader, data, pool_of
 
 from tinydiff.app import cli, outputs
-from tinydiff.backend import TinydiffError, backend_name
+from tinydiff.backend import TinydiffError, backend_name, default_rng
 from tinydiff.data import load
 
 pytestmark = pytest.mark.program
@@ -156,6 +158,27 @@ def test_what_no_memory_holds_is_refused_at_once(load_demo, name, option, number
     """The two-sample test of a million points, say, needs 96 TB: that is said before minutes of training."""
     said = f"--{option.replace('_', '-')} {number}: that needs about "
     refused(load_demo, name, said, **{option: number})
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("prompts/prompt", "num"),
+        ("prompts/evaluate_prompts", "num"),
+        ("prompts/evaluate_prompts", "num_held_out"),
+        ("explorer/explorer", "num"),
+        ("guidance", "num"),
+    ],
+)
+def test_images_that_no_memory_holds_are_refused_before_the_first_is_drawn(load_demo, monkeypatch, name, option):
+    """A checkpoint tells how large an image is; then the number of images is refused, and none is drawn."""
+    demo, pool = load_demo(name), pool_of(Leaning())
+    words = {"vocabulary": load_demo("prompts/captions").VOCABULARY, "held_out": []} if "prompts" in name else {}
+    monkeypatch.setattr(demo, "load_trained", lambda *_: (pool, SCHEDULE, META | words))
+    monkeypatch.setattr(demo, "load_classifier", lambda *_: (pool_of(StampReader()), {}), raising=False)
+    monkeypatch.setattr(demo, "load", lambda *_, **__: data(np.arange(20) % 10, default_rng(0)), raising=False)
+    with pytest.raises(TinydiffError, match=f"--num {10**12}: that needs about "):
+        demo.main(*(FOLDERS | FILES)[name][0], **{option: 10**12})
 
 
 @pytest.mark.parametrize("name", ["train_mnist", "train_classifier", "prompts/train_prompts", "latent"])

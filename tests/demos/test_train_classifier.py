@@ -34,7 +34,9 @@ def test_the_saved_network_misreads_as_many_test_digits_as_the_demo_says(demo, t
         answer = np.concatenate(list(read(workers, images))).argmax(1)
     assert errors == (answer != labels).sum() == meta["test"]["errors"] > 0  # three steps are far too few
     assert meta["train"]["num_steps"] == 3 and meta["data"]["name"] == "glyphs"
-    assert re.search(rf"{errors} of 30 misread, {100 - errors / 0.3:.2f}% right", capsys.readouterr().out)
+    printed, folder = capsys.readouterr().out, tmp_path / "new" / "folder"
+    assert re.search(rf"{errors} of 30 misread, {100 - errors / 0.3:.2f}% right", printed)
+    assert f"done: {folder}/checkpoint.npz; open {folder}/misread.png\n" in printed
     picture = imread(tmp_path / "new" / "folder" / "misread.png")[..., :3]
     assert min(picture.shape[:2]) > 80 and picture.std() > 0.05  # something is on it
 
@@ -46,6 +48,7 @@ def test_where_nothing_is_misread_there_is_no_picture(demo, tmp_path, capsys, mo
     assert demo.main(backend=backend_name(), out=tmp_path, **SMALLEST) == 0
     printed = capsys.readouterr().out
     assert "0 of 30 misread, 100.00% right" in printed and "misread.png is not written" in printed
+    assert f"done: {tmp_path}/checkpoint.npz\n" in printed
     assert not (tmp_path / "misread.png").exists() and len(images) == 30
 
 

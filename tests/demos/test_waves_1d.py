@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
+from stand_ins import unreadable
 
 from tinydiff import ops
 from tinydiff.app.alone import one_process
@@ -260,10 +261,7 @@ def test_the_portrait_shows_what_it_is_given(demo):
         units = ["ms", "ms", "frequency / pitch"] if i == 2 else ["", "", ""]
         assert [axes.get_xlabel() for axes in panels] == units
     assert [text.get_text() for text in figure.axes[2].get_legend().get_texts()] == ["real", "drawn"]
-    for axes in figure.axes:
-        for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
-            inside = [t for t, text in zip(axis.get_ticklocs(), axis.get_ticklabels()) if text.get_text()]
-            assert sum(low <= t <= high for t in inside) >= 2
+    assert [*unreadable(figure)] == []
 
 
 def test_a_users_mistake_is_one_message_and_exit_code_2(tmp_path, monkeypatch, capsys):

@@ -460,6 +460,14 @@ def test_images_of_a_recorded_network_are_those_of_an_ordered_one(options, monke
     assert found["graph launch"] > 20 or options.get("num_steps") == 3 or not found["recordings"]
 
 
+def test_the_noise_of_a_slice_is_one_upload_a_step(monkeypatch):
+    """Each image has a generator of its own, and 3 slices of 12 steps send 36 arrays, of a whole slice each."""
+    sent, workers = [], trained()
+    with graph.sending(lambda a: sent.append(a.shape)):
+        images(workers, [0, 1, 2, 3, 4, 5, 6, 7], True, monkeypatch)
+    assert [shape for shape in sent if len(shape) == 4] == [(3, 8, 8, 1)] * 24 + [(2, 8, 8, 1)] * 12
+
+
 @pytest.mark.parametrize("kind", ["no classes", "target v"])
 def test_other_networks_draw_the_same_images_too(kind, monkeypatch):
     """The conversion of another target takes its coefficients by value: it stays outside the recording."""

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -17,11 +18,13 @@ from parallel_jobs import build, squared_error
 from small_run import arrays_of, same_bits, small_run
 
 from tinydiff.app import blocks, training
-from tinydiff.app.generate import build_unet
+from tinydiff.app.generate import Recipe, build_unet, generate
 from tinydiff.app.training import steps
 from tinydiff.backend import TinydiffError, asarray, backend_name, default_rng, to_numpy, xp
+from tinydiff.diffusion import Schedule
 from tinydiff.fast import mpi
 from tinydiff.fast.mpi import MPIRanks
+from tinydiff.fast.processes import STOPPING
 from tinydiff.fast.workers import ALONE, WorkerError, Workers
 from tinydiff.train import TrainConfig
 
@@ -168,7 +171,8 @@ def test_allreduce_mean_is_the_mean_in_place():
         assert MPIRanks(comm).allreduce_mean(here) is here
         return to_numpy(here).tolist(), MPIRanks(comm).allreduce_mean(host).tolist()
 
-    assert on_ranks(4, program) == [([2.5] * 3, [1.5])] * 4
+    for size in (1, 3, 4):
+        assert on_ranks(size, program) == [([(size + 1) / 2] * 3, [(size - 1) / 2])] * size
     assert ALONE.allreduce_mean(made := np.ones(2)) is made
 
 
@@ -196,6 +200,28 @@ def test_map_gives_every_rank_every_result_in_order():
         assert [job for job, _ in results[0]] == list(range(7))
         doers = [ident for _, ident in results[0]]
         assert doers == (doers[:size] * 7)[:7] and len(set(doers)) == size
+
+
+@pytest.mark.skipif(backend_name() != "numpy", reason="a recording belongs to one thread")
+def test_ranks_draw_the_images_of_one_process():
+    """Three ranks in slices of 2, the last of them short, and one process in slices of 2: the same bits, on every rank.
+
+    In one slice of 7 the products round differently, up to 1e-4 after four steps.
+    """
+    network = {"base_channels": 8, "channel_mults": [1], "num_heads": 2, "num_groups": 4, "num_classes": 3}
+    recipe = Recipe(Schedule.linear(50), (8, 8, 1), num_steps=4, at_once=2)
+
+    def drawn(workers, recipe):
+        with workers:
+            for p in workers.model.parameters():
+                p.data[...] = 0.2 * default_rng("weights", p.size).standard_normal(p.shape, "float32")
+            return np.concatenate(list(generate(workers, recipe, [0, 1, 2, 0, 1, 2, 0], 5)), 1)
+
+    build = partial(build_unet, network, 0)
+    alone = drawn(Workers(build), recipe)
+    for found in on_ranks(3, lambda comm: drawn(MPIRanks(comm).workers(build, 3), recipe)):
+        np.testing.assert_array_equal(found, alone)
+    np.testing.assert_allclose(drawn(Workers(build), replace(recipe, at_once=7)), alone, rtol=0, atol=1e-4)
 
 
 def test_a_rank_with_other_parameters_stops_the_job_at_the_next_check(rng):
@@ -236,6 +262,112 @@ def test_what_is_not_the_same_is_named_with_both_values():
     assert raised.value.said_by == [0] and went_on == []
     on_ranks(1, program)
     assert went_on == [0]
+
+
+def test_the_first_three_differences_are_named():
+    """By rank and then by setting; more would fill a terminal."""
+
+    def program(comm):
+        MPIRanks(comm).check_same({"a": comm.rank % 3, "b": comm.rank > 3})
+
+    with pytest.raises(WorkerError) as error:
+        on_ranks(5, program)
+    assert str(error.value) == (
+        "the ranks do not agree: rank 1: a is 1, on rank 0 0; rank 2: a is 2, on rank 0 0; rank 4: a is 1, on rank 0 0"
+    )
+
+
+def test_ranks_whose_products_are_of_another_precision_are_refused(monkeypatch):
+    """At the start, as those whose backend or its version is another."""
+    found = iter(["float32", "tf32"])
+    monkeypatch.setattr(mpi, "precision", lambda: next(found))
+    with pytest.raises(WorkerError, match=r"rank 1: what computes is .*, products in (float32|tf32)"):
+        on_workers(2, lambda workers: None)
+
+
+class Exit(BaseException):
+    """os._exit was called."""
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("child", [False, True])
+def test_a_rescue_is_a_process_of_rank_0_that_leaves_the_group_saves_and_ends(monkeypatch, child, fails):
+    """Whatever the save does it ends there; the parent waits for it before it makes what is broadcast next."""
+    calls = []
+
+    def note(name, result=None, error=None):
+        def call(*arguments):
+            calls.append((name, *arguments))
+            if error:
+                raise error
+            return result
+
+        return call
+
+    monkeypatch.setattr(mpi, "backend_name", lambda: "numpy")
+    monkeypatch.setattr(mpi.os, "fork", note("fork", 0 if child else 77))
+    monkeypatch.setattr(mpi.os, "setsid", note("setsid"))
+    monkeypatch.setattr(mpi.os, "waitpid", note("waitpid"))
+    monkeypatch.setattr(mpi.os, "_exit", note("exit", error=Exit()))
+    save = note("save", error=OSError() if fails else None)
+    ranks = MPIRanks(Comm(0, 1, None, None))
+    ranks.comm.bcast = lambda value, root: value
+    if child:
+        with pytest.raises(Exit):
+            ranks.rescue(save)
+        assert calls == [("fork",), ("setsid",), ("save",), ("exit", 0)]
+        return
+    ranks.rescue(save)
+    for _ in range(2):
+        assert ranks.broadcast(note("make", 5)) == 5
+    assert calls == [("fork",), ("waitpid", 77, 0), ("make",), ("make",)]
+
+
+@pytest.mark.parametrize(("rank", "backend"), [(1, "numpy"), (2, "numpy"), (0, "cupy"), (1, "cupy")])
+def test_nobody_else_rescues(monkeypatch, rank, backend):
+    """Not the other ranks, and not from a GPU, whose arrays another process cannot read."""
+    monkeypatch.setattr(mpi, "backend_name", lambda: backend)
+    monkeypatch.setattr(mpi.os, "fork", None)
+    MPIRanks(Comm(rank, 3, None, None)).rescue(None)
+
+
+@pytest.mark.parametrize("code", [*(128 + number for number in STOPPING), 1, 2, 0, None, 128])
+def test_a_program_that_a_signal_stopped_has_done_its_work(monkeypatch, code):
+    """All ranks stop after the same step, so none waits for another; any other exit within the work ends them all."""
+    slept = []
+    monkeypatch.setattr(mpi.time, "sleep", slept.append)
+    monkeypatch.delattr(sys, "last_value", raising=False)
+
+    def program(comm):
+        ranks = MPIRanks(comm)
+        try:
+            with ranks.workers(partial(build, 0), 3):
+                raise SystemExit(code)
+        except SystemExit:
+            pass
+        return ranks.ended_well
+
+    stopped = code in [128 + number for number in STOPPING]
+    assert on_ranks(3, program) == [stopped] * 3 and slept == ([] if stopped else [1, 1])
+
+
+@pytest.mark.parametrize(
+    ("library", "reads", "expected"),
+    [("libmpi.so.40", 1, True), ("libmpi.so.12", 1, True), ("libmpi.so.40", 0, False), ("other", 1, False)],
+)
+def test_the_loaded_library_is_asked_whether_it_reads_a_gpu(monkeypatch, library, reads, expected):
+    """Open MPI by its name, or MPICH by its own; one that is not loaded, or lacks the function, does not."""
+
+    def CDLL(name, mode):
+        assert mode == mpi.os.RTLD_NOLOAD
+        if name != library:
+            raise OSError
+        return SimpleNamespace(MPIX_Query_cuda_support=lambda: reads)
+
+    monkeypatch.setattr(mpi.ctypes, "CDLL", CDLL)
+    assert mpi._reads_gpu() is expected
+    monkeypatch.setattr(mpi.ctypes, "CDLL", lambda name, mode: SimpleNamespace())
+    assert mpi._reads_gpu() is False
 
 
 def test_processors_that_sum_otherwise_are_refused_at_the_start(monkeypatch):
@@ -296,7 +428,8 @@ def test_ranks_that_run_something_else_are_refused_at_the_start(monkeypatch, dif
         COMM_WORLD = property(lambda self: comms[here()])
 
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
-    monkeypatch.setattr(Comm, "Split_type", lambda comm, kind: comm, raising=False)
+    monkeypatch.setattr(Comm, "Split_type", lambda comm, kind: SimpleNamespace(rank=comm.rank // 2), raising=False)
+    monkeypatch.setattr(mpi, "_reads_gpu", lambda: "asked")
     monkeypatch.setitem(sys.modules, "mpi4py", SimpleNamespace(MPI=MPI()))
     monkeypatch.setattr(mpi.atexit, "register", lambda end: None)
     monkeypatch.setattr(mpi, "open", lambda *_: sys.stdout, raising=False)  # what other ranks print is for nobody
@@ -313,10 +446,10 @@ def test_ranks_that_run_something_else_are_refused_at_the_start(monkeypatch, dif
     def program(comm):
         comms[here()] = comm
         ranks = mpi.world()
-        return ranks.rank, ranks.size
+        return ranks.rank, ranks.size, ranks.local_rank, ranks.reads_gpu
 
     if differs is None:
-        assert on_ranks(3, program) == [(0, 3), (1, 3), (2, 3)]
+        assert on_ranks(3, program) == [(0, 3, 0, "asked"), (1, 3, 0, "asked"), (2, 3, 1, "asked")]
     else:
         with pytest.raises(WorkerError, match=f"rank 2: {differs} is 'another'"):
             on_ranks(3, program)
@@ -324,8 +457,11 @@ def test_ranks_that_run_something_else_are_refused_at_the_start(monkeypatch, dif
 
 def test_each_rank_is_one_worker():
     """Worker processes beside MPI are refused by name."""
-    with pytest.raises(TinydiffError, match="--workers 3: under MPI each rank is one worker, here 2"):
-        on_ranks(2, lambda comm: MPIRanks(comm).workers(partial(build, 0), 3))
+    for number in (1, 3):
+        with pytest.raises(TinydiffError, match=f"--workers {number}: under MPI each rank is one worker, here 2"):
+            on_ranks(2, lambda comm: MPIRanks(comm).workers(partial(build, 0), number))  # noqa: B023
+    ranks = MPIRanks(Comm(1, 100, None, None))
+    assert ranks.default_workers() == ranks.default_workers(2) == 100
 
 
 def test_without_mpi4py_the_way_to_it_is_said(monkeypatch):

@@ -126,13 +126,84 @@ def test_a_worker_without_memory_is_a_lack_of_memory(rng):
         assert workers.gradients(squared_error, batch).shape == (4,)
 
 
-def test_far_more_workers_than_cores_are_refused_at_once():
+def test_far_more_workers_than_cores_are_refused_at_once(monkeypatch):
     """They would take minutes to start: 4 a core, or 8, are enough; before anything is started or allocated."""
-    most = max(8, 4 * available_cores())
-    for number in (most + 1, 10**5):
-        with pytest.raises(WorkerError, match=rf"^{number} workers on \d+ core\(s\) .* at most {most}$"):
-            Workers(partial(build, 0), number)
-    processes.check_start(most)
+    for cores, most in ((1, 8), (2, 8), (3, 12), (16, 64)):
+        monkeypatch.setattr(processes, "available_cores", partial(int, cores))
+        for number in (most + 1, 10**5):
+            with pytest.raises(WorkerError) as error:
+                Workers(partial(build, 0), number)
+            slow = "would be slow to start and to work"
+            assert str(error.value) == f"{number} workers on {cores} core(s) {slow}: use {cores}, at most {most}"
+        processes.check_start(most)
+
+
+class FakePath:
+    """Some files of Linux, in place of pathlib.Path."""
+
+    def __init__(self, files, name):
+        self.files, self.name = files, name
+
+    def exists(self):
+        return self.name in self.files
+
+    def read_text(self):
+        return self.files[self.name]
+
+
+@pytest.mark.parametrize(
+    ("cpus", "siblings", "quota", "cores"),
+    [
+        ({0, 1, 2, 3}, {}, None, 4),  # a system that tells nothing of hyperthreads
+        ({0, 1, 2, 3}, {0: "0,2", 1: "1,3", 2: "0,2", 3: "1,3"}, None, 2),
+        ({0, 2, 3}, {0: "0,2", 2: "0,2", 3: "1,3"}, "max 100000", 2),  # one of the four is another's
+        ({0, 1, 2, 3}, {}, "200000 100000", 2),
+        ({0, 1, 2, 3}, {}, "200001 100000", 3),  # a part of a core counts as one
+        ({0, 1, 2, 3}, {}, "10000 100000", 1),
+        ({0, 1}, {}, "900000 100000", 2),
+    ],
+)
+def test_cores_are_counted_once_and_within_a_containers_limit(monkeypatch, cpus, siblings, quota, cores):
+    """Of the CPUs that this process may use, those of one core count once; a quota is a share of the time."""
+    files = {f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list": text for cpu, text in siblings.items()}
+    files |= {"/sys/fs/cgroup/cpu.max": quota} if quota else {}
+    monkeypatch.setattr(processes, "Path", partial(FakePath, files))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: cpus, raising=False)
+    assert available_cores() == cores
+
+
+def test_the_environment_is_as_before_after_the_block(monkeypatch):
+    """What was set has its value again, and what was not is not, after an error too."""
+    monkeypatch.setenv("TINYDIFF_A", "before")
+    monkeypatch.delenv("TINYDIFF_B", raising=False)
+    with pytest.raises(ZeroDivisionError), processes.environment({"TINYDIFF_A": "1", "TINYDIFF_B": "2"}):
+        assert (os.environ["TINYDIFF_A"], os.environ["TINYDIFF_B"]) == ("1", "2")
+        raise ZeroDivisionError
+    assert os.environ["TINYDIFF_A"] == "before" and "TINYDIFF_B" not in os.environ
+
+
+def test_each_library_of_matrix_products_is_told_to_use_one_thread():
+    """OpenBLAS, OpenMP's, Intel's and Apple's, by the names of their own manuals."""
+    names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+    assert dict.fromkeys(names, "1") == processes.ONE_THREAD
+
+
+def test_shared_arrays_lie_apart_on_cache_lines():
+    """Arrays of any type and shape, empty ones too: each keeps what is written to it, and begins a line of 64 bytes."""
+    layout = {"a": ((3,), "float32"), "b": ((0, 3), "float32"), "c": ((2, 5), "int64"), "d": ((17,), "float32")}
+    for some in (layout, {"b": layout["b"]}):
+        here = SharedArrays(some)
+        there = SharedArrays(some, here.memory.name)
+        here.memory.unlink()
+        for number, a in enumerate(here.arrays.values()):
+            a[...] = number
+        for number, (name, (shape, dtype)) in enumerate(some.items()):
+            a = there.arrays[name]
+            assert (a.shape, a.dtype) == (shape, dtype) and (a == number).all()
+            assert a.size == 0 or a.ctypes.data % 64 == 0
+        del a
+        here.close()
+        there.close()
 
 
 def test_too_few_file_numbers_are_named(monkeypatch):
@@ -174,13 +245,13 @@ def test_shared_memory_that_cannot_be_made_is_named(monkeypatch):
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="a system whose processes cannot be stopped")
 def test_stopped_workers_are_ended_together():
     """One wait for all of them, not one for each: two seconds by default, none after a failure."""
-    for seconds, most in ((2, 5.5), (0, 1.9)):  # a wait of two seconds for each would take six
+    for seconds, most in (((), 5.5), ((0,), 1.9)):  # a wait of two seconds for each would take six
         workers = Workers(partial(build, 0), 3)
         started = list(workers._processes)
         for process in started:
             os.kill(process.pid, signal.SIGSTOP)
         began = time.monotonic()
-        workers.close(seconds)
+        workers.close(*seconds)
         assert time.monotonic() - began < most and not any(process.is_alive() for process in started)
 
 
@@ -198,6 +269,7 @@ def test_a_signal_waits_for_the_end_of_the_block(monkeypatch):
         assert seen == [signal.SIGTERM]
     finally:
         signal.signal(signal.SIGTERM, before)
+    assert {"SIGINT", "SIGTERM", "SIGHUP"} == {signal.Signals(number).name for number in STOPPING}
     assert all(signal.Signals(number).name in out for number in STOPPING)
 
 

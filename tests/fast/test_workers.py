@@ -3,10 +3,12 @@
 import copy
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import time
 from functools import partial
+from multiprocessing.shared_memory import SharedMemory
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from parallel_jobs import (
     die,
     fail,
     fail_at_two,
+    ignored_signals,
     installed,
     scalar,
     squared_error,
@@ -26,7 +29,7 @@ from plain import fast, plain
 
 from tinydiff.autograd import Tensor
 from tinydiff.backend import FAST, BackendError, backend_name
-from tinydiff.fast.workers import WorkerError, Workers, available_cores, default_workers
+from tinydiff.fast.workers import ALONE, WorkerError, Workers, available_cores, default_workers, rows_of
 
 pytestmark = [
     pytest.mark.training,
@@ -53,10 +56,25 @@ def three():
         yield workers
 
 
+@pytest.mark.parametrize("size", range(1, 9))
+@pytest.mark.parametrize("n", range(10))
+def test_parts_follow_each_other_and_differ_by_at_most_one_row(n, size):
+    """Together they are all rows, each once, in order; with fewer rows than workers some parts are empty."""
+    parts = [range(n)[rows_of(n, rank, size)] for rank in range(size)]
+    assert [row for part in parts for row in part] == list(range(n))
+    assert {len(part) for part in parts} <= {n // size, -(-n // size)}
+    assert (rows_of(n, 0, size).start, rows_of(n, size - 1, size).stop) == (0, n)
+
+
 @pytest.mark.parametrize("n", [1, 2, 7, 64])
 def test_split_batch_gives_the_loss_and_gradient_of_the_whole(two, three, rng, n):
-    """Losses are those of one process, in order; the gradient differs by float32 rounding only, also for odd sizes."""
+    """Losses are those of one process, in order; the gradient differs by float32 rounding only, also for odd sizes.
+
+    A worker without an example adds nothing, and not what it had of a larger batch before.
+    """
     batch = make_batch(rng, n)
+    for many in (two, three):
+        many.gradients(squared_error, make_batch(rng, 65))
     with Workers(partial(build, 0), 1) as one:
         losses = one.gradients(squared_error, batch)
         assert losses.shape == (n,)
@@ -112,13 +130,39 @@ def test_map_that_is_left_early_leaves_nothing_behind(two, rng):
 def test_failure_in_a_worker_names_its_cause(rng):
     """An exception in a worker is raised here with its traceback; one that is killed, with its exit code."""
     with Workers(partial(build, 0), 2) as workers:
-        with pytest.raises(WorkerError, match="ZeroDivisionError: planted"):
+        with pytest.raises(WorkerError, match=r"(?s)^worker 0 failed:.*ZeroDivisionError: planted"):  # of two that fail
             workers.gradients(fail, make_batch(rng, 4))
     with Workers(partial(build, 0), 2) as workers:
         with pytest.raises(WorkerError, match="exit code -9"):
             list(workers.map(die, [0]))
         processes = list(workers._processes)
     assert not any(process.is_alive() for process in processes)
+
+
+def test_shared_memory_in_use_has_no_name_and_a_batch_of_another_shape_takes_its_place(two, rng):
+    """Without a name it vanishes with its last user, whatever ends this process."""
+    two.gradients(squared_error, make_batch(rng, 8))
+    first = two._batch
+    two.gradients(squared_error, make_batch(rng, 8))
+    assert two._batch is first
+    two.gradients(squared_error, make_batch(rng, 9))
+    assert two._batch is not first and first.arrays == {}
+    for shared in (two._shared, two._batch):
+        with pytest.raises(FileNotFoundError):
+            SharedMemory(shared.memory.name)
+
+
+def test_workers_leave_signals_to_their_parent(two):
+    """Ctrl-C and a service manager's signals reach every process of a program."""
+    for ignored in two.map(ignored_signals, range(2)):
+        assert ignored >= {"SIGINT", "SIGTERM"} | ({"SIGHUP"} if hasattr(signal, "SIGHUP") else set())
+
+
+def test_by_default_each_core_has_a_worker(monkeypatch):
+    """But at most so many as are asked for, 64 without a word."""
+    for cores, most, expected in ((5, (), 5), (5, (3,), 3), (5, (9,), 5), (100, (), 64), (100, (80,), 80)):
+        monkeypatch.setattr("tinydiff.fast.workers.available_cores", partial(int, cores))
+        assert default_workers(*most) == ALONE.default_workers(*most) == expected
 
 
 def test_parameters_outlive_the_workers():

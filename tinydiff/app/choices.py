@@ -29,13 +29,16 @@ def check_labels(model: Any, **labels: Any) -> None:
             raise TinydiffError(f"--{option} {largest}: must be at most {model.num_classes - 1}, the last class")
 
 
-def class_names(data: str, num_classes: int) -> Sequence[str]:
-    """The names of the classes of a built-in data set; for another data set their numbers."""
-    if data == "fashion" and num_classes == 10:
+def class_names(data: dict[str, Any], num_classes: int) -> Sequence[str]:
+    """The names of a network's classes.  data: the settings of the data set, from the network's checkpoint.
+
+    An old checkpoint contains no names: they are those of Fashion-MNIST, or the numbers of the classes.
+    """
+    if data["name"] == "fashion" and num_classes == 10:
         from tinydiff.data.mnist import CLOTHES  # a run opens only the files of its own data set
 
         return CLOTHES
-    return [str(k) for k in range(num_classes)]
+    return data.get("classes") or [str(k) for k in range(num_classes)]
 
 
 def DDIM(schedule: Schedule, eta: float = 0.0) -> Callable:

@@ -132,7 +132,7 @@ def save_classifier(
         "train": asdict(config),
         "precision": precision(),
         "noise": "host",  # random numbers come from NumPy, on every backend
-        "data": data | {"image_shape": [*dataset.images.shape[1:3], 1]},
+        "data": data | {"image_shape": list(dataset.images.shape[1:])},
         "test": {"source": test.source, "num": len(test), "errors": errors},
     }
     checkpoint.save(path, arrays, meta)

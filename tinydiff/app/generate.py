@@ -4,9 +4,10 @@
     for frames in generate(workers, recipe, labels, seed):
         ...                                                     # frames[-1]: the images of this slice of the labels
 
-A large request is cut into slices.  Each slice has a random stream of its own, which depends only on the seed and on
-the number of the slice.  So the number of workers changes neither the images nor the memory that one slice needs.
-Read next: choices.py.
+A large request is cut into slices.  Each image has a random stream of its own, named by the seed and by its index in
+the whole request.  So image i of a seed is one image for every size of the slices, number of images, worker, rank and
+backend, up to rounding: the network's products round differently for batches of different sizes.
+Read next: row_rng.py.
 """
 
 import math
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from tinydiff.app.checkpoint import CheckpointError
+from tinydiff.app.row_rng import row_rng
 from tinydiff.autograd import no_grad
 from tinydiff.backend import FAST, TinydiffError, backend_name, default_rng, host_integers, standard_normal, to_numpy
 from tinydiff.data.limits import check_memory
@@ -80,8 +82,8 @@ class Recipe:
             raise TinydiffError(f"num_steps={self.num_steps}: the schedule has T = {self.schedule.T} steps, no more")
 
 
-def generate(workers: Any, recipe: Recipe, labels: Sequence[int], seed: int) -> Iterator[np.ndarray]:
-    """Draw one image for each label, with the current weights of the workers.
+def generate(workers: Any, recipe: Recipe, labels: Sequence[int], seed: int, first: int = 0) -> Iterator[np.ndarray]:
+    """Draw one image for each label, the images first, first + 1, ... of this seed, with the workers' current weights.
 
     labels: each in 0..num_classes, where num_classes means "no label".  For a network without classes only the number
     of the labels matters.
@@ -95,7 +97,7 @@ def generate(workers: Any, recipe: Recipe, labels: Sequence[int], seed: int) -> 
 
         once = lru_cache(1)(recorded)  # one recording for all slices
         draw = lambda model, job: _draw_slice(recipe, once(model), job)  # noqa: E731
-    jobs = [(labels[i : i + n], (seed, i // n)) for i in range(0, len(labels), n)]
+    jobs = [(labels[i : i + n], (seed, first + i)) for i in range(0, len(labels), n)]
     for frames in workers.map(draw, jobs):
         if not np.isfinite(frames[-1]).all():
             raise TinydiffError(f"scale={recipe.scale:g}: the network draws NaN or infinity; try a smaller scale")
@@ -154,8 +156,8 @@ def _kept(recipe: Recipe) -> list[int]:
 
 
 def _draw_slice(recipe: Recipe, model: Any, job: tuple[Sequence[int], tuple[int, int]]) -> np.ndarray:
-    labels, name = job
-    rng = default_rng("slice", *name)
+    labels, (seed, first) = job
+    rng = row_rng("picture", seed, rows=range(first, first + len(labels)))
     x_T = standard_normal(rng, (len(labels), *recipe.image_shape))
     eps_fn = as_eps_fn(recipe.target, recipe.schedule, recipe.guide(model, labels, recipe.scale))
     pairs = recipe.pairs(recipe.schedule, recipe.num_steps)

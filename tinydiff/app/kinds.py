@@ -117,7 +117,12 @@ TRAIN = {  # the settings of TrainConfig
 }
 PRECISION = old(one_of("float32", "tf32", "bf16"))
 PROGRESS = {"step": whole(0), "num_steps": whole(1)}
-DATA = {"name": LINE, "num": whole(1, 500_000), "image_shape": items(whole(1, 256), 3, 3)}
+DATA = {
+    "name": LINE,
+    "num": whole(1, 500_000),
+    "image_shape": items(whole(1, 256), 3, 3),
+    "classes": old(items(LINE, 0, 1000)),  # the names, in the order of the labels
+}
 BETA = Rule(
     "beta_0 = 0 and beta_1..beta_T between 0 and 1, float64",
     lambda a, _: a.dtype.str[1:] == "f8" and a.ndim == 1 and len(a) > 1 and a[0] == 0 and ((a > 0) & (a < 1))[1:].all(),
@@ -144,6 +149,12 @@ def fits_pictures(config: dict[str, Any], data: dict[str, Any]) -> bool:
     return known and not height % multiple and not width % multiple and channels == config["in_channels"]
 
 
+def fits_classes(config: dict[str, Any], data: dict[str, Any]) -> bool:
+    """Whether each class of a U-Net has a name.  A network without classes may be trained on labelled pictures."""
+    num, names = config["num_classes"], data.get("classes")
+    return num is None or names is None or len(names) == num
+
+
 def run_of(
     name: str, make: Callable[[Meta, Any], Module], settings: dict[str, Any], unet: Callable, *more: Rule
 ) -> Kind:
@@ -157,6 +168,7 @@ def run_of(
     together = (
         Rule("step must be at most num_steps", lambda meta: meta["step"] <= meta["num_steps"]),
         Rule(pictures, lambda meta: fits_pictures(unet(meta), meta["data"])),
+        Rule("data.classes must name each class", lambda meta: fits_classes(unet(meta), meta["data"])),
     )
     tables = {"schedule/beta": BETA, "metrics": rows(len(METRICS))}
     return Kind(name, settings, {("ema/", "weights/", "adam_m/", "adam_v/"): make}, tables, together + more)

@@ -66,7 +66,7 @@ def class_score(model: Module, labels: Any) -> Callable[[Any, int], Any]:
 
 def check_num(test: Dataset, num: int) -> int:
     """How many test images the rarest class has.  Raises TinydiffError if a Judge cannot judge num samples."""
-    counts = np.bincount(test.labels, minlength=len(test.classes))
+    counts = np.bincount(test.known_labels(), minlength=len(test.classes))
     least, rarest = int(counts.min()), test.classes[int(counts.argmin())]
     most = least // 2 * len(counts)
     if num % len(counts) or not NEAREST < num <= most:
@@ -87,9 +87,10 @@ class Judge:
     def __init__(self, workers: Any, test: Dataset, num: int):
         self.workers, self.num = workers, num
         least = check_num(test, num)
-        by_label = [np.flatnonzero(test.labels == k) for k in range(len(test.classes))]
+        by_label = [np.flatnonzero(test.known_labels() == k) for k in range(len(test.classes))]
         rng = default_rng("judge", 0)
-        images, labels = test.batch(np.stack([rng.permutation(rows)[:least] for rows in by_label], 1).reshape(-1))
+        chosen = np.stack([rng.permutation(rows)[:least] for rows in by_label], 1).reshape(-1)
+        images, labels = test.batch(chosen)[0], test.known_labels()[chosen].astype(np.int64)
         self.others = np.concatenate(list(features(workers, images[num:])))
         self.real = self(images[:num], labels[:num])
 

@@ -123,7 +123,7 @@ def save(state: Training, path: Path, dataset: Dataset, schedule: Schedule, num_
     """
     arrays = arrays_of(state)
     check_finite(path, {name: a for name, a in arrays.items() if name != "metrics"})  # an empty quarter's loss is nan
-    data = {"name": dataset.name, "source": dataset.source, "num": len(dataset)}
+    data = {"name": dataset.name, "source": dataset.source, "num": len(dataset), "classes": list(dataset.classes)}
     meta = {
         "kind": "diffusion",
         "step": state.step,
@@ -133,7 +133,7 @@ def save(state: Training, path: Path, dataset: Dataset, schedule: Schedule, num_
         "noise": "host",  # random numbers come from NumPy, on every backend
         "model": state.model.config,
         "train": asdict(state.config),
-        "data": data | {"image_shape": [*dataset.images.shape[1:3], 1]},
+        "data": data | {"image_shape": list(dataset.images.shape[1:])},
     }
     checkpoint.save(path, {"schedule/beta": schedule.beta} | arrays, meta | more)
 

@@ -7,7 +7,6 @@ Read next: dataset.py.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from tinydiff.data.dataset import DataError, Dataset
@@ -46,10 +45,7 @@ def load(
         from tinydiff.data.mnist import DataMissing, load_mnist  # a run opens only the files of its own data set
 
         try:
-            dataset = load_mnist("mnist" if name == "auto" else name, split, data_dir, say)
-            if num is not None and not 1 <= num <= len(dataset):
-                raise ValueError(f"num must lie in 1..{len(dataset)} for {name}, got {num}")
-            return replace(dataset, images=dataset.images[:num], labels=dataset.labels[:num])
+            return load_mnist("mnist" if name == "auto" else name, split, data_dir, say).first(num)
         except DataMissing:
             if name != "auto":
                 raise

@@ -61,7 +61,7 @@ def load_glyphs(split: str, seed: int, num: int | None = None) -> Dataset:
         for a, drawn in zip((images, labels), _draw(default_rng("glyphs", split, seed, start // _BLOCK), _BLOCK)):
             a[rows] = drawn[: len(a[rows])]
     source = f"glyphs: {num:,} digits drawn from {len(FACES)} of matplotlib's type faces ({split} split, seed {seed})"
-    return Dataset("glyphs", images, labels, source, DIGITS)
+    return Dataset("glyphs", images[..., None], labels, source, DIGITS)
 
 
 def _draw(rng: np.random.Generator, num: int) -> tuple[np.ndarray, np.ndarray]:

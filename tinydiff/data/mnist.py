@@ -94,7 +94,7 @@ def load_mnist(name: str, split: str, data_dir: str | Path | None, say: Callable
     """
     (place, images), (_, labels) = (_load_file(name, file, data_dir, say) for file in FILES[split])
     source = f"{RELEASES[name].title} ({split} split) {place}"
-    return Dataset(name, parse_idx(images), parse_idx(labels), source, RELEASES[name].classes)
+    return Dataset(name, parse_idx(images)[..., None], parse_idx(labels), source, RELEASES[name].classes)
 
 
 def cache_dir() -> Path | None:

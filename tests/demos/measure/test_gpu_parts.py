@@ -1,10 +1,14 @@
 """The parts of a session on a GPU: what they compare is compared, and what they say follows from known figures."""
 
+import json
 import sys
+from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from recorder import Program
 
 from tinydiff.backend import FAST, backend_name
 from tinydiff.ops.conv import conv2d
@@ -13,6 +17,9 @@ pytestmark = [
     pytest.mark.program,
     pytest.mark.skipif(backend_name() != "numpy", reason="it sets the backend to numpy"),
 ]
+
+
+PRECISIONS = ("float32", "tf32", "bf16")  # of a GPU
 
 
 @pytest.fixture
@@ -159,6 +166,95 @@ def test_a_run_is_timed_from_the_command_to_its_step_and_its_picture(parts, tmp_
         parts.timed_run([sys.executable, "-c", RUN, str(tmp_path / "other.png"), "3"], picture)
     with pytest.raises(RuntimeError, match=r"exit code 0: "):
         parts.timed_run([sys.executable, "-c", RUN, str(picture), "0"], tmp_path / "other.png")
+
+
+SAYS = "import sys; print(sys.argv[1:]); print('out of memory', file=sys.stderr); sys.exit(len(sys.argv) - 2)"
+
+
+def test_a_program_that_fails_stops_its_part(parts, tmp_path, monkeypatch, capsys):
+    """What it prints is shown and returned; with an exit code other than 0 the error has the code and the reason."""
+    monkeypatch.setattr(parts, "DEMOS", tmp_path)
+    (tmp_path / "says.py").write_text(SAYS)
+    assert parts.run("says.py", 7) == "['7']\n" and "['7']" in capsys.readouterr().out
+    with pytest.raises(RuntimeError, match=r"^says.py: exit code 2: out of memory$"):
+        parts.run("says.py", 1, 2, 3)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "cupy"])
+def test_the_programs_of_a_session_take_their_words_and_each_others_files(parts, tmp_path, monkeypatch, backend):
+    """Each program's own parser takes the words.  On a GPU the main job and the classifier have their defaults, a
+    thousand digits of that job are read, and the benchmark measures each batch that has a goal."""
+    runs, real = [], backend == "cupy"
+
+    def run(program, *words):
+        runs.append(given := options(program, *words))
+        if "json_path" in given:
+            Path(given["json_path"]).write_text('{"batches": 1}')
+        return "digits.npz: 7 of 9 read as the label asked for: 77.8%\n"
+
+    def options(program, *words):
+        return vars(Program(program.removesuffix(".py")).parser.parse_args([*map(str, words)]))
+
+    def timed_run(command, picture):
+        assert command[0] == sys.executable
+        run(Path(command[1]).relative_to(parts.DEMOS).as_posix(), *command[2:])
+        return {"picture": picture}
+
+    monkeypatch.setattr(parts, "run", run)
+    monkeypatch.setattr(parts, "timed_run", timed_run)
+    assert parts.default_run(backend, str(tmp_path)) == {"picture": tmp_path / "run" / "samples.png"}
+    assert parts.read_as_asked(backend, str(tmp_path)) == {"right": 7, "of": 9}
+    assert parts.benchmark(backend, str(tmp_path)) == {"batches": 1}
+    job, trained, drawn, read, measured = runs
+    assert {run["backend"] for run in runs} == {backend}
+    assert job["out"] == str(tmp_path / "run") and drawn["checkpoint"] == f"{job['out']}/checkpoint.npz"
+    assert read["samples"] == drawn["save_npz"] and read["checkpoint"] == f"{trained['out']}/checkpoint.npz"
+    if real:
+        assert job == options("train_mnist.py") | {"backend": backend, "out": job["out"]}
+        assert trained == options("train_classifier.py") | {"backend": backend, "out": trained["out"], "data": "glyphs"}
+        assert drawn["num"] == 1000
+        goals = {what for what, *_ in parts.goals({}) if ", batch " in what}
+        assert {int(what.partition(", batch ")[2].partition(":")[0]) for what in goals} == {*measured["batch_sizes"]}
+
+
+@pytest.mark.parametrize("backend, chosen", [("numpy", "tests/test_backend.py"), ("cupy", "tests")])
+def test_the_suite_runs_on_the_backend_and_its_lines_are_shown(parts, monkeypatch, capsys, backend, chosen):
+    """All tests on a GPU, one file in a rehearsal; pytest names what fails and what cannot be run."""
+    commands = []
+
+    def popen(command, **_):
+        commands.append(command)
+        return nullcontext(SimpleNamespace(stdout=iter(PRINTED.splitlines(keepends=True))))
+
+    monkeypatch.setattr(parts.subprocess, "Popen", popen)
+    assert parts.suite(backend, None) == parts.outcome(PRINTED) and capsys.readouterr().out == PRINTED
+    ((python, dash_m, pytest_, *options, last),) = commands
+    assert (python, dash_m, pytest_) == (sys.executable, "-m", "pytest") and "-rfE" in options
+    assert options[options.index("--backend") + 1] == backend
+    assert Path(last) == parts.DEMOS.parent / chosen
+
+
+def test_on_a_gpu_each_precision_has_its_batch_and_the_card_its_memory(parts, monkeypatch):
+    """Steps of 64 images in each precision of the backend; memory in MB."""
+    chosen, batches = [], []
+    monkeypatch.setattr(parts, "use_backend", lambda *names: chosen.append(names))
+    monkeypatch.setattr(parts, "arrays_after", lambda n, loop: batches.append(n) or {"a": np.zeros(n)})
+    found = parts.recorded("cupy", None)
+    assert chosen == [("cupy", name) for name in PRECISIONS] and list(found) == [*PRECISIONS]
+    assert batches == [64] * 6 and found["bf16"] == {"arrays": 1, "different": [], "notes": []}
+    assert parts.LIMITS.keys() == parts.NETWORK.keys() == {*PRECISIONS}
+    runtime = SimpleNamespace(memGetInfo=lambda: (5 << 20, 80 << 20), runtimeGetVersion=lambda: 13000)
+    monkeypatch.setattr(parts, "xp", SimpleNamespace(cuda=SimpleNamespace(runtime=runtime)))
+    monkeypatch.setattr(parts, "describe_gpu", lambda: {"device": "a card"})
+    figures = parts.conditions("cupy", None)
+    assert (figures["device"], figures["memory"], figures["CUDA"]) == ("a card", "5 of 80 MB free", 13000)
+
+
+def test_a_part_s_figures_are_the_file_of_its_name(parts, monkeypatch, tmp_path):
+    """With the backend and the folder that it was given."""
+    monkeypatch.setattr(parts, "cases", lambda backend, folder: {"given": [backend, folder]})
+    parts.work("cases", "cupy", str(tmp_path))
+    assert json.loads((tmp_path / "cases.json").read_text()) == {"given": ["cupy", str(tmp_path)]}
 
 
 PRINTED = """..F.s

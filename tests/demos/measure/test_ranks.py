@@ -167,7 +167,7 @@ def test_an_image_of_another_rank_costs_its_time_and_its_place(timed, clock, mon
 def test_the_images_are_bytes_of_every_value_and_drawn_as_a_data_set_is(demo):
     """5,000 images of 28 x 28 random pixels, the same in every run."""
     dataset = demo.noise_images()
-    assert dataset.images.shape == (5000, 28, 28) and len(dataset.classes) == 10
+    assert dataset.images.shape == (5000, 28, 28, 1) and len(dataset.classes) == 10
     assert set(np.unique(dataset.images)) == set(range(256))
     np.testing.assert_array_equal(dataset.images, demo.noise_images().images)
 

@@ -14,7 +14,7 @@ FIGURES = {"seed": (0, 8), "chain_seed": (0, 8), "statistics_seed": (0, 8)}
 def stand_ins(program, notes, patch):
     def load(name, data_dir=None, seed=0, num=None):
         notes.add(data=name, data_dir=data_dir, data_seed=seed, num=num)
-        images = np.arange(30, dtype=np.uint8)[:, None, None] * np.ones((1, 4, 4), np.uint8)
+        images = np.arange(30, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 1), np.uint8)
         return Dataset("x", images, np.arange(30) % 10, "a source", tuple("0123456789"))
 
     def noising(schedules, x_0, seed, name):

@@ -22,7 +22,7 @@ def stand_ins(program, notes, patch):
 
     def load(name, split, data_dir, seed):
         notes.add(data=(name, split, seed), data_dir=data_dir)
-        images = np.arange(80, dtype=np.uint8)[:, None, None] * np.ones((1, 4, 4), np.uint8)
+        images = np.arange(80, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 1), np.uint8)
         return Dataset("x", images, np.arange(80) % 10, "a source", tuple("0123456789"))
 
     def draw(folder, settings, pool, recipe, labels, seed):

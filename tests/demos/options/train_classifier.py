@@ -4,6 +4,7 @@ import numpy as np
 from option_rows import BASICS, DIFFERS
 from recorder import note_data, note_network, note_pictures, note_training
 
+from tinydiff.app import checkpoint
 from tinydiff.diffusion import Schedule
 
 WORDS = "--steps=5"
@@ -30,6 +31,7 @@ def stand_ins(program, notes, patch):
         )
         notes.add(saved_errors=errors, saved_beta=None if schedule is None else schedule.beta)
 
+    patch.setattr(checkpoint, "set_aside", lambda path: notes.add(set_aside=str(path)))
     patch.setitem(program.names, "finish", finish)
     patch.setitem(program.names, "read", read)
     patch.setitem(program.names, "save_classifier", save_classifier)
@@ -75,7 +77,12 @@ ROWS = {
         "",
         "--noisy",
         {**NOISED, "batch.x": DIFFERS, "x_0": DIFFERS, "printed": DIFFERS, "settings.noisy": (False, True)}
-        | {"network": ({"num_classes": 10, "time": False}, {"num_classes": 10, "time": True})}
+        | {
+            "network": (
+                {"in_channels": 1, "num_classes": 10, "time": False},
+                {"in_channels": 1, "num_classes": 10, "time": True},
+            )
+        }
         | {"saved_beta": (None, Schedule.linear().beta)},
     ),
     "--out": (
@@ -83,6 +90,7 @@ ROWS = {
         "--out=x",
         {
             "saved": ("runs/classifier/checkpoint.npz", "x/checkpoint.npz"),
+            "set_aside": ("runs/classifier/checkpoint.npz", "x/checkpoint.npz"),
             "unfinished": ("runs/classifier/unfinished.npz", "x/unfinished.npz"),
             "save_grid path": ("runs/classifier/misread.png", "x/misread.png"),
             "printed": DIFFERS,

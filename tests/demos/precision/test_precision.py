@@ -2,15 +2,18 @@
 
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
+from tinydiff.app.alone import OneProcess
 from tinydiff.autograd import Tensor
 from tinydiff.backend import backend_name, default_rng, standard_normal
 from tinydiff.data import load
 from tinydiff.diffusion import Schedule, classifier_free, ddim_step, sample, timestep_pairs
-from tinydiff.train import TrainConfig, Training, noise_prediction_losses, train
+from tinydiff.train import TrainConfig, Training, gradients_of, noise_prediction_losses, train
 
 pytestmark = [
     pytest.mark.program,
@@ -73,6 +76,16 @@ def test_a_power_of_two_in_front_of_the_loss_changes_no_bit_of_float32(runs, tas
         np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(one.losses, scaled.losses)
     assert any((a != b).any() for a, b in zip(one.weights, three.weights))
+
+
+def test_the_gradients_of_a_scaled_loss_are_those_of_the_loss(runs, task):
+    """Bit for bit for a power of two.  Adam would hide a factor: an update has the same size with any."""
+    model, batch = task.network(), task.draw(task.config, 0)
+    losses = gradients_of(model, noise_prediction_losses, batch)
+    gradients = [p.grad.copy() for p in model.parameters()]
+    np.testing.assert_array_equal(runs.scaled_gradients(model, 2.0**12, noise_prediction_losses, batch), losses)
+    for p, g in zip(model.parameters(), gradients):
+        np.testing.assert_array_equal(p.grad, g)
 
 
 def test_rounded_weights_are_rounded_after_every_step(runs, task):
@@ -138,9 +151,13 @@ def test_the_error_of_a_gradient_is_that_of_the_next_batch(runs, task):
     assert tiny.error == 1 and tiny.lost == 1 and tiny.overflowed == 0  # every gradient has become 0
 
 
-def test_the_batch_of_the_error_is_no_batch_of_training(runs, task):
-    """gradient_error draws the batch after the last step; float64 weights and factors are exact."""
-    drawn = []
+def test_the_batch_of_the_error_is_no_batch_of_training(runs, task, monkeypatch):
+    """gradient_error draws the batch after the last step, for the run's loss in float32 and the loss in float64."""
+    drawn, computed, gradient_at = [], [], runs.gradient_at
+
+    def noting(task, weights, scale, batch, dtype):
+        computed.append((scale, dtype))
+        return gradient_at(task, weights, scale, batch, dtype)
 
     class Watched(runs.Task):
         @property
@@ -148,8 +165,9 @@ def test_the_batch_of_the_error_is_no_batch_of_training(runs, task):
             return lambda config, step: drawn.append(step) or task.draw(config, step)
 
     watched = Watched(task.config, task.schedule, task.num_images)
-    runs.gradient_error(watched, [p.data for p in task.network().parameters()], None, runs.RUNS[0])
-    assert drawn == [3]
+    monkeypatch.setattr(runs, "gradient_at", noting)
+    runs.gradient_error(watched, [p.data for p in task.network().parameters()], None, runs.RUNS[4])
+    assert drawn == [3] and computed == [(4096.0, "float32"), (1.0, "float64")]
     batch = task.draw(task.config, 3)
     g = runs.gradient_at(task, [p.data for p in task.network().parameters()], 1.0, batch, "float64")
     assert g.dtype == np.float64 and g.shape == (task.network().num_parameters(),)
@@ -171,7 +189,7 @@ def test_small_digits_are_means_of_2_by_2(runs):
     """14x14, each pixel the mean of four of the data set, with the same labels."""
     small, digits = runs.small_digits(20, 3), load("glyphs", num=20, seed=3)
     fours = [digits.images[:, i::2, j::2].astype(float) for i in (0, 1) for j in (0, 1)]
-    assert small.images.shape == (20, 14, 14) and np.abs(small.images - sum(fours) / 4).max() < 1
+    assert small.images.shape == (20, 14, 14, 1) and np.abs(small.images - sum(fours) / 4).max() < 1
     np.testing.assert_array_equal(small.labels, digits.labels)
 
 
@@ -235,6 +253,46 @@ def test_what_the_picture_shows(load_demo, runs):
                 sum(bool(t.get_text()) for t, x in zip(axis.get_ticklabels(), axis.get_ticklocs()) if low <= x <= high)
                 > 1
             )
+
+
+def test_every_run_has_its_own_figures_in_table_and_pictures(load_demo, tmp_path, monkeypatch):
+    """All gradients are taken at the weights of float32.  The table has the six of the runs, the picture also those of
+    fp16 with each scale; a row of digits is its run's.  A batch has 32 images, and no run waits for a worker."""
+    demo, asked, figures, grids, workers = load_demo("precision/precision"), [], [], [], []
+    result, error = (demo.trained.__globals__[name] for name in ("Result", "GradientError"))
+
+    def trained(task, _, run):
+        k = demo.RUNS.index(run)
+        return result(np.full(60, k + 1.0), np.array([0.9, k / 10]), [run.name], np.full((10, 4, 4, 1), k / 10))
+
+    def gradient_error(task, weights, _, run):
+        asked.append((weights, run.name, task.config.batch_size))
+        return error(len(asked) * 1e-6, 0.0, 0.0)
+
+    def figure(*arguments):
+        figures.append(arguments)
+        return Figure()
+
+    for f in (trained, gradient_error, figure):
+        monkeypatch.setattr(demo, f.__name__, f)
+    monkeypatch.setattr(demo.plots, "save_grid", lambda *arguments, **options: grids.append((arguments, options)))
+    ranks = SimpleNamespace(workers=lambda build, n: workers.append(n) or OneProcess(build))
+    ranks.default_workers = lambda most=64: most
+    monkeypatch.setattr(demo.cli, "start", lambda *_: ranks)
+    rows = demo.main(steps=1, out=tmp_path / "new")
+    assert workers == [6]
+    names = [run.name for run in demo.RUNS]
+    assert asked == [(["float32"], name, 32) for name in (*names, *(f"fp16, loss x {s:g}" for s in demo.SCALES))]
+    assert [(row["run"], row["gradient's error"]) for row in rows] == [
+        (n, f"{k}.0e-06") for k, n in enumerate(names, 1)
+    ]
+    ((results, errors, scaled),) = figures
+    assert [each.losses[0] for each in results] == [1, 2, 3, 4, 5, 6]
+    assert [e.error for e in errors + scaled] == [k * 1e-6 for k in range(1, 19)] and len(errors) == 6
+    ((path, digits), options), title = grids[0], "1 training step, and the same noise at the start of each column"
+    assert path == tmp_path / "new" / "samples.png" and digits.shape == (60, 4, 4, 1)
+    assert digits[::10, 0, 0, 0].tolist() == [k / 10 for k in range(6)]
+    assert options == {"columns": 10, "title": title, "row_labels": names}
 
 
 def test_main_in_its_smallest_form(load_demo, runs, tmp_path, capsys):

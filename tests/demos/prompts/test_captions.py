@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -228,7 +229,7 @@ def test_a_batch_is_draw_batchs_with_captions_in_the_place_of_labels(captions, c
     empty = captions.tokenize("")
     dropped = plain["labels"] == len(made.dataset)
     assert dropped.any() and all(row == empty for row in batch["labels"][dropped].tolist())
-    spoken = {"digit": 0, "thickness": 0}
+    spoken = dict.fromkeys(captions.KEEP, 0)
     for i, row in zip(plain["labels"][~dropped], batch["labels"][~dropped]):
         named = captions.parse(" ".join(captions.VOCABULARY[word] for word in row[1:]))
         assert named.items() <= {a: values[i] for a, values in made.names.items()}.items()
@@ -236,6 +237,22 @@ def test_a_batch_is_draw_batchs_with_captions_in_the_place_of_labels(captions, c
     # Of some 270 pictures 90% name the digit, and 75% of two thirds the thickness: five deviations are 0.09 and 0.15.
     shares = {a: n / (~dropped).sum() for a, n in spoken.items()}
     assert abs(shares["digit"] - 0.9) < 0.09 and abs(shares["thickness"] - 0.5) < 0.15
+
+
+def test_a_caption_names_an_attribute_with_its_probability(captions):
+    """Digit 90%, thickness and slant 75%, size 40%, each by a number of its own; what has no name takes no number."""
+    attributes = {"digit": "two", "thickness": "", "slant": "left", "size": "small"}
+
+    def names_with(*numbers):
+        left = iter(numbers)
+        named = captions.draw_attributes(attributes, SimpleNamespace(random=lambda: next(left)))
+        assert next(left, None) is None
+        return list(named.items())
+
+    assert names_with(0.899, 0.749, 0.399) == [("digit", "two"), ("slant", "left"), ("size", "small")]
+    assert names_with(0.901, 0.751, 0.401) == []
+    attributes |= {"thickness": "thin", "digit": "", "size": ""}
+    assert names_with(0.749, 0.751) == [("thickness", "thin")] and names_with(0.751, 0.749) == [("slant", "left")]
 
 
 def test_a_step_says_it_anew_and_the_seed_decides_how(captions, captioned):

@@ -15,6 +15,7 @@ from tinydiff.app.alone import one_process
 from tinydiff.app.choices import DDIM
 from tinydiff.app.generate import Recipe, generate
 from tinydiff.app.plots import tile
+from tinydiff.app.row_rng import row_rng
 from tinydiff.app.training import diffusion_training, save
 from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, asarray, backend_name, default_rng, standard_normal, to_numpy
@@ -142,19 +143,19 @@ def test_a_swapped_prompt_is_the_first_until_half_way(demo, captions, loaded):
     assert 0 < early.sum() < 10
     for name, same in (("swapped", early), ("other", np.zeros(10, bool))):
         np.testing.assert_array_equal((parts[name] == parts["x_0_hat"]).all((1, 2, 3)), same)
-    (frames,) = generate(pool, recipe, [0], 5)  # for one image alone all the noise is the same
+    (frames,) = generate(pool, recipe, [0, 0, 0], 5)  # image 0, the other two have noise of their own
     last = np.clip(parts["x_0_hat"][-1], -1, 1)  # at the last step x_0 is x_0_hat
     np.testing.assert_allclose(frames[-1][0], last, rtol=1e-4, atol=1e-4)
 
 
 def test_what_is_steered_is_each_step_of_generate(demo, captions, loaded):
-    """Ten steps and one: x_t and x_0_hat of each, the first x_T and the noise of the first slice; then at most ten."""
+    """Ten steps and one: x_t and x_0_hat of each, the x_T and the noise of image 0; then at most ten."""
     pool, schedule = loaded
     tokens = captions.tokenize("a thick seven")
     guide = partial(captions.by_prompt, [tokens, captions.tokenize("two")], captions.tokenize("thin"))
     recipe = Recipe(schedule, (28, 28, 1), num_steps=11, guide=guide, scale=2.0)
     parts = demo.steer(pool.model, recipe, tokens, 5)
-    rng = default_rng("slice", 5, 0)
+    rng = row_rng("picture", 5, rows=[0])
     x_t, pairs = standard_normal(rng, (1, 28, 28, 1)), timestep_pairs(100, 11)
     with no_grad():
         walk = list(sample(recipe.step(schedule), guide(pool.model, [0], 2.0), pairs, x_t, rng))
@@ -264,8 +265,11 @@ def test_images_come_in_the_order_of_their_labels_and_are_clipped(captions):
     np.testing.assert_allclose(
         images, np.broadcast_to(np.reshape([0.1, 1, 0.3], (3, 1, 1, 1)), images.shape), atol=1e-4
     )
-    frames = [frames[-1] for frames in generate(levels, recipe, [1, 20, 3], 0)]
-    np.testing.assert_array_equal(images, np.clip(np.concatenate(frames), -1, 1))
+    recipe = replace(recipe, guide=lambda model, labels, scale: lambda x_t, t: x_t / 3)  # now noise makes the picture
+    frames = [frames[-1] for frames in generate(levels, recipe, [1, 20, 3], 7)]
+    np.testing.assert_array_equal(
+        captions.draw_images(levels, recipe, [1, 20, 3], 7), np.clip(np.concatenate(frames), -1, 1)
+    )
 
 
 def test_a_bad_prompt_or_checkpoint_is_one_message_and_exit_code_2(trained, tmp_path, monkeypatch, capsys):

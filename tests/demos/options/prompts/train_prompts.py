@@ -25,7 +25,7 @@ def stand_ins(program, notes, patch):
         config = TrainConfig(num_steps=run.UNLIMITED, minutes=18.0)
         meta = {"model": model, "data": {"name": "glyphs", "source": "a source", "num": 30}, "train": asdict(config)}
         meta |= {"vocabulary": captions["VOCABULARY"], "held_out": captions["HELD_OUT"], "num_images": 30}
-        return {"schedule/beta": Schedule.linear().beta}, meta | {"num_workers": 5}
+        return {"schedule/beta": Schedule.cosine().beta}, meta | {"num_workers": 5}
 
     def final_pictures(state, pool, dataset, recipe, out):
         notes.add(pictures=str(out), num_steps_of_pictures=recipe.num_steps, name=dataset.name)
@@ -51,8 +51,18 @@ ROWS = {
     ),
     "--minutes": ("", "--minutes=60", {"config.minutes": (18.0, 60.0)}),  # not cut at any number of steps
     "--data": ("", "--data=mnist", {"data": ("auto", "mnist"), "name": ("glyphs", "mnist")}),
-    "--data-dir": ("", "--data-dir=d", {"data_dir": (None, "d")}),
-    "--batch-size": ("", "--batch-size=9", {**BATCH, **NOISE, "config.batch_size": (64, 9)}),
+    "--data-dir": [
+        ("", "--data-dir=d", {"data_dir": (None, "d")}),
+        ("--resume", "--resume --data-dir=d", {"data_dir": (None, "d")}),
+    ],
+    "--batch-size": [
+        ("", "--batch-size=9", {**BATCH, **NOISE, "config.batch_size": (64, 9)}),
+        (  # a worker has at least one image of a batch
+            "",
+            "--batch-size=3",
+            {**BATCH, **NOISE, "config.batch_size": (64, 3), "workers": (5, 3), "printed": DIFFERS},
+        ),
+    ],
     "--channels": ("", "--channels=8", {"network": DIFFERS}),
     "--num-images": ("", "--num-images=20", {**BATCH, "num_images": (30, 20), "printed": DIFFERS}),
     "--seed": ("", "--seed=1", {**BATCH, **NOISE, "config.seed": (0, 1), "data_seed": (0, 1), "weights": DIFFERS}),
@@ -73,6 +83,7 @@ ROWS = {
         {
             "asked_for": (None, ("runs/prompts/checkpoint.npz", "prompts")),
             "restored": (None, "runs/prompts/checkpoint.npz"),
+            "batch.x_t": DIFFERS,  # of the checkpoint's own schedule
             "set_aside": ("runs/prompts/checkpoint.npz", None),
         },
     ),
