@@ -202,6 +202,13 @@ def test_map_gives_every_rank_every_result_in_order():
         assert doers == (doers[:size] * 7)[:7] and len(set(doers)) == size
 
 
+@pytest.mark.parametrize("num", range(5))
+def test_ranks_may_have_less_to_do_than_there_are_of_them(num):
+    """No job, fewer than three ranks, as many, one more: every rank has every result, and none waits."""
+    results = on_workers(3, lambda workers: list(workers.map(lambda model, job: -job, range(num))))
+    assert results == [[-job for job in range(num)]] * 3
+
+
 @pytest.mark.skipif(backend_name() != "numpy", reason="a recording belongs to one thread")
 def test_ranks_draw_the_images_of_one_process():
     """Three ranks in slices of 2, the last of them short, and one process in slices of 2: the same bits, on every rank.
