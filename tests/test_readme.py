@@ -125,11 +125,12 @@ def test_every_demo_is_on_the_tour_or_among_the_commands():
 
 
 def defaults(program: str) -> dict:
-    """The keyword defaults of a demo's main, and the module's own names beside them."""
+    """The keyword defaults of a demo's main and of job.train, and the module's own names beside them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend((ROOT / "demos" / program).parent)
         names = runpy.run_path(str(ROOT / "demos" / program))
-    parameters = inspect.signature(names["main"]).parameters.values()
+    functions = [names["main"], *([names["job"].train] if "job" in names else [])]
+    parameters = [p for function in functions for p in inspect.signature(function).parameters.values()]
     return names | {p.name: p.default for p in parameters if p.default is not p.empty}
 
 

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 # Of each program: its positional arguments, and what it writes to the folder of --out.
 FOLDERS = {
     "train_mnist": ([], "checkpoint.npz metrics.csv samples.png denoising.png denoising.gif loss.png"),
+    "train_images": (["sprites"], "checkpoint.npz metrics.csv samples.png denoising.png denoising.gif loss.png"),
     "train_classifier": ([], "checkpoint.npz misread.png"),
     "forward_process": ([], "noising.png schedules.png chain_and_closed_form.png chain_statistics.png"),
     "points_2d": ([], "points_2d_moons.png points_2d_spiral.png points_2d_mixture.png points_2d.gif results.csv"),
@@ -181,7 +182,7 @@ def test_images_that_no_memory_holds_are_refused_before_the_first_is_drawn(load_
         demo.main(*(FOLDERS | FILES)[name][0], **{option: 10**12})
 
 
-@pytest.mark.parametrize("name", ["train_mnist", "train_classifier", "prompts/train_prompts", "latent"])
+@pytest.mark.parametrize("name", ["train_mnist", "train_images", "train_classifier", "prompts/train_prompts", "latent"])
 def test_a_batch_that_no_memory_holds_is_refused_before_training(load_demo, monkeypatch, name):
     """Not after a search, gradient by gradient, for the largest batch that fits."""
     demo, glyphs = load_demo(name), load("glyphs", num=200)
@@ -191,7 +192,7 @@ def test_a_batch_that_no_memory_holds_is_refused_before_training(load_demo, monk
     if name == "latent":
         monkeypatch.setattr(demo, "load_kind", lambda *_: ({}, {}))
     with pytest.raises(TinydiffError, match="--batch-size 1000000000000: "):
-        demo.main(batch_size=10**12, out="out")
+        demo.main(*FOLDERS[name][0], batch_size=10**12, out="out")
     if name == "train_mnist" and backend_name() == "numpy":
         monkeypatch.setattr("tinydiff.data.limits.memory", lambda: 40 * 100 * 784 * 32)
         with pytest.raises(AssertionError, match="the work has begun"):
