@@ -78,13 +78,8 @@ def main(
     times = np.concatenate([t for _, t in parts], 1)
     kind = f"{meta['data']['name']}, {cli.counted(meta['step'], 'step')}, reverse variance {variance}"
     print(f"{kind}\nbits/dim of p(x), no label given: upper bound and standard error")
-    for name, bits in (
-        ("L_T", terms[0]),
-        ("sum of L_{t-1}", terms[1:-1].sum(0)),
-        ("L_0", terms[-1]),
-        ("total", terms.sum(0)),
-    ):
-        mean, error = mean_and_error(bits)
+    parts = parts_of(terms)
+    for name, (mean, error) in parts.items():
         print(f"  {name:15}{mean:#9.4g} +- {error:#.2g}")
     print("for comparison, independent of the network")
     for name, bits, what in references(dataset, x_0, schedule.beta[1]):
@@ -93,7 +88,7 @@ def main(
         with atomic_write(out) as file:
             spent(schedule, terms, times, kind).savefig(file, format="png")
         print(f"where the bits go: {out}")
-    return mean_and_error(terms.sum(0))
+    return parts["total"]
 
 
 def evaluate_slice(schedule, draws, term, model, job):
@@ -122,9 +117,14 @@ def references(dataset, x_0, decoder_var):
     yield "L_0", nats @ counts / counts.sum() / math.log(2), explanation
 
 
-def mean_and_error(bits):
-    """Mean over the images, and its standard error, which includes the chance of the images and that of the draws."""
-    return float(bits.mean()), float(bits.std(ddof=1) / len(bits) ** 0.5)
+def parts_of(terms):
+    """{name: (mean, standard error)} of the bound and its parts over the images.  terms: (draws + 2, num).
+
+    The standard error includes the chance of the images and that of the draws.
+    """
+    parts = {"L_T": terms[0], "sum of L_{t-1}": terms[1:-1].sum(0), "L_0": terms[-1], "total": terms.sum(0)}
+    n = terms.shape[1]
+    return {name: (float(bits.mean()), float(bits.std(ddof=1) / n**0.5)) for name, bits in parts.items()}
 
 
 def spent(schedule, terms, times, title):

@@ -12,6 +12,7 @@ continues it.
 
 from dataclasses import asdict
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,8 @@ def main(
         unfinished.unlink()
     print(f"{test.source}: {errors:,} of {len(test):,} misread, {percent(1 - errors / len(test), 2)} right")
     if noisy:
-        print_by_time(schedule.T, t, probabilities.argmax(1) == labels)
+        for first, last, right, of in shares_by_time(schedule.T, t, probabilities.argmax(1) == labels):
+            print(f"  t in {first:4}..{last:4}: {percent(right / of):>6} of {of:,}")
     pictures, captions = misread_rows(images, labels, probabilities, test.classes)
     if captions:
         title = f"{test.name}: the most confidently misread of {errors} in {len(test):,}"
@@ -106,12 +108,11 @@ def noised(schedule, images, seed):
     return to_numpy(q_sample(schedule, asarray(images), t, standard_normal(rng, images.shape))), t
 
 
-def print_by_time(T, t, right):
-    """Print the share of right answers in each of eight equal ranges of t."""
-    for low, high in ((i * T // 8, (i + 1) * T // 8) for i in range(8)):
-        rows = (low < t) & (t <= high)
-        if rows.any():
-            print(f"  t in {low + 1:4}..{high:4}: {percent(right[rows].mean()):>6} of {rows.sum():,}")
+def shares_by_time(T, t, right):
+    """Rows (first t, last t, right answers, images) of eight equal ranges of t, without those that have no images."""
+    edges = [i * T // 8 for i in range(9)]
+    ranges = [(low + 1, high, right[(low < t) & (t <= high)]) for low, high in pairwise(edges)]
+    return [(first, last, int(found.sum()), len(found)) for first, last, found in ranges if len(found)]
 
 
 if __name__ == "__main__":

@@ -118,14 +118,14 @@ class LabelIsNoise(Module):
         return Tensor(0 * x_t + np.asarray(labels, np.float32))
 
 
-def note_network(program, notes, patch, name):
-    """`name`(config, seed) of the program, which makes its network, makes a LabelIsNoise; the arguments are noted."""
+def note_network(names, notes, patch, name):
+    """`name`(config, seed) among these names makes a LabelIsNoise, not the program's network; the config is noted."""
 
     def build(config, seed):
         notes.add(network=config)
         return LabelIsNoise(config.get("num_classes"), seed)
 
-    patch.setitem(program.names, name, build)
+    patch.setitem(names, name, build)
 
 
 def note_trained(program, notes, patch, num_classes=10, size=4):
@@ -144,14 +144,14 @@ def note_sampler(notes, patch, *names):
 
     names: the dictionaries in which programs look `sample` up: the program's own names, or vars(a module).
     Noted: the step and its settings; the pairs; x_T; eps_hat of x_T, the first number of each image; a number of the
-    stream that gives the noise.
+    stream that gives the noise of the first image.
     """
 
     def sample(step, eps_fn, pairs, x_T, rng):
         function, settings = what_step(step)
         notes.add(step=function, step_settings=settings, pairs=[*pairs], x_T=to_numpy(x_T))
         eps_hat = to_numpy(eps_fn(x_T, pairs[0][0])).reshape(len(x_T), -1)
-        notes.add(eps_hat=eps_hat[:, 0].tolist(), noise=float(rng.random()))
+        notes.add(eps_hat=eps_hat[:, 0].tolist(), noise=float(rng.random(len(x_T))[0]))
         for _, s in pairs:
             yield s, x_T, x_T
 
@@ -190,8 +190,10 @@ def note_data(notes, patch, *names):
     names: the dictionaries in which programs look `load` up, such as vars(tinydiff.app.run).
     """
 
-    def load(name, split="train", data_dir=None, seed=0, num=None, say=print):
-        notes.add(data=name, data_dir=data_dir, data_seed=seed, num_images=num)
+    def load(name, split="train", data_dir=None, seed=0, num=None, say=print, size=None):
+        notes.add(
+            data=name, data_dir=data_dir, data_seed=seed, num_images=num, **({} if size is None else {"size": size})
+        )
         rng, n = np.random.default_rng(len(split)), num or 30
         images, labels = rng.integers(0, 256, (n, 8, 8, 1), np.uint8), (np.arange(n) % 10).astype(np.uint8)
         return Dataset("glyphs" if name == "auto" else name, images, labels, "a source", tuple("0123456789"))

@@ -32,9 +32,9 @@ def small_workers(network=NETWORK, seed=CONFIG.seed):
     return one_process().workers(partial(build_unet, network, seed), 1)
 
 
-def small_run(config=CONFIG, network=NETWORK, workers=None, dataset=DATASET, draw=None):
+def small_run(config=CONFIG, network=NETWORK, workers=None, dataset=DATASET, draw=None, flip=False):
     """A fresh Training of noise prediction on this data."""
-    return diffusion_training(workers or small_workers(network, config.seed), SCHEDULE, config, dataset, draw)
+    return diffusion_training(workers or small_workers(network, config.seed), SCHEDULE, config, dataset, draw, flip)
 
 
 def arrays_of(state):

@@ -97,8 +97,7 @@ def trained(task, _, run):
             _round(state, run)
             moved.append(share_moved(before, state.parameters))
             before = [p.data.copy() for p in state.parameters]
-        for p, average in zip(state.parameters, state.ema.average):
-            p.data[...] = average
+        state.ema.copy_to(state.parameters)
         _round(state, run)
         digits = drawn(task, model)
     return Result(np.array([row[0] for row in state.rows]), np.array(moved), before, digits)
@@ -129,7 +128,7 @@ def drawn(task, model):
     pairs = timestep_pairs(task.schedule.T, min(SAMPLE_STEPS, task.schedule.T))
     with no_grad():
         *_, (_, x_0, _) = sample(step, eps_fn, pairs, x_T, default_rng("way", task.config.seed))
-    return np.clip(x_0, -1, 1)
+    return x_0  # the x_0_hat of the last step, which is clipped
 
 
 @dataclass(frozen=True)

@@ -162,9 +162,15 @@ def test_the_picture_is_the_bits_of_each_time(demo):
         assert axes.get_xlabel() == "t" and min(map(len, ticks_in_view(axes))) >= 2
 
 
-def test_a_mean_has_its_standard_error(demo):
-    """Of 1, 2, 6: mean 3, standard deviation sqrt(7) of n - 1, and by sqrt(3) that of the mean."""
-    assert demo.mean_and_error(np.array([1.0, 2, 6])) == pytest.approx((3, (7 / 3) ** 0.5))
+def test_the_parts_of_the_bound_have_their_means_and_standard_errors(demo):
+    """First row L_T, last row L_0, between them the sum of the draws.  Of 1, 2, 6 the mean is 3, the standard deviation
+    sqrt(7) of n - 1, and by sqrt(3) that of the mean; the error of the total is that of the totals, not a sum."""
+    terms = np.array([[1.0, 2, 6], [5, 1, 0], [2, 0, 7], [0, 0, 0.5], [6.0, 2, 1]])
+    parts, error = demo.parts_of(terms), (7 / 3) ** 0.5
+    assert parts["L_T"] == pytest.approx((3, error)) and parts["L_0"] == pytest.approx((3, error))
+    assert parts["sum of L_{t-1}"] == pytest.approx((15.5 / 3, np.std([7, 1, 7.5], ddof=1) / 3**0.5))
+    assert parts["total"] == pytest.approx((33.5 / 3, np.std([14, 5, 14.5], ddof=1) / 3**0.5))
+    assert list(parts) == ["L_T", "sum of L_{t-1}", "L_0", "total"]
 
 
 def test_the_printed_references_are_of_this_checkpoint_and_data(demo, trained, test_set, capsys):

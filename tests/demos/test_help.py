@@ -119,7 +119,7 @@ def test_reverse_steps_have_one_name(parsers):
             if "steps" in action.option_strings[0] and re.search(r"reverse steps|steps of DD[IP]M", action.help):
                 names[name] = action.option_strings[0]
     trains = {"explorer/explorer.py", "latent.py", "one_shot_vs_gradual.py", "pitfalls.py", "points_2d.py"}
-    trains |= {"waves_1d.py", "train_mnist.py", "prompts/train_prompts.py"}
+    trains |= {"waves_1d.py", "train_mnist.py", "train_images.py", "prompts/train_prompts.py"}
     draws = {"sample.py", "guidance.py", "edit.py", "same_start.py", "sampler_showdown.py"}
     draws |= {"prompts/prompt.py", "prompts/evaluate_prompts.py"}
     assert names == dict.fromkeys(trains, "--sample-steps") | dict.fromkeys(draws, "--steps")

@@ -45,13 +45,13 @@ def notes(monkeypatch):
 # ------------------------------------------------------------------------------------------------------- train_mnist
 
 
-@pytest.fixture
-def run(load_demo, monkeypatch):
-    """The demo, the arguments of its two functions that draw, and what generate was asked for.
+@pytest.fixture(params=["classes", "no classes"])
+def run(load_demo, monkeypatch, request):
+    """The file that draws, the arguments of its two functions that draw, and what generate was asked for.
 
     Image i in frame k has the value k + i/100 - 20.  generate may only be asked while the average is lent.
     """
-    demo, asked, lent = load_demo("train_mnist"), [], []
+    demo, asked, lent = load_demo("run_pictures"), [], []
 
     @contextmanager
     def drawing(workers, state):
@@ -71,20 +71,24 @@ def run(load_demo, monkeypatch):
     monkeypatch.setattr(demo.training, "drawing", drawing)
     monkeypatch.setattr(demo.run, "save_loss", lambda state, path, title: asked.append((state, path.name, title)))
     state = SimpleNamespace(step=7, num_steps=1900, config=SimpleNamespace(target="v"))
-    workers, dataset = SimpleNamespace(ranks=SimpleNamespace(rank=0)), SimpleNamespace(name="glyphs", classes=CLASSES)
+    workers, classes = SimpleNamespace(ranks=SimpleNamespace(rank=0)), request.param == "classes"
+    dataset = SimpleNamespace(name="glyphs", classes=CLASSES if classes else (), labels=[0] if classes else None)
     return demo, (state, workers, dataset, Recipe(Schedule.linear(100), (2, 2, 1), num_steps=24)), asked
 
 
 def test_a_grid_of_a_run_shows_five_of_each_class_at_the_last_time(run, notes, tmp_path):
-    """Row k has the label k; the pictures are the last frame; the title has the step and the steps of the run."""
+    """Row k has the label k; the pictures are the last frame; the title has the step and the steps of the run.
+
+    Without classes there are as many pictures, and no names.
+    """
     demo, given, asked = run
-    demo._grid(*given, tmp_path)
+    demo.grid(*given, tmp_path)
     assert asked == [(1, [k for k in range(10) for _ in range(5)], demo.PICTURE_SEED)]
     drawn = notes
     assert drawn["save_grid path"] == [str(tmp_path / "progress" / "step_000007.png")]
     assert drawn["save_grid title"] == ["step 7 of 1,900, glyphs"]
     (grid,) = drawn["save_grid"]
-    assert grid["columns"] == 5 and grid["row_labels"] == CLASSES
+    assert grid["columns"] == 5 and grid["row_labels"] == (given[2].classes or None)
     np.testing.assert_allclose(grid["images"][:, 0, 0, 0], np.arange(50) / 100 - 20)
 
 
@@ -92,14 +96,15 @@ def test_the_last_pictures_of_a_run(run, notes, tmp_path):
     """The grid is the last frame, ten of each class.  The strip has one image of each class, from noise on the left to
     the last frame on the right, each under its own time.  The animation runs the same way, to the last frame."""
     demo, given, asked = run
-    demo._final_pictures(*given, tmp_path)
+    demo.final_pictures(*given, tmp_path)
     (keep, labels, seed), loss = asked
     assert (keep, labels, seed) == (24, [k for k in range(10) for _ in range(10)], demo.PICTURE_SEED)
     assert loss == (given[0], "loss.png", "glyphs, loss per pixel of the target v")
     drawn = {name: value[0] for name, value in notes.items()}
     grid, strip, film = drawn["save_grid"], drawn["save_filmstrip"], drawn["save_gif"]
-    assert drawn["save_grid title"] == "glyphs, 7 steps, guidance 2" and grid["row_labels"] == CLASSES
-    assert drawn["save_filmstrip title"] == "denoising: glyphs, 7 steps, guidance 2"
+    title = f"glyphs, 7 steps, {'guidance 2' if given[2].classes else 'no labels'}"
+    assert drawn["save_grid title"] == title and grid["row_labels"] == (given[2].classes or None)
+    assert drawn["save_filmstrip title"] == f"denoising: {title}"
     np.testing.assert_allclose(grid["images"][:, 0, 0, 0], 3 + np.arange(100) / 100)
     assert grid["columns"] == 10
     frames = np.rint(strip["frames"][:, 0, 0, 0, 0] + 20).astype(int)
@@ -109,6 +114,15 @@ def test_the_last_pictures_of_a_run(run, notes, tmp_path):
     np.testing.assert_allclose(strip["frames"][0, :, 0, 0, 0] + 20, np.arange(10) / 10)
     assert np.rint(film["frames"][:, 0, 0, 0, 0] + 20).tolist() == list(range(1, 24, 2)) and film["columns"] == 10
     np.testing.assert_allclose(film["frames"][0, :, 0, 0, 0] + 19, np.arange(0, 1, 0.02))
+
+
+def test_of_many_classes_a_run_shows_the_first_ten(load_demo):
+    """Three of three, ten of twenty; every row has its own class's name and label."""
+    demo = load_demo("run_pictures")
+    for names, shown in ((("a", "b", "c"), 3), (tuple("abcdefghijklmnopqrst"), 10)):
+        dataset = SimpleNamespace(classes=names, labels=[0])
+        assert demo.labels_of(dataset, 2) == [k for k in range(shown) for _ in range(2)]
+        assert demo.rows_of(dataset) == names[:shown]
 
 
 # ---------------------------------------------------------------------------------------------------------- classify
@@ -155,14 +169,12 @@ def test_the_share_that_a_classifier_of_stamps_reads_right(load_demo, monkeypatc
 # -------------------------------------------------------------------------------------------------- train_classifier
 
 
-def test_the_share_by_time(load_demo, capsys):
-    """Eight ranges of 1..T, both ends within; a range without images has no line."""
-    load_demo("train_classifier").print_by_time(16, np.array([1, 2, 3, 16]), np.array([True, False, True, False]))
-    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
-        ["t", "in", "1..", "2:", "50.0%", "of", "2"],
-        ["t", "in", "3..", "4:", "100.0%", "of", "1"],
-        ["t", "in", "15..", "16:", "0.0%", "of", "1"],
-    ]
+def test_the_share_by_time(load_demo):
+    """Eight ranges of 1..T, both ends within; a range without images has no row.  T need not be a multiple of 8."""
+    shares_by_time = load_demo("train_classifier").shares_by_time
+    right = np.array([True, False, True, False])
+    assert shares_by_time(16, np.array([1, 2, 3, 16]), right) == [(1, 2, 1, 2), (3, 4, 1, 1), (15, 16, 0, 1)]
+    assert shares_by_time(11, np.array([1, 2, 10, 11]), right) == [(1, 1, 1, 1), (2, 2, 0, 1), (10, 11, 1, 2)]
 
 
 def test_a_classifier_is_trained_on_one_set_and_read_on_the_other(tmp_path):
@@ -216,13 +228,13 @@ def test_the_next_command_uses_the_classifier_for_what_it_is(load_demo):
 
 
 def test_samples_are_saved_as_they_are_drawn(load_demo, monkeypatch, tmp_path, notes):
-    """The file has all images in the order of their labels, clipped to -1..1; the grid has the same images; the title
-    has the steps that were trained, not those that were planned."""
+    """The file has all images in the order of drawing, clipped to -1..1; the grid has the same images by label; the
+    title has the steps that were trained, not those that were planned."""
     demo = load_demo("sample")
     meta = {"data": {"name": "glyphs", "image_shape": [2, 2, 1]}, "step": 7, "num_steps": 9}
 
     def generate(pool, recipe, labels, seed):
-        assert labels == [1, 2, 2]
+        assert labels == [2, 1, 2]
         frames = np.full((2, 3, 2, 2, 1), 5.0, np.float32)  # the first frame, which is noise
         frames[-1] = np.float32([1.5, -0.25, -3])[:, None, None, None]
         yield frames[:, :2]
@@ -236,12 +248,12 @@ def test_samples_are_saved_as_they_are_drawn(load_demo, monkeypatch, tmp_path, n
         "c.npz", num=3, labels=(2, 1), steps=2, out=str(tmp_path / "a.png"), save_npz=str(tmp_path / "a.npz"), workers=1
     )
     with np.load(tmp_path / "a.npz") as saved:
-        assert saved["labels"].tolist() == [1, 2, 2] and saved["images"].dtype == np.float32
+        assert saved["labels"].tolist() == [2, 1, 2] and saved["images"].dtype == np.float32
         np.testing.assert_array_equal(saved["images"][:, 0, 0, 0], [1, -0.25, -1])
         assert saved["images"].shape == (3, 2, 2, 1)
     (grid,), (title,) = notes["save_grid"], notes["save_grid title"]
     assert title == "glyphs, 7 steps, ddpm 2, guidance 2" and grid["row_labels"] == ["1", "2"]
-    np.testing.assert_array_equal(grid["images"][[0, 2, 3], 0, 0, 0], [1, -0.25, -1])
+    np.testing.assert_array_equal(grid["images"][[0, 2, 3], 0, 0, 0], [-0.25, 1, -1])
 
 
 def test_the_columns_of_one_start_and_their_spread(load_demo, monkeypatch, tmp_path, notes):

@@ -25,17 +25,18 @@ TINY_UNET = {"base_channels": 8, "num_res_blocks": 1}
 def trains(source):
     """Whether a program has a training loop of its own, or calls one."""
     called = {ast.unparse(node.func) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)}
-    return called & {"train", "training.steps", "steps", "run.run", "finish"}
+    return called & {"train", "training.steps", "steps", "run.run", "finish", "job.train"}
 
 
 def test_every_program_that_trains_saves_or_says_that_it_keeps_nothing():
-    """run.run and finish save on a signal; a program with a loop of its own warns in --help."""
-    keeps = {name for name, source in SOURCES.items() if trains(source) & {"run.run", "finish"}}
+    """run.run, finish and job.train save on a signal; a program with a loop of its own warns in --help."""
+    keeps = {name for name, source in SOURCES.items() if trains(source) & {"run.run", "finish", "job.train"}}
     assert keeps == {
-        "train_mnist", "train_prompts", "train_classifier", "latent", "one_shot_vs_gradual", "points_2d", "waves_1d",
+        "train_mnist", "train_images", "job",
+        "train_prompts", "train_classifier", "latent", "one_shot_vs_gradual", "points_2d", "waves_1d",
     }  # fmt: skip
     for name in keeps:
-        assert '"--resume"' in SOURCES[name] or "run.add_options(" in SOURCES[name]
+        assert any(words in SOURCES[name] for words in ('"--resume"', "run.add_options(", "job.add_options("))
         assert "SIGTERM" in ast.get_docstring(ast.parse(SOURCES[name]))
     for name, source in SOURCES.items():
         if trains(source) and name not in keeps | TRAINED_OTHERWISE:

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 # Of each program: its positional arguments, and what it writes to the folder of --out.
 FOLDERS = {
     "train_mnist": ([], "checkpoint.npz metrics.csv samples.png denoising.png denoising.gif loss.png"),
+    "train_images": (["sprites"], "checkpoint.npz metrics.csv samples.png denoising.png denoising.gif loss.png"),
     "train_classifier": ([], "checkpoint.npz misread.png"),
     "forward_process": ([], "noising.png schedules.png chain_and_closed_form.png chain_statistics.png"),
     "points_2d": ([], "points_2d_moons.png points_2d_spiral.png points_2d_mixture.png points_2d.gif results.csv"),
@@ -160,28 +161,32 @@ def test_what_no_memory_holds_is_refused_at_once(load_demo, name, option, number
     refused(load_demo, name, said, **{option: number})
 
 
+ROOM, STEPS = ({"num": 10**12}, f"--num {10**12}: that needs about "), ({"steps": 101}, "--steps 101: .* T = 100")
+
+
 @pytest.mark.parametrize(
-    ("name", "option"),
+    ("name", "options", "said"),
     [
-        ("prompts/prompt", "num"),
-        ("prompts/evaluate_prompts", "num"),
-        ("prompts/evaluate_prompts", "num_held_out"),
-        ("explorer/explorer", "num"),
-        ("guidance", "num"),
+        *((name, *ROOM) for name in ("prompts/prompt", "prompts/evaluate_prompts", "explorer/explorer", "guidance")),
+        ("prompts/evaluate_prompts", {"num_held_out": 10**12}, ROOM[1]),
+        *((name, *STEPS) for name in ("prompts/prompt", "prompts/evaluate_prompts", "guidance", "sample")),
+        ("explorer/explorer", {"sample_steps": (101, 5)}, "--sample-steps 101: .* T = 100"),
     ],
 )
-def test_images_that_no_memory_holds_are_refused_before_the_first_is_drawn(load_demo, monkeypatch, name, option):
-    """A checkpoint tells how large an image is; then the number of images is refused, and none is drawn."""
+def test_what_does_not_fit_a_checkpoint_is_refused_before_the_first_drawing(
+    load_demo, monkeypatch, name, options, said
+):
+    """A checkpoint tells how large an image is, and how many steps its schedule has."""
     demo, pool = load_demo(name), pool_of(Leaning())
     words = {"vocabulary": load_demo("prompts/captions").VOCABULARY, "held_out": []} if "prompts" in name else {}
     monkeypatch.setattr(demo, "load_trained", lambda *_: (pool, SCHEDULE, META | words))
     monkeypatch.setattr(demo, "load_classifier", lambda *_: (pool_of(StampReader()), {}), raising=False)
     monkeypatch.setattr(demo, "load", lambda *_, **__: data(np.arange(20) % 10, default_rng(0)), raising=False)
-    with pytest.raises(TinydiffError, match=f"--num {10**12}: that needs about "):
-        demo.main(*(FOLDERS | FILES)[name][0], **{option: 10**12})
+    with pytest.raises(TinydiffError, match=said):
+        demo.main(*(FOLDERS | FILES)[name][0], **options)
 
 
-@pytest.mark.parametrize("name", ["train_mnist", "train_classifier", "prompts/train_prompts", "latent"])
+@pytest.mark.parametrize("name", ["train_mnist", "train_images", "train_classifier", "prompts/train_prompts", "latent"])
 def test_a_batch_that_no_memory_holds_is_refused_before_training(load_demo, monkeypatch, name):
     """Not after a search, gradient by gradient, for the largest batch that fits."""
     demo, glyphs = load_demo(name), load("glyphs", num=200)
@@ -191,7 +196,7 @@ def test_a_batch_that_no_memory_holds_is_refused_before_training(load_demo, monk
     if name == "latent":
         monkeypatch.setattr(demo, "load_kind", lambda *_: ({}, {}))
     with pytest.raises(TinydiffError, match="--batch-size 1000000000000: "):
-        demo.main(batch_size=10**12, out="out")
+        demo.main(*FOLDERS[name][0], batch_size=10**12, out="out")
     if name == "train_mnist" and backend_name() == "numpy":
         monkeypatch.setattr("tinydiff.data.limits.memory", lambda: 40 * 100 * 784 * 32)
         with pytest.raises(AssertionError, match="the work has begun"):

@@ -34,11 +34,12 @@ def train(out, *options, **kwargs):
     )
 
 
-def without_pictures(load_demo):
-    """The demo as it is, but that it draws no pictures at the end: they take longer than the training here."""
+@pytest.fixture
+def main(load_demo, monkeypatch):
+    """The demo's main as it is, but that it draws no pictures at the end: they take longer than the training here."""
     demo = load_demo("train_mnist")
-    demo._final_pictures = lambda *_: None
-    return demo
+    monkeypatch.setattr(demo.job, "final_pictures", lambda *_: None)
+    return demo.main
 
 
 def finish(process):
@@ -83,14 +84,13 @@ def test_a_run_leaves_pictures_metrics_and_a_checkpoint(load_demo, tmp_path, cap
 
 
 @pytest.mark.parametrize("workers", [1, 2] if backend_name() == "numpy" else [1])
-def test_resume_continues_bit_for_bit_with_the_checkpoints_settings(load_demo, tmp_path, workers):
+def test_resume_continues_bit_for_bit_with_the_checkpoints_settings(main, tmp_path, workers, monkeypatch):
     """Stopped after 2 of 4 steps and resumed without repeating a setting, the run ends in the same bits."""
-    main = without_pictures(load_demo).main
     options = {**SMALL, "backend": backend_name(), "steps": 4, "seed": 3, "save_every": 1, "workers": workers}
     main(out=tmp_path / "whole", **options)
 
-    module = without_pictures(load_demo)
-    save, saved = module._save, []
+    job = main.__globals__["job"]
+    save, saved = job._save, []
 
     def save_then_stop(state, *what):
         save(state, *what)
@@ -98,18 +98,17 @@ def test_resume_continues_bit_for_bit_with_the_checkpoints_settings(load_demo, t
         if state.step == 2:
             raise KeyboardInterrupt
 
-    module._save = save_then_stop
-    with pytest.raises(KeyboardInterrupt):
-        module.main(out=tmp_path / "cut", **options)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(job, "_save", save_then_stop)
+        main(out=tmp_path / "cut", **options)
     assert saved == [0, 1, 2]
     main(backend=backend_name(), out=tmp_path / "cut", resume=True, sample_steps=2)
     assert (tmp_path / "cut/checkpoint.npz").read_bytes() == (tmp_path / "whole/checkpoint.npz").read_bytes()
     assert (tmp_path / "cut/metrics.csv").read_bytes() == (tmp_path / "whole/metrics.csv").read_bytes()
 
 
-def test_resume_refuses_other_settings(load_demo, tmp_path):
+def test_resume_refuses_other_settings(main, tmp_path):
     """An option that contradicts the checkpoint is named with both values, and the checkpoint stays as it was."""
-    main = without_pictures(load_demo).main
     main(backend=backend_name(), out=tmp_path, steps=1, **SMALL)
     before = (tmp_path / "checkpoint.npz").read_bytes()
     for option, message in (
@@ -155,16 +154,15 @@ for sys.argv in {[[*map(str, command)] for command in commands]}:
     runpy.run_path(sys.argv[0], run_name="__main__")
 sys.exit(", ".join(name for name in sys.modules if name.startswith("tinydiff.fast")) or 0)
 """
-    environment = {**os.environ, "PYTHONPATH": str(DEMOS.parent)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(DEMOS.parent), str(DEMOS)])}
     command = [sys.executable, "-c", program]
     result = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert result.returncode == 0, result.stderr
     assert weights(tmp_path)[1]["step"] == 1 and (tmp_path / "s.png").stat().st_size > 0
 
 
-def test_a_plain_run_computes_what_the_fast_one_does(load_demo, tmp_path):
+def test_a_plain_run_computes_what_the_fast_one_does(main, tmp_path):
     """From one start, the same losses: to float32's rounding, for the two add in another order."""
-    main = without_pictures(load_demo).main
     for name, plain in (("fast", False), ("plain", True)):
         main(backend=backend_name(), precision="float32", out=tmp_path / name, plain=plain, steps=3, **SMALL)
     fast, plain = (checkpoint.load(tmp_path / name / "checkpoint.npz")[0]["metrics"] for name in ("fast", "plain"))
@@ -173,9 +171,8 @@ def test_a_plain_run_computes_what_the_fast_one_does(load_demo, tmp_path):
 
 
 @pytest.mark.skipif(backend_name() != "numpy", reason="worker processes need the numpy backend")
-def test_a_run_of_two_workers_can_go_on_plain_with_one(load_demo, tmp_path, capsys):
+def test_a_run_of_two_workers_can_go_on_plain_with_one(main, tmp_path, capsys):
     """--resume --plain takes one process, whatever the checkpoint had, and the note names both numbers."""
-    main = without_pictures(load_demo).main
     main(backend=backend_name(), out=tmp_path, steps=1, **{**SMALL, "workers": 2})
     main(backend=backend_name(), out=tmp_path, resume=True, plain=True, sample_steps=2)
     assert "note: 2 worker(s) before, 1 now" in capsys.readouterr().out
@@ -183,9 +180,9 @@ def test_a_run_of_two_workers_can_go_on_plain_with_one(load_demo, tmp_path, caps
         main(backend=backend_name(), out=tmp_path, resume=True, plain=True, workers=2)
 
 
-def test_an_earlier_versions_checkpoint_resumes_and_can_be_sampled(load_demo, tmp_path):
+def test_an_earlier_versions_checkpoint_resumes_and_can_be_sampled(load_demo, main, tmp_path):
     """Its settings had weight_decay, its network dropout: where neither was used, both programs take the file."""
-    main, path = without_pictures(load_demo).main, tmp_path / "checkpoint.npz"
+    path = tmp_path / "checkpoint.npz"
     main(backend=backend_name(), out=tmp_path, steps=1, **SMALL)
     arrays, meta = checkpoint.load(path)
     del meta["train"]["betas"], meta["train"]["clip_norm"], meta["train"]["ema_decay"]
@@ -199,18 +196,17 @@ def test_an_earlier_versions_checkpoint_resumes_and_can_be_sampled(load_demo, tm
         main(backend=backend_name(), out=tmp_path, resume=True, sample_steps=2)
 
 
-def test_a_new_run_keeps_the_older_checkpoint(load_demo, tmp_path):
+def test_a_new_run_keeps_the_older_checkpoint(main, tmp_path):
     """Without --resume an existing checkpoint is set aside, not overwritten."""
-    main = without_pictures(load_demo).main
     main(backend=backend_name(), out=tmp_path, steps=1, **SMALL)
     before = (tmp_path / "checkpoint.npz").read_bytes()
     main(backend=backend_name(), out=tmp_path, steps=1, seed=9, **SMALL)
     assert (tmp_path / "checkpoint.1.npz").read_bytes() == before != (tmp_path / "checkpoint.npz").read_bytes()
 
 
-def test_resume_in_another_precision_says_so_and_an_older_checkpoint_loads(load_demo, tmp_path, capsys):
+def test_resume_in_another_precision_says_so_and_an_older_checkpoint_loads(main, tmp_path, capsys):
     """One note where the checkpoint says another precision; none where it says the same, or nothing as older ones."""
-    main, path = without_pictures(load_demo).main, tmp_path / "checkpoint.npz"
+    path = tmp_path / "checkpoint.npz"
     main(backend=backend_name(), precision="float32", out=tmp_path, steps=1, **SMALL)
     arrays, meta = checkpoint.load(path)
     assert (meta["precision"], meta["noise"]) == ("float32", "host")
@@ -222,9 +218,9 @@ def test_resume_in_another_precision_says_so_and_an_older_checkpoint_loads(load_
         assert capsys.readouterr().out.count("in tf32 before, in float32 now") == notes
 
 
-def test_resume_without_a_checkpoint_starts_from_the_beginning(load_demo, tmp_path, capsys):
+def test_resume_without_a_checkpoint_starts_from_the_beginning(main, tmp_path, capsys):
     """A run that was killed before its first save is simply run."""
-    without_pictures(load_demo).main(backend=backend_name(), out=tmp_path, steps=1, resume=True, **SMALL)
+    main(backend=backend_name(), out=tmp_path, steps=1, resume=True, **SMALL)
     assert "no checkpoint" in capsys.readouterr().out and weights(tmp_path)[1]["step"] == 1
 
 
@@ -327,6 +323,7 @@ def test_kill_9_at_random_moments_loses_nothing_but_time(tmp_path, kills):
 def test_bad_options_exit_2_without_a_traceback(monkeypatch, capsys, tmp_path, options, message):
     """A user's mistake on the command line is one message and exit code 2."""
     monkeypatch.setattr(sys, "argv", [str(DEMOS / "train_mnist.py"), *OPTIONS, f"--out={tmp_path}", *options])
+    monkeypatch.syspath_prepend(DEMOS)
     with pytest.raises(SystemExit) as end:
         runpy.run_path(sys.argv[0], run_name="__main__")
     err = " ".join(capsys.readouterr().err.split())

@@ -92,9 +92,14 @@ def parser(description: str | None, main: Callable[..., Any]) -> argparse.Argume
     """
     new = _Parser(description=description, formatter_class=_Help, allow_abbrev=False)
     new._negative_number_matcher = _NEGATIVE  # argparse itself takes -1 for a value, but -1,2 and -inf for options
-    parameters = inspect.signature(main).parameters.values()
-    new.set_defaults(**{p.name: p.default for p in parameters if p.default is not p.empty})
+    new.set_defaults(**defaults(main))
     return new
+
+
+def defaults(function: Callable[..., Any]) -> dict[str, Any]:
+    """The default of each argument of a function that has one."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
 def add_backend(to: argparse.ArgumentParser) -> None:

@@ -22,7 +22,8 @@ from tinydiff.app import archive, rules
 from tinydiff.app.archive import CheckpointError, Header, Meta, printable
 from tinydiff.app.generate import new_unet
 from tinydiff.app.rules import LINE, Rule, items, maybe, number, old, one_of, whole
-from tinydiff.data import NAMES
+from tinydiff.backend import TinydiffError
+from tinydiff.data import NAMES, Dataset
 from tinydiff.diffusion.targets import TARGETS
 from tinydiff.nn import Module
 from tinydiff.train import METRICS, NUM_BUCKETS
@@ -155,6 +156,19 @@ def fits_classes(config: dict[str, Any], data: dict[str, Any]) -> bool:
     return num is None or names is None or len(names) == num
 
 
+def data_settings(dataset: Dataset) -> dict[str, Any]:
+    """What a checkpoint contains about the data set that its network was trained on."""
+    settings = {"name": dataset.name, "source": dataset.source, "num": len(dataset), "classes": [*dataset.classes]}
+    return settings | {"image_shape": [*dataset.images.shape[1:]]}
+
+
+def check_data(settings: dict[str, Any]) -> None:
+    """Raise TinydiffError for a data set that no checkpoint may describe, because its run could not be resumed."""
+    for name, rule in DATA.items():
+        if not rule.fits(settings[name]):
+            raise TinydiffError(f"the data set has {name} = {printable(repr(settings[name]))}; it must be {rule.what}")
+
+
 def run_of(
     name: str, make: Callable[[Meta, Any], Module], settings: dict[str, Any], unet: Callable, *more: Rule
 ) -> Kind:
@@ -163,6 +177,7 @@ def run_of(
     unet(meta) -> the settings of its U-Net.
     """
     settings = PROGRESS | {"num_workers": whole(1), "precision": PRECISION, "train": TRAIN, "data": DATA} | settings
+    settings |= {"flip": old(one_of(False, True))}
     known = f"28 x 28 with 10 classes for {', '.join(NAMES[1:])}"
     pictures = f"data.image_shape must be a size that the network can draw, and {known}"
     together = (

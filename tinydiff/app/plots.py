@@ -25,7 +25,7 @@ from tinydiff.app.checkpoint import atomic_write
 from tinydiff.backend import to_numpy
 
 _MARGIN = 12  # pixels around a picture
-_GREYS = 16  # of an animation: noise hardly compresses, so only 16 grey levels halve the file
+_LEVELS = {1: 16, 3: 6}  # of an animation, by its channels: noise hardly compresses, so 16 greys halve the file
 _HOLD_MS = 2000  # how long an animation shows its last frame
 _LONGEST = 120  # characters of a title or a label
 
@@ -88,19 +88,23 @@ def save_filmstrip(path: Path, frames: Any, t_values: Sequence[int], title: str 
 def save_gif(path: Path, frames: Any, columns: int, ms: int = 60, scale: int = 2) -> None:
     """Write a looping .gif of the grid, with `ms` milliseconds a frame and two seconds for the last frame.
 
-    frames: (K, N, H, W, 1); frame k shows all N images.  The .gif has 16 greys.
+    frames: (K, N, H, W, C), C = 1 or 3; frame k shows all N images.  The .gif has 16 greys, or 6 x 6 x 6 colours.
     """
     _check_suffix(path, ".gif")
     frames = _check_frames(frames)
-    if frames.shape[-1] != 1:
-        raise ValueError(f"frames must have one channel in a .gif, got shape {frames.shape}")
+    channels = frames.shape[-1]
+    if channels not in _LEVELS:
+        raise ValueError(f"frames must have 1 or 3 channels in a .gif, got shape {frames.shape}")
     _check_at_least_1(ms=ms)
-    step = 255 // (_GREYS - 1)
+    levels = _LEVELS[channels]
+    step = 255 // (levels - 1)
+    palette = np.indices(channels * (levels,)).reshape(channels, -1).T * step  # (levels ** C, C), in order of the index
     pictures = []
     for images in frames:
-        greys = np.rint(tile(images, columns, scale=scale)[..., 0] / step).astype(np.uint8)
-        pictures.append(Image.fromarray(greys))
-        pictures[-1].putpalette([level for i in range(_GREYS) for level in 3 * [i * step]])
+        digits = np.rint(tile(images, columns, scale=scale) / step).astype(np.uint8)
+        index = digits @ levels ** np.arange(channels)[::-1]
+        pictures.append(Image.fromarray(index.astype(np.uint8)))
+        pictures[-1].putpalette(palette.repeat(3 // channels, 1).reshape(-1).tolist())
     durations = (len(pictures) - 1) * [ms] + [_HOLD_MS]
     with atomic_write(path) as file:
         pictures[0].save(file, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0)

@@ -21,7 +21,8 @@ import numpy as np
 from tinydiff.app import checkpoint
 from tinydiff.app.blocks import in_blocks
 from tinydiff.app.checkpoint import CheckpointError
-from tinydiff.app.kinds import PROGRESS, about, rows
+from tinydiff.app.flips import draw_flipped_batch
+from tinydiff.app.kinds import PROGRESS, about, data_settings, rows
 from tinydiff.app.memory import out_of_memory
 from tinydiff.app.rules import check_numbers, check_settings, check_weights
 from tinydiff.autograd import mark_written
@@ -36,16 +37,21 @@ FEW = 10  # steps: fewer say too little about the speed of a run
 
 
 def diffusion_training(
-    workers: Any, schedule: Schedule, config: TrainConfig, dataset: Dataset, draw: Draw | None = None
+    workers: Any,
+    schedule: Schedule,
+    config: TrainConfig,
+    dataset: Dataset,
+    draw: Draw | None = None,
+    flip: bool = False,
 ) -> Training:
     """The state of a new training run of a diffusion model.
 
-    draw: None, or a function draw(config, step) -> batch that replaces draw_batch.
+    draw: None, or a function draw(config, step) -> batch that replaces draw_batch.  flip: mirror half of the pictures.
     """
     if draw is None:
 
         def draw_from(source: Dataset) -> Draw:
-            return partial(draw_batch, source, schedule, workers.model.num_classes)
+            return partial(draw_flipped_batch if flip else draw_batch, source, schedule, workers.model.num_classes)
 
         draw = in_blocks(draw_from, dataset, workers.ranks.part)
     if FAST and backend_name() != "numpy":
@@ -90,14 +96,14 @@ def steps(
         raise out_of_memory(error, config.batch_size, partial(_gradient, state)) from None
 
 
-def gradient_seconds(gradients: Callable, losses_of: Losses, draw: Draw, config: Any) -> list[float]:
-    """The seconds of seven gradients, after three that are slower than the rest.  No parameter changes."""
+def gradient_seconds(gradients: Callable, losses_of: Losses, draw: Draw, config: Any, num: int = FEW) -> list[float]:
+    """The seconds of 7 of 10 gradients, after 3 that are slower than the rest; of 1 of 2.  No parameter changes."""
     seconds = []
-    for step in range(FEW):
+    for step in range(num):
         began = time.monotonic()
         to_numpy(gradients(losses_of, draw(config, step)))  # the losses: a GPU has computed its step when they are here
         seconds.append(time.monotonic() - began)
-    return seconds[3:]
+    return seconds[(num + 2) // 4 :]
 
 
 def whole(state: Training) -> bool:
@@ -123,7 +129,6 @@ def save(state: Training, path: Path, dataset: Dataset, schedule: Schedule, num_
     """
     arrays = arrays_of(state)
     check_finite(path, {name: a for name, a in arrays.items() if name != "metrics"})  # an empty quarter's loss is nan
-    data = {"name": dataset.name, "source": dataset.source, "num": len(dataset), "classes": list(dataset.classes)}
     meta = {
         "kind": "diffusion",
         "step": state.step,
@@ -133,7 +138,7 @@ def save(state: Training, path: Path, dataset: Dataset, schedule: Schedule, num_
         "noise": "host",  # random numbers come from NumPy, on every backend
         "model": state.model.config,
         "train": asdict(state.config),
-        "data": data | {"image_shape": list(dataset.images.shape[1:])},
+        "data": data_settings(dataset),
     }
     checkpoint.save(path, {"schedule/beta": schedule.beta} | arrays, meta | more)
 

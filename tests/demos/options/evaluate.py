@@ -15,7 +15,9 @@ def stand_ins(program, notes, patch):
     load_trained = None
 
     def sampled_bound(schedule, eps_fn, x_0, T, draws, rng, term):
-        notes.add(x_0=to_numpy(x_0), draws=draws, variance=term.keywords["variance"], noise=float(rng.random()))
+        notes.add(
+            x_0=to_numpy(x_0), draws=draws, variance=term.keywords["variance"], noise=float(rng.random(len(x_0))[0])
+        )
         n = len(x_0)
         return np.ones((draws + 2, n)) * np.arange(1, n + 1), np.full((draws, n), 2)
 

@@ -30,12 +30,13 @@ ROWS = {
     "--num": (
         "--num=2",
         "--num=3",
-        {**IMAGES, "eps_hat": ([-10.0, -8.0], [-10.0, -8.0, -6.0]), "printed": DIFFERS},
+        # The noise of the first image stays: image i is the same for every --num.
+        {"x_T": DIFFERS, "save_grid": DIFFERS, "eps_hat": ([-10.0, -8.0], [-10.0, -8.0, -6.0]), "printed": DIFFERS},
     ),
     "--labels": (
         "--scale=1",
         "--scale=1 --labels=7,3",
-        {"eps_hat": ([0.0, 1.0, 2.0, 3.0], [3.0, 3.0, 7.0, 7.0]), "save_grid": DIFFERS},
+        {"eps_hat": ([0.0, 1.0, 2.0, 3.0], [7.0, 3.0, 7.0, 3.0]), "save_grid": DIFFERS},
     ),
     "--scale": (
         "--scale=0",

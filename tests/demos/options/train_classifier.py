@@ -36,7 +36,7 @@ def stand_ins(program, notes, patch):
     patch.setitem(program.names, "read", read)
     patch.setitem(program.names, "save_classifier", save_classifier)
     note_data(notes, patch, program.names)
-    note_network(program, notes, patch, "build_classifier")
+    note_network(program.names, notes, patch, "build_classifier")
     note_pictures(notes, patch)
 
 

@@ -13,7 +13,8 @@ from tinydiff.autograd import Tensor
 from tinydiff.backend import backend_name, default_rng, standard_normal
 from tinydiff.data import load
 from tinydiff.diffusion import Schedule, classifier_free, ddim_step, sample, timestep_pairs
-from tinydiff.train import TrainConfig, Training, gradients_of, noise_prediction_losses, train
+from tinydiff.nn import UNet
+from tinydiff.train import TrainConfig, Training, draw_batch, gradients_of, noise_prediction_losses, train
 
 pytestmark = [
     pytest.mark.program,
@@ -191,6 +192,18 @@ def test_small_digits_are_means_of_2_by_2(runs):
     fours = [digits.images[:, i::2, j::2].astype(float) for i in (0, 1) for j in (0, 1)]
     assert small.images.shape == (20, 14, 14, 1) and np.abs(small.images - sum(fours) / 4).max() < 1
     np.testing.assert_array_equal(small.labels, digits.labels)
+
+
+def test_the_seed_is_of_weights_digits_and_batches(runs, task):
+    """The network of `default_rng("weights", seed)`, the digits of that seed, and their batches."""
+    other = replace(task, config=replace(task.config, seed=5))
+    unet = UNet(base_channels=16, channel_mults=(1, 2), num_classes=10, rng=default_rng("weights", 5))
+    for p, q in zip(other.network().parameters(), unet.parameters(), strict=True):
+        np.testing.assert_array_equal(p.data, q.data)
+    assert any((p.data != q.data).any() for p, q in zip(task.network().parameters(), other.network().parameters()))
+    batch = other.draw(other.config, 2)
+    for name, a in draw_batch(runs.small_digits(20, 5), task.schedule, 10, other.config, 2).items():
+        np.testing.assert_array_equal(batch[name], a)
 
 
 def results(runs, num):

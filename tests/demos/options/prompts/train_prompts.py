@@ -36,7 +36,7 @@ def stand_ins(program, notes, patch):
     patch.setattr(checkpoint, "set_aside", lambda path: notes.add(set_aside=str(path)))
     patch.setitem(program.names, "final_pictures", final_pictures)
     note_data(notes, patch, vars(run))
-    note_network(program, notes, patch, "build")
+    note_network(program.names, notes, patch, "build")
 
 
 BATCH = {"x_0": DIFFERS, "batch.x_t": DIFFERS, "batch.labels": DIFFERS}

@@ -1,0 +1,158 @@
+"""What the option tables of train_mnist.py and train_images.py share: a run of no steps, and the rows of demos/job.py.
+
+The grids come from a sampler that notes what it is given.
+"""
+
+from dataclasses import asdict
+
+from option_rows import BASICS, DIFFERS
+from recorder import note_data, note_network, note_pictures, note_sampler, note_training
+
+from tinydiff.app import checkpoint, generate, networks, run, training
+from tinydiff.diffusion import Schedule, timestep_pairs
+from tinydiff.train import TrainConfig
+
+WORDS = "--sample-steps=3"
+NETWORK = {
+    "in_channels": 1,
+    "base_channels": 32,
+    "channel_mults": [1, 2, 2],
+    "attention_levels": [],
+    "num_classes": 10,
+}
+
+
+def stand_ins(program, notes, patch):
+    def run_of_no_steps(state, ranks, save, save_every, draw, draw_every):
+        notes.add(save_every=save_every, sample_every=draw_every)
+        note_training(notes, state)
+        draw()
+
+    def load_if_there(path, kind):
+        notes.add(asked_for=(str(path), kind))
+        data = {"name": "glyphs", "source": "a source", "num": 30, "image_shape": [8, 8, 1], "classes": [*"0123456789"]}
+        meta = {"model": NETWORK, "data": data, "train": asdict(TrainConfig()), "num_workers": 5}
+        return {"schedule/beta": Schedule.linear().beta}, meta
+
+    patch.setattr(run, "run", run_of_no_steps)
+    patch.setattr(run, "load_if_there", load_if_there)
+    patch.setattr(run, "save_loss", lambda state, path, title: notes.add(loss_path=str(path), loss_title=title))
+    patch.setattr(training, "restore", lambda state, path, *_: notes.add(restored=str(path)))
+    patch.setattr(networks, "cost", lambda state: "what a step takes")
+    patch.setattr(checkpoint, "set_aside", lambda path: notes.add(set_aside=str(path)))
+    note_data(notes, patch, vars(run))
+    note_network(vars(program.names["job"]), notes, patch, "build_unet")
+    note_sampler(notes, patch, vars(generate))
+    note_pictures(notes, patch)
+
+
+def titles(grid="step 0 of 2,000, glyphs", samples="glyphs, 0 steps, guidance 2"):
+    """The titles of the grid on the way and of samples.png."""
+    return {"save_grid title": [grid, samples], "save_filmstrip title": f"denoising: {samples}"}
+
+
+def between(a, b):
+    """What differs between two dictionaries of notes, as a row has it."""
+    return {name: (a[name], b[name]) for name in a if a[name] != b[name]}
+
+
+def paths(out):
+    return {
+        "save_grid path": [f"{out}/progress/step_000000.png", f"{out}/samples.png"],
+        "save_filmstrip path": f"{out}/denoising.png",
+        "save_gif path": f"{out}/denoising.gif",
+        "loss_path": f"{out}/loss.png",
+        "set_aside": f"{out}/checkpoint.npz",
+    }
+
+
+def guided(scale):
+    """eps_hat of the slices of 20 images, five and ten of each class: no label is 10."""
+    labels = [k for each in (5, 10) for k in range(10) for _ in range(each)]
+    eps_hat = [10.0 + scale * (k - 10) for k in labels]
+    grid, samples = eps_hat[:50], eps_hat[50:]
+    return [part[i : i + 20] for part in (grid, samples) for i in range(0, len(part), 20)]
+
+
+def length(num_steps, minutes, shown):
+    return {"num_steps": num_steps, "config.num_steps": num_steps, "config.minutes": minutes} | titles(
+        f"step 0 of {shown}, glyphs"
+    )
+
+
+BATCH = {"x_0": DIFFERS, "batch.x_t": DIFFERS, "batch.labels": DIFFERS}
+NOISE = {"t": DIFFERS, "eps": DIFFERS, "batch.t": DIFFERS, "batch.target": DIFFERS}
+LOSS = "glyphs, loss per pixel of the target"
+DEFAULT = length(2000, 8.0, "2,000")
+
+
+def rows(out):
+    """The rows of the options of job.train, and of what both programs have; out: the default of --out."""
+    return {
+        **BASICS,
+        "--workers": ("", "--workers=3", {"workers": (5, 3), "printed": DIFFERS}),
+        # Without mpiexec there is one rank, and each rank is a worker.
+        "--parallel": ("", "--parallel=mpi", {"parallel": ("local", "mpi"), "workers": (5, 1), "printed": DIFFERS}),
+        "--steps": [
+            ("", "--steps=7", between(DEFAULT, length(7, None, "7"))),
+            ("", "--steps=2000", {"config.minutes": (8.0, None)}),
+        ],
+        "--minutes": [
+            ("", "--minutes=60", between(DEFAULT, length(run.UNLIMITED, 60.0, "1,000,000,000"))),  # not cut at 2,000
+            ("--minutes=60", "--minutes=8", {"config.minutes": (60.0, 8.0)}),
+        ],
+        "--data-dir": ("", "--data-dir=folder", {"data_dir": (None, "folder")}),
+        "--num-images": ("", "--num-images=20", {**BATCH, "num_images": (None, 20)}),
+        "--target": [
+            (
+                "",
+                f"--target={name}",
+                {"config.target": ("eps", name), "batch.target": DIFFERS, "eps_hat": DIFFERS}
+                | {"loss_title": (f"{LOSS} eps", f"{LOSS} {name}")},
+            )
+            for name in ("x_0", "v")
+        ],
+        "--min-snr": (
+            "--min-snr=3",
+            "--min-snr=5",
+            {"config.min_snr": (3.0, 5.0), "batch.weight": DIFFERS},
+        ),
+        "--sample-every": ("", "--sample-every=9", {"sample_every": (250, 9)}),
+        "--save-every": ("", "--save-every=9", {"save_every": (100, 9)}),
+        "--sample-steps": (
+            "--sample-steps=2",
+            "--sample-steps=5",
+            {
+                "pairs": ([timestep_pairs(1000, 2)] * 8, [timestep_pairs(1000, 5)] * 8),
+                "save_filmstrip": DIFFERS,
+                "save_gif": DIFFERS,
+            },
+        ),
+        "--scale": (
+            "",
+            "--scale=1",
+            {"eps_hat": (guided(2.0), guided(1.0))} | between(titles(), titles(samples="glyphs, 0 steps, guidance 1")),
+        ),
+        "--batch-size": (
+            "",
+            "--batch-size=9",
+            {**BATCH, **NOISE, "config.batch_size": (64, 9)},
+        ),
+        "--channels": (
+            "",
+            "--channels=8",
+            {"network": (NETWORK, NETWORK | {"base_channels": 8})},
+        ),
+        # Of weights, data and noise; the pictures always start from the same noise.
+        "--seed": ("", "--seed=1", {**BATCH, **NOISE, "config.seed": (0, 1), "data_seed": (0, 1), "weights": DIFFERS}),
+        "--out": ("", "--out=x", between(paths(out), paths("x")) | {"printed": DIFFERS}),
+        "--resume": (
+            "--workers=5 --num-images=30",
+            "--workers=5 --num-images=30 --resume",
+            {
+                "asked_for": (None, (f"{out}/checkpoint.npz", "diffusion")),
+                "restored": (None, f"{out}/checkpoint.npz"),
+                "set_aside": (f"{out}/checkpoint.npz", None),
+            },
+        ),
+    }
