@@ -281,7 +281,9 @@ def test_ink_is_the_distance_and_the_weight_times_the_scale(drawn):
         assert abs(error).max() < 0.75  # half a level, and as much as the median may be off
         weights.append(weight)
     weights = np.array(weights)
-    assert 0.115 < weights.min() < 0.125 and weights.max() < 0.805
+    clipped = weights[weights < 0.125]
+    assert len(clipped) > 100 and abs(np.median(clipped) - 0.12) < 3e-4  # rounding down would take 2e-3
+    assert clipped.min() > 0.115 and weights.max() < 0.805
     for number in range(len(FACES)):  # about 50 images each
         own, most = weights[face == number], 1.9 - half_width[number]
         if most > 0.2:
