@@ -121,7 +121,7 @@ def test_the_twenty_lines_take_colour_and_pictures_without_labels(tmp_path, monk
         "images, labels, value_range": "np.stack([images] * 3, -1), value_range=(-1, 1)) #",
         "num_classes=2": "num_classes=None, in_channels=3",
         "schedule, 2)": "schedule, None)",
-        "num_steps=120": "num_steps=2, warmup=1",
+        "num_steps=120": "num_steps=2",
     }
     code = the_twenty_lines()
     for old, changed in changes.items():
