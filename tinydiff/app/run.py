@@ -30,6 +30,7 @@ from tinydiff.app.training import steps, whole
 from tinydiff.backend import TinydiffError, backend_name, precision
 from tinydiff.data import Dataset, load
 from tinydiff.data.limits import check_memory
+from tinydiff.diffusion import Schedule
 from tinydiff.train import METRICS, NUM_BUCKETS, TrainConfig, Training, TrainingError
 
 UNLIMITED = 10**9  # the number of steps of a run until the clock has set it
@@ -57,7 +58,7 @@ def wanted(num_steps: int | None, minutes: float | None, **options: Any) -> dict
     settings = given(num_steps=num_steps, minutes=minutes, **options)
     for name, value in settings.items():
         if not kinds.TRAIN[name].fits(value):
-            option = f"--{name.removeprefix('num_').replace('_', '-')}"
+            option = {"num_steps": "--steps", "peak_lr": "--lr"}.get(name, f"--{name.replace('_', '-')}")
             raise TinydiffError(f"{option} {value}: must be {kinds.TRAIN[name].what}")
     return settings if num_steps is None else settings | {"minutes": None}
 
@@ -78,6 +79,14 @@ def load_data(name: str, data_dir: str | None, seed: int, num: int | None, size:
         return load(name, data_dir=data_dir, seed=seed, num=num, **given(size=size))
     except ValueError as error:
         raise TinydiffError(f"--num-images: {error}") from None
+
+
+def schedule(name: str, T: int) -> Schedule:
+    """The schedule of this name.  Raises TinydiffError if it needs more steps."""
+    try:
+        return kinds.SCHEDULES[name](T)
+    except ValueError as error:
+        raise TinydiffError(f"--schedule {name} --T {T}: {error}") from None
 
 
 def check_channels(base_channels: int) -> None:
