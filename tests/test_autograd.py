@@ -24,7 +24,7 @@ from tinydiff.backend import asarray, default_rng, to_numpy, xp
 
 pytestmark = pytest.mark.engine
 
-BINARY = [operator.add, operator.sub, operator.mul, ops.div]  # an array has no operator to be divided by a tensor
+BINARY = [operator.add, operator.sub, operator.mul, operator.truediv]
 binary = pytest.mark.parametrize("f", BINARY, ids=lambda f: f.__name__)
 
 
@@ -547,6 +547,8 @@ VALUE = {
     "round": round,
     "index": lambda x: [1, 2][x],
     "range": range,
+    "bool of NumPy": np.bool_,
+    "complex": complex,
     "math.sqrt": math.sqrt,
     "math.isfinite": math.isfinite,
     "format": lambda x: f"{x:.3f}",
@@ -579,6 +581,50 @@ def test_what_python_or_numpy_would_do_with_any_object_is_a_type_error(use):
     for x in (Tensor(xp.asarray([0.0, 1.0]), requires_grad=True), Tensor(xp.asarray([0, 1]))):
         with pytest.raises(TypeError, match=r"\w+ \w+ \w+"):
             use(x)
+
+
+@pytest.mark.parametrize("use", [float, int, math.sqrt, bool, np.asarray, np.float32, Tensor])
+def test_what_does_not_convert_names_what_does(use):
+    """Of a single number too: math.sqrt(x) would be a constant without a gradient.  x.item() says that it is one."""
+    with pytest.raises(TypeError, match=r"use x\.item\(\), x\.data, or to_numpy\(x\)"):
+        use(Tensor(xp.asarray(4.0), requires_grad=True))
+
+
+def test_item_is_a_single_number():
+    """A Python number, of an array of any shape with one element; the graph stays, and two elements have no item."""
+    for a, kind in ((xp.asarray(1.5), float), (xp.asarray([[1.5]], "float32"), float), (xp.asarray([7]), int)):
+        number = Tensor(a).item()
+        assert type(number) is kind and number == float(a.reshape(-1)[0])
+    (x,) = leaves(0, (3,))
+    loss = ops.mean(x * x)
+    assert loss.item() == pytest.approx(float((to_numpy(x) ** 2).mean()), rel=1e-14)
+    loss.backward()
+    assert x.grad is not None
+    with pytest.raises(ValueError, match=r"\w+ \w+ \w+"):
+        x.item()
+
+
+REFUSED = [
+    lambda x: x**2,
+    lambda x: 2**x,
+    abs,
+    lambda x: x // 2,
+    lambda x: x % 2,
+    lambda x: +x,
+    lambda x: ~x,
+    lambda x: operator.setitem(x, 0, 1.0),
+    lambda x: x @ x[0],
+    lambda x: x + None,
+    lambda x: x + "1",
+    lambda x: x * Tensor(to_numpy(x).astype("float32")),
+]
+
+
+@pytest.mark.parametrize("use", REFUSED)
+def test_what_a_tensor_cannot_do_is_an_error_that_says_so(use):
+    """An operator that has no op, an assignment, what is no number, another dtype."""
+    with pytest.raises((TypeError, ValueError), match=r"\w+ \w+ \w+"):
+        use(leaves(0, (2, 2))[0])
 
 
 def test_a_tensor_is_found_by_identity():

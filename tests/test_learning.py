@@ -91,8 +91,7 @@ def averaged(state):
     """The network at the end of a run, with its averaged weights."""
     for _ in train(state):
         pass
-    for p, average in zip(state.parameters, state.ema.average):
-        p.data[...] = average
+    state.ema.copy_to(state.parameters)
     return state.model
 
 

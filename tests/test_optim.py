@@ -225,6 +225,59 @@ def test_the_average_of_what_stands_still_is_itself(seed, decay, n):
     assert average.num_updates == n
 
 
+def test_one_call_puts_the_average_into_a_network(rng):
+    """Bit for bit, into the parameters that are averaged or a copy of them; later updates change neither."""
+    parameters, twin = tensors(default_rng(1), [(2, 3), (), (4,)]), tensors(default_rng(2), [(2, 3), (), (4,)])
+    average = EMA(parameters)
+    for p in parameters:
+        p.data[...] = asarray(rng.standard_normal(p.shape))
+    average.update()
+    arrays, expected = [p.data for p in twin], joined(average.average)
+    average.copy_to(twin)
+    assert all(p.data is a for p, a in zip(twin, arrays))  # in place
+    np.testing.assert_array_equal(numbers(twin), expected)
+    assert (numbers(parameters) != expected).all()
+    average.copy_to(parameters)
+    np.testing.assert_array_equal(numbers(parameters), expected)
+    for p in parameters:
+        p.data += 1
+    average.update()
+    np.testing.assert_array_equal(numbers(twin), expected)
+    assert (joined(average.average) != expected).all()
+
+
+def test_a_graph_from_before_the_average_is_refused(rng):
+    """copy_to writes to the parameters, as a step of Adam does: backward would read the new values."""
+    (p,) = tensors(rng, [(3,)])
+    average, y = EMA([p]), p * p
+    average.copy_to([p])
+    with pytest.raises(RuntimeError, match="an update has changed an input of mul"):
+        y.backward(xp.ones(3))
+
+
+@pytest.mark.parametrize("shapes", [[(2, 3)], [(2, 3), (1,)], [(4,), (2, 3)], [(2, 3), (4,), ()], []])
+def test_the_average_goes_into_parameters_of_its_shapes_only(shapes, rng):
+    """Too few, too many, another order, a shape that would be broadcast: ValueError, and nothing is written."""
+    average, others = EMA(tensors(rng, [(2, 3), (4,)])), tensors(rng, shapes)
+    before = [to_numpy(p).copy() for p in others]
+    with pytest.raises(ValueError, match=f"must be 2 of the average's shapes, got {len(shapes)} others"):
+        average.copy_to(others)
+    for p, a in zip(others, before):
+        np.testing.assert_array_equal(to_numpy(p), a)
+
+
+def test_adam_takes_leaves_only(rng):
+    """One tensor in place of a list would be its rows, and the result of an op has no gradient: neither would move."""
+    (p,) = tensors(rng, [(2, 3)])
+    p.requires_grad = True
+    for given_ in (p, [p * 2.0], [p, p[0]]):
+        with pytest.raises(ValueError, match="Adam takes a list of leaves, got"):
+            Adam(given_)
+    with pytest.raises(TypeError, match="not iterable"):
+        Adam(Linear(2, 3, rng=rng))
+    assert Adam(iter([p])).parameters == [p]
+
+
 def test_the_average_is_of_parameters_only(rng):
     """A buffer beside the parameters is neither averaged nor moved."""
 

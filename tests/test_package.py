@@ -203,11 +203,11 @@ def closure(path: Path, skip: tuple[str, ...] = ()) -> set[str]:
     return needed
 
 
-@pytest.mark.parametrize("other_data", [("glyphs",), ("mnist", "download", "idx")])
+@pytest.mark.parametrize("other_data", [("glyphs", "fields"), ("mnist", "releases", "download", "idx")])
 def test_the_plain_run_needs_about_half_of_the_package(other_data):
     """train_mnist.py --plain: at most 3,100 lines, none of them of fast/, whichever data set it opens."""
     chapters = ("editing", "likelihood", "moderation", "solver")
-    other_data = (*other_data, "arrays")  # only for pictures of one's own
+    other_data = (*other_data, "arrays", "own")  # only for other pictures than those of train_mnist.py
     unopened = ("fast", *(f"diffusion.{name}" for name in chapters), *(f"data.{name}" for name in other_data))
     counts = COUNTER["count_package"](PACKAGE).items()
     lines = {module_name(PACKAGE / name): n for name, n in counts if name.endswith(".py")}
@@ -233,6 +233,22 @@ def test_the_package_opens_without_the_tools_of_the_demos():
     environment["PYTHONPATH"] = str(PACKAGE.parent)
     out = subprocess.run([sys.executable, "-W", "error", "-c", code], env=environment, capture_output=True, text=True)
     assert (out.returncode, out.stdout, out.stderr) == (0, "\n", "")
+
+
+def test_a_wheel_holds_the_kernels_and_the_sign_that_the_package_is_typed_and_has_one_version():
+    """pyproject.toml names every file that is no Python; it reads the version in tinydiff/__init__.py, a literal."""
+    project = (PACKAGE.parent / "pyproject.toml").read_text("utf-8")
+    listed = re.search(r"\[tool\.setuptools\.package-data\]\n((?:.+\n)+)", project)[1]
+    shipped = set()
+    for folder, patterns in re.findall(r'^"([\w.]+)" = \[(.+)\]$', listed, re.MULTILINE):
+        for pattern in re.findall(r'"([^"]+)"', patterns):
+            shipped |= set(PACKAGE.parent.joinpath(*folder.split(".")).glob(pattern))
+    others = {p for p in PACKAGE.rglob("*.*") if p.is_file() and p.suffix not in (".py", ".pyc", ".md")}
+    assert shipped == others and PACKAGE / "py.typed" in shipped and PACKAGE / "fast" / "kernels.cu" in shipped
+    assert re.search(r'^dynamic = \["version"\]$', project, re.MULTILINE) and '\nversion = "' not in project
+    assert 'version = { attr = "tinydiff.__version__" }' in project
+    (version,) = re.findall(r'^__version__ = "(\d+\.\d+\.\d+)"', SOURCES[""], re.MULTILINE)
+    assert tinydiff.__version__ == version
 
 
 # Arrays.
@@ -288,7 +304,7 @@ def test_every_room_keeps_its_limits():
     """The book: 1,200 lines, 150 a file, 40 a function; the others theirs: `python tests/count_lines.py`."""
     lines = COUNTER["count_package"](PACKAGE)
     files = (path for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    left_out = {"README.md"}
+    left_out = {"README.md", "py.typed"}
     counted = {path.relative_to(PACKAGE).as_posix() for path in files if path.name not in left_out}
     assert set(lines) == counted  # nothing is left out
     assert COUNTER["ROOMS"][COUNTER["BOOK"]] == (1200, 150, 40) and COUNTER["ROOMS"][COUNTER["CHAPTERS"]] == (

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tinydiff import diffusion, train
+from tinydiff.app.metrics import wilson_interval
 from tinydiff.backend import backend_name
 from tinydiff.train import TrainConfig
 
@@ -189,6 +190,82 @@ def test_numbers_of_the_texts_are_the_defaults_of_the_code():
         (text,) = re.findall(sentence, PAGES[page] if page else names["__doc__"])
         number = WORDS.get(text) or float(text.replace(",", ""))
         assert number == value(names), f"{page or program}: {sentence} is {text}, the code has {value(names)}"
+
+
+# ------------------------------------------------------------------------ numbers that follow from others on their page
+
+
+SHARES = [  # page, number of images, the sentence: the share in percent, and the ends of its interval
+    ("demos/README.md", 1000, r"([\d.]+)% at scale 40 \(([\d.]+) to ([\d.]+)\)"),
+    ("demos/README.md", 300, r"Of these digits ([\d.]+)% \(([\d.]+) to ([\d.]+)%\)"),
+    ("demos/README.md", 210, r"digits 4, 7 and 9 the share is ([\d.]+)% \(([\d.]+) to ([\d.]+)%\)"),  # of the 300
+    ("demos/README.md", 1000, r"998 of 1,000 prompts give the right\s+digit, ([\d.]+)% \(([\d.]+) to ([\d.]+)%\)"),
+    ("demos/README.md", 200, r"Of 200 digits ([\d.]+)% \(([\d.]+) to ([\d.]+)%\)"),
+    *(
+        ("demos/README.md", 500, rf"\| {name},.*?\| ([\d.]+)% \(([\d.]+) to ([\d.]+)\)")
+        for name in ("VAE", "GAN", "DDPM")
+    ),
+]
+COUNTS = [  # page, number of images, the sentence: how many of them, and the ends of the interval of that share
+    ("demos/README.md", 200, r"Of 200 such prompts (\d+) \(([\d.]+) to ([\d.]+)%\)"),
+    ("demos/README.md", 1000, r"(\d+) of 1,000 prompts give the right\s+digit, 99\.8% \(([\d.]+) to ([\d.]+)%\)"),
+    (
+        "tinydiff/fast/README.md",
+        1000,
+        r"reads (\d+)\s+of 1,000 of its digits as the digit asked for \(([\d.]+) to ([\d.]+)%\)",
+    ),
+]
+
+
+def written(text: str, number: float) -> bool:
+    """Whether a text is a number, rounded to the decimals that the text has."""
+    decimals = len(text.partition(".")[2])
+    return abs(float(text.replace(",", "")) - number) <= 0.5001 * 10.0**-decimals
+
+
+def is_interval(low: str, high: str, right: int, n: int) -> bool:
+    """Whether these are the ends, in percent, of Wilson's 95% interval of `right` in n."""
+    return all(written(text, 100 * end) for text, end in zip((low, high), wilson_interval(right, n)))
+
+
+def test_an_interval_is_that_of_its_share_and_its_number_of_images():
+    """Some number of right answers has this share and this interval."""
+    for page, n, sentence in SHARES:
+        share, low, high = re.search(sentence, PAGES[page]).groups()
+        counts = [k for k in range(n + 1) if written(share, 100 * k / n)]
+        assert any(is_interval(low, high, k, n) for k in counts), f"{page}: {share}% of {n} ({low} to {high})"
+    for page, n, sentence in COUNTS:
+        count, low, high = re.search(sentence, PAGES[page]).groups()
+        assert is_interval(low, high, int(count), n), f"{page}: {count} of {n} ({low} to {high})"
+
+
+def speeds(page: str) -> list[tuple[str, list[str]]]:
+    """(first cell, numbers) of each row with ours, PyTorch's and their ratio, once or more often."""
+    rows = [
+        [cell.strip() for cell in row.strip("| ").split("|")] for row in PAGES[page].splitlines() if row[:2] == "| "
+    ]
+    numbers = [(row[0], [re.match(r"[\d.,]+(?= (?:img/s|MB)$)|[\d.]+$", cell) for cell in row[1:]]) for row in rows]
+    return [(name, [m[0] for m in found]) for name, found in numbers if len(found) % 3 == 0 and all(found)]
+
+
+def test_a_ratio_is_the_quotient_of_its_row():
+    """Ours over PyTorch's, of the numbers before they were rounded; and the first page has the engine room's rows."""
+    rows = {page: speeds(page) for page in ("README.md", "tinydiff/fast/README.md")}
+    assert [len(found) for found in rows.values()] == [3, 8]
+    for name, cells in [row for found in rows.values() for row in found]:
+        for ours, theirs, ratio in zip(*[iter(cells)] * 3):
+            a, b = float(ours.replace(",", "")), float(theirs.replace(",", ""))
+            least, most = (a - 0.5) / (b + 0.5), (a + 0.5) / (b - 0.5)
+            assert least - 0.005 <= float(ratio) <= most + 0.005, f"{name}: {ours} and {theirs} have no ratio {ratio}"
+    for name, cells in rows["README.md"]:
+        assert any(other.startswith(name) and cells == same for other, same in rows["tinydiff/fast/README.md"]), name
+
+
+def test_the_first_stop_has_the_lines_of_its_two_files():
+    """To 10%."""
+    (lines,) = re.findall(r"gaussian\.py\), (\d+) lines of code", PAGES["demos/README.md"])
+    counted = COUNTER["count_package"](ROOT / "tinydiff")
+    assert int(lines) == pytest.approx(counted["diffusion/schedule.py"] + counted["diffusion/gaussian.py"], rel=0.1)
 
 
 # ---------------------------------------------------------------------------- the glossary and the equation index

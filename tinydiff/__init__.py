@@ -11,11 +11,15 @@ share).
 Read next: diffusion/schedule.py.
 """
 
-from tinydiff import backend
+from tinydiff import backend, data, diffusion, nn, ops, optim, train
 from tinydiff.autograd import Tensor, no_grad
 from tinydiff.backend import TinydiffError, to_numpy, use_backend, xp
 
-__all__ = ["Tensor", "TinydiffError", "no_grad", "to_numpy", "use_backend", "xp"]
+__all__ = [
+    "Tensor", "TinydiffError", "data", "diffusion", "nn", "no_grad", "ops", "optim", "to_numpy", "train", "use_backend",
+    "xp",
+]  # fmt: skip
+__version__ = "0.1.0"  # pyproject.toml reads it here
 
 
 def _install() -> None:

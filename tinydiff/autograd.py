@@ -50,6 +50,7 @@ class Tensor(NoDefaults):
         self._node: _Node | None = None  # None for a leaf, which is its own place in the graph
 
     shape, ndim, size, dtype = (property(attrgetter(f"data.{name}")) for name in ("shape", "ndim", "size", "dtype"))
+    item = property(attrgetter("data.item"))  # x.item(): the value of a single number, without its graph
 
     def __len__(self) -> int:
         return len(self.data)
@@ -80,9 +81,6 @@ class Tensor(NoDefaults):
 
     # These ops are defined in ops/arithmetic.py, which imports this file; so they are looked up by name.
 
-    def __rsub__(self, x: Any) -> "Tensor":
-        return OPS["sub"](x, self)
-
     def __getitem__(self, index: Any) -> "Tensor":
         return OPS["getitem"](self, index=index)
 
@@ -90,6 +88,7 @@ class Tensor(NoDefaults):
         lambda *inputs, name=name: OPS[name](*inputs) for name in ("add", "sub", "mul", "div", "matmul", "neg")
     )
     __radd__, __rmul__ = __add__, __mul__
+    __rsub__, __rtruediv__ = (lambda x, y, name=name: OPS[name](y, x) for name in ("sub", "div"))
 
     def __iter__(self) -> Iterator["Tensor"]:
         return (self[i] for i in range(len(self)))

@@ -63,9 +63,9 @@ class NoDefaults:
     __array_ufunc__ = None  # array + tensor goes to Tensor.__radd__, not element by element through NumPy
 
     def _refuse(self, *args: Any, **kwargs: Any) -> Any:
-        raise TypeError("a Tensor has no truth value, no == and no conversion to an array: use x.data, or to_numpy(x)")
+        raise TypeError("a Tensor has no truth value, no == and no conversion: use x.item(), x.data, or to_numpy(x)")
 
-    __bool__ = __eq__ = __array__ = __array_function__ = _refuse
+    __bool__ = __eq__ = __float__ = __int__ = __array__ = __array_function__ = _refuse
     __hash__ = object.__hash__  # by identity
 
 
@@ -161,8 +161,7 @@ def host_integers(name: str, value: Any, low: int, high: int, size: int | None =
         bad = a[(a < low) | (a > high)].flat[0]
         raise ValueError(f"{name} must lie in {low}..{high}, got {bad}")
     if size is not None:
-        if a.ndim == 0:
-            a = np.full(size, a)
+        a = np.full(size, a) if a.ndim == 0 else a
         if a.shape != (size,):
             raise ValueError(f"{name} must be one integer or have shape ({size},), got shape {a.shape}")
     return a.astype(np.int64)

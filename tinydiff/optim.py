@@ -30,6 +30,7 @@ class Adam:
         require(0 <= lr < math.inf and 0 < eps < math.inf, "lr >= 0 and eps > 0 must be finite", f"{lr} and {eps}")
         require(len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "betas must be two, 0 <= beta < 1", betas)
         self.parameters = list(parameters)
+        require(not any(getattr(p, "_node", 0) for p in self.parameters), "Adam takes a list of leaves", parameters)
         self.lr, self.betas, self.eps, self.num_steps = lr, betas, eps, 0
         self.m, self.v = ([xp.zeros_like(p.data) for p in self.parameters] for _ in range(2))
 
@@ -78,6 +79,17 @@ class EMA:
         self.num_updates += 1
         for average, p in zip(self.average, self.parameters):
             ema_update(average, p, d)
+
+    def copy_to(self, parameters: Sequence[Any]) -> None:
+        """Write the average to these parameters: the ones that are averaged, or those of a network like theirs.
+
+        ValueError, before anything is written, unless their shapes are those of the average, in the same order.
+        """
+        alike = [p.data.shape for p in parameters] == [a.shape for a in self.average]
+        require(alike, f"parameters must be {len(self.average)} of the average's shapes", f"{len(parameters)} others")
+        mark_written(parameters)
+        for p, average in zip(parameters, self.average):
+            p.data[...] = average
 
 
 @fusable

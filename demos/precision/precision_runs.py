@@ -97,8 +97,7 @@ def trained(task, _, run):
             _round(state, run)
             moved.append(share_moved(before, state.parameters))
             before = [p.data.copy() for p in state.parameters]
-        for p, average in zip(state.parameters, state.ema.average):
-            p.data[...] = average
+        state.ema.copy_to(state.parameters)
         _round(state, run)
         digits = drawn(task, model)
     return Result(np.array([row[0] for row in state.rows]), np.array(moved), before, digits)

@@ -262,6 +262,18 @@ def test_a_checkpoint_says_in_what_precision_and_is_read_by_as_many_workers_as_a
     assert asked == [3]
 
 
+@pytest.mark.parametrize("change", [{"classes": ["up", "down"]}, {"image_shape": [8, 8, 3]}])
+def test_a_classifier_of_other_classes_or_channels_than_its_data_is_refused(tmp_path, rng, change):
+    """The names would stand beside other numbers, and pictures of three channels would not enter."""
+    data, path = random_pictures(6, rng), tmp_path / "a.npz"
+    with Workers(partial(build_classifier, SMALL, 0)) as workers:
+        save_classifier(path, workers, ClassifierConfig(), data, data, 0)
+    arrays, meta = checkpoint.load(path)
+    checkpoint.save(path, arrays, meta | {"data": meta["data"] | change})
+    with pytest.raises(CheckpointError, match="the classes and the channels of data must be as many as those of model"):
+        load_classifier(path, 1)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_classifier_that_is_not_finite_is_not_saved(bad, tmp_path, rng):
     """TrainingError names the parameter, and no file is made."""

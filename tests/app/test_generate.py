@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from plain import plain
 
 from tinydiff.app.alone import one_process
 from tinydiff.app.choices import DDIM, DPM_SOLVER_2M, quadratic
@@ -314,6 +315,20 @@ def test_a_gpu_draws_more_at_once(monkeypatch, backend, sizes):
 
     drawn = generate(Workers(), replace(RECIPE, at_once=None), [0] * 125, 0)
     assert [frames.shape[1] for frames in drawn] == sizes
+
+
+def test_with_nothing_installed_a_gpu_draws_with_the_network_itself(workers, monkeypatch):
+    """--plain records no step: the guide gets the model of the workers, and not a recording of it."""
+    models = []
+
+    def guide(model, labels, scale):
+        models.append(model)
+        return classifier_free(model, labels, scale)
+
+    with plain():
+        monkeypatch.setattr("tinydiff.app.generate.backend_name", lambda: "cupy")
+        images(workers, replace(RECIPE, guide=guide), [0])
+    assert models == [workers.model]
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])

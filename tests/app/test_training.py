@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -65,6 +66,17 @@ def test_another_draw_and_further_settings_take_the_place_of_the_usual(tmp_path)
     assert not same_bits(arrays_of(usual), arrays_of(other))
     _, meta = checkpoint.load(saved(other, tmp_path / "other.npz", kind="other", held_out=[1]))
     assert (meta["kind"], meta["held_out"], meta["step"]) == ("other", [1], 2)
+
+
+def test_a_rank_draws_the_blocks_of_its_own_rows():
+    """The last of three ranks, in a batch of two blocks: in the first block only t is drawn, x_t is 0."""
+    pool = small_workers()
+    pool.ranks = SimpleNamespace(part=lambda n: slice(n * 2 // 3, n))
+    config = replace(CONFIG, batch_size=1024)
+    batch, whole = small_run(config, workers=pool).draw(config, 0), small_run(config).draw(config, 0)
+    x_t, expected = to_numpy(batch["x_t"]), to_numpy(whole["x_t"])
+    assert not x_t[:512].any() and (x_t[512:] == expected[512:]).all() and expected[:512].any((1, 2, 3)).all()
+    np.testing.assert_array_equal(batch["t"], whole["t"])
 
 
 # The clock.

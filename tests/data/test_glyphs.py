@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinydiff.backend import TinydiffError, default_rng
-from tinydiff.data import glyphs
+from tinydiff.data import fields, glyphs
 from tinydiff.data.dataset import DataError
 from tinydiff.data.glyphs import FACES, load_glyphs
 
 pytestmark = pytest.mark.data
 
-AXIS = (np.arange(glyphs._GRID) - (glyphs._GRID - 1) / 2) * glyphs._STEP
+AXIS = (np.arange(fields.GRID) - (fields.GRID - 1) / 2) * fields.STEP
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_the_look_up_is_exact_on_planes(seed):
     planes = a[:, :, None] * AXIS[None, None, :] + b[:, :, None] * AXIS[None, :, None] + c[:, :, None]
     x, y = rng.uniform(-20, 20, (2, 4, 50)).astype(np.float32)
     expected = a * np.clip(x, -14, 14) + b * np.clip(y, -14, 14) + c
-    found = glyphs._look_up(planes.astype(np.float32), np.arange(4), x, y)
+    found = fields.look_up(planes.astype(np.float32), np.arange(4), x, y)
     np.testing.assert_allclose(found, expected, atol=2e-3)  # the last point is read at 0.999 of a 0.5-pixel cell
 
 
@@ -218,7 +218,7 @@ def drawn():
         return np.broadcast_to(ramp, x.shape)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(glyphs, "_look_up", look_up)
+        patch.setattr(glyphs, "look_up", look_up)
         patch.setattr(glyphs, "_bend", lambda x, y, uniform: 0)
         images, labels = glyphs._draw(default_rng(0), 800)
     ((index, x, y),) = calls
@@ -281,7 +281,9 @@ def test_ink_is_the_distance_and_the_weight_times_the_scale(drawn):
         assert abs(error).max() < 0.75  # half a level, and as much as the median may be off
         weights.append(weight)
     weights = np.array(weights)
-    assert 0.115 < weights.min() < 0.125 and weights.max() < 0.805
+    clipped = weights[weights < 0.125]
+    assert len(clipped) > 100 and abs(np.median(clipped) - 0.12) < 3e-4  # rounding down would take 2e-3
+    assert clipped.min() > 0.115 and weights.max() < 0.805
     for number in range(len(FACES)):  # about 50 images each
         own, most = weights[face == number], 1.9 - half_width[number]
         if most > 0.2:
@@ -314,7 +316,7 @@ def test_a_digit_is_bent_in_both_directions_on_their_own(monkeypatch):
     calls, points = [], []
     bend = glyphs._bend
     monkeypatch.setattr(glyphs, "_bend", lambda *how: calls.append(bend(*how)) or calls[-1])
-    monkeypatch.setattr(glyphs, "_look_up", lambda fields, index, x, y: points.append((x, y)) or 0 * x)
+    monkeypatch.setattr(glyphs, "look_up", lambda fields, index, x, y: points.append((x, y)) or 0 * x)
     glyphs._draw(default_rng(0), 20)
     ((x, y),), (bend_x, bend_y) = points, calls
     assert abs(bend_x - bend_y).max(1).min() > 0.05

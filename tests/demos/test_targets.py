@@ -161,25 +161,29 @@ def test_what_no_memory_holds_is_refused_at_once(load_demo, name, option, number
     refused(load_demo, name, said, **{option: number})
 
 
+ROOM, STEPS = ({"num": 10**12}, f"--num {10**12}: that needs about "), ({"steps": 101}, "--steps 101: .* T = 100")
+
+
 @pytest.mark.parametrize(
-    ("name", "option"),
+    ("name", "options", "said"),
     [
-        ("prompts/prompt", "num"),
-        ("prompts/evaluate_prompts", "num"),
-        ("prompts/evaluate_prompts", "num_held_out"),
-        ("explorer/explorer", "num"),
-        ("guidance", "num"),
+        *((name, *ROOM) for name in ("prompts/prompt", "prompts/evaluate_prompts", "explorer/explorer", "guidance")),
+        ("prompts/evaluate_prompts", {"num_held_out": 10**12}, ROOM[1]),
+        *((name, *STEPS) for name in ("prompts/prompt", "prompts/evaluate_prompts", "guidance", "sample")),
+        ("explorer/explorer", {"sample_steps": (101, 5)}, "--sample-steps 101: .* T = 100"),
     ],
 )
-def test_images_that_no_memory_holds_are_refused_before_the_first_is_drawn(load_demo, monkeypatch, name, option):
-    """A checkpoint tells how large an image is; then the number of images is refused, and none is drawn."""
+def test_what_does_not_fit_a_checkpoint_is_refused_before_the_first_drawing(
+    load_demo, monkeypatch, name, options, said
+):
+    """A checkpoint tells how large an image is, and how many steps its schedule has."""
     demo, pool = load_demo(name), pool_of(Leaning())
     words = {"vocabulary": load_demo("prompts/captions").VOCABULARY, "held_out": []} if "prompts" in name else {}
     monkeypatch.setattr(demo, "load_trained", lambda *_: (pool, SCHEDULE, META | words))
     monkeypatch.setattr(demo, "load_classifier", lambda *_: (pool_of(StampReader()), {}), raising=False)
     monkeypatch.setattr(demo, "load", lambda *_, **__: data(np.arange(20) % 10, default_rng(0)), raising=False)
-    with pytest.raises(TinydiffError, match=f"--num {10**12}: that needs about "):
-        demo.main(*(FOLDERS | FILES)[name][0], **{option: 10**12})
+    with pytest.raises(TinydiffError, match=said):
+        demo.main(*(FOLDERS | FILES)[name][0], **options)
 
 
 @pytest.mark.parametrize("name", ["train_mnist", "train_images", "train_classifier", "prompts/train_prompts", "latent"])

@@ -103,10 +103,11 @@ def test_group_norm(seed, n, h, w, num_groups, width, silu, eps, lanes):
     agree(both_ways(op, x, gamma, beta, lanes=lanes, num_groups=num_groups, eps=eps), 1e-9)
 
 
-def test_group_norm_of_values_far_from_0_keeps_its_digits():
-    """Mean 1,000, deviation 1, in float32: as near to the float64 result as the NumPy way is."""
+@pytest.mark.parametrize("mean", [1000, -1000])
+def test_group_norm_of_values_far_from_0_keeps_its_digits(mean):
+    """All numbers near 1,000 or near -1,000, deviation 1, in float32: as near to the float64 result as NumPy's way."""
     x, gamma, beta = host_normal(0, (3, 14, 14, 16), (16,), (16,), dtype="float32")
-    x += np.float32(1000)
+    x += np.float32(mean)
     exact, _ = both_ways(group_norm_silu, *(a.astype("float64") for a in (x, gamma, beta)), num_groups=4)
     _, found = both_ways(group_norm_silu, x, gamma, beta, num_groups=4)
     for a, b in zip(found[:2], exact[:2]):

@@ -107,7 +107,7 @@ def test_training_on_ranks_is_training(monkeypatch):
             return state.num_steps, np.array(state.metrics()), arrays_of(state)
 
     alone = program(None)
-    for size in (2, 4):
+    for size in (3, 4):  # even parts and uneven ones; test_mpiexec.py has two
         first, *others = on_ranks(size, program)
         assert first[0] == alone[0] == 3
         np.testing.assert_allclose(first[1], alone[1], rtol=1e-4)
@@ -200,6 +200,13 @@ def test_map_gives_every_rank_every_result_in_order():
         assert [job for job, _ in results[0]] == list(range(7))
         doers = [ident for _, ident in results[0]]
         assert doers == (doers[:size] * 7)[:7] and len(set(doers)) == size
+
+
+@pytest.mark.parametrize("num", range(5))
+def test_ranks_may_have_less_to_do_than_there_are_of_them(num):
+    """No job, fewer than three ranks, as many, one more: every rank has every result, and none waits."""
+    results = on_workers(3, lambda workers: list(workers.map(lambda model, job: -job, range(num))))
+    assert results == [[-job for job in range(num)]] * 3
 
 
 @pytest.mark.skipif(backend_name() != "numpy", reason="a recording belongs to one thread")

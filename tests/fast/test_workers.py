@@ -29,6 +29,7 @@ from plain import fast, plain
 
 from tinydiff.autograd import Tensor
 from tinydiff.backend import FAST, BackendError, backend_name
+from tinydiff.fast import processes
 from tinydiff.fast.workers import ALONE, WorkerError, Workers, available_cores, default_workers, rows_of
 
 pytestmark = [
@@ -118,6 +119,13 @@ def test_workers_see_updates_and_borrowed_weights(two):
         assert all((w == 0).all() for _, w, _ in two.map(weights_and_pid, range(4)))
     assert (two.flat.data == before + 1).all()
     two.flat.data -= 1
+
+
+@pytest.mark.parametrize("num", range(5))
+def test_workers_may_have_less_to_do_than_there_are_of_them(three, num):
+    """No job, fewer than three workers, as many, one more: each is done once, in order."""
+    assert [job for job, _, _ in three.map(weights_and_pid, range(num))] == list(range(num))
+    assert list(three.map(weights_and_pid, [])) == []
 
 
 def test_map_that_is_left_early_leaves_nothing_behind(two, rng):
@@ -238,9 +246,14 @@ def test_too_little_shared_memory_is_said_before_it_kills(monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
+    made = []
     monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(processes, "SharedMemory", lambda *a, **b: made.append(SharedMemory(*a, **b)) or made[-1])
     with pytest.raises(WorkerError, match=r"no room for .* bytes of shared memory .*fewer workers"):
         Workers(partial(build, 0), 2)
+    assert len(made) == 1
+    with pytest.raises(FileNotFoundError):
+        SharedMemory(made[0].name)
 
 
 def test_bad_number_of_workers():

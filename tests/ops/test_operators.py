@@ -21,14 +21,7 @@ OPERATORS = [operator.add, operator.sub, operator.mul, operator.truediv]
 @pytest.mark.parametrize("f", OPERATORS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_operators_take_arrays_and_numbers_on_either_side(f, dtype):
-    """tensor, array and number in any order: NumPy's value, the tensors' dtype, and each tensor its own gradient.
-
-    Division has an operator for a tensor on the left; on the right it is ops.div.
-    """
-
-    def divide(x, y):
-        return x / y if isinstance(x, Tensor) else ops.div(x, y)
-
+    """tensor, array and number in any order: NumPy's value, the tensors' dtype, and each tensor its own gradient."""
     (a, b, g), number = normal(0, (2, 3), (3,), (2, 3), dtype=dtype), 1.75
     for x, y in [(a, b), (b, a), (a, number), (number, a), (a, np.float64(number)), (np.float64(number), a), (a, 3)]:
         plain = [float(v) if isinstance(v, float) else v for v in (x, y)]
@@ -39,7 +32,7 @@ def test_operators_take_arrays_and_numbers_on_either_side(f, dtype):
             inputs = [Tensor(v, True) if w and isinstance(v, xp.ndarray) else v for v, w in zip((x, y), wanted)]
             if not any(isinstance(v, Tensor) for v in inputs):
                 continue
-            z = divide(*inputs) if f is operator.truediv else f(*inputs)
+            z = f(*inputs)
             assert isinstance(z, Tensor) and z.dtype == dtype
             np.testing.assert_allclose(to_numpy(z), to_numpy(expected), rtol=1e-6 if dtype == "float32" else 1e-15)
             z.backward(g)
@@ -75,6 +68,20 @@ def test_getitem_is_numpys_and_its_gradient_is_zero_elsewhere(data):
     expected = np.zeros(shape)
     expected[index] = to_numpy(g)
     same(x.grad, expected)
+
+
+@pytest.mark.parametrize("index", [np.int64(1), np.int32(-1), np.uint8(0), (np.int64(1), 2), (..., np.intp(-2))])
+def test_an_integer_of_numpys_is_an_index(index):
+    """Such as argmax returns: the element and the gradient of the Python integer."""
+    plain = tuple(i if i is ... else int(i) for i in index) if isinstance(index, tuple) else int(index)
+    (x, twin), g = leaves(0, (2, 3), (2, 3)), None
+    twin.data[...] = x.data
+    for tensor, i in ((x, index), (twin, plain)):
+        y = tensor[i]
+        (g,) = normal(1, y.shape) if g is None else (g,)
+        y.backward(g)
+    same(x[index], twin[plain])
+    same(x.grad, twin.grad)
 
 
 def test_neg_is_an_operator():

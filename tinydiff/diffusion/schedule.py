@@ -60,12 +60,9 @@ class Schedule:
         self.one_minus_alpha_bar = _read_only(-np.expm1(self.log_alpha_bar))
         signal = float(self.alpha_bar[-1]) ** 0.5
         if signal > _MAX_SIGNAL_AT_T:
-            warnings.warn(
-                f"x_T is not pure noise: sqrt(alpha_bar_T) = {signal:.3f} of x_0 is left at T = {self.T}; "
-                "sampling starts from N(0, I), so samples will be off: use larger beta or more steps",
-                ScheduleWarning,
-                stacklevel=2,
-            )
+            cause = f"x_T is not pure noise: sqrt(alpha_bar_T) = {signal:.3f} of x_0 is left at T = {self.T}"
+            advice = "sampling starts from N(0, I), so samples will be off: use larger beta or more steps"
+            warnings.warn(f"{cause}; {advice}", ScheduleWarning, stacklevel=2)
 
     @classmethod
     def linear(cls, T: int = _T_REF) -> "Schedule":
@@ -96,8 +93,7 @@ class Schedule:
         beta_t = 1000/T (sqrt(1e-4) + u (sqrt(0.02) - sqrt(1e-4)))^2,  u = (t - 1)/(T - 1)
         """
         u = _ramp(T)
-        first, last = _BETA_FIRST**0.5, _BETA_LAST**0.5
-        return cls(_T_REF / T * (first + u * (last - first)) ** 2)
+        return cls(_T_REF / T * (_BETA_FIRST**0.5 + u * (_BETA_LAST**0.5 - _BETA_FIRST**0.5)) ** 2)
 
     @classmethod
     def sigmoid(cls, T: int = _T_REF) -> "Schedule":

@@ -132,9 +132,7 @@ class UNet(Module):
         self.time2 = Linear(TIME_FEATURES, TIME_FEATURES, rng=rng)
         self.label = Embedding(num_classes + 1, TIME_FEATURES, rng=rng) if num_classes is not None else None
         self.conv_in = Conv2d(in_channels, base_channels, rng=rng)
-        self.down: list[Module] = []
-        self.middle: list[Module] = []
-        self.up: list[Module] = []
+        self.down, self.middle, self.up = list[Module](), list[Module](), list[Module]()
         c = self._add_levels([base_channels * mult for mult in channel_mults], num_res_blocks, attention_levels, rng)
         self.norm_out = GroupNorm(num_groups, c)
         self.conv_out = Conv2d(c, in_channels, rng=rng, zero=True)

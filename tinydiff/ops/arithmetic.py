@@ -48,7 +48,7 @@ def getitem(x, *, index):
     """x[index] for integers, slices, None and Ellipsis: a view, so no element is picked twice; `take` picks by
     array."""
     for part in index if isinstance(index, tuple) else (index,):
-        if not (part is None or part is Ellipsis or isinstance(part, int | slice)) or isinstance(part, bool):
+        if not isinstance(part, int | xp.integer | slice | type(None) | type(...)) or isinstance(part, bool):
             raise TypeError(f"getitem: index may hold integers, slices, None and ..., got {type(part).__name__}")
 
     shape, y = x.shape, x[index]

@@ -32,15 +32,11 @@ def conv2d(x, w, b, *, stride=1, padding=0):
     y = im2col(x, w.shape, stride, padding) @ filters + b
 
     def vjp(g):
-        def filter_gradient():
+        def dw():
             columns = im2col(x, w.shape, stride, padding)  # computed again: kept, they would take KH KW times x
             return (columns.reshape(-1, len(filters)).T @ g.reshape(-1, g.shape[3])).reshape(w.shape)
 
-        return (
-            lambda: col2im(g @ filters.T, x.shape, w.shape, stride, padding),
-            filter_gradient,
-            lambda: g.sum((0, 1, 2)),
-        )
+        return lambda: col2im(g @ filters.T, x.shape, w.shape, stride, padding), dw, lambda: g.sum((0, 1, 2))
 
     return y, vjp
 

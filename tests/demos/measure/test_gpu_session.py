@@ -75,7 +75,7 @@ def test_a_part_that_fails_or_hangs_does_not_stop_the_others(session, at_work, t
         "registers": "ended at its limit of 2 s", "benchmark": None,
     }  # fmt: skip
     assert records["benchmark"]["figures"] == {"device": "benchmark"} and records["cases"]["figures"] is None
-    assert records["registers"]["seconds"] >= 1.5
+    assert records["registers"]["seconds"] >= 1.5 and sum(record["seconds"] for record in records.values()) < 40
     for _ in range(100):  # the child was ended too, once the system has noticed
         if not os.path.exists(f"/proc/{(tmp_path / 'child').read_text()}") or "Z" in state_of(tmp_path / "child"):
             break
@@ -98,6 +98,14 @@ def state_of(path):
             return file.read().rpartition(")")[2].split()[0]
     except FileNotFoundError:
         return "Z"
+
+
+@pytest.mark.parametrize("left", [0, -3.5])
+def test_a_part_without_time_is_not_begun(session, tmp_path, left):
+    """It says why, it takes no time, and it has no figures; its folder stays empty."""
+    record = session.timed("cases", "numpy", tmp_path, left)
+    assert record == {"seconds": 0.0, "why": "not begun: the minutes are used up", "figures": None}
+    assert not any(tmp_path.iterdir())
 
 
 def test_the_report_is_complete_up_to_each_part(session, at_work, tmp_path):
