@@ -134,15 +134,16 @@ def new_run(ranks, load, wanted, settings, start):
         checkpoint.check_same({"target": target}, wanted, wanted.keys() & {"target"})
         config = replace(config, target=target)
     name, T = (settings.get(key, before.get(key, default)) for key, default in (("schedule", "linear"), ("T", 1000)))
-    return Plan(config, dataset, run.schedule(name, T), network, more | {"schedule": name}, start=start)
+    return Plan(config, dataset, run.schedule(name, T), network, more | {"schedule_name": name}, start=start)
 
 
 def resumed_run(ranks, load, wanted, settings, saved):
     """The Plan of a run that goes on.  Raises CheckpointError if the user, or the data, contradict the checkpoint."""
     arrays, meta = saved
     config, longer = continued(training.saved_config(meta), meta, wanted)
-    more = {"flip": meta.get("flip", False), "schedule": meta.get("schedule", "linear")}
-    checkpoint.check_same(meta["model"] | more | schedule_of(arrays, meta), settings, settings)
+    noise = schedule_of(arrays, meta)
+    more = {"flip": meta.get("flip", False), "schedule_name": noise["schedule"]}
+    checkpoint.check_same(meta["model"] | more | noise, settings, settings)
     dataset = ranks.broadcast(partial(load, meta, config.seed))
     found = kinds.data_settings(dataset)
     checkpoint.check_same(meta["data"], found, [name for name in meta["data"] if name != "source"])
@@ -151,7 +152,7 @@ def resumed_run(ranks, load, wanted, settings, saved):
 
 def schedule_of(arrays, meta):
     """The name of a checkpoint's schedule, and its T.  Old checkpoints contain no name, and have the linear one."""
-    return {"schedule": meta.get("schedule", "linear"), "T": len(arrays["schedule/beta"]) - 1}
+    return {"schedule": meta.get("schedule_name", "linear"), "T": len(arrays["schedule/beta"]) - 1}
 
 
 def _save(state, plan, workers, out):

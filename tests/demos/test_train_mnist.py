@@ -224,7 +224,7 @@ def test_schedule_rate_and_average_are_in_the_checkpoint_and_used(main, load_dem
     main(backend=backend_name(), out=tmp_path, steps=2, **SETTINGS, **SMALL)
     arrays, meta = checkpoint.load(tmp_path / "checkpoint.npz")
     np.testing.assert_array_equal(arrays["schedule/beta"], Schedule.cosine(40).beta)
-    assert meta["schedule"] == "cosine" and meta["train"]["ema_decay"] == 0.5
+    assert meta["schedule_name"] == "cosine" and meta["train"]["ema_decay"] == 0.5
     np.testing.assert_allclose(arrays["metrics"][:, 2], [0.01 / 100, 0.02 / 100])  # the warm-up of 100 steps
     main(backend=backend_name(), out=tmp_path, resume=True, sample_steps=2)
     main(backend=backend_name(), out=tmp_path, resume=True, **{**SMALL, **SETTINGS})
@@ -255,7 +255,7 @@ def test_a_run_starts_from_the_weights_of_another(main, tmp_path, capsys):
     for name in (name for name in a if name.startswith("ema/")):
         np.testing.assert_allclose(b[name], a[name], atol=1e-10)  # float32; a step of rate 1e-11 moves them by as much
     assert after["step"] == 1 and after["model"] == before["model"]
-    assert (after["train"]["target"], after["schedule"], len(b["schedule/beta"])) == ("v", "cosine", 51)
+    assert (after["train"]["target"], after["schedule_name"], len(b["schedule/beta"])) == ("v", "cosine", 51)
     assert "weights: the average of 3 steps on glyphs\n" in capsys.readouterr().out
     for option, said in (
         ({"channels": 16}, "base_channels is 8 in the checkpoint, 16 is wanted"),

@@ -184,7 +184,7 @@ def run_of(
     unet(meta) -> the settings of its U-Net.
     """
     settings = PROGRESS | {"num_workers": whole(1), "precision": PRECISION, "train": TRAIN, "data": DATA} | settings
-    settings |= {"flip": old(one_of(False, True)), "schedule": old(one_of(*SCHEDULES))}  # of demos/job.py
+    settings |= {"flip": old(one_of(False, True)), "schedule_name": old(one_of(*SCHEDULES))}  # of demos/job.py
     known = f"28 x 28 with 10 classes for {', '.join(NAMES[1:])}, square with 10 classes for {', '.join(COLOUR)}"
     pictures = f"data.image_shape must be a size that the network can draw, and {known}"
     together = (

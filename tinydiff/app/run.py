@@ -68,15 +68,15 @@ def given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def load_data(name: str, data_dir: str | None, seed: int, num: int | None, size: int | None = None) -> Dataset:
-    """The training set, or its first `num` images.  size: pixels of a side, if the images are to be resized.
+def load_data(name: str, data_dir: str | None, seed: int, num: int | None, **options: Any) -> Dataset:
+    """The training set, or its first `num` images.  options: of data.load; one that is None is left out.
 
     Raises TinydiffError if the training set has fewer images, or if no checkpoint may contain so many.
     """
     if num is not None and not kinds.DATA["num"].fits(num):
         raise TinydiffError(f"--num-images {num}: must be {kinds.DATA['num'].what}")
     try:
-        return load(name, data_dir=data_dir, seed=seed, num=num, **given(size=size))
+        return load(name, data_dir=data_dir, seed=seed, num=num, **given(**options))
     except ValueError as error:
         raise TinydiffError(f"--num-images: {error}") from None
 

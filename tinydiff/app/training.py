@@ -120,7 +120,7 @@ def by_name(model: Module, arrays: list[Any]) -> dict[str, np.ndarray]:
     return dict(zip(names, _cut([to_numpy(a) for a in arrays], parameters)))
 
 
-def save(state: Training, path: Path, dataset: Dataset, schedule: Schedule, num_workers: int, /, **more: Any) -> None:
+def save(state: Training, path: Path, dataset: Dataset, schedule: Schedule, num_workers: int, **more: Any) -> None:
     """Write a checkpoint with everything that `restore` and sampling need, complete or not at all.
 
     more: further settings.  They replace settings of the same name, such as `kind`.
