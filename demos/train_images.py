@@ -7,10 +7,11 @@
     python demos/train_images.py photos/ --size 32 --flip --resume
 
 DATA is the name of a data set, a folder of pictures, whose subfolders are the classes, if there are any, or an .npz
-file with `images` (N, H, W) or (N, H, W, C) and, if there are classes, `labels` (N,).  Pictures without classes are
-trained and drawn without labels and without guidance.  The network has three levels for pictures of 16 to 32 pixels,
-and four levels with attention for 64.  The run prints what a step takes, and writes to --out what train_mnist.py
-writes.  Ctrl-C, SIGTERM and SIGHUP save and end the run.  Read next: job.py.
+file with `images` (N, H, W) or (N, H, W, C), uint8, and, if there are classes, `labels` (N,).  Beside float images the
+file needs `value_range`, the values of black and white, such as (0, 1).  Pictures without classes are trained and drawn
+without labels and without guidance.  The network has three levels for pictures of 16 to 32 pixels, and four levels with
+attention for 64.  The run prints what a step takes, and writes to --out what train_mnist.py writes.  Ctrl-C, SIGTERM
+and SIGHUP save and end the run.  Read next: job.py.
 """
 
 from functools import partial
@@ -29,7 +30,6 @@ def main(
     precision=None,
     plain=False,
     size=None,
-    value_range=None,
     data_dir=None,
     num_images=None,
     out="runs/images",
@@ -41,26 +41,25 @@ def main(
     ranks = cli.start(backend, precision, parallel, plain)
     out = ranks.broadcast(partial(own_folder, out, *job.FILES))
     workers = workers or (ranks.size if parallel == "mpi" else None)
-    load = partial(load_pictures, data, size, value_range, data_dir, num_images)
+    load = partial(load_pictures, data, size, data_dir, num_images)
     job.train(ranks, load, out, cost=True, workers=workers, **options)
     if ranks.rank == 0:
         print(f"next: {cli.command(Path(__file__).with_name('sample.py'), out / 'checkpoint.npz')}")
 
 
-def load_pictures(data, size, value_range, data_dir, num_images, meta, seed):
+def load_pictures(data, size, data_dir, num_images, meta, seed):
     """The training set; with the settings of a checkpoint as many pictures of that size as in its run."""
     if meta is not None:
+        num_images = num_images or meta["data"]["num"]
         height, width, _ = meta["data"]["image_shape"]
-        num_images, size = num_images or meta["data"]["num"], size or (height if height == width else None)
-    return run.load_data(data, data_dir, seed, num_images, size=size, value_range=value_range)
+        size = size or (height if height == width else None)  # pictures that are not square were not resized
+    return run.load_data(data, data_dir, seed, num_images, size=size)
 
 
 if __name__ == "__main__":
     parser = cli.parser(__doc__, main)
     parser.add_argument("data", metavar="DATA", help="cifar10, sprites, a folder of pictures, or an .npz file")
     parser.add_argument("--size", type=cli.whole(8, 256), help="pixels of a side (default: as they are)")
-    range_of = "black and white of float pictures in an .npz file, such as 0,1 or -1,1 (default: uint8 in 0..255)"
-    parser.add_argument("--value-range", type=cli.low_and_high, metavar="LOW,HIGH", help=range_of)
     parser.add_argument("--flip", action="store_true", help="mirror half of the pictures, anew in each batch")
     cli.add_data_dir(parser)
     job.add_options(parser)

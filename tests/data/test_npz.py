@@ -57,6 +57,16 @@ def test_what_sample_py_saves_is_a_data_set(save):
         data.load(path)
 
 
+def test_a_file_can_say_which_values_are_black_and_white(save):
+    """So that a program needs no option; what the caller says counts before it, and two finite numbers are needed."""
+    path = save(images=PIXELS / 255, value_range=(0, 1))
+    np.testing.assert_array_equal(data.load(path).images, PIXELS)
+    np.testing.assert_array_equal(data.load(path, value_range=(0, 3)).images, np.rint(PIXELS / 3))
+    for wrong in ((1, 0), (0, np.nan), (0, 1, 2), 1, "ab"):
+        with pytest.raises(DataError, match=r"mine\.npz: .*"):
+            data.load(save(images=PIXELS / 255, value_range=wrong))
+
+
 def test_a_part_of_it_and_another_size(save):
     """num takes the first rows; size crops and resizes as for a folder."""
     path = save(images=np.full((6, 20, 30, 3), 7, np.uint8), labels=LABELS)

@@ -35,7 +35,6 @@ from tinydiff.app.options import (  # noqa: F401  (programs write cli.positive_i
     below_1,
     counted,
     list_of,
-    low_and_high,
     non_negative_float,
     non_negative_int,
     positive_float,

@@ -41,14 +41,6 @@ def below_1(text: str) -> float:
     return _number(text, float, "a number from 0 to less than 1", lambda x: 0 <= x < 1 - 1e-9)
 
 
-def low_and_high(text: str) -> tuple[float, float]:
-    """Option type: two rising numbers, such as 0,1 or -1,1."""
-    numbers = list_of(lambda word: _number(word, float, "a number from -1e6 to 1e6", lambda x: abs(x) <= 1e6))(text)
-    if len(numbers) != 2 or numbers[0] >= numbers[1]:
-        raise argparse.ArgumentTypeError(f"must be two rising numbers, such as 0,1 or -1,1, got {reprlib.repr(text)}")
-    return numbers[0], numbers[1]
-
-
 def list_of(item: Callable[[str], Any], repeats: bool = False) -> Callable[[str], tuple[Any, ...]]:
     """Option type: items separated by commas, such as 5,10.  2-5 is the list 2,3,4,5.
 

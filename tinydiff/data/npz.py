@@ -2,6 +2,7 @@
 
     images    (N, H, W) or (N, H, W, C), uint8, or float with a value_range
     labels    (N,) integers, optional          classes   (K,) text, the names of the labels, optional
+    value_range   the values of black and white in float images, optional
 
 Nothing is unpickled, so a file cannot run code, and the sizes that it states are compared with the memory before any is
 taken.  This is the last file of data/.
@@ -17,11 +18,11 @@ from tinydiff.backend import TinydiffError
 from tinydiff.data.dataset import DataError, Dataset
 from tinydiff.data.limits import check_memory, check_regular
 
-MEMBERS = ("images", "labels", "classes")
+MEMBERS = ("images", "labels", "classes", "value_range")
 
 
 def load_npz(path: Path, value_range: tuple[float, float] | None = None) -> Dataset:
-    """Read a data set from an .npz file.  value_range: as in Dataset.from_arrays.
+    """Read a data set from an .npz file.  value_range: as in Dataset.from_arrays; it replaces that of the file.
 
     Raises DataError for a file that is missing, damaged or no such file, and for arrays that from_arrays refuses.
     Raises TinydiffError if the arrays need more memory than this machine has.
@@ -38,9 +39,10 @@ def load_npz(path: Path, value_range: tuple[float, float] | None = None) -> Data
             wanted = [archive.getinfo(f"{name}.npy") for name in MEMBERS if f"{name}.npy" in there]
             check_memory(f"{path}", 2.0 * sum(member.file_size for member in wanted))
             arrays = {member.filename[:-4]: _read(archive, member) for member in wanted}
-        options = {} if "classes" not in arrays else {"classes": arrays["classes"].tolist()}
-        options |= {"name": path.name, "source": f"{path}: images {arrays['images'].shape} {arrays['images'].dtype}"}
-        return Dataset.from_arrays(arrays["images"], arrays.get("labels"), value_range=value_range, **options)
+        images, labels = arrays.pop("images"), arrays.pop("labels", None)
+        options = {name: a.tolist() for name, a in arrays.items()} | {"name": path.name}
+        options |= {} if value_range is None else {"value_range": value_range}
+        return Dataset.from_arrays(images, labels, source=f"{path}: images {images.shape} {images.dtype}", **options)
     except TinydiffError:
         raise
     except Exception as error:  # zipfile and NumPy raise a dozen kinds of errors for wrong bytes

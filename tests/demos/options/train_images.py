@@ -16,7 +16,6 @@ ROWS = BOTH | {
     ),
     "--resume": (*BOTH["--resume"][:2], BOTH["--resume"][2] | {"size": (None, 8)}),
     "--size": ("", "--size=12", {"size": (None, 12)}),
-    "--value-range": ("", "--value-range=-1,1", {"value_range": (None, (-1.0, 1.0))}),
     # The same pictures, labels, times and noise; some pictures are mirrored.
     "--flip": ("", "--flip", {"x_0": DIFFERS, "batch.x_t": DIFFERS}),
 }
