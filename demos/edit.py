@@ -29,7 +29,7 @@ from tinydiff.app import cli, plots
 from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.classify import load_classifier, load_noisy_classifier
 from tinydiff.app.generate import DDPM, check_steps
-from tinydiff.app.kinds import data_name
+from tinydiff.app.kinds import EVERY, data_name, data_size
 from tinydiff.app.kinds import load as load_kind
 from tinydiff.app.metrics import share
 from tinydiff.app.outputs import own_folder
@@ -90,7 +90,7 @@ def main(
         load_kind(Path(classifier), "classifier")
     pool, schedule, meta = load_trained(Path(checkpoint), workers)
     with pool:
-        dataset = load(data_name(meta), "test", data_dir, meta["train"]["seed"])
+        dataset = load(data_name(meta, EVERY), "test", data_dir, meta["train"]["seed"], **data_size(meta))
         check(num, digits, len(dataset))
         check_steps(schedule.T, steps=steps, round_trips=max(round_trips))
         print(f"data: {dataset.source}; network: {cli.counted(meta['step'], 'step')}; no labels are given")

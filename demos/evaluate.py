@@ -24,7 +24,7 @@ from tqdm import tqdm
 from tinydiff.app import cli
 from tinydiff.app.axes import log_scale
 from tinydiff.app.checkpoint import atomic_write
-from tinydiff.app.kinds import data_name
+from tinydiff.app.kinds import EVERY, data_name, data_size
 from tinydiff.app.outputs import file_to_write
 from tinydiff.app.row_rng import row_rng
 from tinydiff.app.trained import load_trained
@@ -61,7 +61,9 @@ def main(
     with pool:
         if schedule.T < 2:
             raise TinydiffError(f"{checkpoint}: its schedule has one step, but the bound needs two or more")
-        dataset = ranks.broadcast(partial(load, data_name(meta), "test", data_dir, meta["train"]["seed"]))
+        dataset = ranks.broadcast(
+            partial(load, data_name(meta, EVERY), "test", data_dir, meta["train"]["seed"], **data_size(meta))
+        )
         if not 2 <= num <= len(dataset):
             raise TinydiffError(f"--num {num}: must lie in 2..{len(dataset)}, the images of the test set")
         # Evenly spread, because the first half of MNIST's test images is cleaner.

@@ -36,7 +36,7 @@ from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.choices import check_classes
 from tinydiff.app.classify import load_classifier, load_noisy_classifier
 from tinydiff.app.generate import Recipe, check_room, check_steps, generate
-from tinydiff.app.kinds import data_name
+from tinydiff.app.kinds import EVERY, data_name, data_size
 from tinydiff.app.metrics import interval, percent, relative, spread
 from tinydiff.app.outputs import own_folder
 from tinydiff.app.reading import NO_SPREAD, class_score, look
@@ -85,7 +85,7 @@ def main(
         if "classifier" in methods:
             leader = load_noisy_classifier(Path(noisy_classifier), schedule, pool.model.num_classes)
         plan = planned(methods, scales or SCALES, classifier_scales or CLASSIFIER_SCALES)
-        test = load(data_name(meta), "test", data_dir, meta["train"]["seed"])
+        test = load(data_name(meta, EVERY), "test", data_dir, meta["train"]["seed"], **data_size(meta))
         real = of_real_digits(judge, test)
         check_room(num, meta["data"]["image_shape"])
         labels = np.arange(num) % pool.model.num_classes

@@ -29,7 +29,7 @@ from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.choices import DDIM, DPM_SOLVER_2M, check_classes
 from tinydiff.app.classify import load_classifier
 from tinydiff.app.generate import DDPM, Recipe, check_steps, generate, uniform
-from tinydiff.app.kinds import data_name
+from tinydiff.app.kinds import EVERY, data_name, data_size
 from tinydiff.app.metrics import frechet_with_floor, interval, percent, wilson_interval
 from tinydiff.app.outputs import own_folder
 from tinydiff.app.reading import features, look
@@ -86,7 +86,7 @@ def main(
     with pool, judge:
         check_classes(checkpoint, pool.model)
         check_steps(schedule.T, steps=max(steps), longest=longest)
-        test = load(data_name(meta), "test", data_dir, meta["train"]["seed"])
+        test = load(data_name(meta, EVERY), "test", data_dir, meta["train"]["seed"], **data_size(meta))
         real = np.concatenate(list(features(judge, real_digits(test, num))))
         labels, plan, image_shape = [i % 10 for i in range(num)], planned(steps, longest, schedule.T), shape_of(meta)
         rows, shown = [], {}

@@ -30,9 +30,9 @@ from tinydiff.app.fit import finish
 from tinydiff.app.metrics import percent
 from tinydiff.app.outputs import own_folder
 from tinydiff.app.reading import misread_rows, read
-from tinydiff.app.run import check_batch
+from tinydiff.app.run import check_batch, given
 from tinydiff.backend import asarray, default_rng, standard_normal, to_numpy
-from tinydiff.data import NAMES, load
+from tinydiff.data import COLOUR, NAMES, load
 from tinydiff.diffusion import Schedule, q_sample
 
 
@@ -42,6 +42,7 @@ def main(
     plain=False,
     data="auto",
     data_dir=None,
+    size=None,
     num_train=None,
     num_test=None,
     steps=ClassifierConfig.num_steps,
@@ -58,8 +59,9 @@ def main(
     workers = workers or ranks.default_workers()
     out = own_folder(out, "checkpoint.npz", "misread.png")
     config = ClassifierConfig(num_steps=steps, batch_size=batch_size, seed=seed)
-    dataset = load(data, "train", data_dir, seed, num_train)
-    test = load(dataset.name, "test", data_dir, seed, num_test)
+    sized = given(size=size)
+    dataset = load(data, "train", data_dir, seed, num_train, **sized)
+    test = load(dataset.name, "test", data_dir, seed, num_test, **sized)
     check_batch(batch_size, dataset.images.shape[1:])
     model_config = {"in_channels": dataset.images.shape[3], "num_classes": len(dataset.classes), "time": noisy}
     draw = partial(draw_noisy_batch, schedule) if noisy else draw_moved_batch
@@ -67,7 +69,7 @@ def main(
         print(f"data: {dataset.source}")
         print(f"network: {pool.model.num_parameters():,} parameters; {workers} worker(s); results in {out}/")
         state, unfinished = classifier_training(pool, dataset, config, draw), out / "unfinished.npz"
-        settings = asdict(config) | {"noisy": noisy, "data": dataset.name, "num": len(dataset)}
+        settings = asdict(config) | {"noisy": noisy, "data": dataset.name, "num": len(dataset)} | sized
         finish(state, pool, unfinished, settings, resume)
         images, labels = test.batch(np.arange(len(test)))
         images, t = noised(schedule, images, seed) if noisy else (images, None)
@@ -118,8 +120,12 @@ def shares_by_time(T, t, right):
 if __name__ == "__main__":
     parser = cli.parser(__doc__, main)
     cli.add_backend(parser)
-    parser.add_argument("--data", choices=NAMES, help="auto: MNIST, or drawn digits if MNIST cannot be loaded")
+    known = (*NAMES, *COLOUR)
+    parser.add_argument("--data", choices=known, help="auto: MNIST, or drawn digits if MNIST cannot be loaded")
     cli.add_data_dir(parser)
+    parser.add_argument(
+        "--size", type=cli.positive_int, help=f"pixels of a side of {' and '.join(COLOUR)} (default: 32)"
+    )
     parser.add_argument("--steps", type=cli.positive_int, help="number of training steps")
     parser.add_argument("--batch-size", type=cli.positive_int, help="images a step")
     parser.add_argument("--seed", type=cli.non_negative_int, help="seed of all random numbers")

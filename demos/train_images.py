@@ -7,10 +7,11 @@
     python demos/train_images.py photos/ --size 32 --flip --resume
 
 DATA is the name of a data set, a folder of pictures, whose subfolders are the classes, if there are any, or an .npz
-file with `images` (N, H, W) or (N, H, W, C), uint8, and, if there are classes, `labels` (N,).  Pictures without
-classes are trained and drawn without labels and without guidance.  The network has three levels for pictures of 16 to
-32 pixels, and four levels with attention for 64.  The run prints what a step takes, and writes to --out what
-train_mnist.py writes.  Ctrl-C, SIGTERM and SIGHUP save and end the run.  Read next: job.py.
+file with `images` (N, H, W) or (N, H, W, C), uint8, and, if there are classes, `labels` (N,).  Beside float images the
+file needs `value_range`, the values of black and white, such as (0, 1).  Pictures without classes are trained and drawn
+without labels and without guidance.  The network has three levels for pictures of 16 to 32 pixels, and four levels with
+attention for 64.  The run prints what a step takes, and writes to --out what train_mnist.py writes.  Ctrl-C, SIGTERM
+and SIGHUP save and end the run.  Read next: job.py.
 """
 
 from functools import partial
@@ -50,7 +51,8 @@ def load_pictures(data, size, data_dir, num_images, meta, seed):
     """The training set; with the settings of a checkpoint as many pictures of that size as in its run."""
     if meta is not None:
         num_images = num_images or meta["data"]["num"]
-        size = size or meta["data"]["image_shape"][0]
+        height, width, _ = meta["data"]["image_shape"]
+        size = size or (height if height == width else None)  # pictures that are not square were not resized
     return run.load_data(data, data_dir, seed, num_images, size)
 
 

@@ -8,6 +8,7 @@ seen.
 
 import ctypes
 import functools
+import hashlib
 import shutil
 import subprocess
 import tempfile
@@ -39,6 +40,7 @@ extern "C" void become(int i) { lane = i; }
 static void __syncthreads() { if (THREADS > 1) pthread_barrier_wait(&barrier); }
 """
 WARPS = Path(__file__).with_name("warps.cpp").read_text("utf-8")
+CACHE = Path(__file__).parents[1] / ".pytest_cache" / "compiled"
 SHARED = 232_448  # bytes of shared memory of a block, as on an H100
 STRIDED = ("product",)  # kernels that take views of any strides
 _one_block = threading.Lock()  # ranks of fake_mpi.py are threads, and warps.cpp has one memory for a block
@@ -56,13 +58,27 @@ def library(dtype: str, wide: bool, lanes: int) -> ctypes.CDLL:
 
 
 def compiled(text: str, *options: str) -> ctypes.CDLL:
-    """The library that the compiler makes of a text; a warning is an error."""
-    with tempfile.TemporaryDirectory() as scratch:
-        source, result = Path(scratch) / "kernels.cpp", Path(scratch) / "kernels.so"
-        source.write_text(text)
-        always = ["-std=c++17", "-shared", "-fPIC", "-Wall", "-Wextra", "-Wdouble-promotion", "-Werror"]
-        subprocess.run([str(COMPILER), *always, *options, str(source), "-o", str(result)], check=True)
-        return ctypes.CDLL(str(result))
+    """The library that the compiler makes of a text; a warning is an error.
+
+    It is kept for later runs and for the other processes of this one: to make it takes longer than most tests.
+    """
+    always = ["-std=c++17", "-shared", "-fPIC", "-Wall", "-Wextra", "-Wdouble-promotion", "-Werror"]
+    command = [str(COMPILER), *always, *options]
+    CACHE.mkdir(parents=True, exist_ok=True)
+    library = CACHE / f"{hashlib.sha256(repr((version(), command, text)).encode()).hexdigest()}.so"
+    if not library.exists():
+        with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
+            source, made = Path(scratch) / "kernels.cpp", Path(scratch) / "kernels.so"
+            source.write_text(text)
+            subprocess.run([*command, str(source), "-o", str(made)], check=True)
+            made.replace(library)
+    return ctypes.CDLL(str(library))
+
+
+@functools.cache
+def version() -> str:
+    """What the compiler says of itself."""
+    return subprocess.run([str(COMPILER), "--version"], capture_output=True, text=True, check=True).stdout
 
 
 def kernel(name: str, dtype: str, wide: bool, lanes: int = 1):

@@ -44,6 +44,7 @@ class Planted(NamedTuple):
     sign: the lint's rule; what the strict device's error says, or {kind of wait: how many}, or "nan"; a count's name.
     numpy: what NumPy makes of it: "same" numbers, "other" ones, an "error", or "chance": what the memory held.
     plain: whether it lies in a plain form that a GPU has a faster one for, and so runs with nothing installed.
+    conv_cu: whether products run by its text.  It takes long, and has mistakes of its own in fast/test_tensor_cores.py.
     """
 
     what: str
@@ -54,6 +55,7 @@ class Planted(NamedTuple):
     sign: Any = None
     numpy: str = "same"
     plain: bool = False
+    conv_cu: bool = False
 
 
 CLIP = "return xp.clip(x_0_hat, -1, 1) if clip else x_0_hat"
@@ -143,7 +145,8 @@ PLANTED = [
     # Wrong kernels: NumPy never runs them.
     Planted("a window reads over the edge", "fast/kernels.cu", "column >= 0", "column >= -1", "twin"),
     Planted("a window's row off by one", "fast/kernels.cu", "I row = top + k,", "I row = top + k + 1,", "twin"),
-    Planted("shares that are left out", "fast/kernels.cu", "s < parts.count[first]", "s < 1", "twin"),
+    Planted("shares that are left out", "fast/kernels.cu", "s < parts.count[first]", "s < 1", "twin",
+            conv_cu=True),
     Planted("a norm without its mean", "fast/kernels.cu", "c + k] - level;", "c + k];", "twin"),
     Planted("the wrong moment", "fast/kernels.cu", "T(1 - beta2)", "T(1 - beta1)", "twin"),
     Planted("an average that runs away", "fast/kernels.cu", "(theta[i] - average[i])", "(theta[i] + average[i])",
@@ -276,18 +279,19 @@ def work():
     return found, waits
 
 
-def on(name, row, plain=False):
+def on(name, row, plain=False, conv_cu=False):
     """What `work` gives on a backend, with a mistake or (None) without."""
     with (
         imported_with(row) as strict,
         strict.backend(name, plain=plain or (row is not None and row.plain), rounding="float32"),
     ):
+        strict.has_tensor_cores(conv_cu or (row is not None and row.conv_cu))
         return work()
 
 
 @cache
-def right(name, plain=False):
-    return on(name, None, plain)
+def right(name, plain=False, conv_cu=False):
+    return on(name, None, plain, conv_cu)
 
 
 def furthest(found, expected):
@@ -302,9 +306,10 @@ def test_without_a_mistake_no_layer_complains():
     """Both backends agree, plain or not, and with all installed no step waits, of training or of sampling."""
     values, waits = right("cupy")
     # Float32 sums in another order: 2e-7 each, through ten layers and two steps of Adam, which enlarges.
-    for found in (values, right("cupy", plain=True)[0], right("numpy", plain=True)[0]):
+    products, more_waits = right("cupy", conv_cu=True)
+    for found in (values, products, right("cupy", plain=True)[0], right("numpy", plain=True)[0]):
         assert furthest(found, right("numpy")[0]) < 1e-3
-    assert waits == [{}] * 3
+    assert waits == more_waits == [{}] * 3
 
 
 @pytest.mark.parametrize(
@@ -335,8 +340,8 @@ def test_the_strict_device_shows_it(row):
     """An error that says why; or the same numbers with other waits; or NaN from memory that nobody wrote to."""
     if isinstance(row.sign, dict):
         found, waits = on("cupy", row)
-        assert row.sign in waits and waits != right("cupy", row.plain)[1]
-        assert furthest(found, right("cupy", row.plain)[0]) < 1e-3
+        assert row.sign in waits and waits != right("cupy", row.plain, row.conv_cu)[1]
+        assert furthest(found, right("cupy", row.plain, row.conv_cu)[0]) < 1e-3
         return
     with pytest.raises((TypeError, ValueError, IndexError, RuntimeError), match=row.sign):
         on("cupy", row)

@@ -8,6 +8,7 @@ import runpy
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tinydiff import diffusion, train
@@ -76,19 +77,60 @@ def test_every_page_is_reached_from_the_first():
     }
 
 
-@pytest.mark.skipif(backend_name() != "numpy", reason="the example is run as it stands, on numpy")
+on_numpy = pytest.mark.skipif(backend_name() != "numpy", reason="the example is run as it stands, on numpy")
+
+
+def the_twenty_lines() -> str:
+    return re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
+
+
+@on_numpy
 def test_the_twenty_lines_run(capsys, tmp_path, monkeypatch):
-    """As they stand: 40 steps of algorithm 1, 20 of algorithm 2, and a picture of ten digits; the loss falls."""
-    code, *_ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    """As they stand: 120 steps of algorithm 1, and ten pictures whose stripes lie or stand as asked; the loss falls.
+
+    Where a picture changes along one axis, its standard deviation along it is near sqrt(1/2), and 0 along the other.
+    The file that they save is one that sample.py reads, and the average goes into the network that was trained.
+    """
+    code = the_twenty_lines()
     assert len([line for line in code.splitlines() if line.strip()]) <= 26
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(code, names)
-    out = capsys.readouterr().out
-    assert len(re.findall(r"^step ", out, re.MULTILINE)) == 40 and len(re.findall(r"^t = ", out, re.MULTILINE)) == 20
+    assert len(re.findall(r"^step ", capsys.readouterr().out, re.MULTILINE)) == 120
     losses = [row[0] for row in names["state"].rows]
-    assert sum(losses[-5:]) < sum(losses[:5]) / 2
-    assert names["t"] == 0 and names["x_t"].shape == (10, 28, 28, 1) and (tmp_path / "twenty_lines.png").is_file()
+    assert sum(losses[-5:]) < sum(losses[:5]) / 4
+    drawn = names["frames"][-1]
+    assert drawn.shape == (10, 8, 8, 1) and (tmp_path / "stripes.png").is_file()
+    down, across = (drawn.std(axis).mean((1, 2)) for axis in (1, 2))
+    assert ((down > 2 * across) == [True, False] * 5).all() and ((across > 2 * down) == [False, True] * 5).all()
+    options = {"labels": (0, 1), "num": 2, "steps": 20, "workers": 1, "save_npz": "more.npz", "out": "more.png"}
+    assert "sample.py stripes.npz --labels 0,1" in README
+    runpy.run_path(str(ROOT / "demos" / "sample.py"))["main"]("stripes.npz", **options)
+    with np.load("more.npz") as file:  # image i of a seed is one image; the products of a smaller batch round apart
+        np.testing.assert_allclose(file["images"], np.clip(drawn[:2], -1, 1), rtol=0, atol=1e-3)
+    names["state"].ema.copy_to(names["model"].parameters())
+    assert "`state.ema.copy_to(model.parameters())`" in README
+    for name, a in names["network"].model.state_dict().items():
+        np.testing.assert_array_equal(names["model"].state_dict()[name], a)
+
+
+@on_numpy
+def test_the_twenty_lines_take_colour_and_pictures_without_labels(tmp_path, monkeypatch):
+    """With the changes that the first page names, in two steps."""
+    changes = {
+        "images, labels, value_range": "np.stack([images] * 3, -1), value_range=(-1, 1)) #",
+        "num_classes=2": "num_classes=None, in_channels=3",
+        "schedule, 2)": "schedule, None)",
+        "num_steps=120": "num_steps=2",
+    }
+    code = the_twenty_lines()
+    for old, changed in changes.items():
+        assert code.count(old) == 1, old
+        code = code.replace(old, changed)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code, names)
+    assert names["frames"].shape == (1, 10, 8, 8, 3)
 
 
 def test_the_law_that_is_quoted_is_the_laws_own_text():

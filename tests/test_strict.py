@@ -414,6 +414,7 @@ def bound(dtype):
 
 
 COMPUTATIONS = [gradients, training_steps, classifier_gradients, ddpm, ddim_with_guidance, bound]
+BY_CONV_CU = (gradients, classifier_gradients)  # the others call the same networks, and its text takes long here
 
 
 def same_bits(found, expected):
@@ -428,6 +429,7 @@ def same_bits(found, expected):
 @pytest.mark.parametrize("compute", COMPUTATIONS)
 def test_a_whole_computation_has_the_same_bits_on_the_device(compute, dtype):
     """Where both go the device's way: its kernels, whole batches at once.  So nothing unwritten was read, either."""
+    strict.has_tensor_cores(compute in BY_CONV_CU)
     with on_device(numpy_for_cupy()):
         expected = compute(dtype)
     with on_device():
@@ -441,6 +443,7 @@ def test_a_whole_computation_has_the_same_bits_on_the_device(compute, dtype):
 @pytest.mark.parametrize("compute", [c for c in COMPUTATIONS if c is not training_steps])  # Adam makes noise as large
 def test_the_ways_of_numpy_and_of_a_device_agree_up_to_rounding(compute, dtype, bound):
     """Winograd, slices that stay in cache, products in pieces, and no kernels: other sums, the same numbers."""
+    strict.has_tensor_cores(compute in BY_CONV_CU)
     with on_numpy():
         x = np.zeros((3, 8, 8, 16))
         assert winograd.pays(x, np.zeros((3, 3, 16, 16)), 1, 1)
@@ -521,6 +524,7 @@ def test_a_training_step_does_not_wait(start):
 def test_the_loop_of_the_demos_waits_where_it_makes_rows_only(start, monkeypatch):
     """app/run.py with its progress bar: no step of its waits for the device but those with a period's rows, and the
     one in which the recorded step is tested against the ordered one."""
+    strict.has_tensor_cores(False)
     monkeypatch.setattr(gpu, "PERIOD", 3)
     state = start(num_steps=8)
     waited, steps = [], iter(range(10))

@@ -129,7 +129,7 @@ def test_an_old_classifier_has_no_time(path):
         ({"data": {"image_shape": [30, 30, 1]}, "model": {"channel_mults": [1, 2, 2]}}, "image_shape must be a size"),
         ({"data": {"image_shape": [9, 8, 1]}}, "image_shape must be a size that the network can draw"),
         ({"data": {"image_shape": [8, 8, 3]}}, "image_shape must be a size that the network can draw"),
-        ({"data": {"name": "mnist"}}, "and 28 x 28 with 10 classes for mnist, fashion, glyphs"),
+        ({"data": {"name": "mnist"}}, "and 28 x 28 with 10 classes for mnist, fashion, glyphs, square"),
         ({"data": {"classes": list("012345678")}}, "data.classes must name each class"),
         ({"data": {"classes": [""] * 10}}, r"data\.classes = .* each a line of 1 to 100 printable letters"),
         ({"model": {"num_heads": 3}}, "settings of no network: num_heads=3 does not divide"),
@@ -167,6 +167,11 @@ def test_a_network_draws_its_own_pictures_only():
         assert kinds.fits_pictures(config, known) and kinds.fits_pictures(config | {"num_classes": None}, known)
         assert not kinds.fits_pictures(config | {"num_classes": 9}, known)
         assert not kinds.fits_pictures(config, known | {"image_shape": [12, 20, 1]})
+    for name in ("sprites", "cifar10"):
+        known, colour = {"name": name, "image_shape": [16, 16, 3]}, config | {"in_channels": 3}
+        assert kinds.fits_pictures(colour, known) and kinds.fits_pictures(colour, known | {"image_shape": [32, 32, 3]})
+        assert not kinds.fits_pictures(colour | {"num_classes": 9}, known)
+        assert not kinds.fits_pictures(colour, known | {"image_shape": [16, 32, 3]})
 
 
 def test_each_class_has_a_name_where_a_checkpoint_names_any():
@@ -245,6 +250,17 @@ def test_a_data_set_of_the_users_own_is_a_sentence_where_its_pictures_are_needed
         kinds.data_name(meta)
     for name in ("mnist", "fashion", "glyphs"):
         assert kinds.data_name({"data": {"name": name}}) == name
+    with pytest.raises(
+        CheckpointError, match="data set is 'sprites'; this program needs one of mnist, fashion, glyphs:"
+    ):
+        kinds.data_name({"data": {"name": "sprites"}})
+    assert kinds.data_name({"data": {"name": "sprites"}}, kinds.EVERY) == "sprites"
+
+
+def test_the_size_of_a_data_set_of_several_sizes_is_that_of_the_checkpoint():
+    """`load` is asked for sprites and photographs of the checkpoint's size; the others have only one."""
+    for name, size in (("sprites", {"size": 16}), ("cifar10", {"size": 16}), ("glyphs", {}), ("photos/", {})):
+        assert kinds.data_size({"data": {"name": name, "image_shape": [16, 16, 3]}}) == size
 
 
 def test_a_schedule_of_any_length_and_a_network_of_any_size_are_loaded(path):

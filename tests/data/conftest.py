@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from tinydiff.backend import default_rng
-from tinydiff.data import mnist
+from tinydiff.data import releases
 
 
 def idx_bytes(array):
@@ -32,9 +32,9 @@ def small_set(seed):
 def folders(tmp_path, monkeypatch):
     """Folders in tmp_path to name and a cache folder there, no $TINYDIFF_DATA, and mirrors that nobody answers on."""
     monkeypatch.delenv("TINYDIFF_DATA", raising=False)
-    monkeypatch.setattr(mnist, "cache_dir", lambda: tmp_path / "cache")
-    for name, release in mnist.RELEASES.items():
-        monkeypatch.setitem(mnist.RELEASES, name, release._replace(urls=("http://127.0.0.1:9/",)))
+    monkeypatch.setattr(releases, "cache_dir", lambda: tmp_path / "cache")
+    for name, release in releases.RELEASES.items():
+        monkeypatch.setitem(releases.RELEASES, name, release._replace(urls=("http://127.0.0.1:9/",)))
     return {"data_dir": tmp_path / "dir", "env": tmp_path / "env", "cache": tmp_path / "cache"}
 
 
@@ -43,11 +43,11 @@ def sets(folders, monkeypatch):
     """{"mnist": (arrays, files), "fashion": ...}: small sets whose hashes stand in the tables in place of the real."""
     sets = {"mnist": small_set(1), "fashion": small_set(2)}
     for name, (_, files) in sets.items():
-        release = mnist.RELEASES[name]
+        release = releases.RELEASES[name]
         # As in the table: Fashion-MNIST's hashes are of the .gz files, MNIST's of the decompressed content.
         hashed = {file: gz if name == "fashion" else gzip.decompress(gz) for file, gz in files.items()}
         hashes = {file: hashlib.sha256(data).hexdigest() for file, data in hashed.items()}
-        monkeypatch.setitem(mnist.RELEASES, name, release._replace(sha256=hashes))
+        monkeypatch.setitem(releases.RELEASES, name, release._replace(sha256=hashes))
     return sets
 
 

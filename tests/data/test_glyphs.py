@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinydiff.backend import TinydiffError, default_rng
-from tinydiff.data import glyphs
+from tinydiff.data import fields, glyphs
 from tinydiff.data.dataset import DataError
 from tinydiff.data.glyphs import FACES, load_glyphs
 
 pytestmark = pytest.mark.data
 
-AXIS = (np.arange(glyphs._GRID) - (glyphs._GRID - 1) / 2) * glyphs._STEP
+AXIS = (np.arange(fields.GRID) - (fields.GRID - 1) / 2) * fields.STEP
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_the_look_up_is_exact_on_planes(seed):
     planes = a[:, :, None] * AXIS[None, None, :] + b[:, :, None] * AXIS[None, :, None] + c[:, :, None]
     x, y = rng.uniform(-20, 20, (2, 4, 50)).astype(np.float32)
     expected = a * np.clip(x, -14, 14) + b * np.clip(y, -14, 14) + c
-    found = glyphs._look_up(planes.astype(np.float32), np.arange(4), x, y)
+    found = fields.look_up(planes.astype(np.float32), np.arange(4), x, y)
     np.testing.assert_allclose(found, expected, atol=2e-3)  # the last point is read at 0.999 of a 0.5-pixel cell
 
 
@@ -218,7 +218,7 @@ def drawn():
         return np.broadcast_to(ramp, x.shape)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(glyphs, "_look_up", look_up)
+        patch.setattr(glyphs, "look_up", look_up)
         patch.setattr(glyphs, "_bend", lambda x, y, uniform: 0)
         images, labels = glyphs._draw(default_rng(0), 800)
     ((index, x, y),) = calls
@@ -316,7 +316,7 @@ def test_a_digit_is_bent_in_both_directions_on_their_own(monkeypatch):
     calls, points = [], []
     bend = glyphs._bend
     monkeypatch.setattr(glyphs, "_bend", lambda *how: calls.append(bend(*how)) or calls[-1])
-    monkeypatch.setattr(glyphs, "_look_up", lambda fields, index, x, y: points.append((x, y)) or 0 * x)
+    monkeypatch.setattr(glyphs, "look_up", lambda fields, index, x, y: points.append((x, y)) or 0 * x)
     glyphs._draw(default_rng(0), 20)
     ((x, y),), (bend_x, bend_y) = points, calls
     assert abs(bend_x - bend_y).max(1).min() > 0.05

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tinydiff import data
-from tinydiff.data.mnist import FILES, DataMissing
+from tinydiff.data.mnist import FILES
+from tinydiff.data.releases import DataMissing
 
 pytestmark = pytest.mark.data
 
@@ -123,8 +124,11 @@ def test_glyphs_follow_split_and_seed():
 
 
 def test_unknown_names_and_splits_are_named():
-    """A ValueError has the value, and for a data set the names that exist."""
-    with pytest.raises(ValueError, match="auto, mnist, fashion, glyphs, got 'cifar'"):
+    """An error has the value, and for a data set the names that exist and what else there can be."""
+    known = (
+        "it must be auto, mnist, fashion, glyphs, sprites, cifar10, or the path of a folder of pictures or .npz file"
+    )
+    with pytest.raises(data.DataError, match=f"no data set 'cifar': {known}"):
         data.load("cifar")
     with pytest.raises(ValueError, match="got 'valid'"):
         data.load("glyphs", "valid")

@@ -325,6 +325,23 @@ def test_a_pixel_checkpoint_is_drawn_from_its_average(demo, files):
     )
 
 
+def test_a_pixel_checkpoint_without_classes_is_refused(demo, tmp_path):
+    """What is drawn is asked for by its label."""
+    save_checkpoint(tmp_path / "c.npz", load("glyphs", num=10), num_classes=None)
+    with pytest.raises(TinydiffError, match="needs a network with classes"):
+        demo.load_pixel(tmp_path / "c.npz", 1)
+
+
+def test_the_scaling_is_a_number_for_each_channel(demo):
+    """float64, all of them finite, and the scale above 0."""
+    tables, meta = demo.KINDS["latent"].tables, {"latent_shape": [7, 7, 2]}
+    shift, scale = tables["latent/shift"].fits, tables["latent/scale"].fits
+    assert shift(np.array([0.0, -3.0]), meta) and scale(np.array([0.5, 3.0]), meta)
+    for wrong in (np.array([1.0, np.nan]), np.array([np.inf, 1.0]), np.ones(3), np.ones((1, 2)), np.ones(2, "float32")):
+        assert not shift(wrong, meta) and not scale(wrong, meta)
+    assert not scale(np.array([1.0, 0.0]), meta) and not scale(np.array([-1.0, 1.0]), meta)
+
+
 # What is compared.
 
 

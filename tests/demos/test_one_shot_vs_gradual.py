@@ -242,6 +242,7 @@ def test_every_row_is_of_its_model_s_pictures(demo, tmp_path, monkeypatch, capsy
     assert calls.load == [("glyphs", "train", None, 6), ("glyphs", "test", None, 6)]
     printed = capsys.readouterr().out
     assert printed.startswith(f"data: stamps; 1 worker(s), 2.5 minutes a model; results in {tmp_path}/\n")
+    assert printed.endswith("latent.py --pixel c.npz\n")
 
 
 @pytest.mark.parametrize("steps, kept", [(1, [0]), (2, [0, 1]), (50, [0, 8, 15, 22, 29, 34, 40, 44, 47, 49])])

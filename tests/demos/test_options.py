@@ -23,6 +23,8 @@ If a row is wrong, the law prints each note that differs, and both values.
 import argparse
 import importlib.util
 import reprlib
+import shlex
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,23 @@ def mistakes(a, b, changes):
             yield f"{name} is {values}, not {changes[name]}"
 
 
+@cache
+def parser_of(path):
+    return Program(Path(path).relative_to(DEMOS).with_suffix("").as_posix()).parser
+
+
+def refused(printed):
+    """The commands to type next, of those that a run has printed, which their programs would refuse."""
+    for line in printed.splitlines():
+        for command in line.removeprefix("next: ").split(" && ") if line.startswith("next: ") else ():
+            python, path, *words = shlex.split(command)
+            try:
+                assert python == "python"
+                parser_of(path).parse_args(words)
+            except SystemExit:
+                yield f"{command}: refused"
+
+
 def test_every_program_has_a_table():
     """A table for each program, and no table without one."""
     assert sorted(path.relative_to(TABLES).with_suffix("").as_posix() for path in TABLES.rglob("*.py")) == PROGRAMS
@@ -85,7 +104,8 @@ def test_every_program_has_a_table():
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_every_option_acts_and_acts_alone(name, tmp_path):
-    """The two runs of a row differ in what the row names, and in nothing else; every argument has a row."""
+    """The two runs of a row differ in what the row names, and in nothing else; every argument has a row.  Each command
+    that a run prints to type next can be run."""
     program, table, runs, wrong = Program(name), table_of(name), {}, []
     positional = getattr(table, "ARGUMENTS", {})
     assert set(table.ROWS) == set(arguments_of(program.parser))
@@ -100,6 +120,7 @@ def test_every_option_acts_and_acts_alone(name, tmp_path):
             folder = tmp_path / str(len(runs))
             folder.mkdir()
             runs[line] = record(program, line, table.stand_ins, folder)
+            wrong.extend(refused(runs[line]["printed"]))
         return runs[line]
 
     for argument, first, second, changes in rows_of(table):

@@ -197,7 +197,7 @@ def test_a_batch_that_no_memory_holds_is_refused_before_training(load_demo, monk
         monkeypatch.setattr(demo, "load_kind", lambda *_: ({}, {}))
     with pytest.raises(TinydiffError, match="--batch-size 1000000000000: "):
         demo.main(*FOLDERS[name][0], batch_size=10**12, out="out")
-    if name == "train_mnist" and backend_name() == "numpy":
+    if name in ("train_mnist", "prompts/train_prompts") and backend_name() == "numpy":
         monkeypatch.setattr("tinydiff.data.limits.memory", lambda: 40 * 100 * 784 * 32)
         with pytest.raises(AssertionError, match="the work has begun"):
             demo.main(batch_size=100, out="out")

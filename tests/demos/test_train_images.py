@@ -96,3 +96,27 @@ def test_pictures_that_no_network_fits_start_no_run(main, tmp_path):
     with pytest.raises(TinydiffError, match=r"the data set has image_shape = \[4, 260, 1\]; it must be a list of 3"):
         main(pictures(shape=(4, 260, 1)), out=tmp_path, steps=1)
     assert not (tmp_path / "checkpoint.npz").exists()
+
+
+def test_pictures_from_the_disk_start_a_run_that_goes_on(load_demo, tmp_path, monkeypatch, capsys):
+    """A folder with a broken picture, which is named, and a file of floats that is not square: resumed as they were."""
+    demo = load_demo("train_images")
+    monkeypatch.setattr(demo.job, "final_pictures", lambda *_: None)
+    rng = np.random.default_rng(0)
+    for name in ("cat/1.png", "cat/2.png", "dog/3.png"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8)).save(tmp_path / "photos" / name)
+    (tmp_path / "photos/dog/4.png").write_bytes(b"no picture")
+    np.savez(tmp_path / "mine.npz", images=rng.random((5, 8, 12, 3)), value_range=(0, 1))
+    for name, options, data in (
+        ("photos", {"size": 8}, {"name": "photos/", "num": 3, "classes": ["cat", "dog"], "image_shape": [8, 8, 3]}),
+        ("mine.npz", {}, {"name": "mine.npz", "num": 5, "classes": [], "image_shape": [8, 12, 3]}),
+    ):
+        out, backend = tmp_path / f"run of {name}", backend_name()
+        demo.main(str(tmp_path / name), backend=backend, out=out, steps=1, **SMALL, **options)
+        before = (out / "checkpoint.npz").read_bytes()
+        demo.main(str(tmp_path / name), backend=backend, out=out, resume=True, workers=1)
+        assert (out / "checkpoint.npz").read_bytes() == before
+        _, meta = load_kind(out / "checkpoint.npz", "diffusion")
+        assert {key: meta["data"][key] for key in data} == data
+    assert capsys.readouterr().out.count("not readable (cannot identify image file): dog/4.png") == 2

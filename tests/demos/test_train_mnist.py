@@ -125,7 +125,7 @@ def test_resume_refuses_other_settings(main, tmp_path):
     assert (tmp_path / "checkpoint.npz").read_bytes() == before
 
 
-@pytest.mark.parametrize("target", ["x_0", "v"])
+@pytest.mark.parametrize("target", [pytest.param("x_0", marks=pytest.mark.slow), "v"])
 def test_another_target_is_trained_resumed_and_drawn(load_demo, tmp_path, target):
     """--target and --min-snr are the checkpoint's from then on: --resume needs neither, pictures see eps_hat."""
     main = load_demo("train_mnist").main
@@ -236,7 +236,8 @@ def born_with(number):
 
 
 processes = pytest.mark.skipif(backend_name() != "numpy", reason="the process started here uses the numpy backend")
-SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+# Ctrl-C is an exception of Python's own; the other two are one handler's (tests/app/test_signals.py).
+SIGNALS = [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)]
 
 
 @processes
@@ -283,7 +284,7 @@ def test_a_stopped_worker_does_not_keep_a_signal_waiting(tmp_path):
 
 
 @processes
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_kill_9_at_random_moments_loses_nothing_but_time(tmp_path, kills):
     """Killed with signal 9 again and again and resumed each time, a run ends in the bits of an uninterrupted one."""
     steps = 20 * kills

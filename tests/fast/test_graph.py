@@ -36,7 +36,7 @@ from tinydiff.train import TrainingError, draw_batch, noise_prediction_losses, t
 pytestmark = pytest.mark.training
 
 ONE_LEVEL = {**NETWORK, "channel_mults": [1]}
-EIGHT, TWENTY = replace(CONFIG, num_steps=8), replace(CONFIG, num_steps=20)
+SIX, EIGHT, TWENTY = (replace(CONFIG, num_steps=n) for n in (6, 8, 20))
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,7 @@ def device(request):
     """
     if emulate.COMPILER is None:
         pytest.skip(emulate.REASON)
-    strict.has_tensor_cores(request.node.originalname == "test_twenty_recorded_steps_are_twenty_ordered_ones")
+    strict.has_tensor_cores(request.node.originalname == "test_recorded_steps_of_conv_cu_are_ordered_ones")
     with strict.backend("cupy") if backend_name() == "numpy" else nullcontext():
         yield
     strict.has_tensor_cores(True)
@@ -102,6 +102,11 @@ SETTINGS = {
 def test_twenty_recorded_steps_are_twenty_ordered_ones():
     """Bit for bit: losses, norms, weights, moments and average, of a network with classes."""
     assert_same(recorded(small_run(TWENTY)), ordered(small_run(TWENTY)))
+
+
+def test_recorded_steps_of_conv_cu_are_ordered_ones():
+    """Six steps: two are ordered, the third is recorded, the fourth is replayed beside an ordered one, two follow."""
+    assert_same(recorded(small_run(SIX)), ordered(small_run(SIX)))
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)

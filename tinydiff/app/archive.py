@@ -12,12 +12,14 @@ Read next: blocks.py.
 """
 
 import hashlib
+import io
 import json
 import math
 import os
 import struct
 import zipfile
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -152,7 +154,8 @@ def _header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Header:
     with archive.open(member) as npy:
         if np.lib.format.read_magic(npy) != (1, 0):  # numbers and text never need a longer header, so save writes none
             raise CheckpointError(f"contains {printable(member.filename)}, which is not an array that tinydiff saves")
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(npy)
+        length = npy.read(2)  # of the header's text
+        shape, fortran, dtype = _parsed(length + npy.read(int.from_bytes(length, "little")))
         start = npy.tell()
     if dtype.hasobject:
         raise CheckpointError(
@@ -161,6 +164,11 @@ def _header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Header:
     if dtype.kind not in KINDS or start + math.prod(shape) * dtype.itemsize != member.file_size:
         raise CheckpointError(f"contains {printable(member.filename)}, whose size is not that of its numbers")
     return Header(shape, dtype, "F" if fortran else "C", start)
+
+
+@lru_cache(1000)  # weights, average and moments have the same few shapes, and NumPy takes 0.1 ms for a header
+def _parsed(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+    return np.lib.format.read_array_header_1_0(io.BytesIO(header))
 
 
 def _read(archive: zipfile.ZipFile, name: str, header: Header) -> np.ndarray:

@@ -35,7 +35,7 @@ def class_names(data: dict[str, Any], num_classes: int) -> Sequence[str]:
     An old checkpoint contains no names: they are those of Fashion-MNIST, or the numbers of the classes.
     """
     if data["name"] == "fashion" and num_classes == 10:
-        from tinydiff.data.mnist import CLOTHES  # a run opens only the files of its own data set
+        from tinydiff.data.releases import CLOTHES  # a run opens only the files of its own data set
 
         return CLOTHES
     return data.get("classes") or [str(k) for k in range(num_classes)]

@@ -12,7 +12,7 @@ classify.py and the demos describe the kinds of their networks in the same way. 
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from tinydiff.app.archive import CheckpointError, Header, Meta, printable
 from tinydiff.app.generate import new_unet
 from tinydiff.app.rules import LINE, Rule, items, maybe, number, old, one_of, whole
 from tinydiff.backend import TinydiffError
-from tinydiff.data import NAMES, Dataset
+from tinydiff.data import COLOUR, NAMES, Dataset
 from tinydiff.diffusion.targets import TARGETS
 from tinydiff.nn import Module
 from tinydiff.train import METRICS, NUM_BUCKETS
@@ -96,6 +96,7 @@ def _check(kind: Kind, headers: dict[str, Header], meta: Meta) -> None:
         raise CheckpointError(f"contains an array {printable(name)}, which is not one of this network")
 
 
+EVERY = (*NAMES[1:], *COLOUR)  # the data sets that `load` knows by name
 SIZE, CLASSES, TARGET = whole(1, 1 << 16), maybe(whole(1, 1000)), old(one_of(*TARGETS))
 UNET = dict.fromkeys(("in_channels", "base_channels", "num_res_blocks", "num_heads", "num_groups"), SIZE) | {
     "channel_mults": items(SIZE, 1, 8),
@@ -146,7 +147,9 @@ def rows(columns: int) -> Rule:
 def fits_pictures(config: dict[str, Any], data: dict[str, Any]) -> bool:
     """Whether a U-Net can draw the pictures of this data set."""
     multiple, (height, width, channels) = 2 ** (len(config["channel_mults"]) - 1), data["image_shape"]
-    known = data["name"] not in NAMES or ((height, width) == (28, 28) and config["num_classes"] in (None, 10))
+    sizes = dict.fromkeys(NAMES, (28, 28)) | dict.fromkeys(COLOUR, (height, height))
+    size = sizes.get(data["name"])
+    known = size is None or (size == (height, width) and config["num_classes"] in (None, 10))
     return known and not height % multiple and not width % multiple and channels == config["in_channels"]
 
 
@@ -178,7 +181,7 @@ def run_of(
     """
     settings = PROGRESS | {"num_workers": whole(1), "precision": PRECISION, "train": TRAIN, "data": DATA} | settings
     settings |= {"flip": old(one_of(False, True))}
-    known = f"28 x 28 with 10 classes for {', '.join(NAMES[1:])}"
+    known = f"28 x 28 with 10 classes for {', '.join(NAMES[1:])}, square with 10 classes for {', '.join(COLOUR)}"
     pictures = f"data.image_shape must be a size that the network can draw, and {known}"
     together = (
         Rule("step must be at most num_steps", lambda meta: meta["step"] <= meta["num_steps"]),
@@ -189,15 +192,22 @@ def run_of(
     return Kind(name, settings, {("ema/", "weights/", "adam_m/", "adam_v/"): make}, tables, together + more)
 
 
-def data_name(meta: Meta) -> str:
-    """The name of a checkpoint's data set, for data.load.  Raises CheckpointError if `load` does not know the name."""
+def data_name(meta: Meta, known: Sequence[str] = NAMES[1:]) -> str:
+    """The name of a checkpoint's data set, for data.load.  Raises CheckpointError if the program does not know it.
+
+    known: the data sets that the program can use.  A folder or a file of one's own is never one of them, because a
+    checkpoint contains its name, but neither its place nor test images.
+    """
     name = meta["data"]["name"]
-    if name not in NAMES[1:]:
-        known = ", ".join(NAMES[1:])
-        raise CheckpointError(
-            f"the checkpoint's data set is {name!r}; this program needs one of {known}: choose another"
-        )
+    if name not in known:
+        needs = f"this program needs one of {', '.join(known)}: choose another"
+        raise CheckpointError(f"the checkpoint's data set is {name!r}; {needs}")
     return name
+
+
+def data_size(meta: Meta) -> dict[str, int]:
+    """The option `size` of data.load for a checkpoint's data set, if the data set has images of several sizes."""
+    return {"size": meta["data"]["image_shape"][0]} if meta["data"]["name"] in COLOUR else {}
 
 
 KINDS["diffusion"] = run_of(

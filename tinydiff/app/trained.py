@@ -22,7 +22,7 @@ Arrays = dict[str, np.ndarray]
 Meta = dict[str, Any]
 
 
-def load_trained(path: Path, num_workers: int, ranks: Any = None) -> tuple[Any, Schedule, Meta]:
+def load_trained(path: str | Path, num_workers: int = 1, ranks: Any = None) -> tuple[Any, Schedule, Meta]:
     """(workers, schedule, settings) of a checkpoint.  The workers have the network with the averaged weights (EMA).
 
     The workers' model returns eps_hat for every target that the network was trained to predict.
@@ -33,7 +33,7 @@ def load_trained(path: Path, num_workers: int, ranks: Any = None) -> tuple[Any, 
 
 
 def load_network(
-    path: Path,
+    path: str | Path,
     kind: str,
     prefix: str,
     make: Callable[[Arrays, Meta], Callable[[], Module]],

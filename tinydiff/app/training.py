@@ -120,7 +120,9 @@ def by_name(model: Module, arrays: list[Any]) -> dict[str, np.ndarray]:
     return dict(zip(names, _cut([to_numpy(a) for a in arrays], parameters)))
 
 
-def save(state: Training, path: Path, dataset: Dataset, schedule: Schedule, num_workers: int, **more: Any) -> None:
+def save(
+    state: Training, path: str | Path, dataset: Dataset, schedule: Schedule, num_workers: int = 1, **more: Any
+) -> None:
     """Write a checkpoint with everything that `restore` and sampling need, complete or not at all.
 
     more: further settings.  They replace settings of the same name, such as `kind`.
@@ -155,7 +157,7 @@ def arrays_of(state: Training) -> dict[str, np.ndarray]:
     return arrays
 
 
-def check_finite(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def check_finite(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
     """TrainingError, before anything is written, if one of the arrays of a network is not finite."""
     for name, a in arrays.items():
         if not np.isfinite(a).all():

@@ -4,6 +4,7 @@ Read next: epochs.py.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -15,11 +16,26 @@ HINTS = {  # what makes uint8 in 0..255 of other numbers
 }
 
 
-def pixels(images: np.ndarray, value_range: tuple[float, float] | None) -> np.ndarray:
+def checked(
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    *,
+    value_range: tuple[float, float] | None = None,
+    classes: Sequence[str] | None = None,
+    name: str = "own",
+    source: str = "arrays in memory",
+) -> dict[str, Any]:
+    """The settings of a Dataset, from the arguments of Dataset.from_arrays.  Raises ValueError as that does."""
+    names = _names(labels) if classes is None else tuple(classes)
+    if len(names) > MOST_CLASSES:
+        raise ValueError(f"at most {MOST_CLASSES:,} classes are possible, got {len(names):,}")
+    return {"name": name, "images": _pixels(images, value_range), "labels": labels, "source": source, "classes": names}
+
+
+def _pixels(images: np.ndarray, value_range: tuple[float, float] | None) -> np.ndarray:
     """(N, H, W) or (N, H, W, C) of uint8, or of floats in value_range, as (N, H, W, C) uint8.
 
-    Floats are converted image by image, so that no second array of floats is made.  Raises ValueError for anything
-    else.
+    Floats are converted image by image, so that no second array of floats is made.
     """
     if not isinstance(images, np.ndarray):
         raise ValueError(f"images must be a NumPy array, got {type(images).__name__}")
@@ -34,7 +50,7 @@ def pixels(images: np.ndarray, value_range: tuple[float, float] | None) -> np.nd
             raise ValueError(f"value_range is for float images; uint8 images are in 0..255, got {value_range}")
         return images
     if value_range is None:
-        rule = "float images need value_range=(0, 1) or (-1, 1), the values of black and white"
+        rule = "float images need value_range=(0, 1) or (-1, 1), the values of black and white, here or in the file"
         raise ValueError(f"{rule}, got {images.dtype} in {images.min():g}..{images.max():g}")
     low, high = map(float, value_range)
     if not -np.inf < low < high < np.inf:
@@ -48,20 +64,13 @@ def pixels(images: np.ndarray, value_range: tuple[float, float] | None) -> np.nd
     return made
 
 
-def class_names(labels: np.ndarray | None, classes: Sequence[str] | None) -> tuple[str, ...]:
-    """The classes as a tuple; of None the names "0".."K-1" of integer labels that count from 0 without a gap.
-
-    `Dataset` itself refuses labels that are negative or no integers.  Raises ValueError for a gap, and for more classes
-    than a network can have.
-    """
-    if classes is None and isinstance(labels, np.ndarray) and labels.dtype.kind in "iu":
-        values, rows = np.unique(labels, return_index=True)
-        for k, (value, row) in enumerate(zip(values, rows)):
-            if value > k:
-                gap = f"labels must lie in 0..K-1 for K classes; row {row} has the label {value}"
-                raise ValueError(f"{gap}, and no row has {k}: count from 0, or name all classes with `classes`")
-        classes = [str(k) for k in range(len(values))]
-    names = tuple(classes or ())
-    if len(names) > MOST_CLASSES:
-        raise ValueError(f"at most {MOST_CLASSES:,} classes are possible, got {len(names):,}")
-    return names
+def _names(labels: np.ndarray | None) -> tuple[str, ...]:
+    """The names "0".."K-1" of integer labels that count from 0 without a gap.  Dataset refuses all other labels."""
+    if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu":
+        return ()
+    values, rows = np.unique(labels, return_index=True)
+    for k, (value, row) in enumerate(zip(values, rows)):
+        if value > k:
+            gap = f"labels must lie in 0..K-1 for K classes; row {row} has the label {value}"
+            raise ValueError(f"{gap}, and no row has {k}: count from 0, or name all classes with `classes`")
+    return tuple(str(k) for k in range(len(values)))

@@ -4,13 +4,15 @@ Training reads batches of x_0 in [-1, 1], channels last (Ho et al. 2020, section
 data set of arrays of one's own.  Read next: arrays.py.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from tinydiff.backend import TinydiffError, host_integers
 
+NAMES = ("auto", "mnist", "fashion", "glyphs")  # the data sets of 28 x 28 in grey, of ten classes
+COLOUR = ("sprites", "cifar10")  # those in three channels, square, of ten classes
 DIGITS = tuple("0123456789")
 
 
@@ -58,29 +60,21 @@ class Dataset:
             raise ValueError(f"labels must lie in 0..{last}, one for each class; row {row} has the label {labels[row]}")
 
     @classmethod
-    def from_arrays(
-        cls,
-        images: np.ndarray,
-        labels: np.ndarray | None = None,
-        *,
-        value_range: tuple[float, float] | None = None,
-        classes: Sequence[str] | None = None,
-        name: str = "own",
-        source: str = "arrays in memory",
-    ) -> "Dataset":
+    def from_arrays(cls, images: np.ndarray, labels: np.ndarray | None = None, **options: Any) -> "Dataset":
         """Make a data set of arrays of one's own.
 
             pixel = rint(255 (value - low) / (high - low))        low, high = value_range
 
-        images: (N, H, W) or (N, H, W, C).  uint8 images take no value_range.  Float images need it, because 0..1 and
-        -1..1 cannot be told apart: (0, 1), (-1, 1) or another pair of black and white.
-        labels: (N,) integers, or None.  They count from 0 without a gap, unless `classes` names each of them.
+        images: (N, H, W) or (N, H, W, C), uint8 or float.  labels: (N,) integers, or None.  They count from 0 without a
+        gap, unless `classes` names each of them.
+        options: value_range, which float images need, because 0..1 and -1..1 cannot be told apart: (0, 1), (-1, 1) or
+        another pair of black and white.  classes, name, source: as above.
         Raises ValueError for another dtype or shape, for values that are not finite or outside value_range, and for
         labels that are not 0..K-1; the message contains the row.
         """
-        from tinydiff.data import arrays  # a run on a built-in data set does not open that file
+        from tinydiff.data.arrays import checked  # a run on a built-in data set does not open that file
 
-        return cls(name, arrays.pixels(images, value_range), labels, source, arrays.class_names(labels, classes))
+        return cls(**checked(images, labels, **options))
 
     def first(self, num: int | None) -> "Dataset":
         """The first `num` images, or all for None.  Raises ValueError unless num is in 1..N."""

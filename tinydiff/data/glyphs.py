@@ -10,7 +10,7 @@ point p to the outline, positive inside.  The ink of an image pixel u is one loo
 Adding a weight to d makes the stroke heavier.  The edge is anti-aliased because the ink rises from 0 to 1 while d(p)
 rises by one pixel.
 
-Read next: mnist.py.
+Read next: fields.py.
 """
 
 import os
@@ -21,6 +21,7 @@ import numpy as np
 
 from tinydiff.backend import default_rng
 from tinydiff.data.dataset import DIGITS, DataError, Dataset
+from tinydiff.data.fields import look_up, signed_distance
 from tinydiff.data.limits import check_memory
 
 # matplotlib has shipped these faces since 3.7.  Two faces are left out: the 0 of DejaVuSansMono contains a dot, and
@@ -32,8 +33,6 @@ FACES = (
 )
 SIDE = 28
 _HEIGHT = 20.0  # height of a digit in pixels before it is scaled, as in MNIST
-_STEP = 0.5  # pixels between two points of a distance field: bilinear look-ups show no facets at this spacing
-_GRID = 57  # points on a side of a field: _STEP * (_GRID - 1) = 28 pixels, the side of an image
 _BLOCK = 500  # number of images drawn from one random stream
 
 
@@ -85,7 +84,7 @@ def _draw(rng: np.random.Generator, num: int) -> tuple[np.ndarray, np.ndarray]:
     x, y = cos * x + sin * y, cos * y - sin * x
     x = (x - shear * y) / (scale * aspect) + bend_x
     y = y / (scale / aspect) + bend_y
-    ink = np.clip(0.5 + (_look_up(fields, face * 10 + digit, x, y) + weight) * scale, 0, 1)
+    ink = np.clip(0.5 + (look_up(fields, face * 10 + digit, x, y) + weight) * scale, 0, 1)
     return np.rint(255 * ink).astype(np.uint8).reshape(num, SIDE, SIDE), digit.astype(np.uint8)
 
 
@@ -100,22 +99,9 @@ def _bend(x: np.ndarray, y: np.ndarray, uniform: Callable[[float, float], np.nda
     return wave() + wave()
 
 
-def _look_up(fields: np.ndarray, index: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Interpolate fields[index] bilinearly at (x, y), in pixels from the centre.
-
-    A point outside the field takes the nearest value on the border, which is negative.
-    """
-    x, y = (np.clip(a / _STEP + (_GRID - 1) / 2, 0, _GRID - 1.001) for a in (x, y))
-    (x, column), (y, row) = np.modf(x), np.modf(y)
-    at = index[:, None].astype(np.int32) * _GRID**2 + (row * _GRID + column).astype(np.int32)
-    upper = fields.take(at) * (1 - x) + fields.take(at + 1) * x
-    lower = fields.take(at + _GRID) * (1 - x) + fields.take(at + _GRID + 1) * x
-    return upper * (1 - y) + lower * y
-
-
 @lru_cache(maxsize=1)
 def _distance_fields() -> tuple[np.ndarray, np.ndarray]:
-    """Return the distance fields (faces * 10, _GRID, _GRID) in pixels and each face's half stroke width (faces,)."""
+    """Return the distance fields (faces * 10, GRID, GRID) in pixels and each face's half stroke width (faces,)."""
     fields = np.stack([_distance_field(polygons) for face in FACES for polygons in _outlines(face)])
     # The largest distance inside a digit is half its stroke width.  The median is over the ten digits of a face.
     return fields, np.median(fields.reshape(len(FACES), 10, -1).max(2), 1).astype(np.float32)
@@ -142,23 +128,8 @@ def _outlines(face: str) -> Iterator[list[np.ndarray]]:
 
 
 def _distance_field(polygons: list[np.ndarray]) -> np.ndarray:
-    """Scale and centre polygons to _HEIGHT pixels; return the signed distance to them, positive inside.
-
-    The distance is (_GRID, _GRID) float32 in pixels, with row 0 at the top.
-    """
+    """Scale and centre polygons to _HEIGHT pixels; return the signed distance to them as signed_distance does."""
     points = np.concatenate(polygons)
     low, high = points.min(0), points.max(0)
     size = _HEIGHT / (high[1] - low[1])
-    placed = [((p - (low + high) / 2) * [size, -size]).astype(np.float32) for p in polygons]  # rows count downwards
-    (ax, ay), (bx, by) = np.concatenate([p[:-1] for p in placed]).T, np.concatenate([p[1:] for p in placed]).T
-
-    axis = ((np.arange(_GRID) - (_GRID - 1) / 2) * _STEP).astype(np.float32)
-    px, py = axis[None, :, None], axis[:, None, None]  # rows, columns, edges
-    dx, dy = bx - ax, by - ay
-    along = np.clip(((px - ax) * dx + (py - ay) * dy) / np.maximum(dx * dx + dy * dy, 1e-9), 0, 1)
-    distance = np.sqrt(((px - ax - along * dx) ** 2 + (py - ay - along * dy) ** 2).min(-1))
-    # A point is inside if the edges wind around it: of the edges that cross the ray from the point to the right, count
-    # those that go one way minus those that go the other way.
-    left = dx * (py - ay) - dy * (px - ax)
-    winding = ((ay <= py) & (by > py) & (left > 0)).sum(-1) - ((by <= py) & (ay > py) & (left < 0)).sum(-1)
-    return np.where(winding != 0, distance, -distance).astype(np.float32)
+    return signed_distance([(p - (low + high) / 2) * [size, -size] for p in polygons])  # rows count downwards

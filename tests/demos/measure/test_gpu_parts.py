@@ -149,19 +149,19 @@ def test_a_bar_has_stepped_if_it_counts_one(parts, text, stepped):
 RUN = """
 import sys, time
 from pathlib import Path
-time.sleep(0.3); print("0/5 [", file=sys.stderr, flush=True)
-time.sleep(0.3); print("1/5 [", file=sys.stderr, flush=True)
-time.sleep(0.3); Path(sys.argv[1]).write_text("") if sys.argv[2] == "0" else None
-time.sleep(0.3); print("out of memory"); sys.exit(int(sys.argv[2]))
+time.sleep(0.1); print("0/5 [", file=sys.stderr, flush=True)
+time.sleep(0.1); print("1/5 [", file=sys.stderr, flush=True)
+time.sleep(0.1); Path(sys.argv[1]).write_text("") if sys.argv[2] == "0" else None
+time.sleep(0.1); print("out of memory"); sys.exit(int(sys.argv[2]))
 """
 
 
 def test_a_run_is_timed_from_the_command_to_its_step_and_its_picture(parts, tmp_path):
-    """By sleeps, which end no sooner: a step after 0.6 s, the picture after 0.9, the end after 1.2."""
+    """By sleeps, which end no sooner: a step after 0.2 s, the picture after 0.3, the end after 0.4."""
     picture = tmp_path / "samples.png"
     seconds = parts.timed_run([sys.executable, "-c", RUN, str(picture), "0"], picture)
-    assert seconds["first step"] > 0.6 and seconds["samples.png"] > seconds["first step"] + 0.2
-    assert seconds["end"] > seconds["samples.png"] + 0.2
+    assert seconds["first step"] > 0.2 and seconds["samples.png"] > seconds["first step"] + 0.05
+    assert seconds["end"] > seconds["samples.png"] + 0.05
     with pytest.raises(RuntimeError, match=r"exit code 3: .*out of memory"):  # with a picture, and without one
         parts.timed_run([sys.executable, "-c", RUN, str(tmp_path / "other.png"), "3"], picture)
     with pytest.raises(RuntimeError, match=r"exit code 0: "):

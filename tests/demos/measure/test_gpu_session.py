@@ -100,6 +100,12 @@ def state_of(path):
         return "Z"
 
 
+def test_a_part_that_is_cut_off_names_the_time_that_was_left(session, at_work, tmp_path):
+    """And not the limit of its kind, which is a minute."""
+    at_work({"cases": "time.sleep(60)"})
+    assert session.timed("cases", "numpy", tmp_path, 0.6)["why"] == "ended at its limit of 1 s"
+
+
 @pytest.mark.parametrize("left", [0, -3.5])
 def test_a_part_without_time_is_not_begun(session, tmp_path, left):
     """It says why, it takes no time, and it has no figures; its folder stays empty."""

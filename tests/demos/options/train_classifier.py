@@ -64,6 +64,7 @@ ROWS = {
         },
     ),
     "--data-dir": ("", "--data-dir=folder", {"data_dir": ([None] * 2, ["folder"] * 2)}),
+    "--size": ("", "--size=16", {"size": (None, [16] * 2), "settings.size": (None, 16)}),
     "--steps": ("", "--steps=7", {**setting("num_steps", 5, 7), "num_steps": (5, 7)}),
     "--batch-size": ("", "--batch-size=9", {**BATCH, **setting("batch_size", 128, 9)}),
     "--seed": (

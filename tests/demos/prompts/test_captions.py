@@ -274,3 +274,50 @@ def test_a_set_of_held_out_pictures_only_is_refused(captions, monkeypatch):
     monkeypatch.setattr(captions, "held_out", lambda digits, names: np.ones(len(digits), bool))
     with pytest.raises(TinydiffError, match="all 3 pictures are of held-out combinations: take more, see --num-images"):
         captions.Captioned(load("glyphs", num=3), Schedule.linear())
+
+
+# What a checkpoint may contain.
+
+
+def test_a_checkpoint_s_words_are_words_and_its_combinations_are_some(captions):
+    """Padding and the start come first, then words of at most 30 letters and digits, none twice; 1 to 39 combinations
+    of digit, thickness and slant."""
+    fits, words = captions.WORDS.fits, [*captions.VOCABULARY]
+    assert fits(words) and fits(["", "<start>", "a" * 30]) and fits(["", "<start>"])
+    for wrong in (tuple(words), words[1:], ["<start>", "", "a"], [*words, "a" * 31], [*words, words[5]]):
+        assert not fits(wrong)
+    assert not any(fits([*words, word]) for word in ("two words", "<b>", "", 3, None))
+    fits, every = (
+        captions.COMBINATIONS.fits,
+        [[d, t, s] for d in captions.DIGITS for t in ("thin", "thick") for s in ("left", "right")],
+    )
+    assert fits(every[:1]) and fits(every[:39])
+    for wrong in (
+        [],
+        every,
+        tuple(every[:2]),
+        [every[0][:2]],
+        [["ten", "thin", "left"]],
+        [["two", "thin", "upright"]],
+        ["two"],
+    ):
+        assert not fits(wrong)
+
+
+def test_a_checkpoint_s_network_reads_its_words(captions):
+    """The encoder has a vector for each word, and a place for each token.  Each attribute has three bounds.  Only a
+    checkpoint of an earlier version has no number of images."""
+    kind = captions.KINDS["prompts"]
+    (together,) = (rule.fits for rule in kind.together if "model.encoder" in rule.what)
+    num_words, most = len(captions.VOCABULARY), captions.MAX_TOKENS
+
+    def meta(words, places):
+        return {"model": {"encoder": {"num_words": words, "max_length": places}}, "vocabulary": captions.VOCABULARY}
+
+    assert together(meta(num_words, most)) and together(meta(num_words, most + 1))
+    assert not any(map(together, (meta(num_words - 1, most), meta(num_words + 1, most), meta(num_words, most - 1))))
+    images, bounds = kind.settings["num_images"], kind.settings["thresholds"]
+    assert not images.needed and [images.fits(n) for n in (0, 1, 500_000, 500_001)] == [False, True, True, False]
+    assert bounds.keys() == captions.NAMES.keys()
+    for rule in bounds.values():
+        assert rule.fits([-1e6, 0.5, 1e6]) and not any(map(rule.fits, ([], [0.5] * 2, [0.5] * 4, [0.5, 0.5, 2e6])))

@@ -209,9 +209,11 @@ def test_resume_refuses_other_settings_and_another_vocabulary(demo, whole):
     ):
         with pytest.raises(CheckpointError, match=message):
             demo.main(backend=backend_name(), out=whole, resume=True, **{**SMALL, **option})
-    demo.VOCABULARY = (*demo.VOCABULARY, "wiggly")
-    with pytest.raises(CheckpointError, match=r"vocabulary is .*'wiggly'\] is wanted"):
-        demo.main(backend=backend_name(), out=whole, resume=True)
+    for name, other, said in (("VOCABULARY", (*demo.VOCABULARY, "wiggly"), "'wiggly'"), ("HELD_OUT", (), r"\[")):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(demo, name, other)
+            with pytest.raises(CheckpointError, match=rf"{name.lower()} is .*{said}\] is wanted"):
+                demo.main(backend=backend_name(), out=whole, resume=True)
     assert (whole / "checkpoint.npz").read_bytes() == before
 
 

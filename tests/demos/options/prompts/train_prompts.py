@@ -25,7 +25,7 @@ def stand_ins(program, notes, patch):
         config = TrainConfig(num_steps=run.UNLIMITED, minutes=18.0)
         meta = {"model": model, "data": {"name": "glyphs", "source": "a source", "num": 30}, "train": asdict(config)}
         meta |= {"vocabulary": captions["VOCABULARY"], "held_out": captions["HELD_OUT"], "num_images": 30}
-        return {"schedule/beta": Schedule.cosine().beta}, meta | {"num_workers": 5}
+        return {"schedule/beta": Schedule.cosine().beta}, meta | {"num_workers": 1}
 
     def final_pictures(state, pool, dataset, recipe, out):
         notes.add(pictures=str(out), num_steps_of_pictures=recipe.num_steps, name=dataset.name)
@@ -43,7 +43,10 @@ BATCH = {"x_0": DIFFERS, "batch.x_t": DIFFERS, "batch.labels": DIFFERS}
 NOISE = {"t": DIFFERS, "eps": DIFFERS, "batch.t": DIFFERS, "batch.target": DIFFERS}
 ROWS = {
     **BASICS,
-    "--workers": ("", "--workers=3", {"workers": (5, 3), "printed": DIFFERS}),
+    "--workers": [
+        ("", "--workers=3", {"workers": (5, 3), "printed": DIFFERS}),
+        ("--resume", "--resume --workers=3", {"workers": (1, 3), "printed": DIFFERS}),  # 1 before the stop
+    ],
     "--steps": (
         "",
         "--steps=7",
@@ -78,8 +81,8 @@ ROWS = {
         },
     ),
     "--resume": (
-        "--workers=5 --data=glyphs",
-        "--workers=5 --data=glyphs --resume",
+        "--workers=1 --data=glyphs",
+        "--workers=1 --data=glyphs --resume",
         {
             "asked_for": (None, ("runs/prompts/checkpoint.npz", "prompts")),
             "restored": (None, "runs/prompts/checkpoint.npz"),
