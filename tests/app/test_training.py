@@ -158,11 +158,11 @@ def test_a_run_that_is_resumed_late_in_its_warm_up_measures_some_gradients(monke
         each.step = each.adam.num_steps = each.ema.num_updates = 1
     gradient_seconds = training.gradient_seconds
     monkeypatch.setattr(
-        training, "gradient_seconds", lambda *how: seen.append(len(gradient_seconds(*how))) or [1, 90, 1]
+        training, "gradient_seconds", lambda *how: seen.append(len(gradient_seconds(*how))) or [1, 90, 3]
     )
-    assert number_of_steps(state, 2.0) == 120  # two minutes at a second a step
+    assert number_of_steps(state, 2.0) == 40  # two minutes at three seconds a step: its own two steps do not count
     assert seen == [7]
-    other.num_steps = 120
+    other.num_steps = 40
     for _ in train(other):
         if other.step == 4:
             break
