@@ -40,6 +40,17 @@ def images_a_second(rate):
     return f"{rate:.{0 if rate > 999 else 1}f} img/s"
 
 
+def steps_a_second(rate):
+    """A rate as text: "3.33 step/s", from 100 on without a decimal."""
+    return f"{rate:.{0 if rate >= 100 else 2}f} step/s"
+
+
+def images_and_levels(data_shape, channels, network):
+    """What is computed with, in a line: "images 32x32x3, levels of 32, 64, 64 channels"."""
+    widths = ", ".join(str(channels * mult) for mult in network["channel_mults"])
+    return f"images {'x'.join(map(str, data_shape))}, levels of {widths} channels"
+
+
 def milliseconds(stages):
     """The seconds of each stage as milliseconds with three digits: "0.10+0.57 ms"."""
     digits = (2 if 1e3 * s < 9.995 else 1 if 1e3 * s < 99.95 else 0 for s in stages)

@@ -17,6 +17,7 @@ import numpy as np
 from figures import number
 from machine import describe_gpu
 from on_cpu import layer_jobs
+from ours import SIDE
 
 from tinydiff import ops
 from tinydiff.app.alone import one_process
@@ -86,7 +87,7 @@ def cases(backend, folder):
 
 def convolutions(images):
     """The jobs of layer_jobs that are convolutions."""
-    return [job for job in layer_jobs(32, images) if job[0] == "conv"]
+    return [job for job in layer_jobs(32, images, SIDE, {}) if job[0] == "conv"]
 
 
 def conv_arrays(n, side, c, o, stride, dtype):

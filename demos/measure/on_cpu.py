@@ -12,9 +12,19 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
 from contestant import FORWARD, TRAIN, WARM_UP, Contestant, take_turns
-from figures import ahead, images_a_second, medians, memory_ratio, milliseconds, number, plain_ratio
+from figures import (
+    ahead,
+    images_a_second,
+    images_and_levels,
+    medians,
+    memory_ratio,
+    milliseconds,
+    number,
+    plain_ratio,
+    steps_a_second,
+)
 from machine import describe_cpu, speed_variables
-from ours import OURS, PLAIN, SIDE, Ours
+from ours import OURS, PLAIN, Ours, levels
 from tqdm import tqdm
 
 from tinydiff.app.generate import build_unet
@@ -26,25 +36,30 @@ OPTIMIZER = ("optimizer",)  # another job, beside TRAIN and FORWARD
 MOST_DIFFERENCE = 1e-4  # between equal networks in float32, because convolutions round differently
 
 
-def compare(*, workers, rounds, plain, **settings):
+def compare(*, workers, rounds, plain, data_shape, **settings):
     """Print the table and return the report; settings: backend, precision, channels, batch_size."""
+    channels, size = settings["channels"], data_shape[0]
+    network = levels(data_shape, channels)
     peers = LAYOUTS if importlib.util.find_spec("torch") else ()
     names = (OURS, *((PLAIN,) if plain else ()), *peers)
     machine, changed = describe_cpu(bool(peers)), speed_variables()
-    print(*conditions(machine, changed), sep="\n")
+    print(*conditions(machine, changed), images_and_levels(data_shape, channels, network), sep="\n")
     for layout in peers:  # in another process, so that this memory does not count for a contestant
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
-            print(executor.submit(check_same_network, settings["channels"], layout).result())
+            print(executor.submit(check_same_network, channels, size, network, layout).result())
 
     images = max(1, settings["batch_size"] // workers)
-    layers = layer_jobs(settings["channels"], images)
-    seconds, memory = compete(names, settings, workers, list(layers), rounds)
+    layers = layer_jobs(channels, images, size, network)
+    drawn = settings | {"size": size, "network": network}
+    seconds, memory = compete(names, drawn, workers, list(layers), rounds)
     report = {
         **ratios(seconds, memory, workers),
         "medians": [entry(cores, job, layers.get(job), by) for (cores, job), by in seconds.items()],
         "peak_mb": memory,
         "machine": machine,
-        "settings": settings | {"workers": workers, "rounds": rounds, "op_images": images, "environment": changed},
+        "settings": settings
+        | {"data_shape": data_shape, "workers": workers, "rounds": rounds}
+        | {"op_images": images, "environment": changed},
     }
     print(*table_lines(report), sep="\n")
     return report
@@ -60,13 +75,13 @@ def conditions(machine, changed):
     ]
 
 
-def check_same_network(channels, layout):
+def check_same_network(channels, size, network, layout):
     """A line with the largest difference of PyTorch's network and ours.  RuntimeError if it is more than rounding."""
     from torch_peer import largest_difference
 
     use_backend("numpy")
-    model = build_unet({"base_channels": channels}, 0)
-    name, difference = largest_difference(model, layout)
+    model = build_unet({"base_channels": channels, **network}, 0)
+    name, difference = largest_difference(model, size, layout)
     if not difference < MOST_DIFFERENCE:
         raise RuntimeError(
             f"not the same network: with the same weights {name} differs by {difference:.1e} from PyTorch's, {layout}"
@@ -74,12 +89,12 @@ def check_same_network(channels, layout):
     return f"PyTorch, {layout}: {model.num_parameters():,} parameters too; output, gradients within {difference:.0e}"
 
 
-def layer_jobs(channels, images):
-    """{job: how often it occurs} in the reference U-Net: its 3x3 convolutions, norms with SiLU, and attention.
+def layer_jobs(channels, images, size, network):
+    """{job: how often it occurs} in this U-Net: its 3x3 convolutions, norms with SiLU, and attention.
 
     The jobs are found from the shapes of the parameters and from the resolutions, not from calls of ops.
     """
-    model, size, jobs = build_unet({"base_channels": channels}, 0), SIDE, []
+    model, jobs = build_unet({"base_channels": channels, **network}, 0), []
     heads, num_groups = model.config["num_heads"], model.config["num_groups"]
     for part in (model.conv_in, *model.down, *model.middle, *model.up, model.norm_out, model.conv_out):
         size *= 2 if isinstance(part, Upsample) else 1
@@ -173,6 +188,9 @@ def table(report):
         else:
             cells = [milliseconds(stages) for stages in median["stages"].values()]
         rows.append((median["what"], cells, number(ahead(median["seconds"]))))
+        if median["job"] == TRAIN:
+            steps = [steps_a_second(1 / s) for s in median["seconds"].values()]
+            rows.append((f"steps, {median['cores']} core(s)", steps, ""))
     cells = [f"{number(mb)} MB" for mb in report["peak_mb"].values()]
     rows += [
         ("convolutions, geometric mean", nothing, number(report["conv_ratio"])),

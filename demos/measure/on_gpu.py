@@ -18,9 +18,9 @@ from multiprocessing.connection import wait
 from typing import NamedTuple
 
 from contestant import FORWARD, TRAIN, WARM_UP, Contestant, take_turns
-from figures import ahead, medians, memory_ratio, number, plain_ratio
+from figures import ahead, images_and_levels, medians, memory_ratio, number, plain_ratio
 from machine import describe_gpu
-from ours import OURS, PLAIN, OnDevice
+from ours import OURS, PLAIN, OnDevice, levels
 from tqdm import tqdm
 
 
@@ -45,7 +45,7 @@ WAYS = {
 JOBS = (TRAIN, FORWARD)
 
 
-def compare(*, batch_sizes, plain, rounds, backend, precision, channels, device, compile_limit):
+def compare(*, batch_sizes, plain, rounds, backend, precision, channels, data_shape, device, compile_limit):
     """Print a table for each batch size, and return the report.  device: of PyTorch."""
     machine = describe_gpu()
     print(*(f"{name} {value}" for name, value in machine.items()), sep=", ")
@@ -53,10 +53,13 @@ def compare(*, batch_sizes, plain, rounds, backend, precision, channels, device,
     if not ways:
         print(f"PyTorch is not installed, or finds no {device}: ours alone")
     names = (OURS, *((PLAIN,) if plain else ()), *ways)
+    network = levels(data_shape, channels)
+    print(images_and_levels(data_shape, channels, network))
     settings = {"backend": backend, "precision": precision, "channels": channels}
-    report = {"machine": machine, **settings, "rounds": rounds, "batches": {}}
+    report = {"machine": machine, **settings, "data_shape": data_shape, "rounds": rounds, "batches": {}}
+    settings |= {"size": data_shape[0], "network": network, "device": device}
     for batch_size in batch_sizes:
-        batch = compete(names, settings | {"device": device, "batch_size": batch_size}, rounds, compile_limit)
+        batch = compete(names, settings | {"batch_size": batch_size}, rounds, compile_limit)
         report["batches"][batch_size] = batch
         print(*table_lines(batch_size, batch), sep="\n")
     return report

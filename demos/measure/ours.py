@@ -14,6 +14,7 @@ import numpy as np
 from tinydiff import ops
 from tinydiff.app.alone import one_process
 from tinydiff.app.generate import build_unet
+from tinydiff.app.networks import default_network
 from tinydiff.app.run import UNLIMITED
 from tinydiff.app.training import attached
 from tinydiff.app.training import steps as training_steps
@@ -28,15 +29,25 @@ OURS, PLAIN = "tinydiff", "plain"  # names of our contestants
 SIDE = 28  # of an image, pixels
 
 
-class Ours:
-    """The jobs, with one worker for each core.  With the plain functions one process does all the work."""
+def levels(data_shape, channels):
+    """The default U-Net for images of this shape (H, W, C), without classes: its arguments besides the channels."""
+    network = default_network(data_shape, None, channels)
+    return {name: network[name] for name in ("in_channels", "channel_mults", "attention_levels")}
 
-    def __init__(self, *, backend, batch_size, channels, cores, precision=None, plain=False, size=SIDE):
+
+class Ours:
+    """The jobs, with one worker for each core.  With the plain functions one process does all the work.
+
+    network: None for the reference U-Net, or the arguments of another one besides its channels (`levels`).
+    """
+
+    def __init__(self, *, backend, batch_size, channels, cores, precision=None, plain=False, size=SIDE, network=None):
         use_backend(backend, precision, plain=plain)
-        self.build, self.rng = partial(build_unet, {"base_channels": channels}, 0), default_rng(0)
+        self.build, self.rng = partial(build_unet, {"base_channels": channels, **(network or {})}, 0), default_rng(0)
         self.workers = one_process().workers(self.build, 1 if plain else cores)
         self._descend = _descent(self.workers.parameters)
-        x, eps = self.rng.standard_normal((2, batch_size, size, size, 1), dtype="float32")
+        shape = (2, batch_size, size, size, self.workers.model.config["in_channels"])
+        x, eps = self.rng.standard_normal(shape, dtype="float32")
         t = self.rng.integers(1, 1001, batch_size)
         self.batch = {"x_t": asarray(x), "target": asarray(eps), "t": t}
         self.parts = list(zip(*(np.array_split(a, self.workers.num_workers) for a in (x, t))))

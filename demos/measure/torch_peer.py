@@ -11,6 +11,7 @@ imported only if PyTorch is installed.
 
 import itertools
 import math
+from functools import partial
 
 import numpy as np
 import torch
@@ -64,27 +65,34 @@ class Up(nn.Module):
 
 
 class Reference(nn.Module):
-    """The reference configuration, written out: forward(x, t), with levels of c, 2c and 2c channels."""
+    """forward(x, t), with one block a level on the way down and two on the way up.
 
-    def __init__(self, c=32):
+    The defaults are the reference configuration, with levels of c, 2c and 2c channels.  The arguments besides c have
+    the names of our UNet's.
+    """
+
+    def __init__(self, c=32, in_channels=1, channel_mults=(1, 2, 2), attention_levels=()):
         super().__init__()
         self.frequencies = torch.exp(torch.arange(c // 2, dtype=torch.float64) * (-math.log(10_000) / (c // 2)))
         self.time1, self.time2 = nn.Linear(c, 128), nn.Linear(128, 128)
-        self.conv_in = nn.Conv2d(1, c, 3, padding=1)
-        down = [Block(c, c), _down(c), Block(c, 2 * c), _down(2 * c), Block(2 * c, 2 * c)]
-        up = [
-            Block(4 * c, 2 * c),  # with the last block's map
-            Block(4 * c, 2 * c),
-            Up(2 * c),
-            Block(4 * c, 2 * c),
-            Block(3 * c, 2 * c),
-            Up(2 * c),
-            Block(3 * c, c),
-            Block(2 * c, c),  # with conv_in's map
-        ]
+        self.conv_in = nn.Conv2d(in_channels, c, 3, padding=1)
+        levels = [(c * mult, level in attention_levels) for level, mult in enumerate(channel_mults)]
+        down, up, maps = [], [], [c]  # maps: the channels of every map that the way up gets
+        for width, attention in levels:
+            if down:
+                down.append(_down(maps[-1]))
+                maps.append(maps[-1])
+            down.append(Block(maps[-1], width, attention))
+            maps.append(width)
+        lowest = above = maps[-1]
+        for width, attention in reversed(levels):
+            if up:
+                up.append(Up(above))
+            up += [Block(above + maps.pop(), width, attention), Block(width + maps.pop(), width, attention)]
+            above = width
         self.down, self.up = nn.ModuleList(down), nn.ModuleList(up)
-        self.middle = nn.ModuleList([Block(2 * c, 2 * c, attention=True), Block(2 * c, 2 * c)])
-        self.norm_out, self.conv_out = nn.GroupNorm(8, c), nn.Conv2d(c, 1, 3, padding=1)
+        self.middle = nn.ModuleList([Block(lowest, lowest, attention=True), Block(lowest, lowest)])
+        self.norm_out, self.conv_out = nn.GroupNorm(8, c), nn.Conv2d(c, in_channels, 3, padding=1)
 
     def forward(self, x, t):
         angles = t[:, None] * self.frequencies
@@ -113,14 +121,15 @@ def in_torch(name, a, shapes):
     return name, a.reshape(shapes[name])  # in PyTorch a linear layer on maps is a 1x1 convolution
 
 
-def largest_difference(model, layout):
+def largest_difference(model, size, layout):
     """The largest difference of our network and the reference with the same weights: (name of the array, difference).
 
     The output and every gradient are compared.  A difference is the largest difference of two arrays, divided by the
     largest value of the array.  For a gradient the divisor is at least a hundredth of the largest value of all
     gradients, because some gradients consist of rounding errors: those of biases that the next norm removes.
     model: our U-Net.  Its weights are drawn anew without zeros, because a zero would hide the layers before it.
-    layout: the name of a memory format of PyTorch.  Raises RuntimeError if the numbers of parameters differ.
+    size: the side of an image.  layout: the name of a memory format of PyTorch.
+    Raises RuntimeError if the numbers of parameters differ.
     """
     rng, layout = default_rng(0), getattr(torch, layout)
     for p in model.parameters():
@@ -128,7 +137,7 @@ def largest_difference(model, layout):
         start = rng.standard_normal(p.shape) / math.sqrt(fan_in) if p.ndim > 1 else rng.normal(0.5, 0.3, p.shape)
         p.data[...] = asarray(start, p.dtype)
     twin = _twin(model).to(memory_format=layout)
-    x, g = rng.standard_normal((2, 4, 28, 28, 1), dtype="float32")
+    x, g = rng.standard_normal((2, 4, size, size, model.config["in_channels"]), dtype="float32")
     t = np.array([1, 37, 500, 1000])
     y = model(asarray(x), t)
     y.backward(asarray(g))
@@ -152,14 +161,14 @@ def works(device):
 
 
 class Peer:
-    """PyTorch eager, float32, in one memory layout.  The methods are those of `Ours`."""
+    """PyTorch eager, float32, in one memory layout.  The methods are those of `Ours`, and so is `network`."""
 
-    def __init__(self, *, channels, batch_size, cores, layout):
+    def __init__(self, *, channels, batch_size, cores, layout, size, network):
         torch.set_num_threads(cores)
-        self.channels, self.layout = channels, getattr(torch, layout)
-        self.model = Reference(channels).to(memory_format=self.layout)
+        self.layout, self.build = getattr(torch, layout), partial(Reference, channels, **network)
+        self.model = self.build().to(memory_format=self.layout)
         self.update = _updater(self.model)
-        self.x, self.eps = self._maps(batch_size, 1, 28), self._maps(batch_size, 1, 28)
+        self.x, self.eps = (self._maps(batch_size, network["in_channels"], size) for _ in range(2))
         self.t = torch.randint(1, 1001, (batch_size,))
 
     def train(self):
@@ -195,7 +204,7 @@ class Peer:
         return _forward_and_backward(lambda: F.scaled_dot_product_attention(q, k, v), [q, k, v])
 
     def optimizer(self):
-        model = Reference(self.channels).to(memory_format=self.layout)
+        model = self.build().to(memory_format=self.layout)
         for p in model.parameters():
             p.grad = torch.randn_like(p)
         update = _updater(model)
@@ -255,7 +264,8 @@ class OnDevice(Peer):
 
 def _twin(model):
     """The reference with the weights of our network."""
-    twin = Reference(model.config["base_channels"])
+    names = ("base_channels", "in_channels", "channel_mults", "attention_levels")
+    twin = Reference(*(model.config[name] for name in names))
     count = sum(p.numel() for p in twin.parameters())
     if count != model.num_parameters():
         raise RuntimeError(f"not the same network: ours has {model.num_parameters():,} parameters, PyTorch's {count:,}")

@@ -8,6 +8,7 @@ Read next: longer.py.
 """
 
 import tracemalloc
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,10 +34,11 @@ def default_network(image_shape: tuple[int, ...], num_classes: int | None, chann
     check_channels(channels)
     if in_channels not in (1, 3):
         raise TinydiffError(f"pictures with {in_channels} channels: must have 1 (grey) or 3 (colour)")
-    if any(side % 4 for side in sides):
-        least = min(sides) // 4 * 4
-        size, fits = " x ".join(map(str, sides)), " or ".join(str(n) for n in (least, least + 4) if n)
-        raise TinydiffError(f"pictures of {size} pixels: sides must be multiples of 4; choose --size {fits}")
+    if fits := nearest_sides(sides):
+        size = " x ".join(map(str, sides))
+        raise TinydiffError(
+            f"pictures of {size} pixels: sides must be multiples of 4; choose --size {' or '.join(map(str, fits))}"
+        )
     halvings = 2
     while min(sides) > LOWEST << halvings and not any(side % (2 << halvings) for side in sides):
         halvings += 1
@@ -49,6 +51,12 @@ def default_network(image_shape: tuple[int, ...], num_classes: int | None, chann
         "attention_levels": attention,
         "num_classes": num_classes,
     }
+
+
+def nearest_sides(sides: Sequence[int]) -> list[int]:
+    """The multiples of 4 next to the smallest side, if some side cannot be halved twice; otherwise an empty list."""
+    least = min(sides) // 4 * 4
+    return [side for side in (least, least + 4) if side] if any(side % 4 for side in sides) else []
 
 
 def cost(state: Training) -> str:

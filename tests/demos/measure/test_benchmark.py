@@ -38,7 +38,7 @@ def test_without_torch_it_times_ours(alone, capsys, monkeypatch, tmp_path):
 
     jobs = [(entry["cores"], entry["job"]) for entry in report["medians"]]
     on_cpu = alone.on_cpu
-    layers = list(on_cpu.layer_jobs(8, 1))
+    layers = list(on_cpu.layer_jobs(8, 1, 28, {}))
     assert jobs == [
         *((cores, job) for job in (on_cpu.TRAIN, on_cpu.FORWARD) for cores in (2, 1)),
         *((1, job) for job in [*layers, on_cpu.OPTIMIZER]),
@@ -66,17 +66,23 @@ def test_without_torch_it_times_ours(alone, capsys, monkeypatch, tmp_path):
 
 
 def test_the_plain_functions_take_part_where_asked_for(alone, capsys, monkeypatch):
-    """They run every job beside ours, enter no ratio to PyTorch's, and have ratios of their own to ours."""
+    """They run every job beside ours, enter no ratio to PyTorch's, and have ratios of their own to ours.
+
+    The images are in colour: the report and the printed lines name their shape, and the convolutions have it.
+    """
     layers = alone.on_cpu.layer_jobs
     monkeypatch.setattr(alone.on_cpu, "layer_jobs", lambda *shape: dict(list(layers(*shape).items())[::6]))  # some
-    report = alone.main(batch_sizes=[2], channels=8, rounds=1, workers=1, plain=True)
+    report = alone.main(batch_sizes=[2], channels=8, rounds=1, workers=1, plain=True, data_shape=(12, 12, 3))
+    printed = capsys.readouterr().out
+    assert report["settings"]["data_shape"] == (12, 12, 3)
+    assert "\nimages 12x12x3, levels of 8, 16, 16 channels\n" in printed and "conv 12x12 3->8 (x1)" in printed
     for entry in report["medians"]:
         assert list(entry["seconds"]) == ["tinydiff", "plain"] and entry["seconds"]["plain"] > 0
     assert [report[name] for name in RATIOS] == [None] * 5
     step, forward = (entry["seconds"] for entry in report["medians"][:2])
     assert report["plain_step_ratio_1core"] == step["plain"] / step["tinydiff"]
     assert report["plain_sampling_ratio_1core"] == forward["plain"] / forward["tinydiff"]
-    assert "plain / fast" in capsys.readouterr().out
+    assert "plain / fast" in printed
 
 
 def test_with_torch_every_ratio_is_there(program):
@@ -111,6 +117,31 @@ def test_what_a_backend_does_not_have_is_refused(program):
         program.main(batch_sizes=[64, 128])
     with pytest.raises(TinydiffError, match="--channels 12: must be a multiple of 8"):
         program.main(channels=12)
+
+
+@pytest.mark.parametrize(
+    ("shape", "why"),
+    [
+        ((30, 30, 3), "H and W must be multiples of 4; choose 28,28,3 or 32,32,3"),
+        ((2, 2, 1), "H and W must be multiples of 4; choose 4,4,1"),
+        ((32, 28, 3), "H and W must be equal"),
+        ((32, 32, 4), "C must be 1 (grey) or 3 (colour)"),
+        ((32, 32), "must be three numbers, H,W,C, such as 32,32,3"),
+        ((32, 32, 3, 1), "must be three numbers, H,W,C, such as 32,32,3"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["numpy", "cupy"])
+def test_a_shape_that_no_default_network_fits_is_refused(program, backend, shape, why):
+    """Before a backend is chosen or anything is timed, with the option as it was typed and the sides that fit."""
+    with pytest.raises(TinydiffError) as error:
+        program.main(backend=backend, data_shape=shape)
+    assert str(error.value) == f"--data-shape {','.join(map(str, shape))}: {why}"
+
+
+def test_images_that_no_memory_holds_are_refused(program):
+    """4,000,000 x 4,000,000 pixels: a line about memory in place of a process that is killed."""
+    with pytest.raises(TinydiffError, match=r"--batch-size 64: .*GB"):
+        program.main(data_shape=(4_000_000, 4_000_000, 1))
 
 
 def test_without_a_gpu_it_ends_with_that(program, monkeypatch):

@@ -55,6 +55,14 @@ def test_a_number_has_two_decimals_and_a_rate_one(figures):
     assert rates == ["0.2 img/s", "213.4 img/s", "999.0 img/s", "1000 img/s", "4322 img/s"]
 
 
+def test_the_shape_is_named_and_steps_have_two_decimals(figures):
+    """The channels of each level are multiples of the first one's; from 100 steps a second on there is no decimal."""
+    line = figures.images_and_levels((64, 32, 3), 8, {"channel_mults": [1, 2, 4]})
+    assert line == "images 64x32x3, levels of 8, 16, 32 channels"
+    rates = [figures.steps_a_second(rate) for rate in (0.128, 3.333, 99.99, 100.0, 1234.5)]
+    assert rates == ["0.13 step/s", "3.33 step/s", "99.99 step/s", "100 step/s", "1234 step/s"]
+
+
 def test_a_report_is_written_whole_or_not_at_all(figures, tmp_path):
     """The file holds what was given; what is no number of JSON leaves the old file unchanged."""
     path = tmp_path / "a.json"

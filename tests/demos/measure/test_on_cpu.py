@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -29,12 +30,21 @@ def test_another_network_is_refused(on_cpu, module, monkeypatch):
     torch_peer = module("torch_peer")
     plain = torch_peer.Reference
     with monkeypatch.context() as patch:
-        patch.setattr(torch_peer, "Reference", lambda c: plain(2 * c))
+        patch.setattr(torch_peer, "Reference", lambda c, *others: plain(2 * c, *others))
         with pytest.raises(RuntimeError, match="parameters"):
-            on_cpu.check_same_network(8, "channels_last")
+            on_cpu.check_same_network(8, 28, {}, "channels_last")
     monkeypatch.setattr(torch_peer.F, "silu", torch_peer.F.relu)
     with pytest.raises(RuntimeError, match=r"with the same weights .* differs by"):
-        on_cpu.check_same_network(8, "channels_last")
+        on_cpu.check_same_network(8, 28, {}, "channels_last")
+
+
+@pytest.mark.parametrize("side", [12, 32, 64])
+@pytest.mark.parametrize("layout", ["contiguous_format", "channels_last"])
+def test_in_colour_and_with_four_levels_it_is_the_same_network(on_cpu, side, layout):
+    """PyTorch's network has the parameters, the output and every gradient of the default network for this shape."""
+    pytest.importorskip("torch")
+    network = on_cpu.levels((side, side, 3), 8)
+    assert "parameters too" in on_cpu.check_same_network(8, side, network, layout)
 
 
 def test_the_ratios_are_to_the_faster_layout(on_cpu):
@@ -74,7 +84,7 @@ def test_the_ratios_are_to_the_faster_layout(on_cpu):
 
 def test_the_jobs_are_the_networks_layers(on_cpu):
     """Every 3x3 filter, every norm but attention's, and attention, each at the resolution where it works."""
-    jobs = on_cpu.layer_jobs(8, 3)
+    jobs = on_cpu.layer_jobs(8, 3, 28, {})
     shapes = [p.shape for p in build_unet({"base_channels": 8}, 0).parameters() if p.ndim == 4]
     assert all(shape[:2] == (3, 3) for shape in shapes)
     convs = {job: count for job, count in jobs.items() if job[0] == "conv"}
@@ -91,6 +101,17 @@ def test_the_jobs_are_the_networks_layers(on_cpu):
     assert norms["group_norm_silu", 3, 28, 8, 8] == 5 and norms["group_norm_silu", 3, 7, 16, 8] == 8
     kinds = [job[0] for job in jobs]
     assert kinds == sorted(kinds, key=["conv", "group_norm_silu", "attention"].index)
+
+
+def test_the_jobs_of_a_network_in_colour_with_four_levels(on_cpu):
+    """Only the first and the last convolution see the image.  Attention ends each block at 16 x 16 and 8 x 8 pixels:
+    one on the way down, two on the way up, and the first of the middle."""
+    jobs = on_cpu.layer_jobs(8, 2, 64, on_cpu.levels((64, 64, 3), 8))
+    coloured = {job: count for job, count in jobs.items() if job[0] == "conv" and 3 in job[3:5]}
+    assert coloured == {("conv", 2, 64, 3, 8, 1, False): 1, ("conv", 2, 64, 8, 3, 1, True): 1}
+    attention = {job: count for job, count in jobs.items() if job[0] == "attention"}
+    assert attention == {("attention", 2, 4, 256, 4): 3, ("attention", 2, 4, 64, 4): 4}
+    assert {job[2] for job in jobs if job[0] == "conv"} == {64, 32, 16, 8}
 
 
 LAYERS = {
@@ -134,6 +155,8 @@ def known(on_cpu, monkeypatch):
 
 
 SETTINGS = {"backend": "numpy", "precision": None, "channels": 8, "batch_size": 6}
+COLOUR = {"in_channels": 3, "channel_mults": [1, 2, 2], "attention_levels": []}
+DRAWN = {"size": 12, "network": COLOUR}  # what images of 12 x 12 x 3 add to the settings of a contestant
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -176,8 +199,8 @@ def test_a_contestant_is_made_with_its_cores_and_the_settings(known, monkeypatch
     monkeypatch.setattr(known, "Contestant", noted)
     monkeypatch.setattr(known, "Ours", lambda **settings: ("ours", settings))
     monkeypatch.setitem(sys.modules, "torch_peer", SimpleNamespace(Peer=lambda **s: ("peer", s)))
-    known.compete(["tinydiff", "plain", "channels_last"], SETTINGS, 3, [], 1)
-    ours, peer = SETTINGS, {"channels": 8, "batch_size": 6, "layout": "channels_last"}
+    known.compete(["tinydiff", "plain", "channels_last"], SETTINGS | DRAWN, 3, [], 1)
+    ours, peer = SETTINGS | DRAWN, {"channels": 8, "batch_size": 6, "layout": "channels_last"} | DRAWN
     assert made == [
         entry
         for cores in (3, 1)
@@ -200,7 +223,7 @@ def compared(known, monkeypatch):
         def executor(workers, context):
             assert (workers, context.get_start_method()) == (1, "spawn")
             yield SimpleNamespace(
-                submit=lambda f, *a: checks.append((f, *a)) or SimpleNamespace(result=lambda: f"check of {a[1]}")
+                submit=lambda f, *a: checks.append((f, *a)) or SimpleNamespace(result=lambda: f"check of {a[-1]}")
             )
 
         monkeypatch.setattr(known.importlib.util, "find_spec", lambda name: torch if name == "torch" else None)
@@ -208,8 +231,18 @@ def compared(known, monkeypatch):
         machine = {"cpu": "a processor", "cores": 3, "torch": "2.0"}
         monkeypatch.setattr(known, "describe_cpu", lambda found: machine | {"torch": "2.0" if found else None})
         monkeypatch.setattr(known, "speed_variables", lambda: {"MALLOC_X": "1"})
-        monkeypatch.setattr(known, "layer_jobs", lambda channels, images: {(*CONV[:1], images, *CONV[2:]): channels})
-        return known.compare, checks
+        compete = known.compete
+        monkeypatch.setattr(
+            known, "compete", lambda names, drawn, *more: checks.append(drawn) or compete(names, drawn, *more)
+        )
+        monkeypatch.setattr(
+            known,
+            "layer_jobs",
+            lambda channels, images, size, network: (
+                {("conv", images, size, 8, 8, 1, True): channels} if network == COLOUR else {}
+            ),
+        )
+        return partial(known.compare, data_shape=(12, 12, 3)), checks
 
     return prepare
 
@@ -218,13 +251,14 @@ def test_the_report_is_what_was_measured(compared, known, capsys):
     """Two of PyTorch's layouts, each checked in a process of its own; ratios, medians, memory, machine, settings."""
     compare, checks = compared(True)
     report = compare(workers=4, rounds=2, plain=True, **SETTINGS | {"batch_size": 64})
-    assert checks == [(known.check_same_network, 8, layout) for layout in ("contiguous_format", "channels_last")]
-    settings = SETTINGS | {"batch_size": 64, "workers": 4, "rounds": 2, "op_images": 16}
+    same = [(known.check_same_network, 8, 12, COLOUR, layout) for layout in ("contiguous_format", "channels_last")]
+    assert checks == [*same, SETTINGS | {"batch_size": 64} | DRAWN]
+    settings = SETTINGS | {"data_shape": (12, 12, 3), "batch_size": 64, "workers": 4, "rounds": 2, "op_images": 16}
     assert report["settings"] == settings | {"environment": {"MALLOC_X": "1"}}
     assert report["machine"] == {"cpu": "a processor", "cores": 3, "torch": "2.0"}
     assert report["peak_mb"] == {name: 100 * f for name, f in Known.factor.items()}
     whats = ["train step, 4 core(s)", "train step, 1 core(s)", "forward, 4 core(s)", "forward, 1 core(s)"]
-    assert [m["what"] for m in report["medians"]] == [*whats, "conv 28x28 8->8 (x8)", "optimizer"]
+    assert [m["what"] for m in report["medians"]] == [*whats, "conv 12x12 8->8 (x8)", "optimizer"]
     first = report["medians"][0]
     assert first["job"] == known.TRAIN and first["cores"] == 4
     assert first["seconds"] == {"tinydiff": 0.75, "plain": 6.0, "contiguous_format": 1.5, "channels_last": 3.0}
@@ -232,20 +266,25 @@ def test_the_report_is_what_was_measured(compared, known, capsys):
     ratios = {"train_step_ratio": 2, "conv_ratio": 2, "memory_ratio": 0.5, "worker_scaling": 4}
     assert {name: report[name] for name in ratios} == ratios and report["plain_sampling_ratio_1core"] == 8
     printed = capsys.readouterr().out.splitlines()
-    assert printed[:4] == [
+    assert printed[:5] == [
         "cpu a processor, cores 3, torch 2.0",
         "warning: MALLOC_X=1 is set, which changes the speed; these are not a user's figures",
+        "images 12x12x3, levels of 8, 16, 16 channels",
         "check of contiguous_format",
         "check of channels_last",
     ]
-    assert printed[4:] == known.table_lines(report)
+    assert printed[5:] == known.table_lines(report)
 
 
 def test_ours_alone_is_said_and_an_op_has_the_images_of_a_worker(compared, known, capsys):
     """Without PyTorch nobody is checked, and only ours runs; 5 images on 8 workers are 1 for each op, never 0."""
     compare, checks = compared(False)
     report = compare(workers=8, rounds=1, plain=False, **SETTINGS | {"batch_size": 5})
-    assert checks == [] and list(report["peak_mb"]) == ["tinydiff"] and report["settings"]["op_images"] == 1
+    assert (
+        checks == [SETTINGS | {"batch_size": 5} | DRAWN]
+        and list(report["peak_mb"]) == ["tinydiff"]
+        and report["settings"]["op_images"] == 1
+    )
     first, _, third, *_ = capsys.readouterr().out.splitlines()
     assert first == "cpu a processor, cores 3" and third == "PyTorch is not installed: ours alone"
 
@@ -273,6 +312,7 @@ def test_a_cell_of_the_table_by_hand(known):
     rows = [
         ("batch 6, each op at 3 image(s)", ["tinydiff", "plain", "contiguous", "channels_last"], "ratio"),
         ("train step, 2 core(s)", ["100.0 img/s", "12.0 img/s", "100.0 img/s", "200.0 img/s"], "0.50"),
+        ("steps, 2 core(s)", ["16.67 step/s", "2.00 step/s", "16.67 step/s", "33.33 step/s"], ""),
         ("forward, 1 core(s)", ["2000 img/s", "100.0 img/s", "100.0 img/s", "100.0 img/s"], "20.00"),
         ("conv 28x28 8->8 (x3)", ["20.0+40.0 ms"] * 3 + ["100+500 ms"], "1.00"),
         ("optimizer", ["0.90 ms"] * 4, "1.00"),
@@ -287,7 +327,7 @@ def test_a_cell_of_the_table_by_hand(known):
     assert " ".join(lines[1].split()) == "train step, 2 core(s) 100.0 img/s 12.0 img/s 100.0 img/s 200.0 img/s 0.50"
     assert {len(line) for line in lines} == {37 + 4 * 14 + 7}
     del report["peak_mb"]["plain"]
-    assert len(known.table(report)) == 8
+    assert len(known.table(report)) == 9
 
 
 def test_a_row_names_its_job(known):
@@ -308,15 +348,16 @@ def test_a_network_that_differs_by_more_than_rounding_is_refused(on_cpu, monkeyp
     """By a stand-in for PyTorch's side: 9.9e-5 passes, 1e-4 and nan do not; the line names parameters and layout."""
     found, differences = [], [9.9e-5, 1e-4, 0.5, float("nan")]
 
-    def largest_difference(model, layout):
-        found.append((model.config["base_channels"], layout))
+    def largest_difference(model, size, layout):
+        found.append((model.config["base_channels"], model.config["in_channels"], size, layout))
         return "down.0.conv1.weight", differences.pop(0)
 
     stand_in = SimpleNamespace(largest_difference=largest_difference)
     monkeypatch.setitem(sys.modules, "torch_peer", stand_in)
-    parameters = build_unet({"base_channels": 8}, 0).num_parameters()
+    parameters = build_unet({"base_channels": 8, **COLOUR}, 0).num_parameters()
     line = f"PyTorch, channels_last: {parameters:,} parameters too; output, gradients within 1e-04"
-    assert on_cpu.check_same_network(8, "channels_last") == line and found == [(8, "channels_last")]
+    assert on_cpu.check_same_network(8, 12, COLOUR, "channels_last") == line
+    assert found == [(8, 3, 12, "channels_last")]
     while differences:
         with pytest.raises(RuntimeError, match=r"down\.0\.conv1\.weight differs by .* from PyTorch's, channels_last"):
-            on_cpu.check_same_network(8, "channels_last")
+            on_cpu.check_same_network(8, 12, COLOUR, "channels_last")

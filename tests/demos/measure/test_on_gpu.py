@@ -19,6 +19,7 @@ pytestmark = [
 
 TRAIN, FORWARD = ("train",), ("forward",)
 SETTINGS = {"device": "cuda", "channels": 8, "batch_size": 2, "layout": "channels_last", "mode": None, "tf32": True}
+COLOUR = {"size": 12, "network": {"in_channels": 3, "channel_mults": [1, 2, 2], "attention_levels": []}}
 
 
 @pytest.fixture
@@ -50,6 +51,21 @@ def test_without_torch_it_times_ours_for_each_batch(on_gpu, rehearse, monkeypatc
         step, forward = batch["first"]["tinydiff"]
         assert step > forward > 0  # the first step counts from the start of the process
     assert json.loads((tmp_path / "figures.json").read_text()) == json.loads(json.dumps(report))
+
+
+def test_every_contestant_gets_the_shape_and_its_default_network(on_gpu, rehearse, monkeypatch, capsys):
+    """Ours and each way of PyTorch, at every batch size; the line above the tables and the report name the shape."""
+    made, plain = [], on_gpu.Contestant
+
+    def contestant(name, cores, make):
+        made.append({key: make.keywords[key] for key in ("size", "network", "batch_size")})
+        return plain("tinydiff", cores, make)
+
+    monkeypatch.setattr(on_gpu, "torch_works", lambda device: False)
+    monkeypatch.setattr(on_gpu, "Contestant", contestant)
+    report = rehearse(batch_sizes=(2,), data_shape=(12, 12, 3))
+    assert made == [{"batch_size": 2} | COLOUR] and report["data_shape"] == (12, 12, 3)
+    assert "images 12x12x3, levels of 16, 32, 32 channels\n" in capsys.readouterr().out
 
 
 def test_the_plain_functions_take_part_where_asked_for(on_gpu, rehearse, monkeypatch, capsys):
@@ -297,9 +313,9 @@ def peer(monkeypatch, module):
     monkeypatch.delitem(sys.modules, "torch_peer", raising=False)
     found = module("torch_peer")
 
-    def made(self, *, channels, batch_size, cores, layout):
+    def made(self, *, channels, batch_size, cores, layout, size, network):
         self.model = types.SimpleNamespace(compile=noted("compile"))
-        events.append(("network", channels, batch_size, cores, layout))
+        events.append(("network", channels, batch_size, cores, layout, {"size": size, "network": network}))
 
     monkeypatch.setattr(found.Peer, "__init__", made)
     for job in ("train", "forward"):
@@ -315,13 +331,13 @@ def test_each_way_is_what_its_name_says(on_gpu, peer, number, precision, tf32):
     """Layout, mode and graphs of the name reach PyTorch; TF32 is on or off for products and convolutions alike."""
     peer, events = peer
     name = list(on_gpu.WAYS)[number]
-    settings = {"backend": "cupy", "precision": precision, "channels": 32, "batch_size": 64, "device": "cuda"}
+    settings = {"backend": "cupy", "precision": precision, "channels": 32, "batch_size": 64, "device": "cuda"} | COLOUR
     one = on_gpu.contestant(name, **settings)
     layout = "channels_last" if "last" in name or "reduce" in name else "contiguous_format"
     mode = {"compiled": "default", "compiled, channels last": "default", "compiled, reduce-overhead": "reduce-overhead"}
     extra = [("updater", one.model, ("capturable", True))] if "graphs" in name else []
     extra += [("compile", ("mode", mode[name]))] if name in mode else []
-    assert events == [("device", "cuda"), ("network", 32, 64, 1, layout), *extra]
+    assert events == [("device", "cuda"), ("network", 32, 64, 1, layout, COLOUR), *extra]
     flags = peer.torch.backends
     assert flags.cuda.matmul.allow_tf32 == flags.cudnn.allow_tf32 == tf32 and one.peak_mb() == 3.0
 
@@ -332,7 +348,7 @@ def test_a_graph_is_recorded_once_and_then_replayed(on_gpu, peer, job):
     replay and a wait, and calls nothing."""
     peer, events = peer
     one = peer.OnDevice(
-        device="cuda", channels=8, batch_size=2, layout="channels_last", mode=None, graphed=True, tf32=True
+        device="cuda", channels=8, batch_size=2, layout="channels_last", mode=None, graphed=True, tf32=True, **COLOUR
     )
     events.clear()
     stages = getattr(one, job)()
@@ -350,7 +366,7 @@ def test_eager_is_neither_compiled_nor_recorded(peer):
     """A call is a call, and then a wait."""
     peer, events = peer
     one = peer.OnDevice(
-        device="cuda", channels=8, batch_size=2, layout="channels_last", mode=None, graphed=False, tf32=True
+        device="cuda", channels=8, batch_size=2, layout="channels_last", mode=None, graphed=False, tf32=True, **COLOUR
     )
     for stage in one.train():
         stage(None)

@@ -115,6 +115,19 @@ def test_the_batch_is_whole_and_cut_over_the_workers(ours):
         assert work.batch["x_t"].shape == (1, 28, 28, 1)
 
 
+def test_the_default_network_of_a_shape_computes_images_of_this_shape(ours):
+    """64 x 64 pixels in colour: four levels, attention in two of them.  The batch, its parts and the network's own
+    clone for the optimizer have three channels, and so has what the workers return."""
+    network = ours.levels((64, 64, 3), 8)
+    assert network == {"in_channels": 3, "channel_mults": [1, 2, 2, 2], "attention_levels": [2, 3]}
+    expected = build_unet({"base_channels": 8, **network}, 0)
+    with contextlib.closing(ours.Ours(**TINY, network=network)) as work:
+        assert work.workers.model.config == work.build().config == expected.config
+        assert work.batch["x_t"].shape == work.batch["target"].shape == (3, 8, 8, 3)
+        assert run(work.forward()) == [(3, 8, 8, 3)]
+    assert ours.levels((28, 28, 1), 8) == {"in_channels": 1, "channel_mults": [1, 2, 2], "attention_levels": []}
+
+
 def test_sampling_computes_the_network_without_a_graph(ours, monkeypatch):
     """The output of the network for its part of the batch, under no_grad, fetched from the device; on a device it
     takes the whole batch and waits."""

@@ -61,7 +61,7 @@ def torch(monkeypatch):
     torch.no_grad.return_value.__enter__.side_effect = lambda: torch.log("no_grad")
     torch.no_grad.return_value.__exit__.side_effect = lambda *_: torch.log("grad") and None
     torch.cuda.synchronize.side_effect = lambda: torch.log("wait")
-    torch.calls = []
+    torch.calls, torch.built = [], []
     torch.log = lambda *call: torch.calls.append(call)
     return torch
 
@@ -87,8 +87,9 @@ def peer(load_demo, torch, monkeypatch):
     peer = load_demo("measure/torch_peer")
 
     class Network:
-        def __init__(self, channels):
-            self.channels, self.layout, self.compiled = channels, None, None
+        def __init__(self, channels, **network):
+            self.arguments, self.layout, self.compiled = (channels, network), None, None
+            torch.built.append(self)
             self.two = [Parameter("w"), Parameter("b")]
 
         def to(self, memory_format):
@@ -112,7 +113,8 @@ def peer(load_demo, torch, monkeypatch):
     return peer
 
 
-SETTINGS = {"channels": 8, "batch_size": 5, "layout": "channels_last"}
+COLOUR = {"in_channels": 3, "channel_mults": [1, 2, 2, 2], "attention_levels": [2, 3]}
+SETTINGS = {"channels": 8, "batch_size": 5, "layout": "channels_last", "size": 16, "network": COLOUR}
 UPDATE = [
     ("adam",),
     ("lerp", ["copy of values of w", "copy of values of b"], ["values of w", "values of b"], 0.001),
@@ -133,8 +135,9 @@ def test_a_step_of_pytorch_has_the_parts_of_ours(peer, torch):
     """
     one = peer.Peer(**SETTINGS, cores=3)
     assert torch.set_num_threads.call_args_list == [mock.call(3)]
-    assert one.model.layout is one.x.layout is one.eps.layout is torch.channels_last and one.model.channels == 8
-    assert one.x.shape == one.eps.shape == (5, 1, 28, 28) and one.x is not one.eps
+    assert one.model.layout is one.x.layout is one.eps.layout is torch.channels_last
+    assert one.model.arguments == (8, COLOUR)
+    assert one.x.shape == one.eps.shape == (5, 3, 16, 16) and one.x is not one.eps
     assert one.t == ("times", 1, 1001, (5,))
     ((parameters, rate), options) = torch.optim.Adam.call_args
     assert parameters == one.model.two and (rate, options) == (1e-3, {"fused": True, "capturable": False})
@@ -160,6 +163,7 @@ def test_the_optimizer_of_pytorch_clips_each_time_and_updates_all(peer, torch):
     (call,) = one.optimizer()
     (parameters, _), _ = torch.optim.Adam.call_args
     assert not set(parameters) & set(one.model.two)
+    assert [(network.arguments, network.layout) for network in torch.built] == 2 * [((8, COLOUR), torch.channels_last)]
     assert all(p.grad.values == "normal" and p.grad.shape == p.shape for p in parameters)
     call(None), call(None)
     limits = [limit for name, *rest in torch.calls if name == "clip" for limit in rest[1:]]
@@ -272,7 +276,7 @@ class Twin:
         return self
 
     def __call__(self, x, t):
-        assert x.layout is self.layout and x.values.shape == (4, 1, 28, 28)
+        assert x.layout is self.layout and x.values.shape == (4, 3, 16, 16)
         for p in self.model.parameters():
             p.grad = None
         self.x, self.t = x.values, t.values
@@ -307,9 +311,9 @@ def largest(peer, torch, monkeypatch):
     """largest(change): largest_difference if change(name, array) changes what PyTorch's network answers."""
 
     def compare(change):
-        model, twins = build_unet({"base_channels": 8}, 0), []
+        model, twins = build_unet({"base_channels": 8, "in_channels": 3}, 0), []
         monkeypatch.setattr(peer, "_twin", lambda m: twins.append(Twin(build_like(m), change)) or twins[-1])
-        found = peer.largest_difference(model, "channels_last")
+        found = peer.largest_difference(model, 16, "channels_last")
         assert twins[0].layout is torch.channels_last and twins[0].t.tolist() == [1, 37, 500, 1000]
         assert all(np.abs(p.data).min() > 0 for p in model.parameters())  # drawn anew: no zeros
         return found
@@ -318,7 +322,7 @@ def largest(peer, torch, monkeypatch):
 
 
 def build_like(model):
-    twin = build_unet({"base_channels": 8}, 0)
+    twin = build_unet(model.config, 0)
     for p, q in zip(twin.parameters(), model.parameters()):
         p.data[...] = q.data
     return twin
@@ -360,7 +364,7 @@ def test_a_gradient_of_rounding_errors_is_measured_by_a_hundredth_of_the_largest
 
 def test_the_twin_has_our_weights_in_pytorchs_form(peer, monkeypatch):
     """Every parameter by name; another number of parameters is refused with both numbers."""
-    model, loaded, shapes, extra = build_unet({"base_channels": 8}, 0), {}, {}, 0
+    model, loaded, shapes, extra = build_unet({"base_channels": 8, **COLOUR}, 0), {}, {}, 0
     for name, p in model.named_parameters():
         path, _, kind = name.rpartition(".")
         shape = (*p.shape[:1:-1], *p.shape[:2]) if p.ndim == 4 else p.shape[::-1]
@@ -368,8 +372,8 @@ def test_the_twin_has_our_weights_in_pytorchs_form(peer, monkeypatch):
         shapes[f"{path}.{'weight' if kind in ('w', 'gamma') else 'bias'}"] = (*shape, 1, 1) if on_maps else shape
 
     class Network:
-        def __init__(self, channels):
-            assert channels == 8
+        def __init__(self, channels, *others):
+            assert channels == 8 and others == (*COLOUR.values(),)
 
         def parameters(self):
             return [SimpleNamespace(numel=lambda shape=shape: int(np.prod(shape)) + extra) for shape in shapes.values()]

@@ -43,6 +43,10 @@ ROWS = {
         ("", "--batch-size=7", {"settings.batch_size": (64, 7)}),
         ("--backend=cupy", "--backend=cupy --batch-size=7,8", {"settings.batch_sizes": ((64, 128, 512), [7, 8])}),
     ],
+    "--data-shape": [
+        ("", "--data-shape=32,32,3", {"settings.data_shape": ((28, 28, 1), (32, 32, 3))}),
+        ("--backend=cupy", "--backend=cupy --data-shape=64,64,1", {"settings.data_shape": ((28, 28, 1), (64, 64, 1))}),
+    ],
     "--channels": [
         ("", "--channels=16", {"settings.channels": (32, 16)}),
         ("--backend=cupy", "--backend=cupy --channels=16", {"settings.channels": (32, 16)}),
