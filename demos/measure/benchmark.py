@@ -1,9 +1,9 @@
 """Measure how fast a training step, sampling and each op are, and how much memory they take, beside PyTorch.
 
-    python demos/measure/benchmark.py                         about 2 minutes on 2 cores
-    python demos/measure/benchmark.py --plain                 also with the plain functions of the book
-    python demos/measure/benchmark.py --data-shape 32,32,3    images in colour, as in CIFAR-10
-    python demos/measure/benchmark.py --backend cupy          on a GPU, batch 64, 128 and 512
+    python demos/measure/benchmark.py                    about 2 minutes on 2 cores
+    python demos/measure/benchmark.py --plain            also with the plain functions of the book
+    python demos/measure/benchmark.py --data-shape 32,32,3    in colour, like CIFAR-10
+    python demos/measure/benchmark.py --backend cupy     on a GPU, batch 64, 128 and 512
 
 The network is the reference U-Net, in tinydiff and, if torch is installed, in PyTorch.  For images of another shape
 (--data-shape) it is the default network of train_images.py: 64 x 64 pixels give four levels.  Each contestant is a

@@ -24,7 +24,7 @@ from figures import (
     steps_a_second,
 )
 from machine import describe_cpu, speed_variables
-from ours import OURS, PLAIN, Ours, levels
+from ours import OURS, PLAIN, SIDE, Ours, levels
 from tqdm import tqdm
 
 from tinydiff.app.generate import build_unet
@@ -33,7 +33,7 @@ from tinydiff.nn.unet import Downsample, Upsample
 
 LAYOUTS = ("contiguous_format", "channels_last")  # PyTorch's
 OPTIMIZER = ("optimizer",)  # another job, beside TRAIN and FORWARD
-MOST_DIFFERENCE = 1e-4  # between equal networks in float32, because convolutions round differently
+MOST_DIFFERENCE = 1e-4  # at 28 x 28, between equal networks in float32, because convolutions round differently
 
 
 def compare(*, workers, rounds, plain, data_shape, **settings):
@@ -82,7 +82,8 @@ def check_same_network(channels, size, network, layout):
     use_backend("numpy")
     model = build_unet({"base_channels": channels, **network}, 0)
     name, difference = largest_difference(model, size, layout)
-    if not difference < MOST_DIFFERENCE:
+    # A gradient is a sum over all pixels, in which large terms cancel: with more pixels more of it is rounding.
+    if not difference < MOST_DIFFERENCE * max(1, (size / SIDE) ** 2):
         raise RuntimeError(
             f"not the same network: with the same weights {name} differs by {difference:.1e} from PyTorch's, {layout}"
         )
