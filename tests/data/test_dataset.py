@@ -287,5 +287,6 @@ def test_names_fit_into_a_checkpoint():
             Dataset.from_arrays(GREYS, labels, classes=["a", wrong])
     with pytest.raises(ValueError, match="at most 1,000 classes are possible, got 1,001"):
         Dataset.from_arrays(GREYS, labels, classes=["a"] * 1001)
+    assert len(Dataset.from_arrays(GREYS, labels, classes=["a"] * 1000).classes) == 1000
     made = Dataset.from_arrays(GREYS, labels, classes=["é " * 50, "b" * 100], name="mine", source="a drawer")
     assert (made.name, made.source, made.classes[1]) == ("mine", "a drawer", "b" * 100)
