@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from same_bytes import same_bytes
 
 from tinydiff.app import checkpoint
 from tinydiff.app.checkpoint import CheckpointError
@@ -104,8 +105,8 @@ def test_resume_continues_bit_for_bit_with_the_checkpoints_settings(main, tmp_pa
         main(out=tmp_path / "cut", **options)
     assert saved == [0, 1, 2]
     main(backend=backend_name(), out=tmp_path / "cut", resume=True, sample_steps=2)
-    assert (tmp_path / "cut/checkpoint.npz").read_bytes() == (tmp_path / "whole/checkpoint.npz").read_bytes()
-    assert (tmp_path / "cut/metrics.csv").read_bytes() == (tmp_path / "whole/metrics.csv").read_bytes()
+    assert same_bytes((tmp_path / "cut/checkpoint.npz").read_bytes(), (tmp_path / "whole/checkpoint.npz").read_bytes())
+    assert same_bytes((tmp_path / "cut/metrics.csv").read_bytes(), (tmp_path / "whole/metrics.csv").read_bytes())
 
 
 def test_resume_refuses_other_settings(main, tmp_path):
@@ -126,7 +127,7 @@ def test_resume_refuses_other_settings(main, tmp_path):
     ):
         with pytest.raises(CheckpointError, match=message):
             main(backend=backend_name(), out=tmp_path, resume=True, **{**SMALL, **option})
-    assert (tmp_path / "checkpoint.npz").read_bytes() == before
+    assert same_bytes((tmp_path / "checkpoint.npz").read_bytes(), before)
 
 
 @pytest.mark.parametrize("target", [pytest.param("x_0", marks=pytest.mark.slow), "v"])

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
+from same_bytes import same_bytes
 from stand_ins import unreadable
 
 from tinydiff import ops
@@ -91,9 +92,9 @@ def test_every_row_picture_and_note_is_its_parts_in_order(demo, monkeypatch, tmp
     with open(out / "results.csv", newline="") as file:
         assert list(csv.DictReader(file)) == [{key: str(value) for key, value in row.items()} for row in rows]
     demo.save_wav(tmp_path / "same.wav", drawn.reshape(9, 1024))
-    assert (out / "waves_1d.wav").read_bytes() == (tmp_path / "same.wav").read_bytes()
+    assert same_bytes((out / "waves_1d.wav").read_bytes(), (tmp_path / "same.wav").read_bytes())
     with Image.open(out / "waves_1d.png") as picture:
-        assert picture.size == (100, 100) and picture.mode == "P"
+        assert picture.size == (40, 40) and picture.mode == "P"
     printed = capsys.readouterr().out
     assert "trained in 71 s; rms difference of mean spectra in dB, 3 waves each" in printed
     count = demo.WaveNet(0).num_parameters()

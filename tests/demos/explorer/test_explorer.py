@@ -575,13 +575,13 @@ def test_main_records_each_part_with_its_own_options(demo, trained, tmp_path, mo
     assert data["classes"] == tuple("0123456789") and data["is_digits"] is True and data["labels"] == (7, 3)
     megabytes = (tmp_path / "p.html").stat().st_size / 1e6
     assert f"page: {tmp_path}/p.html ({megabytes:.1f} MB)" in capsys.readouterr().out
-    long, small = {"moments": 30, "train_steps": 2, "classifier": trained[1]}, load("glyphs", "test", num=120)
+    long, small = {"moments": 31, "train_steps": 2, "classifier": trained[1]}, load("glyphs", "test", num=120)
     small = replace(small, classes=("a shirt", *small.classes[1:]))
     monkeypatch.setattr(demo, "load", lambda *given: loaded.append(given) or small)
     loaded = []
     data = demo.main(trained[0], backend=backend_name(), workers=1, out=tmp_path / "p.html", **long)
     assert data["is_digits"] is False and data["classes"][0] == "a shirt"
-    assert seen["riddles"][4:] == (16, 0) and seen["points"] == (2000, 400, 30, 0, 1) and seen["reverse"][5] == 15
+    assert seen["riddles"][4:] == (16, 0) and seen["points"] == (2000, 400, 31, 0, 1) and seen["reverse"][5] == 16
     assert seen["reverse"][3:5] == (tuple(range(10)), (5, 10, 20, 50)) and seen["mistakes"][1] is not None
     assert seen["mistakes"][4:7] == (50, 30, 2) and seen["mistakes"][7] is small
     assert loaded == [("glyphs", "test", None, 0, 500), ("glyphs", "train", None, 0)]
