@@ -267,7 +267,12 @@ def test_a_checkpoint_says_in_what_precision_and_is_read_by_as_many_workers_as_a
 
 @pytest.mark.parametrize(
     ("part", "name", "value"),
-    [("model", "channels", []), ("model", "channels", [4] * 9), ("data", "classes", []), ("data", "classes", ["a"] * 1001)],
+    [
+        ("model", "channels", []),
+        ("model", "channels", [4] * 9),
+        ("data", "classes", []),
+        ("data", "classes", ["a"] * 1001),
+    ],
 )
 def test_a_classifier_of_a_size_that_no_program_makes_is_refused(tmp_path, rng, part, name, value):
     """By the setting, before a network is built: 1 to 8 levels, 1 to 1,000 classes.  One class is a classifier too."""
