@@ -94,7 +94,7 @@ def test_every_row_picture_and_note_is_its_parts_in_order(demo, monkeypatch, tmp
     demo.save_wav(tmp_path / "same.wav", drawn.reshape(9, 1024))
     assert same_bytes((out / "waves_1d.wav").read_bytes(), (tmp_path / "same.wav").read_bytes())
     with Image.open(out / "waves_1d.png") as picture:
-        assert picture.size == (100, 100) and picture.mode == "P"
+        assert picture.size == (40, 40) and picture.mode == "P"
     printed = capsys.readouterr().out
     assert "trained in 71 s; rms difference of mean spectra in dB, 3 waves each" in printed
     count = demo.WaveNet(0).num_parameters()

@@ -238,7 +238,7 @@ def test_what_is_drawn_is_generates_own_for_the_prompt_and_its_options(demo, cap
     (((path, shown), grid),) = grids
     assert path == tmp_path / "p.png" and shown is images
     assert grid == {"columns": 8, "title": "'a thick seven' and not 'thin', guidance 4"}
-    assert imread(tmp_path / "s.png").shape[1] > 600
+    assert imread(tmp_path / "s.png").shape[1] > 300
     run(demo, trained, tmp_path, "two", steering=tmp_path / "s.png")
     assert seen[2][1].guide.args[0] == [captions.tokenize(text) for text in ("two", demo.SWAP)]
     assert grids[1][1]["columns"] == 1
