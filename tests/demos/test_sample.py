@@ -33,7 +33,7 @@ def run(load_demo, trained, tmp_path, **options):
     options = {"workers": 1, "steps": 3, **options}
     load_demo("sample").main(trained, backend=backend_name(), out=tmp_path / "s.png", save_npz=npz, **options)
     with np.load(npz) as file:
-        return file["images"], file["labels"] if "labels" in file else None
+        return file["images"], file.get("labels")
 
 
 def test_arrays_hold_images_and_the_labels_asked_for(load_demo, trained, tmp_path):
