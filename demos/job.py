@@ -8,7 +8,7 @@
 The run is saved on the way.  Ctrl-C, SIGTERM and SIGHUP save and end it.  Read next: run_pictures.py.
 """
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from run_pictures import final_pictures, grid
 
 from tinydiff.app import checkpoint, cli, kinds, networks, run, training
 from tinydiff.app.generate import Recipe, build_unet, check_steps
+from tinydiff.app.longer import continued, lengthen, network_from, start_from
 from tinydiff.app.outputs import own_folder
 from tinydiff.backend import backend_name
 from tinydiff.data import Dataset
@@ -27,17 +28,21 @@ FILES = ("checkpoint.npz", "metrics.csv", "samples.png", "denoising.png", "denoi
 
 
 class Plan(NamedTuple):
-    """What a run is.  network: the arguments of its UNet.  flip: whether half of the pictures are mirrored.
+    """What a run is.  network: the arguments of its UNet.
 
-    saved: the arrays and settings of the checkpoint of a resumed run; None for a new run.
+    more: the settings that a checkpoint contains beside: the name of the schedule, and whether pictures are mirrored.
+    saved: the arrays and settings of the checkpoint of a resumed run.  start: those of the checkpoint that a new run
+    starts from.  longer: whether a resumed run is made longer.
     """
 
     config: TrainConfig
     dataset: Dataset
     schedule: Schedule
     network: dict[str, Any]
-    flip: bool
-    saved: Any
+    more: dict[str, Any]
+    saved: Any = None
+    start: Any = None
+    longer: bool = False
 
 
 def train(
@@ -52,9 +57,14 @@ def train(
     seed=None,
     target=None,
     min_snr=None,
+    lr=None,
+    ema_decay=None,
+    schedule=None,
+    T=None,
     channels=None,
     flip=False,
     resume=False,
+    start=None,
     workers=None,
     save_every=100,
     sample_every=250,
@@ -65,17 +75,19 @@ def train(
 
     load(meta, seed) -> Dataset.  meta: the settings of the checkpoint of a resumed run, or None.
     A setting that is None has the default of TrainConfig, or, with resume, the value in the checkpoint.
+    start: the path of a checkpoint whose averaged weights a new run starts from.
     cost: whether to print what a step takes before the training begins.
     """
     path = out / "checkpoint.npz"
-    ranks.broadcast(partial(own_folder, out / "progress"))
-    wanted = run.wanted(steps, minutes, batch_size=batch_size, seed=seed, target=target, min_snr=min_snr)
+    others = {"batch_size": batch_size, "seed": seed, "target": target, "min_snr": min_snr}
+    wanted = run.wanted(steps, minutes, **others, peak_lr=lr, ema_decay=ema_decay)
+    settings = run.given(base_channels=channels, schedule=schedule, T=T, flip=flip or None)
     saved = ranks.broadcast(partial(run.load_if_there, path, "diffusion")) if resume else None
     if saved is None:
-        plan = new_run(ranks, load, wanted, channels, flip)
+        plan = new_run(ranks, load, wanted, settings, start)
         workers = workers or ranks.default_workers(plan.config.batch_size)
     else:
-        plan = resumed_run(ranks, load, saved, wanted, channels, flip)
+        plan = resumed_run(ranks, load, wanted, settings, saved)
         workers = run.resumed_workers(saved[1], workers, backend_name())
 
     config, schedule, shape = plan.config, plan.schedule, plan.dataset.images.shape[1:]
@@ -83,11 +95,16 @@ def train(
     run.check_batch(config.batch_size, shape, plan.network["base_channels"], ranks.size)
     recipe = Recipe(schedule, shape, num_steps=sample_steps, scale=scale, target=TARGETS[config.target])
     with ranks.workers(partial(build_unet, plan.network, config.seed), workers) as pool:
-        state = training.diffusion_training(pool, schedule, config, plan.dataset, flip=plan.flip)
+        if plan.start is not None:
+            start_from(pool.model, *plan.start, plan.dataset.classes)
+        state = training.diffusion_training(pool, schedule, config, plan.dataset, flip=plan.more["flip"])
         if saved is None:
-            ranks.broadcast(partial(checkpoint.set_aside, path))
+            ranks.broadcast(partial(checkpoint.set_aside_run, out, ("progress", *reversed(FILES))))
         else:
             training.restore(state, path, *saved)
+        if plan.longer:
+            lengthen(state, ranks)
+        ranks.broadcast(partial(own_folder, out / "progress"))
         print(f"data: {plan.dataset.source}")
         print(f"network: {pool.model.num_parameters():,} parameters; {workers} worker(s); results in {out}/")
         if cost:
@@ -97,31 +114,49 @@ def train(
         final_pictures(state, pool, plan.dataset, recipe, out)
 
 
-def new_run(ranks, load, wanted, channels, flip):
-    """The Plan of a new run.  `wanted`: the settings of TrainConfig that the user has given."""
+def new_run(ranks, load, wanted, settings, start):
+    """The Plan of a new run.
+
+    wanted: the settings of TrainConfig that the user has given.  settings: the others that the user has given.
+    With `start` the network, and what it has learned to predict at which noise, are those of the checkpoint.
+    """
     config = replace(TrainConfig(num_steps=run.UNLIMITED) if wanted.get("minutes") else TrainConfig(), **wanted)
     dataset = ranks.broadcast(partial(load, None, config.seed))
     kinds.check_data(kinds.data_settings(dataset))
-    num_classes = None if dataset.labels is None else len(dataset.classes)
-    network = networks.default_network(dataset.images.shape[1:], num_classes, channels)
-    return Plan(config, dataset, Schedule.linear(), network, flip, None)
+    channels, more = settings.get("base_channels"), {"flip": settings.get("flip", False)}
+    if start is None:
+        num_classes = None if dataset.labels is None else len(dataset.classes)
+        network, before = networks.default_network(dataset.images.shape[1:], num_classes, channels), {}
+    else:
+        start = arrays, meta = ranks.broadcast(partial(kinds.load, start, "diffusion"))
+        network, before = network_from(meta, dataset, channels), schedule_of(arrays, meta)
+        target = training.saved_config(meta).target
+        checkpoint.check_same({"target": target}, wanted, wanted.keys() & {"target"})
+        config = replace(config, target=target)
+    name, T = (settings.get(key, before.get(key, default)) for key, default in (("schedule", "linear"), ("T", 1000)))
+    return Plan(config, dataset, run.schedule(name, T), network, more | {"schedule_name": name}, start=start)
 
 
-def resumed_run(ranks, load, saved, wanted, channels, flip):
+def resumed_run(ranks, load, wanted, settings, saved):
     """The Plan of a run that goes on.  Raises CheckpointError if the user, or the data, contradict the checkpoint."""
     arrays, meta = saved
-    config = training.saved_config(meta)
-    checkpoint.check_same(asdict(config), wanted, wanted)
-    settings = run.given(base_channels=channels, flip=flip or None)
-    checkpoint.check_same({"flip": False} | meta["model"] | meta, settings, settings)
+    config, longer = continued(training.saved_config(meta), meta, wanted)
+    noise = schedule_of(arrays, meta)
+    more = {"flip": meta.get("flip", False), "schedule_name": noise["schedule"]}
+    checkpoint.check_same(meta["model"] | more | noise, settings, settings)
     dataset = ranks.broadcast(partial(load, meta, config.seed))
     found = kinds.data_settings(dataset)
     checkpoint.check_same(meta["data"], found, [name for name in meta["data"] if name != "source"])
-    return Plan(config, dataset, Schedule(arrays["schedule/beta"]), meta["model"], meta.get("flip", False), saved)
+    return Plan(config, dataset, Schedule(arrays["schedule/beta"]), meta["model"], more, saved=saved, longer=longer)
+
+
+def schedule_of(arrays, meta):
+    """The name of a checkpoint's schedule, and its T.  Old checkpoints contain no name, and have the linear one."""
+    return {"schedule": meta.get("schedule_name", "linear"), "T": len(arrays["schedule/beta"]) - 1}
 
 
 def _save(state, plan, workers, out):
-    training.save(state, out / "checkpoint.npz", plan.dataset, plan.schedule, workers, flip=plan.flip)
+    training.save(state, out / "checkpoint.npz", plan.dataset, plan.schedule, workers, **plan.more)
     run.save_metrics(state, out / "metrics.csv")
 
 
@@ -138,7 +173,19 @@ def add_options(parser):
     parser.add_argument(
         "--min-snr", type=cli.positive_float, help="gamma of min-SNR weights, such as 5 (default: no weights)"
     )
+    parser.add_argument("--lr", type=cli.positive_float, help=f"the highest learning rate (default: {new.peak_lr:g})")
+    parser.add_argument(
+        "--ema-decay", type=cli.below_1, help=f"of the average of the weights (default: {new.ema_decay:g})"
+    )
+    parser.add_argument("--schedule", choices=kinds.SCHEDULES, help="of the noise (default: linear)")
+    parser.add_argument("--T", type=cli.up_to_a_million, help="steps of the schedule (default: 1000)")
     parser.add_argument("--sample-every", type=cli.positive_int, help="steps between sample grids")
     parser.add_argument("--scale", type=cli.non_negative_float, help="guidance of the pictures: 1 follows the label")
     run.add_options(parser)
+    parser.add_argument(
+        "--from",
+        dest="start",
+        metavar="PATH",
+        help="start with the average of the weights of this checkpoint (default: new weights)",
+    )
     cli.add_parallel(parser)

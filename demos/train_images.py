@@ -53,13 +53,13 @@ def load_pictures(data, size, data_dir, num_images, meta, seed):
         num_images = num_images or meta["data"]["num"]
         height, width, _ = meta["data"]["image_shape"]
         size = size or (height if height == width else None)  # pictures that are not square were not resized
-    return run.load_data(data, data_dir, seed, num_images, size)
+    return run.load_data(data, data_dir, seed, num_images, size=size)
 
 
 if __name__ == "__main__":
     parser = cli.parser(__doc__, main)
     parser.add_argument("data", metavar="DATA", help="cifar10, sprites, a folder of pictures, or an .npz file")
-    parser.add_argument("--size", type=cli.whole(4, 256), help="pixels of a side (default: as they are)")
+    parser.add_argument("--size", type=cli.whole(8, 256), help="pixels of a side (default: as they are)")
     parser.add_argument("--flip", action="store_true", help="mirror half of the pictures, anew in each batch")
     cli.add_data_dir(parser)
     job.add_options(parser)

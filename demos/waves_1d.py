@@ -31,6 +31,7 @@ from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.fit import any_training, finish
 from tinydiff.app.generate import check_steps
 from tinydiff.app.outputs import own_folder
+from tinydiff.app.row_rng import row_rng
 from tinydiff.app.run import check_batch
 from tinydiff.app.tables import write_table
 from tinydiff.app.training import drawing
@@ -233,9 +234,9 @@ def training_of(pool, schedule, num_steps, batch_size, seed):
 
 
 def draw(schedule, pairs, model, job):
-    """Waves (n, LENGTH) on the host.  job: their n labels, and the name of their random stream."""
-    labels, name = job
-    rng = default_rng("sample", *name)
+    """Waves (n, LENGTH) on the host.  job: their n labels, and (seed, timbre, index of the first)."""
+    labels, (*name, first) = job
+    rng = row_rng("sample", *name, rows=range(first, first + len(labels)))
     x_T = standard_normal(rng, (len(labels), 1, LENGTH, 1))
     with no_grad():
         for _, x_t, _ in sample(  # noqa: B007
@@ -247,8 +248,8 @@ def draw(schedule, pairs, model, job):
 
 def draw_each(pool, schedule, sample_steps, num, seed):
     """num waves of each timbre, (timbres, num, LENGTH), with the present weights of the workers."""
-    slices = [(timbre, min(SLICE, num - i)) for timbre in range(len(TIMBRES)) for i in range(0, num, SLICE)]
-    jobs = [([timbre] * n, (seed, i)) for i, (timbre, n) in enumerate(slices)]
+    starts = [(timbre, i) for timbre in range(len(TIMBRES)) for i in range(0, num, SLICE)]
+    jobs = [([timbre] * min(SLICE, num - i), (seed, timbre, i)) for timbre, i in starts]
     parts = pool.map(partial(draw, schedule, timestep_pairs(schedule.T, sample_steps)), jobs)
     waves_of_slices = list(tqdm(parts, "drawing", len(jobs), dynamic_ncols=True))
     return np.concatenate(waves_of_slices).reshape(len(TIMBRES), num, LENGTH)

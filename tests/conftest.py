@@ -94,6 +94,14 @@ def pytest_report_header(config):
     return f"backend: {config.getoption('--backend')}{', plain' * config.getoption('--plain')}"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_power_cut():
+    """Files of this process are not written through to the disk, which takes longer than most tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture
 def rng():
     return default_rng(0)

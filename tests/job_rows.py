@@ -8,7 +8,7 @@ from dataclasses import asdict
 from option_rows import BASICS, DIFFERS
 from recorder import note_data, note_network, note_pictures, note_sampler, note_training
 
-from tinydiff.app import checkpoint, generate, networks, run, training
+from tinydiff.app import checkpoint, generate, kinds, networks, run, training
 from tinydiff.diffusion import Schedule, timestep_pairs
 from tinydiff.train import TrainConfig
 
@@ -32,14 +32,20 @@ def stand_ins(program, notes, patch):
         notes.add(asked_for=(str(path), kind))
         data = {"name": "glyphs", "source": "a source", "num": 30, "image_shape": [8, 8, 1], "classes": [*"0123456789"]}
         meta = {"model": NETWORK, "data": data, "train": asdict(TrainConfig()), "num_workers": 5}
+        meta |= {"step": 9, "num_steps": 2000}
         return {"schedule/beta": Schedule.linear().beta}, meta
 
     patch.setattr(run, "run", run_of_no_steps)
     patch.setattr(run, "load_if_there", load_if_there)
     patch.setattr(run, "save_loss", lambda state, path, title: notes.add(loss_path=str(path), loss_title=title))
     patch.setattr(training, "restore", lambda state, path, *_: notes.add(restored=str(path)))
+    made = run.schedule
+    patch.setattr(run, "schedule", lambda *named: notes.add(schedule=named) or made(*named))
     patch.setattr(networks, "cost", lambda state: "what a step takes")
-    patch.setattr(checkpoint, "set_aside", lambda path: notes.add(set_aside=str(path)))
+    patch.setattr(checkpoint, "set_aside_run", lambda folder, names: notes.add(set_aside=str(folder)))
+    patch.setattr(kinds, "load", lambda path, kind: notes.add(start=(path, kind)) or load_if_there("start", kind))
+    started = lambda model, arrays, meta, classes: notes.add(started=(meta["num_workers"], classes))  # noqa: E731
+    patch.setitem(vars(program.names["job"]), "start_from", started)
     note_data(notes, patch, vars(run))
     note_network(vars(program.names["job"]), notes, patch, "build_unet")
     note_sampler(notes, patch, vars(generate))
@@ -62,7 +68,7 @@ def paths(out):
         "save_filmstrip path": f"{out}/denoising.png",
         "save_gif path": f"{out}/denoising.gif",
         "loss_path": f"{out}/loss.png",
-        "set_aside": f"{out}/checkpoint.npz",
+        "set_aside": out,
     }
 
 
@@ -117,6 +123,34 @@ def rows(out):
             "--min-snr=5",
             {"config.min_snr": (3.0, 5.0), "batch.weight": DIFFERS},
         ),
+        "--lr": ("", "--lr=0.01", {"config.peak_lr": (2e-3, 0.01)}),
+        "--ema-decay": ("", "--ema-decay=0.9", {"config.ema_decay": (0.995, 0.9)}),
+        # The same pictures, times and noise, mixed in other shares.
+        "--schedule": [
+            ("", f"--schedule={name}", {"schedule": (("linear", 1000), (name, 1000)), "batch.x_t": DIFFERS})
+            for name in ("cosine", "quadratic", "sigmoid", "constant")
+        ],
+        "--T": (
+            "",
+            "--T=500",
+            {
+                "schedule": (("linear", 1000), ("linear", 500)),
+                "pairs": ([timestep_pairs(1000, 3)] * 8, [timestep_pairs(500, 3)] * 8),
+                "t": DIFFERS,
+                "batch.t": DIFFERS,
+                "batch.x_t": DIFFERS,
+                "save_filmstrip": DIFFERS,
+            },
+        ),
+        "--from": (
+            "",
+            "--from=c.npz",
+            {
+                "start": (None, ("c.npz", "diffusion")),
+                "asked_for": (None, ("start", "diffusion")),
+                "started": (None, (5, tuple("0123456789"))),
+            },
+        ),
         "--sample-every": ("", "--sample-every=9", {"sample_every": (250, 9)}),
         "--save-every": ("", "--save-every=9", {"save_every": (100, 9)}),
         "--sample-steps": (
@@ -152,7 +186,8 @@ def rows(out):
             {
                 "asked_for": (None, (f"{out}/checkpoint.npz", "diffusion")),
                 "restored": (None, f"{out}/checkpoint.npz"),
-                "set_aside": (f"{out}/checkpoint.npz", None),
+                "set_aside": (out, None),
+                "schedule": (("linear", 1000), None),  # it is the checkpoint's
             },
         ),
     }

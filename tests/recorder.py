@@ -190,10 +190,8 @@ def note_data(notes, patch, *names):
     names: the dictionaries in which programs look `load` up, such as vars(tinydiff.app.run).
     """
 
-    def load(name, split="train", data_dir=None, seed=0, num=None, say=print, size=None):
-        notes.add(
-            data=name, data_dir=data_dir, data_seed=seed, num_images=num, **({} if size is None else {"size": size})
-        )
+    def load(name, split="train", data_dir=None, seed=0, num=None, say=print, **options):
+        notes.add(data=name, data_dir=data_dir, data_seed=seed, num_images=num, **options)
         rng, n = np.random.default_rng(len(split)), num or 30
         images, labels = rng.integers(0, 256, (n, 8, 8, 1), np.uint8), (np.arange(n) % 10).astype(np.uint8)
         return Dataset("glyphs" if name == "auto" else name, images, labels, "a source", tuple("0123456789"))

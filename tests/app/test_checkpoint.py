@@ -21,9 +21,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from same_bytes import same_bytes
 
 from tinydiff.app import checkpoint
-from tinydiff.app.checkpoint import CheckpointError, atomic_write, check_same, load, save, set_aside
+from tinydiff.app.checkpoint import CheckpointError, atomic_write, check_same, load, save, set_aside, set_aside_run
 
 pytestmark = pytest.mark.program
 
@@ -92,7 +93,7 @@ def test_equal_content_gives_equal_bytes(path, tmp_path):
     other = tmp_path / "other.npz"
     turned = {name: np.asarray(a, order="F") for name, a in ARRAYS.items()}
     save(other, turned, dict(reversed(META.items())))
-    assert path.read_bytes() == other.read_bytes()
+    assert same_bytes(path.read_bytes(), other.read_bytes())
     with zipfile.ZipFile(path) as archive:
         assert {member.date_time for member in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
 
@@ -478,6 +479,39 @@ def test_what_a_new_run_would_overwrite_gets_the_first_free_number(tmp_path, cap
         "model.1.npz": b"run 1",
         "model.2.npz": b"run 2",
     }
+
+
+def test_what_a_run_left_is_set_aside_together(tmp_path, capsys):
+    """set_aside_run moves each name that is there to earlier.1, then to earlier.2, and nothing else."""
+    names = ("progress", "metrics.csv", "checkpoint.npz")
+    set_aside_run(tmp_path, names)
+    (tmp_path / "progress").mkdir()
+    (tmp_path / "mine.txt").write_bytes(b"mine")
+    set_aside_run(tmp_path, names)  # an empty folder is nothing that a run left
+    assert sorted(os.listdir(tmp_path)) == ["mine.txt", "progress"] and capsys.readouterr().out == ""
+    (tmp_path / "progress" / "a.png").write_bytes(b"a")
+    (tmp_path / "checkpoint.npz").write_bytes(b"run 1")
+    set_aside_run(tmp_path, names)
+    assert capsys.readouterr().out == f"the files of an earlier run are now in {tmp_path}/earlier.1/\n"
+    (tmp_path / "checkpoint.npz").write_bytes(b"run 2")
+    set_aside_run(tmp_path, names)
+    files = {path.relative_to(tmp_path).as_posix(): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert files == {
+        "earlier.1/checkpoint.npz": b"run 1",
+        "earlier.1/progress/a.png": b"a",
+        "earlier.2/checkpoint.npz": b"run 2",
+        "mine.txt": b"mine",
+    }
+
+
+def test_a_run_that_is_set_aside_can_be_resumed_until_all_is_moved(tmp_path, monkeypatch):
+    """The names are moved in their order: while the checkpoint is last, it is there as long as anything is."""
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_bytes(b"")
+    moved = []
+    monkeypatch.setattr(os, "replace", lambda path, to: moved.append((path.name, to.parent.name)))
+    set_aside_run(tmp_path, ("b", "c", "a"))
+    assert moved == [("b", "earlier.1"), ("c", "earlier.1"), ("a", "earlier.1")]
 
 
 def test_a_number_that_another_process_takes_meanwhile_is_left_to_it(tmp_path, monkeypatch):

@@ -44,6 +44,12 @@ def test_after_a_run_the_average_holds_less_than_1_percent_of_the_start(num_step
     assert 0 < float(ema.average[0][0]) < 0.01
 
 
+def test_a_classifier_sees_each_picture_of_mnist_at_least_three_times():
+    """60,000 pictures, each time displaced otherwise, in batches of the default size."""
+    config = ClassifierConfig()
+    assert config.num_steps * config.batch_size >= 3 * 60_000
+
+
 def test_the_average_is_of_many_steps():
     """The last step alone has less than 1% of the average; the last 1,000 of 2,000 have more than 99%."""
     shares = []

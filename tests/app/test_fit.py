@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from same_bytes import same_bytes
 from small_run import CONFIG, DATASET, SCHEDULE, arrays_of, same_bits, small_workers
 
 from tinydiff.app import checkpoint, training
@@ -87,7 +88,7 @@ def test_a_part_that_is_stopped_goes_on_to_the_same_bits(tmp_path, capsys):
     resumed = finished(tmp_path / "cut.npz", resume=True, num_steps=99)  # a clock may count otherwise this time
     assert "continued at step 3 of 5" in capsys.readouterr().out
     assert same_bits(arrays_of(resumed), arrays_of(whole)) and resumed.metrics() == whole.metrics()
-    assert (tmp_path / "cut.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
+    assert same_bytes((tmp_path / "cut.npz").read_bytes(), (tmp_path / "whole.npz").read_bytes())
     again = finished(tmp_path / "cut.npz", resume=True)  # nothing is left to do
     assert same_bits(arrays_of(again), arrays_of(whole))
 
@@ -105,7 +106,7 @@ def test_a_part_is_resumed_with_its_own_settings_only(tmp_path, capsys):
     with pytest.raises(CheckpointError, match="kind is 'diffusion' in the checkpoint, 'unfinished training' is wanted"):
         finished(tmp_path / "other.npz", resume=True)
     finished(path)
-    assert (tmp_path / "part.1.npz").read_bytes() == before == path.read_bytes()
+    assert same_bytes((tmp_path / "part.1.npz").read_bytes(), before, path.read_bytes())
 
 
 def test_what_rounds_differently_in_a_resumed_part_is_printed(tmp_path, capsys):

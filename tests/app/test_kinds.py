@@ -49,7 +49,7 @@ def test_every_setting_that_is_saved_has_a_rule(saved):
     assert diffusion["train"].keys() == {field.name for field in fields(TrainConfig)} == meta["train"].keys()
     assert diffusion["model"].keys() == UNet(rng=np.random.default_rng(0)).config.keys() == meta["model"].keys()
     assert classifier["model"].keys() == Classifier(rng=np.random.default_rng(0)).config.keys()
-    unread, of_jobs = {"noise", "data.source"}, {"flip"}  # demos/job.py saves further settings
+    unread, of_jobs = {"noise", "data.source"}, {"flip", "schedule_name"}  # demos/job.py saves further settings
     assert {*meta, *(f"data.{name}" for name in meta["data"])} - unread - {"kind"} | of_jobs == {
         *diffusion,
         *(f"data.{name}" for name in diffusion["data"]),
@@ -140,6 +140,8 @@ def test_an_old_classifier_has_no_time(path):
         ({"model": {"rng": 1}}, "settings of no network"),
         ({"train": {"batch_size": 10**12}}, r"train\.batch_size = 1000000000000, which must be a whole number in"),
         ({"data": {"image_shape": [10**6, 4, 1]}}, r"data\.image_shape = \[1000000, 4, 1\], which must be a list of 3"),
+        ({"schedule_name": "round"}, r"schedule_name = 'round', which must be one of \('linear', 'cosine'"),
+        ({"train": {"ema_decay": 1}}, r"train\.ema_decay = 1, which must be a number from 0 to 1"),
         ({"flip": 1}, r"flip = 1, which must be one of \(False, True\)"),
         ({"data": {"name": "\x1b[31mred"}}, r"data\.name = '\\x1b\[31mred', which must be a line"),
     ],

@@ -249,6 +249,7 @@ def test_spread_is_the_root_of_the_mean_of_the_classes_squares():
 def test_a_ratio_that_is_none_is_a_dash():
     """nan, and anything relative to 0; a ratio above 1 is written as it is."""
     assert [percent(x) for x in (float("nan"), relative(1.0, 0.0), relative(3, 2))] == ["-", "-", "150.0%"]
+    assert percent(relative(1.0001, 1.0)) == "100.0%"  # a little above is no ">99.9%"
     assert percent(relative(0.0, 2.0)) == "0.0%" and percent(relative(float("nan"), 2.0)) == "-"
 
 

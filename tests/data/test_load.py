@@ -78,8 +78,8 @@ def test_a_folder_for_glyphs_is_an_error(sets, folders, put):
     put(folders["data_dir"], sets["mnist"][1])
     with pytest.raises(data.DataError, match=f"--data-dir {folders['data_dir']}: glyphs are drawn"):
         data.load("glyphs", data_dir=folders["data_dir"], num=20)
-    with pytest.raises(data.DataError, match=r"--data-dir \.: glyphs are drawn"):
-        data.load("glyphs", data_dir=".", num=20)
+    with pytest.raises(data.DataError, match=r"^--data-dir : glyphs are drawn"):  # an empty one is given all the same
+        data.load("glyphs", data_dir="", num=20)
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion"])

@@ -34,7 +34,7 @@ def test_the_demo_writes_its_four_pictures(demo, tmp_path, capsys):
     printed = capsys.readouterr().out
     for name in written:
         picture = imread(tmp_path / "new" / "folder" / name)[..., :3]
-        assert min(picture.shape[:2]) > 300 and 0.05 < picture.std() < 0.6  # neither blank nor tiny
+        assert min(picture.shape[:2]) > 140 and 0.05 < picture.std() < 0.6  # neither blank nor tiny
         assert name in printed
 
 

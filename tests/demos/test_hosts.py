@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from mpi_jobs import MISSING, ROOT, finish, start
+from same_bytes import same_bytes
 
 from tinydiff.app import checkpoint
 from tinydiff.backend import backend_name
@@ -104,7 +105,7 @@ def test_a_job_across_two_hosts_is_the_job_on_one(cable, tmp_path):
     code, _, err = finish(start(2, TRAIN, *SMALL, "--parallel=mpi", "--steps=4", f"--out={tmp_path / 'one'}"))
     assert code == 0, err
     for name in ("checkpoint.npz", "samples.png", "metrics.csv"):
-        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+        assert same_bytes((tmp_path / "two" / name).read_bytes(), (tmp_path / "one" / name).read_bytes())
 
 
 def test_a_host_that_is_cut_off_ends_the_job_and_not_the_run(cable, tmp_path):

@@ -192,6 +192,15 @@ def both(load_demo, tmp_path_factory):
     return path, data, printed.getvalue(), calls
 
 
+def test_every_step_draws_new_noise_for_the_latents(demo):
+    """Of steps that follow each other, and of seeds that do, no two have the same; one of each latent's numbers."""
+    data = load("glyphs", num=12)
+    configs = [TrainConfig(batch_size=3, seed=seed) for seed in range(2)]
+    drawn = [demo.draw_pictures(data, 2, config, step) for config in configs for step in range(5)]
+    assert {batch["eps"].shape for batch in drawn} == {(3, 7, 7, 2)}
+    assert len({batch["eps"].tobytes() for batch in drawn}) == 10
+
+
 def test_a_resumed_training_is_compared_in_all_that_decides_it(demo, both):
     """The settings of either training; then the arrays are checked, an earlier file is set aside, and all is saved."""
     path, _, _, calls = both

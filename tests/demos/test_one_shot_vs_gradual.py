@@ -131,7 +131,7 @@ def test_the_generator_heeds_label_and_z(demo, rng):
 
 
 def test_examples_are_a_function_of_seed_and_step(demo):
-    """The same seed and step, the same pictures and z; another step, others."""
+    """The same seed and step, the same pictures and z; any other step or seed, others."""
     data = load("glyphs", num=10)
     config = LoopConfig(1, 4, seed=1)
     first, again, other = (demo.examples(data, (2, 3), config, step) for step in (0, 0, 1))
@@ -142,6 +142,9 @@ def test_examples_are_a_function_of_seed_and_step(demo):
         batch = demo.examples(data, (2, 3), LoopConfig(1, 4, seed=seed), 1)
         assert np.array_equal(batch["x"], x) and np.array_equal(batch["labels"], labels)
     assert all((first[name] != other[name]).any() for name in ("x", "z"))
+    configs = [LoopConfig(1, 4, seed=seed) for seed in range(2)]
+    drawn = {demo.examples(data, (2, 3), config, step)["z"].tobytes() for config in configs for step in range(4)}
+    assert len(drawn) == 8
 
 
 def a_stand_in_model(draws, made):

@@ -12,7 +12,8 @@ DEMOS = Path(__file__).parents[2] / "demos"
 PROGRAMS = [
     path
     for path in sorted(DEMOS.rglob("*.py"))
-    if "cli.add_backend(" in path.read_text("utf-8") and path.parent.name != "measure"
+    if all(words in path.read_text("utf-8") for words in ("cli.add_backend(", '__name__ == "__main__"'))
+    and path.parent.name != "measure"
 ]
 
 

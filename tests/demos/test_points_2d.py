@@ -422,7 +422,7 @@ def test_a_picture_is_saved_in_128_colours(demo, tmp_path):
     figure.suptitle("hues")
     demo._save(figure, tmp_path / "p.png")
     with Image.open(tmp_path / "p.png") as picture:
-        assert picture.size == (200, 100) and picture.mode == "P"
+        assert picture.size == (80, 40) and picture.mode == "P"
         assert 64 < len(picture.convert("RGB").getcolors(10_000)) <= 128
 
 

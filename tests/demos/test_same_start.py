@@ -67,7 +67,7 @@ def test_the_start_is_one_and_the_seed_names_it(load_demo):
     assert (more[:3] == noisy).all()  # a column is the same however many there are
 
 
-@pytest.mark.parametrize("label", [None, 3])
+@pytest.mark.parametrize("label", [None, 0, 3])
 def test_every_picture_is_ddim_with_x_0_hat_clipped(load_demo, label):
     """Drawn again by the package's own call, bit for bit, for a network whose x_0_hat leaves -1..1 at many times."""
     demo, network, shape, eta = load_demo("same_start"), Leaning(var=4.0), (3, SIZE, SIZE, 1), 0.5

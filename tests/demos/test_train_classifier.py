@@ -41,6 +41,19 @@ def test_the_saved_network_misreads_as_many_test_digits_as_the_demo_says(demo, t
     assert min(picture.shape[:2]) > 80 and picture.std() > 0.05  # something is on it
 
 
+def test_test_pictures_are_noised_to_times_of_the_seed(demo):
+    """x_t is that of a time in 1..T, each of them about equally often; another seed has other times and noise."""
+    schedule, x_0 = Schedule([0.2, 0.5, 0.99]), np.ones((300, 4, 4, 1), np.float32)
+    (x_t, t), (again, same), (other, others) = (demo.noised(schedule, x_0, seed) for seed in (0, 0, 1))
+    assert np.bincount(t, minlength=5)[1:4].min() > 60 and set(t) == {1, 2, 3}  # of 300: 100, deviation 8
+    np.testing.assert_array_equal(again, x_t)
+    np.testing.assert_array_equal(same, t)
+    assert (others != t).any() and (other != x_t).all((1, 2, 3)).all()
+    for time in (1, 2, 3):
+        eps = (x_t[t == time] - schedule.alpha_bar[time] ** 0.5) / (1 - schedule.alpha_bar[time]) ** 0.5
+        assert abs(eps.mean()) < 0.16 and abs(eps.std() - 1) < 0.12  # 960 normal numbers or more: 0.032 and 0.023
+
+
 def test_where_nothing_is_misread_there_is_no_picture(demo, tmp_path, capsys, monkeypatch):
     """And a line says so; all right is 100.00%."""
     images, labels = load("glyphs", "test", num=30).batch(np.arange(30))

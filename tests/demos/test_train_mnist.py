@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from same_bytes import same_bytes
 
 from tinydiff.app import checkpoint
 from tinydiff.app.checkpoint import CheckpointError
 from tinydiff.backend import TinydiffError, backend_name
+from tinydiff.diffusion import Schedule
 
 pytestmark = pytest.mark.program
 
@@ -103,8 +105,8 @@ def test_resume_continues_bit_for_bit_with_the_checkpoints_settings(main, tmp_pa
         main(out=tmp_path / "cut", **options)
     assert saved == [0, 1, 2]
     main(backend=backend_name(), out=tmp_path / "cut", resume=True, sample_steps=2)
-    assert (tmp_path / "cut/checkpoint.npz").read_bytes() == (tmp_path / "whole/checkpoint.npz").read_bytes()
-    assert (tmp_path / "cut/metrics.csv").read_bytes() == (tmp_path / "whole/metrics.csv").read_bytes()
+    assert same_bytes((tmp_path / "cut/checkpoint.npz").read_bytes(), (tmp_path / "whole/checkpoint.npz").read_bytes())
+    assert same_bytes((tmp_path / "cut/metrics.csv").read_bytes(), (tmp_path / "whole/metrics.csv").read_bytes())
 
 
 def test_resume_refuses_other_settings(main, tmp_path):
@@ -113,7 +115,10 @@ def test_resume_refuses_other_settings(main, tmp_path):
     before = (tmp_path / "checkpoint.npz").read_bytes()
     for option, message in (
         ({"batch_size": 8}, "batch_size is 4 in the checkpoint, 8 is wanted"),
-        ({"steps": 9}, "num_steps is 1 in the checkpoint, 9 is wanted"),
+        ({"lr": 0.01}, r"peak_lr is 0\.002 in the checkpoint, 0\.01 is wanted"),
+        ({"ema_decay": 0.9}, r"ema_decay is 0\.995 in the checkpoint, 0\.9 is wanted"),
+        ({"schedule": "cosine"}, "schedule is 'linear' in the checkpoint, 'cosine' is wanted"),
+        ({"T": 50}, "T is 1000 in the checkpoint, 50 is wanted"),
         ({"num_images": 30}, "num is 20 in the checkpoint, 30 is wanted"),
         ({"channels": 16}, "base_channels is 8 in the checkpoint, 16 is wanted"),
         ({"target": "v"}, "target is 'eps' in the checkpoint, 'v' is wanted"),
@@ -122,7 +127,7 @@ def test_resume_refuses_other_settings(main, tmp_path):
     ):
         with pytest.raises(CheckpointError, match=message):
             main(backend=backend_name(), out=tmp_path, resume=True, **{**SMALL, **option})
-    assert (tmp_path / "checkpoint.npz").read_bytes() == before
+    assert same_bytes((tmp_path / "checkpoint.npz").read_bytes(), before)
 
 
 @pytest.mark.parametrize("target", [pytest.param("x_0", marks=pytest.mark.slow), "v"])
@@ -196,12 +201,69 @@ def test_an_earlier_versions_checkpoint_resumes_and_can_be_sampled(load_demo, ma
         main(backend=backend_name(), out=tmp_path, resume=True, sample_steps=2)
 
 
-def test_a_new_run_keeps_the_older_checkpoint(main, tmp_path):
-    """Without --resume an existing checkpoint is set aside, not overwritten."""
-    main(backend=backend_name(), out=tmp_path, steps=1, **SMALL)
-    before = (tmp_path / "checkpoint.npz").read_bytes()
-    main(backend=backend_name(), out=tmp_path, steps=1, seed=9, **SMALL)
-    assert (tmp_path / "checkpoint.1.npz").read_bytes() == before != (tmp_path / "checkpoint.npz").read_bytes()
+def test_a_new_run_keeps_all_files_of_the_earlier_one_together(load_demo, tmp_path, capsys):
+    """Without --resume they are in earlier.1/, byte by byte, and none of them is left beside the new run's."""
+    main, options = load_demo("train_mnist").main, {**SMALL, "backend": backend_name(), "out": tmp_path}
+    main(steps=2, sample_every=1, **options)
+    before = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*.*")}
+    assert len(before) == 7
+    main(steps=1, seed=9, **options)
+    after = {path.relative_to(tmp_path / "earlier.1"): path.read_bytes() for path in tmp_path.glob("earlier.1/**/*.*")}
+    assert (
+        after == before and f"the files of an earlier run are now in {tmp_path}/earlier.1/" in capsys.readouterr().out
+    )
+    assert list((tmp_path / "progress").iterdir()) == [] and len((tmp_path / "metrics.csv").read_text().split()) == 2
+    main(resume=True, **options)
+    assert not (tmp_path / "earlier.2").exists()
+
+
+SETTINGS = {"schedule": "cosine", "T": 40, "lr": 0.01, "ema_decay": 0.5}
+
+
+def test_schedule_rate_and_average_are_in_the_checkpoint_and_used(main, load_demo, tmp_path):
+    """The rates and the table are those of the options; a resumed run and sample.py need no option."""
+    main(backend=backend_name(), out=tmp_path, steps=2, **SETTINGS, **SMALL)
+    arrays, meta = checkpoint.load(tmp_path / "checkpoint.npz")
+    np.testing.assert_array_equal(arrays["schedule/beta"], Schedule.cosine(40).beta)
+    assert meta["schedule_name"] == "cosine" and meta["train"]["ema_decay"] == 0.5
+    np.testing.assert_allclose(arrays["metrics"][:, 2], [0.01 / 100, 0.02 / 100])  # the warm-up of 100 steps
+    main(backend=backend_name(), out=tmp_path, resume=True, sample_steps=2)
+    main(backend=backend_name(), out=tmp_path, resume=True, **{**SMALL, **SETTINGS})
+    with pytest.raises(TinydiffError, match="--steps 50: the schedule has T = 40 steps"):
+        load_demo("sample").main(tmp_path / "checkpoint.npz", backend=backend_name(), num=1, steps=50, workers=1)
+
+
+def test_a_finished_run_is_made_longer(main, tmp_path, capsys):
+    """The steps that were done stay, bit for bit; the rates before are those of 2 steps, and after those of 4."""
+    options = {"backend": backend_name(), "out": tmp_path}
+    main(steps=2, **SMALL, **options)
+    before, _ = checkpoint.load(tmp_path / "checkpoint.npz")
+    main(resume=True, steps=4, sample_steps=2, **options)
+    assert "longer: 2 steps before, 4 now; the learning rate of step 3 is" in capsys.readouterr().out
+    after, meta = checkpoint.load(tmp_path / "checkpoint.npz")
+    np.testing.assert_array_equal(after["metrics"][:2], before["metrics"])
+    assert (meta["step"], meta["num_steps"], meta["train"]["num_steps"]) == (4, 4, 4) and len(after["metrics"]) == 4
+    with pytest.raises(CheckpointError, match="--steps 3: the run has 4 steps, and can only be made longer"):
+        main(resume=True, steps=3, **options)
+
+
+def test_a_run_starts_from_the_weights_of_another(main, tmp_path, capsys):
+    """Before its first step its average is the checkpoint's, except for the classes of other data."""
+    options = {**SMALL, "backend": backend_name()}
+    main(out=tmp_path / "a", steps=3, target="v", schedule="cosine", T=50, **options)
+    main(out=tmp_path / "b", steps=1, lr=1e-9, start=tmp_path / "a/checkpoint.npz", seed=8, **options)
+    (a, before), (b, after) = (checkpoint.load(tmp_path / name / "checkpoint.npz") for name in "ab")
+    for name in (name for name in a if name.startswith("ema/")):
+        np.testing.assert_allclose(b[name], a[name], atol=1e-10)  # float32; a step of rate 1e-11 moves them by as much
+    assert after["step"] == 1 and after["model"] == before["model"]
+    assert (after["train"]["target"], after["schedule_name"], len(b["schedule/beta"])) == ("v", "cosine", 51)
+    assert "weights: the average of 3 steps on glyphs\n" in capsys.readouterr().out
+    for option, said in (
+        ({"channels": 16}, "base_channels is 8 in the checkpoint, 16 is wanted"),
+        ({"target": "eps"}, "target is 'v' in the checkpoint, 'eps' is wanted"),
+    ):
+        with pytest.raises(CheckpointError, match=said):
+            main(out=tmp_path / "c", steps=1, start=tmp_path / "a/checkpoint.npz", **{**options, **option})
 
 
 def test_resume_in_another_precision_says_so_and_an_older_checkpoint_loads(main, tmp_path, capsys):
@@ -316,6 +378,13 @@ def test_kill_9_at_random_moments_loses_nothing_but_time(tmp_path, kills):
         (["--steps=0"], "from 1 to"),
         (["--steps=2", "--minutes=1"], "not allowed with"),
         (["--sample-steps=2000", "--steps=1"], "T = 1000 steps"),
+        (["--T=20", "--steps=1"], "--schedule linear --T 20: beta must lie strictly between 0 and 1"),
+        (["--T=0"], "from 1 to"),
+        (["--schedule=nonsense"], "choose from"),
+        (["--lr=0"], "above 0"),
+        (["--lr=50", "--steps=1"], "--lr 50.0: must be a number from 1e-30 to 10"),
+        (["--ema-decay=1"], "less than 1"),
+        (["--from=/nowhere.npz", "--steps=1"], "/nowhere.npz does not exist"),
         (["--channels=12", "--steps=1"], "--channels 12: must be a multiple of 8"),
         (["--out=/proc/nowhere", "--steps=1"], "/proc/nowhere"),
     ],

@@ -17,7 +17,7 @@ import itertools
 import json
 import os
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,7 +26,17 @@ import numpy as np
 from tinydiff.app.archive import DIGEST_SIZE, FORMAT, KINDS, VERSION, CheckpointError, load
 from tinydiff.app.outputs import check_replaceable, lock, temporary_name
 
-__all__ = ["FORMAT", "VERSION", "CheckpointError", "atomic_write", "check_same", "load", "save", "set_aside"]
+__all__ = [
+    "FORMAT",
+    "VERSION",
+    "CheckpointError",
+    "atomic_write",
+    "check_same",
+    "load",
+    "save",
+    "set_aside",
+    "set_aside_run",
+]
 
 
 def save(path: str | os.PathLike, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
@@ -73,6 +83,23 @@ def set_aside(path: str | os.PathLike) -> None:
             aside.touch(exist_ok=False)  # no other process can get this number now
             os.replace(path, aside)
             print(f"{path} of an earlier run is now {aside}")
+            return
+
+
+def set_aside_run(folder: Path, names: Sequence[str]) -> None:
+    """Move what an earlier run has left in a folder to earlier.1 in it, or to the first number that is free.
+
+    names: the files and folders of a run, in the order in which they are moved.  The checkpoint should be the last, so
+    that a run whose process is killed on the way can still be resumed.  Empty folders stay.
+    """
+    left = [path for path in map(folder.joinpath, names) if path.is_file() or (path.is_dir() and any(path.iterdir()))]
+    for number in itertools.count(1) if left else ():
+        aside = folder / f"earlier.{number}"
+        with contextlib.suppress(FileExistsError):
+            aside.mkdir()  # no other process can get this number now
+            for path in left:
+                os.replace(path, aside / path.name)
+            print(f"the files of an earlier run are now in {aside}/")
             return
 
 

@@ -32,6 +32,7 @@ from tinydiff.app.alone import one_process
 from tinydiff.app.archive import printable
 from tinydiff.app.options import (  # noqa: F401  (programs write cli.positive_int)
     as_typed,
+    below_1,
     counted,
     list_of,
     non_negative_float,

@@ -24,6 +24,7 @@ from tinydiff.app.generate import new_unet
 from tinydiff.app.rules import LINE, Rule, items, maybe, number, old, one_of, whole
 from tinydiff.backend import TinydiffError
 from tinydiff.data import COLOUR, NAMES, Dataset
+from tinydiff.diffusion import Schedule
 from tinydiff.diffusion.targets import TARGETS
 from tinydiff.nn import Module
 from tinydiff.train import METRICS, NUM_BUCKETS
@@ -103,6 +104,9 @@ UNET = dict.fromkeys(("in_channels", "base_channels", "num_res_blocks", "num_hea
     "attention_levels": items(whole(0, 7), 0, 8),
     "num_classes": CLASSES,
 }
+SCHEDULES = {  # by the names of --schedule
+    name: getattr(Schedule, name) for name in ("linear", "cosine", "quadratic", "sigmoid", "constant")
+}
 TRAIN = {  # the settings of TrainConfig
     "num_steps": whole(1),
     "batch_size": whole(1, 1 << 17),
@@ -110,7 +114,7 @@ TRAIN = {  # the settings of TrainConfig
     "warmup": whole(0),
     "betas": old(items(number(0, 1 - 1e-9), 2, 2)),
     "clip_norm": old(number(1e-30, math.inf)),
-    "ema_decay": old(number(0, 1)),
+    "ema_decay": old(number(0, 1 - 1e-9)),
     "seed": whole(0, (1 << 128) - 1),
     "minutes": maybe(number(0, 1e9)),
     "label_drop": number(0, 1),
@@ -180,7 +184,7 @@ def run_of(
     unet(meta) -> the settings of its U-Net.
     """
     settings = PROGRESS | {"num_workers": whole(1), "precision": PRECISION, "train": TRAIN, "data": DATA} | settings
-    settings |= {"flip": old(one_of(False, True))}
+    settings |= {"flip": old(one_of(False, True)), "schedule_name": old(one_of(*SCHEDULES))}  # of demos/job.py
     known = f"28 x 28 with 10 classes for {', '.join(NAMES[1:])}, square with 10 classes for {', '.join(COLOUR)}"
     pictures = f"data.image_shape must be a size that the network can draw, and {known}"
     together = (

@@ -4,7 +4,7 @@
     side 64            four levels, and attention at the maps of 16 x 16 and 8 x 8
 
 The sides are halved from level to level as long as a map has more than 8 x 8 pixels, at least twice.
-Read next: flips.py.
+Read next: longer.py.
 """
 
 import tracemalloc

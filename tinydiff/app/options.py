@@ -36,6 +36,11 @@ def non_negative_float(text: str) -> float:
     return _number(text, float, "a number from 0 to 1,000,000", lambda x: 0 <= x <= 1e6)
 
 
+def below_1(text: str) -> float:
+    """Option type: a number from 0 to less than 1."""
+    return _number(text, float, "a number from 0 to less than 1", lambda x: 0 <= x < 1 - 1e-9)
+
+
 def list_of(item: Callable[[str], Any], repeats: bool = False) -> Callable[[str], tuple[Any, ...]]:
     """Option type: items separated by commas, such as 5,10.  2-5 is the list 2,3,4,5.
 

@@ -30,6 +30,7 @@ from tinydiff.app.training import steps, whole
 from tinydiff.backend import TinydiffError, backend_name, precision
 from tinydiff.data import Dataset, load
 from tinydiff.data.limits import check_memory
+from tinydiff.diffusion import Schedule
 from tinydiff.train import METRICS, NUM_BUCKETS, TrainConfig, Training, TrainingError
 
 UNLIMITED = 10**9  # the number of steps of a run until the clock has set it
@@ -57,7 +58,7 @@ def wanted(num_steps: int | None, minutes: float | None, **options: Any) -> dict
     settings = given(num_steps=num_steps, minutes=minutes, **options)
     for name, value in settings.items():
         if not kinds.TRAIN[name].fits(value):
-            option = f"--{name.removeprefix('num_').replace('_', '-')}"
+            option = {"num_steps": "--steps", "peak_lr": "--lr"}.get(name, f"--{name.replace('_', '-')}")
             raise TinydiffError(f"{option} {value}: must be {kinds.TRAIN[name].what}")
     return settings if num_steps is None else settings | {"minutes": None}
 
@@ -67,17 +68,25 @@ def given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def load_data(name: str, data_dir: str | None, seed: int, num: int | None, size: int | None = None) -> Dataset:
-    """The training set, or its first `num` images.  size: pixels of a side, if the images are to be resized.
+def load_data(name: str, data_dir: str | None, seed: int, num: int | None, **options: Any) -> Dataset:
+    """The training set, or its first `num` images.  options: of data.load; one that is None is left out.
 
     Raises TinydiffError if the training set has fewer images, or if no checkpoint may contain so many.
     """
     if num is not None and not kinds.DATA["num"].fits(num):
         raise TinydiffError(f"--num-images {num}: must be {kinds.DATA['num'].what}")
     try:
-        return load(name, data_dir=data_dir, seed=seed, num=num, **given(size=size))
+        return load(name, data_dir=data_dir, seed=seed, num=num, **given(**options))
     except ValueError as error:
         raise TinydiffError(f"--num-images: {error}") from None
+
+
+def schedule(name: str, T: int) -> Schedule:
+    """The schedule of this name.  Raises TinydiffError if it needs more steps."""
+    try:
+        return kinds.SCHEDULES[name](T)
+    except ValueError as error:
+        raise TinydiffError(f"--schedule {name} --T {T}: {error}") from None
 
 
 def check_channels(base_channels: int) -> None:

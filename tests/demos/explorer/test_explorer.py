@@ -238,14 +238,14 @@ class Knows:
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "2m"])
 @pytest.mark.parametrize("scale", [0, 1, 3])
 def test_each_moment_is_x_t_its_noise_and_its_picture(runs, sampler, scale):
-    """The three belong together, begin at one noise for all labels, and end where sample() ends."""
+    """The three belong together, begin at one noise for all labels, end where sample() ends; white is an eps of 3."""
     schedule = Schedule.linear(100)
     job = (sampler, 10, scale)
     times, (x_t, eps_hat, x_0_hat) = runs.trajectory(schedule, (28, 28, 1), (2, 3), 6, 5, Knows(schedule), job)
     assert list(times) == [100, 80, 60, 40, 20, 0]
     assert x_t.shape == (6, 1 if scale == 0 else 2, 28, 28, 1)
     for k, t in enumerate(times[:-1]):
-        x_0 = x_0_from_eps(schedule, x_t[k], t, eps_hat[k] * np.float32(runs.EPS_RANGE))
+        x_0 = x_0_from_eps(schedule, x_t[k], t, 3 * eps_hat[k])
         np.testing.assert_allclose(x_0.clip(-1, 1), x_0_hat[k], atol=1e-3)  # 1/sqrt(alpha_bar_T) = 158 roundings
     start = to_numpy(standard_normal(default_rng("start", 5), (1, 28, 28, 1)))
     assert (x_t[0] == start).all()
@@ -392,17 +392,17 @@ def test_each_mistake_stands_beside_the_right_thing(runs, made):
 
 @pytest.fixture
 def mistaken(runs, monkeypatch):
-    """pitfalls.py without its work: a case draws images that are its number everywhere, and what is asked is noted."""
-    noted = []
+    """pitfalls.py without its work: image i of a case is its number plus i/20, and what is asked is noted."""
+    noted, each = [], np.float32(np.arange(12) / 20)[:, None, None, None]
 
     def draw(pool, case, schedule, steps, jobs, shape):
         noted.append(("draw", pool, case, schedule, steps, shape, [labels for labels, _ in jobs]))
-        return np.full((12, *shape), cases.index(case) / 10, np.float32)
+        return np.full((12, *shape), cases.index(case) / 10, np.float32) + each
 
     def train_and_draw(dataset, channels, train_steps, seed, ranks, workers, steps, jobs, shape):
         noted.append(("train", dataset, channels, train_steps, seed, workers, steps, shape, [row[0] for row in jobs]))
         for i, run in enumerate(runs.pitfalls.TRAINING[:3]):
-            yield run, np.full((12, *shape), (5 + i) / 10, np.float32)
+            yield run, np.full((12, *shape), (5 + i) / 10, np.float32) + each
 
     def measure(reader, images, labels, right=None):
         noted.append(("measure", reader, float(images.flat[0]), labels.tolist()))
@@ -448,7 +448,8 @@ def test_mistakes_have_the_figures_of_their_own_pictures_beside_the_right_ones(r
         moved = {"moved": np.float32(level)} if row["group"] == "sampling" else {}
         assert row["figures"] == {"level": np.float32(level)} | moved and row["right_figures"] == {"level": right}
         for name, value in (("right", right), ("wrong", level)):
-            assert row[name] == runs.sheet(np.full((1, 5, 2, 2, 1), value, np.float32))
+            images = np.float32(value + np.arange(5) / 20)[None, :, None, None, None]
+            assert row[name] == runs.sheet(images + np.zeros((1, 5, 2, 2, 1), np.float32))  # the first five
 
 
 def test_without_training_its_mistakes_are_left_out(runs, mistaken):
@@ -574,13 +575,13 @@ def test_main_records_each_part_with_its_own_options(demo, trained, tmp_path, mo
     assert data["classes"] == tuple("0123456789") and data["is_digits"] is True and data["labels"] == (7, 3)
     megabytes = (tmp_path / "p.html").stat().st_size / 1e6
     assert f"page: {tmp_path}/p.html ({megabytes:.1f} MB)" in capsys.readouterr().out
-    long, small = {"moments": 30, "train_steps": 2, "classifier": trained[1]}, load("glyphs", "test", num=120)
+    long, small = {"moments": 31, "train_steps": 2, "classifier": trained[1]}, load("glyphs", "test", num=120)
     small = replace(small, classes=("a shirt", *small.classes[1:]))
     monkeypatch.setattr(demo, "load", lambda *given: loaded.append(given) or small)
     loaded = []
     data = demo.main(trained[0], backend=backend_name(), workers=1, out=tmp_path / "p.html", **long)
     assert data["is_digits"] is False and data["classes"][0] == "a shirt"
-    assert seen["riddles"][4:] == (16, 0) and seen["points"] == (2000, 400, 30, 0, 1) and seen["reverse"][5] == 15
+    assert seen["riddles"][4:] == (16, 0) and seen["points"] == (2000, 400, 31, 0, 1) and seen["reverse"][5] == 16
     assert seen["reverse"][3:5] == (tuple(range(10)), (5, 10, 20, 50)) and seen["mistakes"][1] is not None
     assert seen["mistakes"][4:7] == (50, 30, 2) and seen["mistakes"][7] is small
     assert loaded == [("glyphs", "test", None, 0, 500), ("glyphs", "train", None, 0)]
