@@ -90,6 +90,15 @@ def test_the_distance_of_a_disc_is_that_of_the_textbook():
     np.testing.assert_allclose(field, expected, atol=5 * (1 - np.cos(np.pi / 59)) + 1e-3)
 
 
+@pytest.mark.parametrize("size", [16, 64, 200])
+def test_an_edge_is_one_pixel_wide_at_every_size(size):
+    """Of the sun's disc, of radius 0.4 half sides, the share is 1/2 + (0.4 half - |u|), cut to 0..1, at pixel u."""
+    axis = np.arange(size) - (size - 1) / 2
+    expected = np.clip(0.5 + 0.2 * size - np.hypot(axis[:, None], axis), 0, 1)
+    # The polygon of 60 corners and the bilinear look-up are off by 0.02 pixels of the field, of which 28 are an image.
+    np.testing.assert_allclose(rgb(KINDS.index("sun"), size=size)[..., 1], expected, atol=0.02 * size / 25 + 2 / 255)
+
+
 def test_places_move_turn_and_mirror_a_sprite():
     """Shifts are right and down in half sides, a positive angle turns clockwise, a mirror swaps left and right."""
     fish, boat = KINDS.index("fish"), KINDS.index("boat")
