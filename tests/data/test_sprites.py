@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.colors import rgb_to_hsv
 
 from tinydiff.backend import TinydiffError
 from tinydiff.data import sprites
@@ -125,11 +126,14 @@ def test_the_colour_says_nothing_about_the_kind(drawn):
 
 
 def test_colours_contrast():
-    """Bodies and details are bright on dark or dark on bright, by at least 0.2 in the brightest channel."""
+    """Bodies and details are bright on dark or dark on bright, by at least 0.2 in the brightest channel; a detail has
+    nearly the opposite hue of its body, 0.35 to 0.65 of the circle away."""
     _, places, colours = sprites._choose(np.random.default_rng(0), 5000)
     value = colours.max(-1)
     assert (np.abs(value[:, 1:] - value[:, :1]) >= 0.2 - 1e-9).all()
     assert 0.4 < (value[:, 0] < 0.5).mean() < 0.6
+    hue = rgb_to_hsv(colours)[..., 0]
+    assert (np.abs((hue[:, 2] - hue[:, 1]) % 1 - 0.5) < 0.15 + 1e-9).all()
     reach = np.abs(places[:, 2:4]) + places[:, 1:2]
     assert reach.max() <= 1 and places[:, 1].min() >= 0.62
 
