@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from tinydiff.app import cli, plots
 from tinydiff.app.checkpoint import atomic_write
-from tinydiff.app.classify import load_classifier, load_noisy_classifier
+from tinydiff.app.classify import check_reads, load_classifier, load_noisy_classifier
 from tinydiff.app.generate import DDPM, check_steps
 from tinydiff.app.kinds import EVERY, data_name, data_size
 from tinydiff.app.kinds import load as load_kind
@@ -86,11 +86,13 @@ def main(
     resample = resample or RESAMPLE
     out = own_folder(out, "edit.png", "edit.md")
     workers = workers or ranks.default_workers()
-    if classifier is not None:  # it is used after the longest work, and opened before it
-        load_kind(Path(classifier), "classifier")
+    # The classifier is used after the longest work, and opened before it.
+    _, judge = (None, None) if classifier is None else load_kind(Path(classifier), "classifier")
     pool, schedule, meta = load_trained(Path(checkpoint), workers)
     with pool:
         dataset = load(data_name(meta, EVERY), "test", data_dir, meta["train"]["seed"], **data_size(meta))
+        if judge is not None:
+            check_reads(classifier, judge, meta["data"])
         check(num, digits, len(dataset))
         check_steps(schedule.T, steps=steps, round_trips=max(round_trips))
         print(f"data: {dataset.source}; network: {cli.counted(meta['step'], 'step')}; no labels are given")

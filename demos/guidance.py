@@ -77,15 +77,16 @@ def main(
     methods = chosen(methods, noisy_classifier, scales, classifier_scales)
     workers, out = workers or ranks.default_workers(), own_folder(out, "guidance.csv", "guidance.png")
     pool, schedule, meta = load_trained(Path(checkpoint), workers)
-    with pool, load_classifier(Path(classifier), workers)[0] as judge:
-        check_classes(checkpoint, pool.model)
+    check_classes(checkpoint, pool.model)
+    data = data_name(meta, EVERY)
+    with pool, load_classifier(Path(classifier), workers, meta["data"])[0] as judge:
         check_steps(schedule.T, steps=steps)
         low, high = interval_times(schedule)
         leader = None
         if "classifier" in methods:
             leader = load_noisy_classifier(Path(noisy_classifier), schedule, pool.model.num_classes)
         plan = planned(methods, scales or SCALES, classifier_scales or CLASSIFIER_SCALES)
-        test = load(data_name(meta, EVERY), "test", data_dir, meta["train"]["seed"], **data_size(meta))
+        test = load(data, "test", data_dir, meta["train"]["seed"], **data_size(meta))
         real = of_real_digits(judge, test)
         check_room(num, meta["data"]["image_shape"])
         labels = np.arange(num) % pool.model.num_classes

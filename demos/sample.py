@@ -6,8 +6,9 @@
     mpiexec -n 4 python demos/sample.py runs/mnist/checkpoint.npz --num 1000 --parallel mpi
 
 The --num images get the labels in turn.  The picture is sorted by label and shows at most 1,000 images.  --save-npz
-also writes the arrays, in the order of drawing: images (N, 28, 28, 1) float32 in [-1, 1] and labels (N,).  Image i of a
-seed is the same for every --num, --workers, --parallel and --backend, up to rounding.
+also writes the arrays, in the order of drawing: images (N, H, W, C) float32 in [-1, 1], (N, 28, 28, 1) for digits, and
+labels (N,), if the network has classes.  Image i of a seed is the same for every --num, --workers, --parallel and
+--backend, up to rounding.
 """
 
 import os
@@ -27,7 +28,7 @@ from tinydiff.backend import TinydiffError
 from tinydiff.diffusion import log_snr_pairs
 
 STEPS = {"ddpm": DDPM, "ddim": DDIM, "2m": DPM_SOLVER_2M}
-LABELS = tuple(range(10))
+MOST_LABELS = 10  # the first labels of a network, if the user names none
 COLUMNS, SHOWN = 20, 1000  # columns and images of the picture, at most
 TIMES = {"uniform": uniform, "quadratic": quadratic, "logsnr": log_snr_pairs}
 
@@ -39,7 +40,7 @@ def main(
     precision=None,
     plain=False,
     num=100,
-    labels=LABELS,
+    labels=None,
     scale=Recipe.scale,
     sampler="ddpm",
     times="uniform",
@@ -62,11 +63,12 @@ def main(
         check_room(num, meta["data"]["image_shape"])
         check_steps(schedule.T, steps=steps)
         classes = pool.model.num_classes
-        if classes is not None or labels != LABELS:
+        if labels is not None:
             check_labels(pool.model, labels=labels)
         if classes is None and scale != Recipe.scale:
             raise TinydiffError(f"--scale {scale:g}: guidance needs a network with classes, and this has none")
         recipe = Recipe(schedule, tuple(meta["data"]["image_shape"]), STEPS[sampler], steps, scale, pairs=TIMES[times])
+        labels = labels or range(min(MOST_LABELS, classes or MOST_LABELS))  # without classes only their number matters
         image_labels = [labels[i % len(labels)] for i in range(num)]
         parts = []
         with tqdm(total=num, unit="img", dynamic_ncols=True, disable=ranks.rank > 0) as bar:
@@ -78,7 +80,7 @@ def main(
     images = np.clip(np.concatenate(parts), -1, 1)
     if save_npz:
         with atomic_write(save_npz) as file:
-            np.savez(file, images=images, labels=np.array(image_labels))
+            np.savez(file, images=images, **({} if classes is None else {"labels": np.array(image_labels)}))
         print(f"arrays: {save_npz}")
     columns = max(1, min(COLUMNS, -(-num // len(labels))))
     guided = "no labels" if classes is None else f"guidance {scale:g}"
@@ -110,7 +112,9 @@ if __name__ == "__main__":
     parser.add_argument("checkpoint", help="checkpoint.npz of train_mnist.py")
     cli.add_backend(parser)
     parser.add_argument("--num", type=cli.up_to_a_million, help="images to draw")
-    parser.add_argument("--labels", type=choices.labels, help="digits to draw, in turn, such as 3,7")
+    parser.add_argument(
+        "--labels", type=choices.labels, help="classes to draw, in turn, such as 3,7 (default: all, at most ten)"
+    )
     parser.add_argument("--scale", type=cli.non_negative_float, help="guidance: 0 ignores the label, 1 follows it")
     parser.add_argument("--sampler", choices=STEPS, help="ddpm: ancestral sampling; ddim, 2m: no noise on the way")
     parser.add_argument(

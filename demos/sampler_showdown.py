@@ -82,11 +82,12 @@ def main(
     workers = workers or ranks.default_workers()
     pool, schedule, meta = load_trained(Path(checkpoint), workers)
     settings = what_decides(checkpoint, plain, workers, num, seed)
-    judge, _ = load_classifier(Path(classifier), workers)
+    check_classes(checkpoint, pool.model)
+    data = data_name(meta, EVERY)
+    judge, _ = load_classifier(Path(classifier), workers, meta["data"])
     with pool, judge:
-        check_classes(checkpoint, pool.model)
         check_steps(schedule.T, steps=max(steps), longest=longest)
-        test = load(data_name(meta, EVERY), "test", data_dir, meta["train"]["seed"], **data_size(meta))
+        test = load(data, "test", data_dir, meta["train"]["seed"], **data_size(meta))
         real = np.concatenate(list(features(judge, real_digits(test, num))))
         labels, plan, image_shape = [i % 10 for i in range(num)], planned(steps, longest, schedule.T), shape_of(meta)
         rows, shown = [], {}

@@ -5,6 +5,7 @@ from functools import partial
 from tinydiff.app.alone import one_process
 from tinydiff.app.classify import ClassifierConfig, build_classifier, save_classifier
 from tinydiff.app.generate import build_unet
+from tinydiff.app.networks import default_network
 from tinydiff.app.training import diffusion_training, save
 from tinydiff.backend import default_rng, standard_normal
 from tinydiff.diffusion import Schedule
@@ -16,12 +17,14 @@ LOST = 1e30  # no checkpoint may contain an infinity
 def save_checkpoint(path, dataset, *, T=100, num_classes=10, move_start=0.0, move_average=0.0, **settings):
     """Train a network of 8 channels on the data set for one step, or as the settings of TrainConfig ask, and save it.
 
+    num_classes: of the network; it has none if the data set has no labels.
     move_start, move_average: how much noise the parameters get before the training, and their average after it.  The
     last weights are lost.
     """
     config = TrainConfig(**{"num_steps": 1, "minutes": None, "batch_size": 2, **settings})
     schedule = Schedule.linear(T)
-    build = partial(build_unet, {"base_channels": 8, "num_classes": num_classes}, 0)
+    num_classes = None if dataset.labels is None else num_classes
+    build = partial(build_unet, default_network(dataset.images.shape[1:], num_classes, 8), 0)
     with one_process().workers(build, 1) as workers:
         _move([p.data for p in workers.parameters], move_start)
         state = diffusion_training(workers, schedule, config, dataset)

@@ -62,10 +62,10 @@ def main(
     reader = load_classifier(Path(classifier), 1)[0] if classifier else None
     pool, schedule, meta = load_trained(Path(checkpoint), workers)
     with pool:
+        name, shape = data_name(meta), tuple(meta["data"]["image_shape"])
         check(checkpoint, pool.model, meta, labels)
         check_steps(schedule.T, sample_steps=max(sample_steps))
         steps = tuple(sorted(sample_steps))
-        name, shape = data_name(meta), tuple(meta["data"]["image_shape"])
         check_room(num, shape)
         dataset = load(name, "test", data_dir, seed, LOOK_AMONG)
         training_set = load(name, "train", data_dir, seed) if train_steps else None

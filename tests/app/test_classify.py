@@ -265,6 +265,28 @@ def test_a_checkpoint_says_in_what_precision_and_is_read_by_as_many_workers_as_a
     assert asked == [3, 1]  # the model of a noisy classifier leads in this process: no other is started
 
 
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("model", "channels", []),
+        ("model", "channels", [4] * 9),
+        ("data", "classes", []),
+        ("data", "classes", ["a"] * 1001),
+    ],
+)
+def test_a_classifier_of_a_size_that_no_program_makes_is_refused(tmp_path, rng, part, name, value):
+    """By the setting, before a network is built: 1 to 8 levels, 1 to 1,000 classes.  One class is a classifier too."""
+    data, path = random_pictures(6, rng), tmp_path / "a.npz"
+    one = replace(data, labels=0 * data.labels, classes=("only",))
+    with Workers(partial(build_classifier, SMALL | {"num_classes": 1, "channels": [2] * 8}, 0)) as workers:
+        save_classifier(path, workers, ClassifierConfig(), one, one, 0)
+    assert load_classifier(path, 1)[1]["data"]["classes"] == ["only"]
+    arrays, meta = checkpoint.load(path)
+    checkpoint.save(path, arrays, meta | {part: meta[part] | {name: value}})
+    with pytest.raises(CheckpointError, match=rf"{part}\.{name}"):
+        load_classifier(path, 1)
+
+
 @pytest.mark.parametrize("change", [{"classes": ["up", "down"]}, {"image_shape": [8, 8, 3]}])
 def test_a_classifier_of_other_classes_or_channels_than_its_data_is_refused(tmp_path, rng, change):
     """The names would stand beside other numbers, and pictures of three channels would not enter."""

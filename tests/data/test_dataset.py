@@ -196,6 +196,17 @@ def test_float_images_become_the_nearest_of_256_pixels(value_range, dtype, shape
     assert made.images.dtype == np.uint8 and made.labels is None and made.classes == ()
 
 
+@pytest.mark.parametrize("value_range", RANGES)
+def test_the_least_float_outside_the_range_is_refused(value_range):
+    """The range contains its ends, and nothing beyond: what is cut there would be lost in silence."""
+    low, high = map(float, value_range)
+    for value in (np.nextafter(low, -np.inf), np.nextafter(high, np.inf)):
+        images = np.array([low, high, low, high, value, high]).reshape(3, 1, 2)
+        assert len(Dataset.from_arrays(images[:2], value_range=value_range)) == 2
+        with pytest.raises(ValueError, match="; row 2 contains "):
+            Dataset.from_arrays(images, value_range=value_range)
+
+
 def test_a_float_between_two_pixels_is_rounded():
     """Not cut: of 0..1 the value 0.7/255 is 1 and 254.4/255 is 254."""
     images = np.array([[[0.7, 254.4, 255, 1.4]]]) / 255
@@ -276,5 +287,6 @@ def test_names_fit_into_a_checkpoint():
             Dataset.from_arrays(GREYS, labels, classes=["a", wrong])
     with pytest.raises(ValueError, match="at most 1,000 classes are possible, got 1,001"):
         Dataset.from_arrays(GREYS, labels, classes=["a"] * 1001)
+    assert len(Dataset.from_arrays(GREYS, labels, classes=["a"] * 1000).classes) == 1000
     made = Dataset.from_arrays(GREYS, labels, classes=["é " * 50, "b" * 100], name="mine", source="a drawer")
     assert (made.name, made.source, made.classes[1]) == ("mine", "a drawer", "b" * 100)

@@ -92,6 +92,14 @@ def test_a_flat_picture_stays_flat_at_any_size(seed, size, width, height, level)
     assert np.asarray(square(picture, size)).tolist() == [[level] * size] * size
 
 
+@pytest.mark.parametrize("size", [8, 13, 32])
+def test_a_fine_pattern_becomes_its_mean(size):
+    """A chessboard of single pixels is too fine for the smaller picture: it is grey there, not black and white."""
+    board = (np.indices((96, 96)).sum(0) % 2 * 255).astype(np.uint8)
+    inner = np.asarray(square(Image.fromarray(board), size)).astype(int)[1:-1, 1:-1]  # a border has fewer neighbours
+    assert np.abs(inner - 127.5).max() < 8
+
+
 def test_grey_and_colour_become_what_is_asked_for(put):
     """Of the file's colours: 1 is Rec. 601's luma, 0.299 R + 0.587 G + 0.114 B; 3 repeats grey; None is 3."""
     red, grey = put(Image.new("RGB", (8, 8), RED), "r.png"), put(Image.new("L", (8, 8), 100), "g.png")

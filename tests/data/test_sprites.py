@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.colors import rgb_to_hsv
 
 from tinydiff.backend import TinydiffError
 from tinydiff.data import sprites
@@ -90,6 +91,15 @@ def test_the_distance_of_a_disc_is_that_of_the_textbook():
     np.testing.assert_allclose(field, expected, atol=5 * (1 - np.cos(np.pi / 59)) + 1e-3)
 
 
+@pytest.mark.parametrize("size", [16, 64, 200])
+def test_an_edge_is_one_pixel_wide_at_every_size(size):
+    """Of the sun's disc, of radius 0.4 half sides, the share is 1/2 + (0.4 half - |u|), cut to 0..1, at pixel u."""
+    axis = np.arange(size) - (size - 1) / 2
+    expected = np.clip(0.5 + 0.2 * size - np.hypot(axis[:, None], axis), 0, 1)
+    # The polygon of 60 corners and the bilinear look-up are off by 0.02 pixels of the field, of which 28 are an image.
+    np.testing.assert_allclose(rgb(KINDS.index("sun"), size=size)[..., 1], expected, atol=0.02 * size / 25 + 2 / 255)
+
+
 def test_places_move_turn_and_mirror_a_sprite():
     """Shifts are right and down in half sides, a positive angle turns clockwise, a mirror swaps left and right."""
     fish, boat = KINDS.index("fish"), KINDS.index("boat")
@@ -116,11 +126,14 @@ def test_the_colour_says_nothing_about_the_kind(drawn):
 
 
 def test_colours_contrast():
-    """Bodies and details are bright on dark or dark on bright, by at least 0.2 in the brightest channel."""
+    """Bodies and details are bright on dark or dark on bright, by at least 0.2 in the brightest channel; a detail has
+    nearly the opposite hue of its body, 0.35 to 0.65 of the circle away."""
     _, places, colours = sprites._choose(np.random.default_rng(0), 5000)
     value = colours.max(-1)
     assert (np.abs(value[:, 1:] - value[:, :1]) >= 0.2 - 1e-9).all()
     assert 0.4 < (value[:, 0] < 0.5).mean() < 0.6
+    hue = rgb_to_hsv(colours)[..., 0]
+    assert (np.abs((hue[:, 2] - hue[:, 1]) % 1 - 0.5) < 0.15 + 1e-9).all()
     reach = np.abs(places[:, 2:4]) + places[:, 1:2]
     assert reach.max() <= 1 and places[:, 1].min() >= 0.62
 

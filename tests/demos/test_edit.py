@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.image import imread
-from stand_ins import SCHEDULE, Leaning, StampReader, data, pool_of, stamps, stand_in
+from stand_ins import META, SCHEDULE, Leaning, StampReader, data, pool_of, stamps, stand_in
 from tiny_runs import save_checkpoint, save_untrained_classifier
 
 from tinydiff.app import checkpoint
@@ -67,7 +67,7 @@ def stand_in_run(demo, patch, out, test_set, network=None, picture=False, **opti
     """main with stand-ins; the table, what the classifier was shown, and the blocks of the picture."""
     reader, blocks, save_blocks = StampReader(), [], demo.save_blocks
     stand_in(patch, demo, network or Leaning(var=0.3), test_set, reader)
-    patch.setattr(demo, "load_kind", lambda *_: None)
+    patch.setattr(demo, "load_kind", lambda *_: ({}, META))
     patch.setattr(
         demo, "save_blocks", lambda path, all_blocks: (blocks.extend(all_blocks), picture and save_blocks(path, blocks))
     )

@@ -54,7 +54,7 @@ def test_two_ranks_leave_what_two_local_workers_leave(trained, tmp_path, load_de
     load_demo("train_mnist").main(out=tmp_path, steps=4, sample_every=3, workers=2, **options)
     names = {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()}
     assert len(names) == 7 and names == {path.relative_to(out) for path in out.rglob("*") if path.is_file()}
-    for name in names:
+    for name in names - {Path("loss.png")}:  # of metrics.csv; conftest.py draws it with fewer pixels here
         assert same_bytes((out / name).read_bytes(), (tmp_path / name).read_bytes()), name
     assert printed.count("2 worker(s)") == printed.count("done: ") == 1
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-from stand_ins import SCHEDULE, Leaning, StampReader, data, pool_of, series, stand_in, ticks_in_view
+from stand_ins import META, SCHEDULE, Leaning, StampReader, data, pool_of, series, stand_in, ticks_in_view
 from tiny_runs import save_checkpoint, save_untrained_classifier
 
 from tinydiff.app.checkpoint import CheckpointError
@@ -190,7 +190,7 @@ def test_a_network_that_draws_as_asked_or_always_a_3(
         again = drawn_again(row["sampler"], row["steps"], row["scale"], [i % 10 for i in range(30)], 8, network)
         assert np.array_equal(images_of(tmp_path, row), again)
     assert calls.load == [("glyphs", "test", "d", 5)]
-    assert calls.load_classifier == [(Path("c.npz"), 1)] and calls.load_trained == [(trained, 1)]
+    assert calls.load_classifier == [(Path("c.npz"), 1, META["data"])] and calls.load_trained == [(trained, 1)]
 
 
 def test_workers_plain_and_the_like_decide_a_row(demo, trained):

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from tinydiff.app import checkpoint
+from tinydiff.app.archive import CheckpointError
 from tinydiff.app.fit import any_training
 from tinydiff.app.kinds import BETA, COMMANDS, KINDS, SIZE, Kind
 from tinydiff.app.rules import LINE, Rule, items, old, one_of, whole
@@ -138,13 +139,22 @@ def save_classifier(
     checkpoint.save(path, arrays, meta)
 
 
-def load_classifier(path: Path, num_workers: int) -> tuple[Any, dict[str, Any]]:
+def load_classifier(path: Path, num_workers: int, data: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
     """Workers that hold a saved classifier, and the settings of its checkpoint.
 
-    Raises CheckpointError if the file is not a complete checkpoint of a classifier.
+    data: the settings of the data set whose pictures the classifier is to read; None: any.
+    Raises CheckpointError if the file is not a complete checkpoint of a classifier, or if it reads other pictures.
     """
     workers, _, meta = load_network(path, "classifier", "weights/", _builder, num_workers)
+    check_reads(path, meta, data or meta["data"])
     return workers, meta
+
+
+def check_reads(path: Path, meta: dict[str, Any], data: dict[str, Any]) -> None:
+    """Raise CheckpointError if the classifier of a checkpoint was trained on pictures of another shape than `data`."""
+    read, drawn = (" x ".join(map(str, settings["image_shape"])) for settings in (meta["data"], data))
+    if read != drawn:
+        raise CheckpointError(f"{path}: it reads pictures of {read}, and these are {drawn}: train one on this data set")
 
 
 def load_noisy_classifier(path: Path, schedule: Schedule, num_classes: int) -> Module:

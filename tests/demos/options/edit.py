@@ -36,8 +36,12 @@ def stand_ins(program, notes, patch):
     def load_noisy_classifier(path, schedule, num_classes):
         return f"reader of {path}"
 
+    def load_kind(path, kind):
+        notes.add(opened_first=(str(path), kind))
+        return {}, {"data": {"image_shape": [4, 4, 1]}}
+
     patch.setitem(program.names, "load_trained", with_seed)
-    patch.setitem(program.names, "load_kind", lambda path, kind: notes.add(opened_first=(str(path), kind)))
+    patch.setitem(program.names, "load_kind", load_kind)
     patch.setitem(program.names, "save_blocks", lambda path, blocks: notes.add(picture_path=str(path)))
     patch.setitem(program.names, "save_table", lambda path, table: notes.add(table_path=str(path)))
     for f in (edit, picture_blocks, readings, load_noisy_classifier):

@@ -25,7 +25,7 @@ def stand_ins(program, notes, patch):
         notes.add(labels=labels, seed=seed)
         yield np.zeros((1, len(labels), 4, 4, 1), np.float32)
 
-    def load_classifier(path, workers):
+    def load_classifier(path, workers, data):
         notes.add(classifier=str(path), judge_workers=workers)
         return OneProcess(LabelIsNoise), {}
 

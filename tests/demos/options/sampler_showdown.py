@@ -31,7 +31,7 @@ def stand_ins(program, notes, patch):
         notes.add(plain_digits=settings["arrays"][-1], of=settings["checkpoint"])
         return np.zeros((len(labels), 4, 4, 1), np.float32), 1.0
 
-    def load_classifier(path, workers):
+    def load_classifier(path, workers, data):
         notes.add(classifier=str(path), judge_workers=workers)
         return OneProcess(LabelIsNoise), {}
 
