@@ -31,7 +31,12 @@ def parts(module):
 def small(parts, monkeypatch):
     """The parts with one layer of the network, two odd shapes, and a small network of 8 channels."""
     build = parts.build_unet
-    monkeypatch.setattr(parts, "layer_jobs", lambda channels, n: {("conv", n, 6, 8, 16, 2, True): 1, ("attention",): 1})
+
+    def layer_jobs(channels, n, size, network):
+        assert (channels, size, network) == (32, 28, {})  # the reference network
+        return {("conv", n, 6, 8, 16, 2, True): 1, ("attention",): 1}
+
+    monkeypatch.setattr(parts, "layer_jobs", layer_jobs)
     monkeypatch.setattr(parts, "ODD", ((3, 5, 7, 3, 1), (1, 3, 2, 1, 2)))
     monkeypatch.setattr(parts, "build_unet", lambda config, seed: build(config | {"base_channels": 8}, seed))
     return parts
