@@ -16,7 +16,7 @@ from tinydiff.backend import FAST, BackendError, backend_name, default_rng, prec
 from tinydiff.fast.processes import available_cores
 
 settings.register_profile("dev", max_examples=15, deadline=None)
-settings.register_profile("ci", max_examples=25, deadline=None, derandomize=True)
+settings.register_profile("ci", max_examples=15, deadline=None, derandomize=True)  # the same ones each time
 settings.register_profile("brief", max_examples=10, deadline=None, derandomize=True)  # for CI's second and third runs
 slow = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile("thorough", max_examples=300, deadline=None, suppress_health_check=slow)

@@ -84,6 +84,17 @@ def test_the_cost_is_a_steps_time_and_memory(monkeypatch):
         assert float(words[-2]) == pytest.approx(expected + numbers, abs=1.5) and len(taken[0]) == min(size, 8) * 10**6
 
 
+@pytest.mark.parametrize("minutes, step, noted", [(None, 0, False), (1.1, 0, False), (0.9, 0, True), (0.9, 20, False)])
+def test_minutes_that_the_warm_up_does_not_fit_into_are_noted(monkeypatch, capsys, minutes, step, noted):
+    """20 steps of 3 seconds take a minute, and the clock decides after them; a run that has done them needs no note."""
+    monkeypatch.setattr(networks, "gradient_seconds", lambda *_: [3.0])
+    state = small_run(replace(CONFIG, minutes=minutes, warmup=20))
+    state.step = step
+    networks.cost(state)
+    note = "minutes are too short for the warm-up of 20 steps, which is done all the same"
+    assert capsys.readouterr().out == (f"note: {minutes} {note}\n" if noted else "")
+
+
 @pytest.mark.skipif(backend_name() != "numpy", reason="memory is counted on the host")
 def test_the_cost_of_a_real_step_is_about_its_peak():
     """The peak of a batch of 16 pictures, in one process, within a third: a batch of eight repeats less of a layer."""

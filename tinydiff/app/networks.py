@@ -63,9 +63,14 @@ def cost(state: Training) -> str:
     """A sentence on what a step takes: its time, measured by some gradients, and on the CPU the memory of all workers.
 
     The memory is that of the parameters, and the peak of a gradient of a few pictures in proportion to the batch size.
+    The function prints a note if the clock is too short for the warm-up, at whose end it acts (training.steps).
     """
-    seconds = gradient_seconds(state.gradients, state.losses_of, state.draw, state.config, 2)[-1]
-    time = f"a step of {state.config.batch_size} pictures takes about {seconds:.2g} s"
+    config: Any = state.config
+    seconds = gradient_seconds(state.gradients, state.losses_of, state.draw, config, 2)[-1]
+    time = f"a step of {config.batch_size} pictures takes about {seconds:.2g} s"
+    if config.minutes and state.step < config.warmup and seconds * config.warmup > 60 * config.minutes:
+        short = f"{config.minutes:g} minutes are too short for the warm-up of {config.warmup} steps"
+        print(f"note: {short}, which is done all the same")
     if backend_name() != "numpy":
         return time
     model: Any = build_unet(state.model.config, 0)
