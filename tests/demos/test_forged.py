@@ -208,8 +208,8 @@ def test_forged_settings_and_arrays_are_refused_or_right(demos, originals, tmp_p
     files = itertools.chain(original.texts(), original.further_members(), original.files())
     costly = name in ("diffusion", "prompts")  # a U-Net and the state of its training are read and used
     forgeries = itertools.chain(
-        some(original.settings(), 31 if costly else 13),
-        some(original.changed_arrays(), 151 if costly else 61, "never"),
+        some(original.settings(), 61 if costly else 13),
+        some(original.changed_arrays(), 301 if costly else 61, "never"),
         files if name == "diffusion" else some(files, 5, "never"),
     )
     counts = judge(Users(demos), name, tmp_path / "forged.npz", forgeries)

@@ -115,7 +115,7 @@ TRAIN = {  # the settings of TrainConfig
     "betas": old(items(number(0, 1 - 1e-9), 2, 2)),
     "clip_norm": old(number(1e-30, math.inf)),
     "ema_decay": old(number(0, 1 - 1e-9)),
-    "seed": whole(0, (1 << 128) - 1),
+    "seed": whole(0, 1 << 62),  # as in TrainConfig
     "minutes": maybe(number(0, 1e9)),
     "label_drop": number(0, 1),
     "target": TARGET,
