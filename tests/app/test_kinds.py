@@ -283,7 +283,7 @@ def test_a_schedule_of_any_length_and_a_network_of_any_size_are_loaded(path):
 
 @pytest.mark.parametrize("name", ["num_steps", "batch_size", "warmup", "seed"])
 def test_a_setting_that_a_checkpoint_may_contain_is_one_of_a_run(name):
-    """The largest integers that the rule lets pass, and those around 2^62, 2^63 and 2^127: TrainConfig takes them too."""
+    """The rule lets no integer near a power of two pass that TrainConfig refuses."""
     for power in (17, 31, 32, 40, 50, 53, 62, 63, 64, 127, 128):
         for value in (2**power - 1, 2**power, 2**power + 1):
             if kinds.TRAIN[name].fits(value):
