@@ -55,7 +55,10 @@ def test_the_network_draws_its_pictures(shape):
     [
         ((30, 30, 3), None, "pictures of 30 x 30 pixels: sides must be multiples of 4; choose --size 28 or 32"),
         ((28, 30, 3), None, "pictures of 28 x 30 pixels: sides must be multiples of 4; choose --size 28 or 32"),
-        ((2, 2, 3), None, "pictures of 2 x 2 pixels: sides must be multiples of 4; choose --size 4"),
+        ((28, 42, 3), None, "pictures of 28 x 42 pixels: sides must be multiples of 4; choose --size 28 or 32"),
+        ((42, 28, 3), None, "pictures of 42 x 28 pixels: sides must be multiples of 4; choose --size 28 or 32"),
+        ((11, 10, 3), None, "pictures of 11 x 10 pixels: sides must be multiples of 4; choose --size 8 or 12"),
+        ((2, 2, 3), None, "pictures of 2 x 2 pixels: sides must be multiples of 4; choose --size 8 or 12"),
         ((32, 32, 4), None, "pictures with 4 channels: must have 1 (grey) or 3 (colour)"),
         ((32, 32, 3), 12, "--channels 12: must be a multiple of 8"),
     ],

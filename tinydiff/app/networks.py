@@ -54,9 +54,9 @@ def default_network(image_shape: tuple[int, ...], num_classes: int | None, chann
 
 
 def nearest_sides(sides: Sequence[int]) -> list[int]:
-    """The multiples of 4 next to the smallest side, if some side cannot be halved twice; otherwise an empty list."""
-    least = min(sides) // 4 * 4
-    return [side for side in (least, least + 4) if side] if any(side % 4 for side in sides) else []
+    """The multiples of 4 next to the smallest side, from 8 on, if some side cannot be halved twice; otherwise []."""
+    least = max(8, min(sides) // 4 * 4)
+    return [least, least + 4] if any(side % 4 for side in sides) else []
 
 
 def cost(state: Training) -> str:
