@@ -123,7 +123,7 @@ def test_what_a_backend_does_not_have_is_refused(program):
     ("shape", "why"),
     [
         ((30, 30, 3), "H and W must be multiples of 4; choose 28,28,3 or 32,32,3"),
-        ((2, 2, 1), "H and W must be multiples of 4; choose 4,4,1"),
+        ((2, 2, 1), "H and W must be multiples of 4; choose 8,8,1 or 12,12,1"),
         ((32, 28, 3), "H and W must be equal"),
         ((32, 32, 4), "C must be 1 (grey) or 3 (colour)"),
         ((32, 32), "must be three numbers, H,W,C, such as 32,32,3"),
