@@ -10,8 +10,8 @@ pytestmark = pytest.mark.data
 
 
 def test_sprites_are_those_of_the_split_the_seed_and_the_size():
-    """Every argument reaches the drawing; without size they are 32 x 32."""
-    for options, size in (({"size": 16}, 16), ({}, 32), ({"size": None}, 32)):
+    """Every argument reaches the drawing; without size they are 16 x 16."""
+    for options, size in (({"size": 32}, 32), ({}, 16), ({"size": None}, 16)):
         found, drawn = data.load("sprites", "test", seed=3, num=9, **options), load_sprites("test", 3, 9, size)
         np.testing.assert_array_equal(found.images, drawn.images)
         np.testing.assert_array_equal(found.labels, drawn.labels)

@@ -163,9 +163,9 @@ def test_more_sprites_than_fit_into_memory_are_refused_at_once():
 
 
 def test_the_splits_have_their_own_numbers(monkeypatch):
-    """20,000 for training and 5,000 for testing, of 32 x 32, unless asked otherwise."""
+    """20,000 for training and 5,000 for testing, of 16 x 16, unless asked otherwise."""
     monkeypatch.setattr(
         sprites, "_draw", lambda kinds, places, colours, size: np.full((len(kinds), size, size, 3), 9, np.uint8)
     )
-    assert load_sprites("train", 0).images.shape == (20_000, 32, 32, 3)
-    assert load_sprites("test", 0).images.shape == (5_000, 32, 32, 3)
+    assert load_sprites("train", 0).images.shape == (20_000, 16, 16, 3)
+    assert load_sprites("test", 0).images.shape == (5_000, 16, 16, 3)

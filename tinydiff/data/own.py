@@ -34,9 +34,9 @@ def load_own(
     if size is not None and not 8 <= size <= 256:
         raise DataError(f"--size {size}: must be 8 to 256")
     if kind == "sprites":
-        from tinydiff.data.sprites import load_sprites
+        from tinydiff.data.sprites import SIZE, load_sprites
 
-        return load_sprites(split, seed, num, size or 32)
+        return load_sprites(split, seed, num, size or SIZE)
     if kind == "folder":
         from tinydiff.data.folder import load_folder
 

@@ -21,7 +21,7 @@ from tinydiff.data.fields import look_up, signed_distance
 from tinydiff.data.limits import check_memory
 
 KINDS = ("heart", "star", "moon", "sun", "tree", "house", "fish", "flower", "mushroom", "boat")
-SIZE = 32  # of an image, unless another one is asked for
+SIZE = 16  # of an image, unless another one is asked for: two cores learn it in ten minutes
 _RADIUS = 10.0  # of an outline within its field, in pixels of the field
 _BLOCK = 500  # number of images drawn from one random stream
 _PIXELS = 1 << 18  # drawn at a time
