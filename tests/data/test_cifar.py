@@ -127,6 +127,11 @@ def test_the_published_hash_is_that_of_the_published_file():
     assert releases.RELEASES["cifar10"].sha256 == {FILE: published}
 
 
+def test_the_published_file_is_within_its_limit():
+    """Unpacked it has 60,000 rows of 3,073 bytes."""
+    assert releases.RELEASES["cifar10"].most_bytes > 60_000 * 3073
+
+
 def test_an_array_in_the_order_of_fortran_is_read_in_its_own_order():
     pixels = np.arange(6, dtype=np.uint8).reshape(2, 3)
     for order in "CF":

@@ -18,17 +18,22 @@ from hypothesis import strategies as st
 from tinydiff.backend import default_rng
 from tinydiff.data import download as module
 from tinydiff.data.dataset import DataError
-from tinydiff.data.download import download
+from tinydiff.data.releases import RELEASES
 
 pytestmark = pytest.mark.data
 
 DATA = default_rng(7).bytes(200_000)  # several blocks
+MOST = 1_000_000  # bytes that a mirror may send
 NOBODY = "http://127.0.0.1:9/a"  # no server listens on this port
 
 
 @pytest.fixture
 def target(tmp_path):
     return tmp_path / "file.gz"
+
+
+def download(urls, target, check, most_bytes=MOST):
+    return module.download(urls, target, check, most_bytes)
 
 
 def check(path):
@@ -196,23 +201,21 @@ def fails_soon(urls, target, reason):
     assert files_in(target.parent) == []
 
 
-def test_an_endless_mirror_is_cut_off_and_the_next_one_asked(mirror, target, monkeypatch):
-    """A mirror may send MOST_BYTES and no more."""
-    monkeypatch.setattr(module, "MOST_BYTES", 300_000)
+def test_an_endless_mirror_is_cut_off_and_the_next_one_asked(mirror, target):
+    """A mirror may send most_bytes and no more."""
     mirror.scripts["/endless"] = lambda send: [send(DATA) for _ in range(200)]  # 40 MB
     mirror.files["/a"] = DATA
     with pytest.raises(DataError, match="not complete after 300,000 bytes"):
-        download([mirror.url + "endless"], target, check)
+        download([mirror.url + "endless"], target, check, 300_000)
     assert files_in(target.parent) == []
-    assert download([mirror.url + "endless", mirror.url + "a"], target, check) == DATA
+    assert download([mirror.url + "endless", mirror.url + "a"], target, check, 300_000) == DATA
 
 
-def test_the_largest_file_is_not_cut_off(mirror, target, monkeypatch):
-    """MOST_BYTES itself is allowed; the largest file of the data sets, CIFAR-10's, has 170,498,071 bytes."""
-    assert module.MOST_BYTES > 2 * 170_498_071
-    monkeypatch.setattr(module, "MOST_BYTES", len(DATA))
+def test_the_largest_file_is_not_cut_off(mirror, target):
+    """most_bytes itself is allowed; CIFAR-10's archive has 170,498,071 bytes, and MNIST's largest file 9,912,422."""
+    assert RELEASES["cifar10"].most_bytes > 170_498_071 and RELEASES["mnist"].most_bytes > 2 * 9_912_422
     mirror.files["/a"] = DATA
-    assert download([mirror.url + "a"], target, check) == DATA
+    assert download([mirror.url + "a"], target, check, len(DATA)) == DATA
 
 
 def test_a_mirror_that_sends_a_byte_now_and_then_is_left_in_time(mirror, target, monkeypatch):
@@ -251,7 +254,7 @@ from tinydiff.data import download as module
 module.ANSWER_S = 0.1
 module.urlopen = lambda url, timeout: time.sleep(60)
 try:
-    module.download(["http://example.invalid/a"], Path(sys.argv[1]), None)
+    module.download(["http://example.invalid/a"], Path(sys.argv[1]), None, 9)
 except module.DataError as error:
     print(error)
 """

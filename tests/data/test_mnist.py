@@ -173,8 +173,8 @@ def test_a_damaged_file_stops_the_search_and_stays_as_it_is(sets, put, root, pla
 
 
 def test_a_small_file_that_unpacks_to_a_large_one_is_stopped(sets, folders, put, monkeypatch):
-    """Not more than the largest file of the data sets is unpacked: the rest of a bomb of a gigabyte never exists."""
-    monkeypatch.setattr(module, "MOST_BYTES", 40_000)
+    """Not more than the largest file of the data set is unpacked: the rest of a bomb of a gigabyte never exists."""
+    monkeypatch.setitem(RELEASES, "mnist", RELEASES["mnist"]._replace(most_bytes=40_000))
     file, most = FILES["train"][0], 0
     bomb = gzip.compress(bytes(10_000_000))
     put(folders["data_dir"], {file: bomb})
@@ -190,13 +190,13 @@ def test_a_small_file_that_unpacks_to_a_large_one_is_stopped(sets, folders, put,
 
 
 def test_the_largest_file_may_be_as_large_as_it_is(sets, folders, put, monkeypatch):
-    """The limit is above the size of the largest, CIFAR-10's archive with 60,000 rows of 3,073 bytes.  No byte more."""
-    assert module.MOST_BYTES > 60_000 * 3073
+    """The limit is the size of the training images: 16 bytes of header and 60,000 pictures of 28x28.  No byte more."""
+    assert RELEASES["mnist"].most_bytes == RELEASES["fashion"].most_bytes == 47_040_016
     put(folders["data_dir"], sets["mnist"][1])
     size = 16 + 40 * 28 * 28
-    monkeypatch.setattr(module, "MOST_BYTES", size)
+    monkeypatch.setitem(RELEASES, "mnist", RELEASES["mnist"]._replace(most_bytes=size))
     assert len(load_mnist("mnist", "train", folders["data_dir"], print)) == 40
-    monkeypatch.setattr(module, "MOST_BYTES", size - 1)
+    monkeypatch.setitem(RELEASES, "mnist", RELEASES["mnist"]._replace(most_bytes=size - 1))
     with pytest.raises(DataError, match=f"more than {size - 1:,} bytes"):
         load_mnist("mnist", "train", folders["data_dir"], print)
 
@@ -285,6 +285,15 @@ def test_what_a_mirror_sent_is_not_said_to_be_the_users_file(sets, mirror, monke
             load_mnist("mnist", "train", None, print)
         assert "Remove" not in str(error.value)
         mirror.files[f"/{images}"] = sets["mnist"][1][images]
+
+
+def test_a_mirror_sends_no_more_than_the_largest_file_of_its_data_set(sets, mirror, monkeypatch):
+    """Each data set has a limit of its own, so CIFAR-10's archive does not widen that of the digits."""
+    file = FILES["train"][0]
+    mirror.files = {f"/{file}": bytes(40_001)}
+    monkeypatch.setitem(RELEASES, "mnist", RELEASES["mnist"]._replace(urls=(mirror.url,), most_bytes=40_000))
+    with pytest.raises(DataMissing, match=f"{mirror.url}{file}: not complete after 40,000 bytes"):
+        load_mnist("mnist", "train", None, print)
 
 
 def test_a_place_that_cannot_be_read_is_named(sets, folders):

@@ -25,13 +25,13 @@ from tinydiff.data.dataset import DataError
 
 ANSWER_S = 10.0  # seconds until a mirror must answer, and the longest pause in what it sends
 MOST_S = 30 * 60.0  # seconds until the file must be complete
-MOST_BYTES = 400_000_000  # more than twice the largest file of the data sets, CIFAR-10's
 
 
-def download(urls: Iterable[str], target: Path, check: Callable[[Path], bytes]) -> bytes:
+def download(urls: Iterable[str], target: Path, check: Callable[[Path], bytes], most_bytes: int) -> bytes:
     """Download `target` from the first of `urls` whose file passes `check`.  Return what `check` returns.
 
     check: a function that reads the file at a path of the same name and raises DataError if the file is not right.
+    most_bytes: that a mirror may send.
     If a mirror fails in any way, the next one is tried.  If all fail, DataError lists each mirror with its reason.
     """
     reasons = []
@@ -42,7 +42,7 @@ def download(urls: Iterable[str], target: Path, check: Callable[[Path], bytes]) 
         part = Path(folder) / target.name
         for url in urls:
             try:
-                _fetch(url, part)
+                _fetch(url, part, most_bytes)
                 content = check(part)
                 os.replace(part, target)
                 return content
@@ -53,7 +53,7 @@ def download(urls: Iterable[str], target: Path, check: Callable[[Path], bytes]) 
     raise DataError("; ".join(reasons))
 
 
-def _fetch(url: str, part: Path) -> None:
+def _fetch(url: str, part: Path, most_bytes: int) -> None:
     """Write what the mirror sends to `part`, with a progress bar.  OSError if it is too much or takes too long."""
     from tqdm import tqdm
 
@@ -65,5 +65,5 @@ def _fetch(url: str, part: Path) -> None:
         with bar, open(part, "wb") as file:
             while block := response.read1(1 << 16):  # read1 returns what has arrived; read would wait for a whole block
                 bar.update(file.write(block))
-                if file.tell() > MOST_BYTES or time.monotonic() > end:
-                    raise OSError(f"not complete after {MOST_BYTES:,} bytes or {MOST_S:g} s")
+                if file.tell() > most_bytes or time.monotonic() > end:
+                    raise OSError(f"not complete after {most_bytes:,} bytes or {MOST_S:g} s")

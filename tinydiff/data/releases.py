@@ -29,15 +29,18 @@ from tinydiff.data.dataset import DIGITS, DataError
 from tinydiff.data.download import download
 from tinydiff.data.limits import read_file
 
-MOST_BYTES = 200_000_000  # of the largest file, unpacked: CIFAR-10's archive
 CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
 
 class Release(NamedTuple):
-    """One published data set: its title, the names of its labels, the SHA-256 of its files, and its web folders."""
+    """One published data set: its title, the names of its labels, the SHA-256 of its files, and its web folders.
+
+    most_bytes: of its largest file, unpacked.  No file of it is unpacked, and none is downloaded, beyond this size.
+    """
 
     title: str
     classes: tuple[str, ...]
+    most_bytes: int
     sha256: dict[str, str]
     urls: tuple[str, ...]
 
@@ -48,6 +51,7 @@ RELEASES = {
     "mnist": Release(
         title="MNIST",
         classes=DIGITS,
+        most_bytes=16 + 60_000 * 28 * 28,
         sha256={
             "train-images-idx3-ubyte.gz": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
             "train-labels-idx1-ubyte.gz": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
@@ -59,6 +63,7 @@ RELEASES = {
     "fashion": Release(
         title="Fashion-MNIST",
         classes=CLOTHES,
+        most_bytes=16 + 60_000 * 28 * 28,
         sha256={
             "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
             "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
@@ -73,6 +78,7 @@ RELEASES = {
     "cifar10": Release(
         title="CIFAR-10",
         classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+        most_bytes=200_000_000,  # the archive, with 60,000 rows of 3,073 bytes
         sha256={"cifar-10-python.tar.gz": "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"},
         urls=("https://www.cs.toronto.edu/~kriz/", "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"),
     ),
@@ -107,12 +113,12 @@ def checked_content(release: Release, path: Path) -> bytes:
     file = path.name.replace(".idx", "-idx").removesuffix(".gz") + ".gz"
     expected = f"{release.title}'s {file} (SHA-256 {release.sha256[file]})"
     try:
-        packed = read_file(path, 2 * MOST_BYTES)
+        packed = read_file(path, 2 * release.most_bytes)
         content = packed
         if packed[:3] != bytes([0, 0, 8]):  # an unpacked file begins so, see idx.py
-            content = gzip.GzipFile(fileobj=io.BytesIO(packed)).read(MOST_BYTES + 1)
-        if len(content) > MOST_BYTES:
-            raise OSError(f"it unpacks to more than {MOST_BYTES:,} bytes")
+            content = gzip.GzipFile(fileobj=io.BytesIO(packed)).read(release.most_bytes + 1)
+        if len(content) > release.most_bytes:
+            raise OSError(f"it unpacks to more than {release.most_bytes:,} bytes")
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"the file cannot be read or decompressed ({reason}); expected {expected}") from None
@@ -163,7 +169,8 @@ def _places(root: Path, name: str, file: str) -> Iterator[Path]:
 def _download(name: str, file: str, cache: Path | None, say: Callable[[str], object]) -> tuple[str, bytes]:
     """Download a file to cache/<name>/.  If it cannot be kept there, say so, and return its content all the same."""
     release = RELEASES[name]
-    fetch = partial(download, [url + file for url in release.urls], check=partial(checked_content, release))
+    urls, check = [url + file for url in release.urls], partial(checked_content, release)
+    fetch = partial(download, urls, check=check, most_bytes=release.most_bytes)
     try:
         try:
             if cache is None:
