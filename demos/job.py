@@ -10,6 +10,7 @@ The run is saved on the way.  Ctrl-C, SIGTERM and SIGHUP save and end it.  Read 
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from run_pictures import final_pictures, grid
@@ -112,6 +113,8 @@ def train(
         draw = partial(grid, state, pool, plan.dataset, recipe, out)
         run.run(state, ranks, partial(_save, state, plan, workers, out), save_every, draw, sample_every)
         final_pictures(state, pool, plan.dataset, recipe, out)
+    if ranks.rank == 0:
+        print(f"next: {cli.command(Path(__file__).with_name('sample.py'), path)}")
 
 
 def new_run(ranks, load, wanted, settings, start):

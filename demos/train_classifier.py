@@ -124,7 +124,7 @@ if __name__ == "__main__":
     parser.add_argument("--data", choices=known, help="auto: MNIST, or drawn digits if MNIST cannot be loaded")
     cli.add_data_dir(parser)
     parser.add_argument(
-        "--size", type=cli.positive_int, help=f"pixels of a side of {' and '.join(COLOUR)} (default: 32)"
+        "--size", type=cli.positive_int, help=f"pixels of a side of {' and '.join(COLOUR)} (default: as they are)"
     )
     parser.add_argument("--steps", type=cli.positive_int, help="number of training steps")
     parser.add_argument("--batch-size", type=cli.positive_int, help="images a step")

@@ -15,7 +15,6 @@ and SIGHUP save and end the run.  Read next: job.py.
 """
 
 from functools import partial
-from pathlib import Path
 
 import job
 
@@ -43,8 +42,6 @@ def main(
     workers = workers or (ranks.size if parallel == "mpi" else None)
     load = partial(load_pictures, data, size, data_dir, num_images)
     job.train(ranks, load, out, cost=True, workers=workers, **options)
-    if ranks.rank == 0:
-        print(f"next: {cli.command(Path(__file__).with_name('sample.py'), out / 'checkpoint.npz')}")
 
 
 def load_pictures(data, size, data_dir, num_images, meta, seed):

@@ -13,7 +13,6 @@ run, with exit code 130, 143 or 129.  Read next: job.py.
 """
 
 from functools import partial
-from pathlib import Path
 
 import job
 
@@ -42,8 +41,6 @@ def main(
     workers = workers or (ranks.size if parallel == "mpi" else None)
     load = partial(load_digits, data, data_dir, num_images)
     job.train(ranks, load, out, cost=False, workers=workers, **options)
-    if ranks.rank == 0:
-        print(f"next: {cli.command(Path(__file__).with_name('sample.py'), out / 'checkpoint.npz')}")
 
 
 def load_digits(data, data_dir, num_images, meta, seed):

@@ -66,7 +66,7 @@ def cost(state: Training) -> str:
     The function prints a note if the clock is too short for the warm-up, at whose end it acts (training.steps).
     """
     config: Any = state.config
-    seconds = gradient_seconds(state.gradients, state.losses_of, state.draw, config, 2)[-1]
+    seconds = gradient_seconds(state.gradients, state.losses_of, state.draw, config, 1, 1)[-1]
     time = f"a step of {config.batch_size} pictures takes about {seconds:.2g} s"
     if config.minutes and state.step < config.warmup and seconds * config.warmup > 60 * config.minutes:
         short = f"{config.minutes:g} minutes are too short for the warm-up of {config.warmup} steps"

@@ -96,14 +96,16 @@ def steps(
         raise out_of_memory(error, config.batch_size, partial(_gradient, state)) from None
 
 
-def gradient_seconds(gradients: Callable, losses_of: Losses, draw: Draw, config: Any, num: int = FEW) -> list[float]:
-    """The seconds of 7 of 10 gradients, after 3 that are slower than the rest; of 1 of 2.  No parameter changes."""
+def gradient_seconds(
+    gradients: Callable, losses_of: Losses, draw: Draw, config: Any, num: int = 7, slow: int = 3
+) -> list[float]:
+    """The seconds of `num` gradients, after the first `slow` ones, which take longer.  No parameter changes."""
     seconds = []
-    for step in range(num):
+    for step in range(slow + num):
         began = time.monotonic()
         to_numpy(gradients(losses_of, draw(config, step)))  # the losses: a GPU has computed its step when they are here
         seconds.append(time.monotonic() - began)
-    return seconds[(num + 2) // 4 :]
+    return seconds[slow:]
 
 
 def whole(state: Training) -> bool:

@@ -24,11 +24,11 @@ class DataError(TinydiffError):
 class Dataset:
     """Images of one size, grey or in colour, with labels or without.
 
-    name: any name; the built-in ones are in `NAMES`.  images: (N, H, W, C) uint8, N >= 1; 0 is background or dark, 255
-    is ink or bright.  labels: (N,) integers in 0..len(classes) - 1, or None.  source: one sentence on where the images
-    come from.  classes: the names of the labels; () without labels.  A name is a line of 1 to 100 printable letters,
-    which a checkpoint can hold.  Raises ValueError for anything else: pixels in
-    0..1 would be nearly black, and the label len(classes) would mean "no label".
+    name: any name; the built-in ones are in `NAMES` and `COLOUR`.  images: (N, H, W, C) uint8, N >= 1; 0 is background
+    or dark, 255 is ink or bright.  labels: (N,) integers in 0..len(classes) - 1, or None.  source: one sentence on
+    where the images come from.  classes: the names of the labels; () without labels.  A name is a line of 1 to 100
+    printable letters, which a checkpoint can hold.  Raises ValueError for anything else: pixels in 0..1 would be nearly
+    black, and the label len(classes) would mean "no label".
     """
 
     name: str
