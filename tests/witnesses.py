@@ -14,20 +14,28 @@ TESTS = Path(__file__).resolve().parent
 FILES = [
     "diffusion/test_published_sums.py",
     "diffusion/test_diffusers.py",
+    "ops/test_torch_samples.py",
 ]
 
 RECORD: dict[str, tuple[int, float]] = {}  # of each witness: how many comparisons, the largest difference
 
 
 def agree(witness: str, found, expected, tolerance: float) -> None:
-    """Two host arrays differ by at most `tolerance`, relative to the largest number in `expected`, or to 1 if that is
-    larger."""
-    found, expected = np.asarray(found, "float64"), np.asarray(expected, "float64")
-    assert found.shape == expected.shape
-    off = float(abs(found - expected).max(initial=0) / max(1.0, abs(expected).max(initial=0)))
+    """One comparison: two host arrays, or two lists of as many, differ by at most `tolerance`.
+
+    A difference is relative to the largest number in the expected array, or to 1 if that is larger.
+    """
+    found, expected = ([a] if isinstance(a, np.ndarray) else list(a) for a in (found, expected))
+    assert [a.shape for a in found] == [a.shape for a in expected]
+    off = max(float(abs(a - b).max(initial=0) / abs(b).max(initial=1)) for a, b in zip(found, expected))
+    note(witness, off)
+    assert off <= tolerance, f"{off:.2g} off {witness}, allowed are {tolerance:.2g}"
+
+
+def note(witness: str, off: float) -> None:
+    """Count a comparison."""
     count, largest = RECORD.get(witness, (0, 0.0))
     RECORD[witness] = count + 1, max(largest, off)
-    assert off <= tolerance, f"{off:.2g} off {witness}, allowed are {tolerance:.2g}"
 
 
 def main() -> int:
