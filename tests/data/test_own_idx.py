@@ -1,6 +1,7 @@
 """Laws of an IDX file of one's own as a data set."""
 
 import gzip
+import os
 
 import numpy as np
 import pytest
@@ -63,6 +64,7 @@ def test_an_idx_file_without_labels_beside_it_has_none(idx, put, tmp_path):
         ({MINE: b"\0\0\x0d\3 floats"}, "not an IDX file of unsigned bytes: it begins with 00 00 0d 03"),
         ({MINE: gzip.compress(bytes(99))[:20]}, "ended before the end-of-stream marker"),
         ({MINE: gzip.compress(bytes(99))[:-1] + b"x"}, "Incorrect length of data"),
+        ({MINE: gzip.compress(bytes(99))[:10] + b"\xff" * 20}, "Error -3 while decompressing data"),
         ({MINE: LABELS}, "images must have shape (N, H, W) or (N, H, W, C) with N >= 1, got (6,)"),
         ({MINE: PIXELS, "my-labels-idx1-ubyte": LABELS[1:]}, "labels must be 6 integers, got uint8 of shape (5,)"),
         (
@@ -77,6 +79,13 @@ def test_a_file_that_is_no_data_set_is_a_sentence_with_its_path(idx, put, tmp_pa
     with pytest.raises(DataError) as error:
         data.load(tmp_path / MINE)
     assert str(error.value).startswith(f"{tmp_path}/my-") and sentence in str(error.value)
+
+
+def test_a_device_is_not_read(tmp_path):
+    """A pipe would block for ever."""
+    (tmp_path / MINE).symlink_to(os.devnull)
+    with pytest.raises(DataError, match=f"{MINE}: it is a pipe, a socket or a device, not a file"):
+        data.load(tmp_path / MINE)
 
 
 def test_an_idx_file_that_unpacks_to_more_than_the_memory_is_refused(idx, put, tmp_path, monkeypatch):
