@@ -34,7 +34,7 @@ def guided(eps_fn: EpsFn, weak_fn: EpsFn, w: float) -> EpsFn:
         check_alike("weak_fn(x_t, t)", eps_weak, "x_t", x_t)
         return eps_weak + w * (eps - eps_weak)
 
-    return {0: weak_fn, 1: eps_fn}.get(w, eps_hat_fn)
+    return {0.0: weak_fn, 1.0: eps_fn}.get(w, eps_hat_fn)
 
 
 def rescaled(schedule: Schedule, phi: float, x_t: Any, t: int, eps_hat: Any, eps_c: Any) -> Any:
