@@ -104,7 +104,8 @@ def main(
         check_untrained(data=data != "auto", minutes=minutes != MINUTES, autoencoder_minutes=coder_minutes)
     out = own_folder(out, *(["checkpoint.npz"] if source is None else []), "latent.md", "latent.png")
     workers = workers or ranks.default_workers()
-    T = shortest_schedule({"classifier": classifier, "diffusion": pixel, "latent": source})
+    _, judge = load_kind(Path(classifier), "classifier")  # used after the training, and opened before it
+    T = shortest_schedule({"diffusion": pixel, "latent": source})
     if source is None:
         for path in (classifier, pixel):
             if path and os.path.realpath(path) == os.path.realpath(out / "checkpoint.npz"):
@@ -115,7 +116,7 @@ def main(
         dataset = load(data, "train", data_dir, seed, num_images)
         run.check_batch(batch_size, dataset.images.shape[1:])
         check_num(load(dataset.name, "test", data_dir, seed), num)
-        check_reads(classifier, load_kind(Path(classifier), "classifier")[1], kinds.data_settings(dataset))
+        check_reads(classifier, judge, kinds.data_settings(dataset))
         checkpoint.set_aside(source)
         print(f"data: {dataset.source}; {workers} worker(s); results in {out}/")
         config = TrainConfig(num_steps=run.UNLIMITED, minutes=minutes, batch_size=batch_size, seed=seed, target=TARGET)
