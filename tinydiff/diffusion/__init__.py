@@ -10,6 +10,7 @@
 The left column is the book; the right one holds further chapters.  Read next: schedule.py.
 """
 
+from importlib import import_module
 from typing import Any
 
 from tinydiff.diffusion.gaussian import (
@@ -37,13 +38,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import a name of another chapter when it is first asked for."""
-    import tinydiff.diffusion.editing as editing
-    import tinydiff.diffusion.likelihood as likelihood
-    import tinydiff.diffusion.moderation as moderation
-    import tinydiff.diffusion.solver as solver
-    import tinydiff.diffusion.targets as targets
-
-    for chapter in (editing, likelihood, moderation, solver, targets):
+    for title in ("editing", "likelihood", "moderation", "solver", "targets", "variance"):
+        chapter = import_module(f"tinydiff.diffusion.{title}")
         if getattr(getattr(chapter, name, None), "__module__", "") == chapter.__name__:
             return getattr(chapter, name)
     raise AttributeError(f"tinydiff.diffusion has no {name}")
