@@ -176,8 +176,7 @@ def _draw_term(schedule: Schedule, eps_fn: EpsFn, x_0: Any, t: Any, s: Any, rng:
 def _like(x_t: Any, var: Any) -> Any:
     """A variance in float64, in a shape that goes with x_t (N, ...); ValueError unless it is one for such an array."""
     var = to_numpy(var)
-    fits = var.shape in ((), x_t.shape[:1], x_t.shape)
-    require(fits, "the variance must be one number, one for each row, or an array like x_t", f"shape {var.shape}")
+    require(var.shape in ((), x_t.shape[:1], x_t.shape), "a variance must be (), (N,) or like x_t", var.shape)
     require(bool(((var > 0) & (var < xp.inf)).all()), "the variance must be finite and above 0", var)
     return per_row(var, x_t)
 

@@ -106,8 +106,7 @@ def predicted_x_0(schedule: Schedule, x_t: Any, eps_hat: Any, t: Any, clip: bool
 
 def _add_noise(schedule: Schedule, mean: Any, var: Any, s: Any, noise: Any) -> Any:
     """mean + sqrt(var) noise; where s = 0 the mean alone, because x_0 is the data and has no noise."""
-    fits = var.shape in ((), mean.shape[:1], mean.shape)
-    require(fits, "the variance must be one number, one for each row, or an array like x_t", f"shape {var.shape}")
+    require(var.shape in ((), mean.shape[:1], mean.shape), "a variance must be (), (N,) or like x_t", var.shape)
     var = var * per_row(host_integers("s", s, 0, schedule.T) > 0, var)
     require(((var >= 0) & (var < xp.inf)).all(), "the variance must be finite and not negative", var)
     if not var.any():

@@ -19,24 +19,22 @@ Bao, Li, Sun, Zhu, Zhang 2022, Estimating the Optimal Covariance with Imperfect 
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from tinydiff.backend import require, xp
 from tinydiff.diffusion.gaussian import check_alike, check_float, per_row
 from tinydiff.diffusion.schedule import Schedule
 
 
-def clipped_beta_tilde(schedule: Schedule, t: Any, s: Any) -> np.ndarray:
+def clipped_beta_tilde(schedule: Schedule, t: Any, s: Any) -> Any:
     """beta_tilde_{t|s}; where s = 0 that of the step before in an even chain, beta_tilde_{2t|t}, which is not 0.
 
     At t = 1 it is beta_tilde_2, the variance of L_0 in the code of Ho et al. and of Nichol & Dhariwal.  In a
     chain that ends at T < 2t the step before is the one from T, and where t = T there is none: then it is beta_{t|0}.
     t, s and the result are as in Schedule.beta_tilde.
     """
-    t, s = np.broadcast_arrays(*schedule.check_times(t, s))
-    last, before = (s == 0) & (t == schedule.T), (s == 0) & (t < schedule.T)
-    t_before, s_before = np.where(before, (2 * t).clip(max=schedule.T), t), np.where(before, t, s)
-    return np.where(last, schedule.beta_t_given_s(t, s), schedule.beta_tilde(t_before, s_before))[()]
+    t, s = schedule.check_times(t, s)
+    last, inner = (s == 0) & (t == schedule.T), (s == 0) & (t < schedule.T)
+    t_before, s_before = t + inner * ((2 * t).clip(max=schedule.T) - t), s + inner * t
+    return schedule.beta_tilde(t_before, s_before) + last * schedule.beta_t_given_s(t, s)
 
 
 def interpolated(schedule: Schedule, v: Any, t: Any, s: Any) -> Any:
@@ -49,8 +47,8 @@ def interpolated(schedule: Schedule, v: Any, t: Any, s: Any) -> Any:
     """
     check_float("v", v)
     ends = clipped_beta_tilde(schedule, t, s), schedule.beta_t_given_s(t, s)
-    low, high = (np.log(var.clip(1e-300)) for var in ends)  # a step of an extreme schedule underflows to 0
-    return xp.exp(per_row(low, v) + per_row(high - low, v) * v)
+    low, high = (var.clip(float(xp.finfo(v.dtype).tiny)) for var in ends)  # an extreme schedule underflows to 0
+    return per_row(low, v) * xp.exp(xp.log(per_row(high / low, v)) * v)
 
 
 def error_variance(schedule: Schedule, error: Any, t: Any, s: Any) -> Any:
