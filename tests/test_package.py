@@ -206,7 +206,7 @@ def closure(path: Path, skip: tuple[str, ...] = ()) -> set[str]:
 @pytest.mark.parametrize("other_data", [("glyphs", "fields"), ("mnist", "releases", "download", "idx")])
 def test_the_plain_run_needs_about_half_of_the_package(other_data):
     """train_mnist.py --plain: at most 3,100 lines, none of them of fast/, whichever data set it opens."""
-    chapters = ("editing", "likelihood", "moderation", "solver")
+    chapters = ("editing", "likelihood", "moderation", "solver", "variance")
     other_data = (*other_data, "arrays", "own")  # only for other pictures than those of train_mnist.py
     unopened = ("fast", *(f"diffusion.{name}" for name in chapters), *(f"data.{name}" for name in other_data))
     counts = COUNTER["count_package"](PACKAGE).items()
