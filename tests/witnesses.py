@@ -14,7 +14,10 @@ TESTS = Path(__file__).resolve().parent
 FILES = [
     "diffusion/test_published_sums.py",
     "diffusion/test_diffusers.py",
+    "diffusion/test_bound_outside.py",
+    "nn/test_torch.py",
     "ops/test_torch_samples.py",
+    "test_torch_optim.py",
 ]
 
 RECORD: dict[str, tuple[int, float]] = {}  # of each witness: how many comparisons, the largest difference

@@ -20,15 +20,9 @@ from hypothesis import strategies as st
 from witnesses import agree
 
 from tinydiff.backend import asarray, default_rng, to_numpy
-from tinydiff.diffusion import (
-    Schedule,
-    ddim_step,
-    ddpm_step,
-    dpm_solver_2m,
-    q_sample,
-    sample,
-)
+from tinydiff.diffusion import Schedule, ddim_step, ddpm_step, dpm_solver_2m, q_sample, sample
 from tinydiff.diffusion.targets import EPS, X_0, V, as_eps_fn
+from tinydiff.diffusion.variance import interpolated, remembered
 
 pytestmark = [
     pytest.mark.sampler,
@@ -130,6 +124,31 @@ def test_every_x_t_of_ddpm_is_that_of_diffusers(beta, data, seed, prediction_typ
     if theirs.timesteps[-1] > 0:  # their last jump from t > 1 adds noise: see below
         ours, expected = ours[:-1], expected[:-1]
     compare("diffusers, DDPM: every x_t", ours, expected)
+
+
+@given(tables(), st.data(), seeds, st.booleans())
+def test_every_x_t_of_ddpm_with_a_learned_variance_is_that_of_diffusers(beta, data, seed, clip):
+    """The network predicts the variance of each pixel, beside eps (Nichol & Dhariwal 2021, eq. 15).
+
+    As in the code of that paper its number runs from -1 to 1, where `interpolated` has 0 to 1.
+    """
+    theirs = ddpm.DDPMScheduler(len(beta), trained_betas=beta, variance_type="learned_range", clip_sample=clip)
+    theirs.set_timesteps(data.draw(st.integers(1, len(beta))))
+    schedule, x_T = Schedule(beta), next(noises(seed + 100))
+
+    def both(x, t):
+        return network(x, t), np.cos(3 * x + t)
+
+    def predict(x, t):
+        eps_hat, share = both(to_numpy(x), t)
+        return asarray(eps_hat), asarray((1 + share) / 2)
+
+    eps_fn, variance = remembered(predict, interpolated)
+    step = partial(ddpm_step, schedule, variance=variance, clip=clip)
+    pairs = pairwise(times_of(theirs))
+    ours = [to_numpy(x) for _, x, _ in sample(step, eps_fn, pairs, asarray(x_T), default_rng(seed))]
+    expected = walk(theirs, x_T, lambda x, t: np.concatenate(both(x, t), 1), generator=noises(seed))
+    compare("diffusers, DDPM with a learned variance: every x_t", ours, expected)
 
 
 @given(tables(), st.data(), seeds, st.sampled_from([*TARGETS]), st.booleans(), st.sampled_from([0.0, 0.3, 1.0]))
