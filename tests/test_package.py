@@ -36,6 +36,7 @@ HOST_SIDE = {
     "backend",
     "data",
     "diffusion.schedule",
+    "diffusion.edm",
     "train",
     "app",
     "fast.workers",

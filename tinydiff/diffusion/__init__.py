@@ -6,6 +6,8 @@
     guidance     from a network to eps_fn              editing      existing images edited
                                                        solver       a reverse step of second order
                                                        moderation   guidance with limits
+                                                       edm          noise levels; a network of variance 1
+                                                       flow         straight paths
 
 The left column is the book; the right one holds further chapters.  Read next: schedule.py.
 """
@@ -31,19 +33,20 @@ __all__ = [
     "Schedule", "ScheduleWarning", "classifier_free", "classifier_guided", "ddim_step", "ddpm_step", "dpm_solver_2m",
     "eps_from_v", "eps_from_x_0", "log_snr_pairs", "q_sample", "q_x_s_given_x_t_x_0", "q_x_t_given_x_s",
     "quadratic_pairs", "rescaled", "sample", "timestep_pairs", "unconditional", "v_from_x_0_eps", "within",
-    "x_0_from_eps", "x_0_from_v",
-]  # fmt: skip
+    "x_0_from_eps", "x_0_from_v"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     """Import a name of another chapter when it is first asked for."""
     import tinydiff.diffusion.editing as editing
+    import tinydiff.diffusion.edm as edm
+    import tinydiff.diffusion.flow as flow
     import tinydiff.diffusion.likelihood as likelihood
     import tinydiff.diffusion.moderation as moderation
     import tinydiff.diffusion.solver as solver
     import tinydiff.diffusion.targets as targets
 
-    for chapter in (editing, likelihood, moderation, solver, targets):
+    for chapter in (editing, edm, flow, likelihood, moderation, solver, targets):
         if getattr(getattr(chapter, name, None), "__module__", "") == chapter.__name__:
             return getattr(chapter, name)
     raise AttributeError(f"tinydiff.diffusion has no {name}")

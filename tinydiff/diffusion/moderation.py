@@ -3,7 +3,7 @@
     rescaled    the contrast of the conditional estimate        Lin et al. 2023, eq. 15-16
     within      guidance at some noise levels only              Kynkaanniemi et al. 2024
 
-Both work on the functions of guidance.py.  Read next: targets.py.
+Both work on the functions of guidance.py.  Read next: edm.py.
 """
 
 from typing import Any
