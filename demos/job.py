@@ -173,9 +173,7 @@ def add_options(parser):
     most = f"(default: {new.num_steps} steps, but at most {new.minutes:g} minutes)"
     length.add_argument("--steps", type=cli.positive_int, help=f"training steps, without a time limit {most}")
     length.add_argument("--minutes", type=cli.positive_float, help=f"train as long, without a limit of steps {most}")
-    parser.add_argument(
-        "--target", choices=TARGETS, help=f"what the network learns to predict (default: {new.target}); see --schedule"
-    )
+    parser.add_argument("--target", choices=TARGETS, help=f"what the network learns to predict (default: {new.target})")
     parser.add_argument(
         "--min-snr", type=cli.positive_float, help="gamma of min-SNR weights, such as 5 (default: no weights)"
     )
@@ -183,9 +181,8 @@ def add_options(parser):
     parser.add_argument(
         "--ema-decay", type=cli.below_1, help=f"of the average of the weights (default: {new.ema_decay:g})"
     )
-    parser.add_argument(
-        "--schedule", choices=kinds.SCHEDULES, help="of the noise (default: linear; for --target flow straight)"
-    )
+    by_target = "of the noise (default: linear; with --target flow: straight)"
+    parser.add_argument("--schedule", choices=kinds.SCHEDULES, help=by_target)
     parser.add_argument("--T", type=cli.up_to_a_million, help="steps of the schedule (default: 1000)")
     parser.add_argument("--sample-every", type=cli.positive_int, help="steps between sample grids")
     parser.add_argument("--scale", type=cli.non_negative_float, help="guidance of the pictures: 1 follows the label")

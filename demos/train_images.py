@@ -6,12 +6,17 @@
     python demos/train_images.py cifar10 --data-dir DIR --flip
     python demos/train_images.py photos/ --size 32 --flip --resume
 
-DATA is the name of a data set, a folder of pictures, whose subfolders are the classes, if there are any, or an .npz
-file with `images` (N, H, W) or (N, H, W, C), uint8, and, if there are classes, `labels` (N,).  Beside float images the
-file needs `value_range`, the values of black and white, such as (0, 1).  Pictures without classes are trained and drawn
-without labels and without guidance.  The network has three levels for pictures of 16 to 32 pixels, and four levels with
-attention for 64.  The run prints what a step takes, and writes to --out what train_mnist.py writes.  Ctrl-C, SIGTERM
-and SIGHUP save and end the run.  Read next: job.py.
+DATA is the name of a data set, or one of:
+
+    a folder        of pictures; its subfolders are the classes, if there are any
+    an .npz file    with `images` (N, H, W) or (N, H, W, C), uint8, and, if there are classes, `labels` (N,); float
+                    images need `value_range`, the values of black and white, such as (0, 1)
+    an IDX file     in the form of MNIST's, packed or not; the labels of my-images-idx3-ubyte are those of
+                    my-labels-idx1-ubyte beside it, if it is there
+
+Pictures without classes are trained and drawn without labels and without guidance.  The network has three levels for
+pictures of 16 to 32 pixels, and four levels with attention for 64.  The run prints what a step takes, and writes to
+--out what train_mnist.py writes.  Ctrl-C, SIGTERM and SIGHUP save and end the run.  Read next: job.py.
 """
 
 from functools import partial
@@ -55,7 +60,7 @@ def load_pictures(data, size, data_dir, num_images, meta, seed):
 
 if __name__ == "__main__":
     parser = cli.parser(__doc__, main)
-    parser.add_argument("data", metavar="DATA", help="cifar10, sprites, a folder of pictures, or an .npz file")
+    parser.add_argument("data", metavar="DATA", help="cifar10, sprites, a folder, an .npz file or an IDX file")
     parser.add_argument("--size", type=cli.whole(8, 256), help="pixels of a side (default: as they are)")
     parser.add_argument("--flip", action="store_true", help="mirror half of the pictures, anew in each batch")
     cli.add_data_dir(parser)

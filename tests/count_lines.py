@@ -30,7 +30,7 @@ BOOK, CHAPTERS = "the book", "further chapters"
 ROOMS = {
     BOOK: Room(1200, 150, 40),
     CHAPTERS: Room(500, 150, 40),
-    "data": Room(850, 150, 40),
+    "data": Room(900, 150, 40),
     "fast": Room(2050, 350, 60),
     "more": Room(300, 150, 60),
     "app": Room(2050, 150, 60),

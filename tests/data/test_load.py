@@ -125,9 +125,7 @@ def test_glyphs_follow_split_and_seed():
 
 def test_unknown_names_and_splits_are_named():
     """An error has the value, and for a data set the names that exist and what else there can be."""
-    known = (
-        "it must be auto, mnist, fashion, glyphs, sprites, cifar10, or the path of a folder of pictures or .npz file"
-    )
+    known = "it must be auto, mnist, fashion, glyphs, sprites, cifar10, or the path of a folder, .npz or IDX file"
     with pytest.raises(data.DataError, match=f"no data set 'cifar': {known}"):
         data.load("cifar")
     with pytest.raises(ValueError, match="got 'valid'"):

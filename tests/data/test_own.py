@@ -23,10 +23,12 @@ def test_sprites_are_those_of_the_split_the_seed_and_the_size():
 
 @pytest.fixture
 def paths(tmp_path):
-    """A folder and a file that are there; neither is read by the tests that use them."""
+    """A folder and two files that are there; none is read by the tests that use them."""
     (tmp_path / "photos").mkdir()
     (tmp_path / "mine.npz").write_bytes(b"")
-    return {"folder": str(tmp_path / "photos"), "file": str(tmp_path / "mine.npz")}
+    (tmp_path / "images-idx3-ubyte").write_bytes(b"")
+    names = {"folder": "photos", "npz": "mine.npz", "idx": "images-idx3-ubyte"}
+    return {kind: str(tmp_path / name) for kind, name in names.items()}
 
 
 NOT = {
@@ -35,7 +37,8 @@ NOT = {
     "sprites": ["data_dir", "channels", "value_range"],
     "cifar10": ["channels", "value_range"],
     "folder": ["data_dir", "value_range"],
-    "file": ["data_dir", "channels"],
+    "npz": ["data_dir", "channels"],
+    "idx": ["data_dir", "channels", "value_range"],
 }
 
 

@@ -1,7 +1,7 @@
 """Data sets by name, or by the path of one's own pictures.
 
 MNIST, Fashion-MNIST and CIFAR-10 are read from files or downloaded; glyphs and sprites are drawn on this machine; a
-folder of pictures and an .npz file are read from where they are.
+folder of pictures, an .npz file and IDX files are read from where they are.
 
 `load` is the only function that a demo needs.  It returns a `Dataset`: uint8 images, perhaps their labels, and batches
 of x_0 in [-1, 1].  `epoch_indices` gives the rows of each training step's batch.
@@ -35,7 +35,7 @@ def load(
     is given, they are read from the cache folder or downloaded to it.  "glyphs" and "sprites" are drawn from `seed`.
     "auto" is MNIST.  If no folder is named, and MNIST is not on this machine and cannot be downloaded, "auto" passes
     the reason to `say` and draws glyphs.  A missing file in a named folder and a damaged file are errors under "auto"
-    too.  Any other name is the path of a folder of pictures or of an .npz file.
+    too.  Any other name is the path of a folder of pictures, of an .npz file or of an IDX file.
     num: only the first `num` images.  The default is all of them.
     options: size, channels and value_range of own.py, for other data sets than NAMES.
     Raises DataError for a missing or damaged file, an unknown name, and an option that the data set does not have.

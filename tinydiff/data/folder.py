@@ -77,7 +77,9 @@ def _find(folder: Path, remarks: Remarks) -> tuple[list[str], list[tuple[Path, i
 
     look(folder, "")
     if not found:
-        raise ValueError(f"no pictures ({', '.join(SUFFIXES)}) in it, nor in its folders")
+        raise ValueError(
+            f"no pictures ({', '.join(SUFFIXES)}) in it, nor in its folders; name an .npz or IDX file itself"
+        )
     if "" in found and len(found) > 1:
         raise ValueError(
             f"{len(found['']):,} pictures lie beside folders of pictures; move each into its class's folder"

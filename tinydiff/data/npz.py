@@ -5,7 +5,7 @@
     value_range   the values of black and white in float images, optional
 
 Nothing is unpickled, so a file cannot run code, and the sizes that it states are compared with the memory before any is
-taken.  This is the last file of data/.
+taken.  Read next: own_idx.py.
 """
 
 import math

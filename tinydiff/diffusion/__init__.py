@@ -5,7 +5,7 @@
     samplers     the reverse steps                     likelihood   what the model spends on an image, in nats
     guidance     from a network to eps_fn              editing      existing images edited
                                                        solver       a reverse step of second order
-                                                       moderation   guidance with limits
+                                                       moderation   guidance by a weaker self, and with limits
                                                        edm          noise levels; a network of variance 1
                                                        flow         straight paths
 
@@ -31,7 +31,7 @@ from tinydiff.diffusion.times import log_snr_pairs, quadratic_pairs, timestep_pa
 
 __all__ = [
     "Schedule", "ScheduleWarning", "classifier_free", "classifier_guided", "ddim_step", "ddpm_step", "dpm_solver_2m",
-    "eps_from_v", "eps_from_x_0", "log_snr_pairs", "q_sample", "q_x_s_given_x_t_x_0", "q_x_t_given_x_s",
+    "eps_from_v", "eps_from_x_0", "guided", "log_snr_pairs", "q_sample", "q_x_s_given_x_t_x_0", "q_x_t_given_x_s",
     "quadratic_pairs", "rescaled", "sample", "timestep_pairs", "unconditional", "v_from_x_0_eps", "within",
     "x_0_from_eps", "x_0_from_v"]  # fmt: skip
 
@@ -45,8 +45,9 @@ def __getattr__(name: str) -> Any:
     import tinydiff.diffusion.moderation as moderation
     import tinydiff.diffusion.solver as solver
     import tinydiff.diffusion.targets as targets
+    import tinydiff.diffusion.variance as variance
 
-    for chapter in (editing, edm, flow, likelihood, moderation, solver, targets):
+    for chapter in (editing, edm, flow, likelihood, moderation, solver, targets, variance):
         if getattr(getattr(chapter, name, None), "__module__", "") == chapter.__name__:
             return getattr(chapter, name)
     raise AttributeError(f"tinydiff.diffusion has no {name}")

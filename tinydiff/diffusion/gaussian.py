@@ -140,14 +140,14 @@ def eps_from_v(schedule: Schedule, x_t: Any, t: Any, v: Any) -> Any:
 
 def per_row(coef: Any, x: Any) -> Any:
     """Coefficients (host float64), cast to x.dtype, in the shape that scales the rows of x: (N,) becomes (N, 1, ...,
-    1).
+    1).  A coefficient for each pixel, of the shape of x, keeps its shape.
 
     The result lies where x lies, so the functions of this file also work on host arrays while the backend is a GPU.
     """
     a = coef.astype(x.dtype)
     if not a.ndim:
         return a[()]  # one number goes to a GPU as an argument, without a copy
-    a = a.reshape(-1, *(1,) * (x.ndim - 1))
+    a = a if a.shape == x.shape else a.reshape(-1, *(1,) * (x.ndim - 1))
     return asarray(a) if isinstance(x, xp.ndarray) else a
 
 

@@ -9,7 +9,7 @@ x_t is a draw from q(x_t | x_0), so a term is a random number whose mean is righ
 t to any earlier s, and the bound holds for a strided chain as well.
 
 Everything is per dimension, in nats (bits are nats / log 2), one value for each image: (N,) float64.  Means, variances
-and sums are float64 here, whatever the dtype of the network.  Read next: editing.py.
+and sums are float64 here, whatever the dtype of the network.  Read next: variance.py.
 """
 
 import math
@@ -26,6 +26,7 @@ from tinydiff.diffusion.gaussian import (
     q_x_t_given_x_s,
     x_0_from_eps,
 )
+from tinydiff.diffusion.samplers import Variance
 from tinydiff.diffusion.schedule import Schedule
 from tinydiff.diffusion.times import timestep_pairs
 
@@ -89,18 +90,21 @@ def bound_term(
     t: Any,
     s: Any,
     *,
-    variance: Callable[[Schedule, Any, Any], Any] = Schedule.beta_tilde,
+    variance: Variance = Schedule.beta_tilde,
     decoder: Callable[[Any, Any, Any], Any] = discretized_log_prob,
+    decoder_variance: Variance = Schedule.beta_t_given_s,
     clip: bool = False,
 ) -> Any:
     """The term of the step from t to s: L_{t-1} where s > 0, L_0 where s = 0 (Ho et al. 2020, eq. 5, 8 and 13).
 
         s > 0:  KL(q(x_s | x_t, x_0) || N(p_mean, variance(schedule, t, s)))
-        s = 0:  -decoder(x_0, p_mean, beta_{t|0})
+        s = 0:  -decoder(x_0, p_mean, decoder_variance(schedule, t, 0))
         p_mean = mean of q(x_s | x_t, x_0_hat)
 
     x_0, x_t, eps_hat: (N, ...).  0 <= s < t <= T, and s = 0 for all rows or for none, else ValueError.
-    variance: as in ddpm_step.  The decoder's variance is always beta_{t|0}: beta_tilde is 0 at s = 0.
+    variance, decoder_variance: as in ddpm_step, each one number, one for each row, or an array like x_t.  beta_tilde is
+    0 at s = 0, so the decoder needs another: beta_{t|0}, or clipped_beta_tilde, as in the code of Ho et al.; a variance
+    that is learned may serve as both (variance.py).
     decoder(x_0, mean, var) -> log p(x_0), (N, ...): discretized_log_prob or gaussian_log_density.
     clip: keep x_0_hat in [-1, 1], where images lie; it lowers L_{t-1} or leaves it.  Returns (N,) float64.
     """
@@ -111,15 +115,13 @@ def bound_term(
     p_mean, _ = q_x_s_given_x_t_x_0(schedule, x_t, x_0_hat, t, s)
     to_data = schedule.check_times(t, s)[1] == 0
     if to_data.all():
-        log_p = decoder(x_0, p_mean, per_row(schedule.beta_t_given_s(t, s), x_t))
+        log_p = decoder(x_0, p_mean, _like(x_t, decoder_variance(schedule, t, s)))
         check_alike("decoder(x_0, mean, var)", log_p, "x_0", x_0)
         return -_per_image(log_p)
     if to_data.any():
         raise ValueError(f"s must be 0 for all rows or for none, got {s}")
     q_mean, q_var = q_x_s_given_x_t_x_0(schedule, x_t, x_0, t, s)
-    var = to_numpy(variance(schedule, t, s))
-    require(bool(((var > 0) & (var < xp.inf)).all()), "the variance must be finite and above 0", var)
-    return _per_image(gaussian_kl(q_mean, q_var, p_mean, per_row(asarray(var), x_t)))
+    return _per_image(gaussian_kl(q_mean, q_var, p_mean, _like(x_t, variance(schedule, t, s))))
 
 
 def variational_bound(
@@ -169,6 +171,14 @@ def _draw_term(schedule: Schedule, eps_fn: EpsFn, x_0: Any, t: Any, s: Any, rng:
     shape = getattr(nats, "shape", type(nats).__name__)
     require(shape == (len(x_0),), f"term must return a number for each image, ({len(x_0)},)", shape)
     return nats
+
+
+def _like(x_t: Any, var: Any) -> Any:
+    """A variance in float64, in a shape that goes with x_t (N, ...); ValueError unless it is one for such an array."""
+    var = to_numpy(var)
+    require(var.shape in ((), x_t.shape[:1], x_t.shape), "a variance must be (), (N,) or like x_t", var.shape)
+    require(bool(((var > 0) & (var < xp.inf)).all()), "the variance must be finite and above 0", var)
+    return per_row(var, x_t)
 
 
 def _per_image(a: Any) -> Any:

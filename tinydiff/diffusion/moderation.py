@@ -1,17 +1,40 @@
-"""Guidance in moderation: two ways to have its labels without its flat, similar images.
+"""Guidance in moderation: three ways to have its labels without its flat, similar images.
 
-    rescaled    the contrast of the conditional estimate        Lin et al. 2023, eq. 15-16
-    within      guidance at some noise levels only              Kynkaanniemi et al. 2024
+    guided      away from a weaker network, which knows the label too       Karras et al. 2024 (autoguidance)
+    rescaled    the contrast of the conditional estimate                    Lin et al. 2023, eq. 15-16
+    within      guidance at some noise levels only                          Kynkaanniemi et al. 2024
 
-Both work on the functions of guidance.py.  Read next: edm.py.
+All work on the functions of guidance.py.  Read next: edm.py.
 """
 
 from typing import Any
 
 from tinydiff.backend import require, xp
-from tinydiff.diffusion.gaussian import eps_from_x_0, x_0_from_eps
+from tinydiff.diffusion.gaussian import check_alike, eps_from_x_0, x_0_from_eps
 from tinydiff.diffusion.guidance import EpsFn, finite
 from tinydiff.diffusion.schedule import Schedule
+
+
+def guided(eps_fn: EpsFn, weak_fn: EpsFn, w: float) -> EpsFn:
+    """eps_fn led away from the errors of a weaker estimate of the same noise (Karras et al. 2024, eq. 3).
+
+        eps_hat = eps_weak + w (eps - eps_weak)
+
+    Autoguidance: weak_fn is the same network early in its training, and both know the label.  Where the early network
+    errs, the later one errs a little in the same direction, so the way from one to the other goes on to the data.
+    Classifier-free guidance leads away from the pictures of other classes instead, and so towards fewer pictures.
+    The two combine: eps_fn may be classifier_free(model, labels, scale).
+    w: any finite number.  With 1 the result is eps_fn itself, with 0 weak_fn itself: the other one is not called.
+    """
+    w = finite("w", w)
+
+    def eps_hat_fn(x_t: Any, t: int) -> Any:
+        eps, eps_weak = eps_fn(x_t, t), weak_fn(x_t, t)
+        check_alike("eps_fn(x_t, t)", eps, "x_t", x_t)
+        check_alike("weak_fn(x_t, t)", eps_weak, "x_t", x_t)
+        return eps_weak + w * (eps - eps_weak)
+
+    return {0.0: weak_fn, 1.0: eps_fn}.get(w, eps_hat_fn)
 
 
 def rescaled(schedule: Schedule, phi: float, x_t: Any, t: int, eps_hat: Any, eps_c: Any) -> Any:

@@ -17,7 +17,7 @@ Read next: guidance.py.
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from tinydiff.backend import host_integers, require, standard_normal, xp
+from tinydiff.backend import host_integers, require, standard_normal, to_numpy, xp
 from tinydiff.diffusion.gaussian import check_alike, eps_from_x_0, per_row, q_x_s_given_x_t_x_0, x_0_from_eps
 from tinydiff.diffusion.schedule import Schedule
 from tinydiff.diffusion.times import joined
@@ -43,11 +43,12 @@ def ddpm_step(
 
     x_t, eps_hat, noise: (N, ...) of one dtype; noise may be None where s = 0.  0 <= s < t <= T, else ValueError.
     variance: Schedule.beta_tilde, exact if x_0 is one point, or Schedule.beta_t_given_s, exact if x_0 ~ N(0, I)
-    (Ho et al. 2020, section 3.2).  clip: keep x_0_hat in [-1, 1], where images lie.  Returns (x_s, x_0_hat).
+    (Ho et al. 2020, section 3.2).  It may also return an array like x_t, a variance for each pixel (variance.py).
+    clip: keep x_0_hat in [-1, 1], where images lie.  Returns (x_s, x_0_hat).
     """
     x_0_hat = predicted_x_0(schedule, x_t, eps_hat, t, clip)
     mean, _ = q_x_s_given_x_t_x_0(schedule, x_t, x_0_hat, t, s)
-    return _add_noise(schedule, mean, variance(schedule, t, s), s, noise), x_0_hat
+    return _add_noise(schedule, mean, to_numpy(variance(schedule, t, s)), s, noise), x_0_hat
 
 
 def ddim_step(
@@ -105,11 +106,11 @@ def predicted_x_0(schedule: Schedule, x_t: Any, eps_hat: Any, t: Any, clip: bool
 
 def _add_noise(schedule: Schedule, mean: Any, var: Any, s: Any, noise: Any) -> Any:
     """mean + sqrt(var) noise; where s = 0 the mean alone, because x_0 is the data and has no noise."""
-    var = var * (host_integers("s", s, 0, schedule.T) > 0)
+    require(var.shape in ((), mean.shape[:1], mean.shape), "a variance must be (), (N,) or like x_t", var.shape)
+    var = var * per_row(host_integers("s", s, 0, schedule.T) > 0, var)
     require(((var >= 0) & (var < xp.inf)).all(), "the variance must be finite and not negative", var)
     if not var.any():
         return mean
-    if noise is None:
-        raise ValueError(f"noise is needed for a random step to s = {s}, got None")
+    require(noise is not None, f"noise is needed for a random step to s = {s}", noise)
     check_alike("noise", noise, "x_t", mean)
     return mean + per_row(var**0.5, mean) * noise

@@ -110,8 +110,7 @@ class Schedule:
 
         beta_t = 1000/T (1e-4 + 0.02)/2
         """
-        T = _check_T(T)
-        return cls(np.full(T, _T_REF / T * (_BETA_FIRST + _BETA_LAST) / 2))
+        return cls(np.full(_check_T(T), _T_REF / T * (_BETA_FIRST + _BETA_LAST) / 2))
 
     @property
     def log_snr(self) -> np.ndarray:
