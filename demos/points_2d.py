@@ -2,7 +2,7 @@
 
     python demos/points_2d.py                          some 25 s a set
     python demos/points_2d.py --data spiral --target v
-    python demos/points_2d.py --target flow            rectified flow: straight paths, on their own schedule
+    python demos/points_2d.py --target flow           rectified flow: straight paths
 
     points_2d_SET.png   paths of particles, samples beside held-out data, the field at six times
     points_2d.gif       the moving particles
