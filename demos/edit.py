@@ -97,7 +97,9 @@ def main(
         check_steps(schedule.T, steps=steps, round_trips=max(round_trips))
         print(f"data: {dataset.source}; network: {cli.counted(meta['step'], 'step')}; no labels are given")
         known = upper_half(dataset.images.shape[1])
-        reader = noisy_classifier and load_noisy_classifier(Path(noisy_classifier), schedule, pool.model.num_classes)
+        reader = noisy_classifier and load_noisy_classifier(
+            Path(noisy_classifier), schedule, pool.model.num_classes, meta["data"]
+        )
         fill_in = partial(complete, schedule, known, steps, resample, reader)
         x_0, labels = spread(dataset, num)
         done = edit(pool, fill_in, x_0, "fill in", seed)

@@ -84,7 +84,7 @@ def main(
         low, high = interval_times(schedule)
         leader = None
         if "classifier" in methods:
-            leader = load_noisy_classifier(Path(noisy_classifier), schedule, pool.model.num_classes)
+            leader = load_noisy_classifier(Path(noisy_classifier), schedule, pool.model.num_classes, meta["data"])
         plan = planned(methods, scales or SCALES, classifier_scales or CLASSIFIER_SCALES)
         test = load(data, "test", data_dir, meta["train"]["seed"], **data_size(meta))
         real = of_real_digits(judge, test)

@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from tinydiff.app import checkpoint, cli, kinds, plots, run, training
 from tinydiff.app.choices import check_classes
-from tinydiff.app.classify import load_classifier
+from tinydiff.app.classify import check_reads, load_classifier
 from tinydiff.app.fit import any_training, finish, steps_that_fit
 from tinydiff.app.generate import Recipe, build_unet, check_steps, generate, new_unet
 from tinydiff.app.kinds import BETA, KINDS, SIZE, Kind, data_name, fits_pictures
@@ -104,7 +104,8 @@ def main(
         check_untrained(data=data != "auto", minutes=minutes != MINUTES, autoencoder_minutes=coder_minutes)
     out = own_folder(out, *(["checkpoint.npz"] if source is None else []), "latent.md", "latent.png")
     workers = workers or ranks.default_workers()
-    T = shortest_schedule({"classifier": classifier, "diffusion": pixel, "latent": source})
+    _, judge = load_kind(Path(classifier), "classifier")  # used after the training, and opened before it
+    T = shortest_schedule({"diffusion": pixel, "latent": source})
     if source is None:
         for path in (classifier, pixel):
             if path and os.path.realpath(path) == os.path.realpath(out / "checkpoint.npz"):
@@ -115,6 +116,7 @@ def main(
         dataset = load(data, "train", data_dir, seed, num_images)
         run.check_batch(batch_size, dataset.images.shape[1:])
         check_num(load(dataset.name, "test", data_dir, seed), num)
+        check_reads(classifier, judge, kinds.data_settings(dataset))
         checkpoint.set_aside(source)
         print(f"data: {dataset.source}; {workers} worker(s); results in {out}/")
         config = TrainConfig(num_steps=run.UNLIMITED, minutes=minutes, batch_size=batch_size, seed=seed, target=TARGET)
@@ -127,7 +129,7 @@ def main(
         test = load(data_name(meta), "test", data_dir, seed)
         if pixel is not None:
             spaces = {"pixel": load_pixel(pixel, workers)} | spaces
-        judge_pool, _ = load_classifier(Path(classifier), workers)
+        judge_pool, _ = load_classifier(Path(classifier), workers, kinds.data_settings(test))
         for pool in (judge_pool, *(space.pool for space in spaces.values())):
             stack.enter_context(pool)
         drawing = {"num": num, "steps": sample_steps, "scale": scale, "seed": seed}

@@ -103,7 +103,7 @@ def main(
     workers = workers or ranks.default_workers()
     ddpm_losses = load_kind(Path(source), "diffusion")[0]["metrics"][:, 0]
     ddpm, schedule, meta = load_trained(Path(source), workers)
-    with ddpm, load_classifier(Path(classifier), workers)[0] as judge_pool:
+    with ddpm, load_classifier(Path(classifier), workers, meta["data"])[0] as judge_pool:
         check_classes(source, ddpm.model)
         check_steps(schedule.T, sample_steps=sample_steps)
         dataset, test = (load(data_name(meta), split, data_dir, seed) for split in ("train", "test"))

@@ -319,9 +319,9 @@ def main(
         raise TinydiffError(f"--num {num}: must be at least 10, one of each digit")
     if channels % 8:
         raise TinydiffError(f"--channels {channels}: must be a multiple of 8, the groups of each group norm")
-    reader, _ = load_classifier(Path(classifier), workers)
     pool, schedule, meta = load_trained(Path(checkpoint), workers)
     check_classes(checkpoint, pool.model)
+    reader, _ = load_classifier(Path(classifier), workers, meta["data"])
     if sample_steps > min(schedule.T, FEW):
         most = f"must be at most {min(schedule.T, FEW)}, the steps of the shortest chain"
         raise TinydiffError(f"--sample-steps {sample_steps}: {most}")

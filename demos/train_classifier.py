@@ -90,16 +90,16 @@ def main(
     else:
         print(f"none misread: {out / 'misread.png'} is not written")
     print(f"done: {out}/checkpoint.npz{'; open ' + str(out / 'misread.png') if captions else ''}")
-    print(f"next: {next_command(out / 'checkpoint.npz', noisy)}")
+    print(f"next: {next_command(out / 'checkpoint.npz', noisy, dataset.name)}")
     return errors
 
 
-def next_command(path, noisy):
-    """What to type to use the checkpoint."""
-    demos, digits = Path(__file__).parent, "runs/mnist/checkpoint.npz"
+def next_command(path, noisy, data):
+    """What to type to use the checkpoint, with the diffusion model that was trained on `data`."""
+    demos, trained = Path(__file__).parent, f"runs/{'images' if data in COLOUR else 'mnist'}/checkpoint.npz"
     if noisy:
-        return cli.command(demos / "guidance.py", digits, "--noisy-classifier", path)
-    draw = cli.command(demos / "sample.py", digits, "--save-npz", "samples.npz")
+        return cli.command(demos / "guidance.py", trained, "--noisy-classifier", path)
+    draw = cli.command(demos / "sample.py", trained, "--save-npz", "samples.npz")
     return f"{draw} && {cli.command(demos / 'classify.py', 'samples.npz', '--checkpoint', path)}"
 
 

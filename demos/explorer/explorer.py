@@ -59,8 +59,8 @@ def main(
         raise TinydiffError(f"--moments {moments}: a time line needs 3 or more")
     if num < 10:
         raise TinydiffError(f"--num {num}: must be at least 10, which are shown")
-    reader = load_classifier(Path(classifier), 1)[0] if classifier else None
     pool, schedule, meta = load_trained(Path(checkpoint), workers)
+    reader = load_classifier(Path(classifier), 1, meta["data"])[0] if classifier else None
     with pool:
         name, shape = data_name(meta), tuple(meta["data"]["image_shape"])
         check(checkpoint, pool.model, meta, labels)

@@ -52,8 +52,8 @@ def main(
     ranks = cli.start(backend, precision, plain=plain)
     out = own_folder(out, "prompts.md", "held_out.png")
     workers = workers or ranks.default_workers()
-    judge, _ = load_classifier(Path(classifier), workers)
     pool, schedule, meta = load_trained(Path(checkpoint), workers)
+    judge, _ = load_classifier(Path(classifier), workers, meta["data"])
     table = {}
     with pool, judge:
         check_steps(schedule.T, steps=steps)

@@ -23,6 +23,7 @@ from tinydiff.app.classify import (
     save_classifier,
     shift,
 )
+from tinydiff.app.kinds import data_settings
 from tinydiff.app.reading import SLICE, read
 from tinydiff.autograd import no_grad
 from tinydiff.backend import TinydiffError, default_rng, to_numpy
@@ -221,21 +222,44 @@ def test_a_noisy_classifier_trains_on_its_draw_and_reads_each_picture_at_its_tim
 def test_a_noisy_classifier_is_saved_with_its_noise_and_is_no_judge(tmp_path, rng):
     """It comes back with its schedule, bit for bit; as a classifier of clean pictures it is refused, and so back."""
     dataset, path, schedule = random_pictures(10, rng), tmp_path / "checkpoint.npz", Schedule.cosine(60)
+    settings = data_settings(dataset)
     x = rng.standard_normal((3, 6, 6, 1), dtype="float32")
     with Workers(partial(build_classifier, NOISY, 5)) as workers:
         save_classifier(path, workers, ClassifierConfig(), dataset, dataset, 4, schedule)
-        model = load_noisy_classifier(path, schedule, 3)
+        model = load_noisy_classifier(path, schedule, 3, settings)
         assert np.array_equal(to_numpy(model(x, 7)), to_numpy(workers.model(x, 7)))
     refusal = r"(?s)checkpoint\.npz: it was trained for other classes, or for another.*Make it with: .*--noisy"
     for its_schedule, num_classes in ((Schedule.cosine(61), 3), (Schedule.linear(60), 3), (schedule, 4)):
         with pytest.raises(TinydiffError, match=refusal):
-            load_noisy_classifier(path, its_schedule, num_classes)
+            load_noisy_classifier(path, its_schedule, num_classes, settings)
+    with pytest.raises(CheckpointError, match="it reads pictures of 8 x 8 x 1, and these are 8 x 8 x 3: train one"):
+        load_noisy_classifier(path, schedule, 3, settings | {"image_shape": [8, 8, 3]})
     with pytest.raises(CheckpointError, match="holds a network of kind 'noisy classifier', not 'classifier'"):
         load_classifier(path, 1)
     with Workers(partial(build_classifier, SMALL, 5)) as workers:
         save_classifier(path, workers, ClassifierConfig(), dataset, dataset, 4)
     with pytest.raises(CheckpointError, match="holds a network of kind 'classifier', not 'noisy classifier'"):
-        load_noisy_classifier(path, schedule, 3)
+        load_noisy_classifier(path, schedule, 3, settings)
+
+
+def test_a_classifier_reads_pictures_of_its_shape_and_classes_only(tmp_path, rng):
+    """What it says of other ones would mean nothing: a sentence.  A model without classes draws pictures all the same,
+    and an old checkpoint contains no classes."""
+    dataset, path = random_pictures(10, rng), tmp_path / "checkpoint.npz"
+    settings = data_settings(dataset)
+    with Workers(partial(build_classifier, SMALL, 5)) as workers:
+        save_classifier(path, workers, ClassifierConfig(), dataset, dataset, 4)
+    classes = settings.pop("classes")
+    for fits in (None, settings, settings | {"classes": []}, settings | {"classes": classes}):
+        assert load_classifier(path, 1, fits)[1]["data"]["classes"] == classes
+    for change, sentence in (
+        ({"image_shape": [8, 9, 1]}, "it reads pictures of 8 x 8 x 1, and these are 8 x 9 x 1: train one on this data"),
+        ({"image_shape": [8, 8, 3]}, "8 x 8 x 1, and these are 8 x 8 x 3"),
+        ({"classes": ["up", "down", "low"]}, "it reads pictures of up, down, flat, and these are up, down, low: train"),
+        ({"classes": ["up", "down"]}, "up, down, flat, and these are up, down:"),
+    ):
+        with pytest.raises(CheckpointError, match=sentence):
+            load_classifier(path, 1, settings | {"classes": classes} | change)
 
 
 def test_another_network_is_not_taken_for_a_classifier(tmp_path, rng):
@@ -261,7 +285,7 @@ def test_a_checkpoint_says_in_what_precision_and_is_read_by_as_many_workers_as_a
     load_classifier(path, 3)
     with Workers(partial(build_classifier, NOISY, 0)) as workers:
         save_classifier(path, workers, ClassifierConfig(), data, data, 0, Schedule.cosine(60))
-    load_noisy_classifier(path, Schedule.cosine(60), 3)
+    load_noisy_classifier(path, Schedule.cosine(60), 3, data_settings(data))
     assert asked == [3, 1]  # the model of a noisy classifier leads in this process: no other is started
 
 

@@ -73,17 +73,6 @@ def test_a_look_is_the_reading_and_the_features_in_one_pass(rng):
     np.testing.assert_array_equal(found, expected)
 
 
-def test_a_classifier_of_grey_does_not_read_colour(rng):
-    """A sentence before any work, for all three ways to read: which channels it reads, and which it was shown."""
-    images = rng.standard_normal((3, 8, 8, 3), dtype="float32")
-    with Workers(partial(build_classifier, SMALL, 0)) as workers:
-        for reading in (read, features, look):
-            with pytest.raises(TinydiffError, match=r"reads images of 1 channel\(s\), and these have 3: choose one"):
-                reading(workers, images)
-    with Workers(partial(build_classifier, SMALL | {"in_channels": 3}, 0)) as workers:
-        assert len(look(workers, images)[0]) == 3
-
-
 def test_the_most_confidently_misread_come_first_each_in_its_classes_row():
     """A class that is never misread has no row; a row that is not full ends in white; a row that overflows is cut."""
     labels = np.array([0, 0, 2, 2, 2, 1])

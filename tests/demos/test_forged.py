@@ -105,7 +105,7 @@ class Users:
         assert all(name.isprintable() for name in classes)
 
     def noisy_classifier(self, path):
-        model = classify.load_noisy_classifier(path, NOISE, 10)
+        model = classify.load_noisy_classifier(path, NOISE, 10, kinds.data_settings(self.glyphs))
         assert np.isfinite(to_numpy(model(np.zeros((2, 28, 28, 1), "float32"), 3))).all()
 
     def prompts(self, path):

@@ -11,9 +11,11 @@ import pytest
 from recorder import Notes, Program, note_pictures, record
 
 from tinydiff.app.generate import Recipe, frame_times
+from tinydiff.app.kinds import EVERY
 from tinydiff.app.metrics import interval, percent
 from tinydiff.app.outputs import release
 from tinydiff.backend import TinydiffError, backend_name, default_rng, standard_normal
+from tinydiff.data import NAMES
 from tinydiff.diffusion import Schedule, q_sample
 
 pytestmark = [
@@ -209,7 +211,8 @@ def test_images_are_noised_to_every_time(load_demo):
 
 
 def test_the_next_command_uses_the_classifier_for_what_it_is(load_demo):
-    """One that reads noise guides guidance.py; another reads, in classify.py, the digits that sample.py has saved."""
+    """One that reads noise guides guidance.py; another reads, in classify.py, the digits that sample.py has saved.  The
+    model is where the program that trains on these data puts it."""
 
     def options(line):
         python, program, *words = shlex.split(line)
@@ -217,11 +220,14 @@ def test_the_next_command_uses_the_classifier_for_what_it_is(load_demo):
         return vars(Program(Path(program).stem).parser.parse_args(words))
 
     command = load_demo("train_classifier").next_command
-    guided = options(command(Path("a b.npz"), True))
-    assert guided["noisy_classifier"] == "a b.npz" and guided["checkpoint"] == "runs/mnist/checkpoint.npz"
-    drawn, read = map(options, command(Path("a b.npz"), False).split(" && "))
-    assert drawn["checkpoint"] == "runs/mnist/checkpoint.npz" and read["checkpoint"] == "a b.npz"
-    assert read["samples"] == drawn["save_npz"]
+    for data in EVERY:
+        program = Program("train_mnist" if data in NAMES else "train_images")
+        trained = f"{program.parser.get_default('out')}/checkpoint.npz"
+        guided = options(command(Path("a b.npz"), True, data))
+        assert guided["noisy_classifier"] == "a b.npz" and guided["checkpoint"] == trained
+        drawn, read = map(options, command(Path("a b.npz"), False, data).split(" && "))
+        assert drawn["checkpoint"] == trained and read["checkpoint"] == "a b.npz"
+        assert read["samples"] == drawn["save_npz"]
 
 
 # ---------------------------------------------------------------------------------------------- sample and same_start

@@ -126,11 +126,24 @@ def test_what_needs_test_pictures_works_on_sprites_and_says_so_otherwise(main, f
         assert said in str(error.value)
 
 
-@pytest.mark.parametrize("program", ["edit", "guidance", "sampler_showdown"])
+READERS = ["edit", "guidance", "sampler_showdown", "pitfalls", "one_shot_vs_gradual", "explorer/explorer"]
+
+
+@pytest.mark.parametrize("program", READERS)
 def test_a_classifier_of_pictures_of_another_size_is_refused(main, files, program):
-    """It could read them, but what it says of them would mean nothing."""
+    """It could read them, but what it says of them would mean nothing.  Nothing is trained or drawn before."""
+    out = {"out": "page.html"} if "/" in program else {"out": "out"}
     with pytest.raises(TinydiffError, match="reads pictures of 20 x 20 x 3, and these are 16 x 16 x 3: train one"):
-        main(program, "sprites", **SMALL[program] | {"classifier": files / "larger.npz"}, out="out")
+        main(program, "sprites", **SMALL.get(program, {}) | {"classifier": files / "larger.npz"}, **out)
+
+
+def test_latent_refuses_such_a_classifier_before_it_trains(load_demo, files, monkeypatch, tmp_path):
+    """Its pictures are those of digits."""
+    demo, whole = load_demo("latent"), data.load
+    monkeypatch.setattr(demo, "load", lambda name, split, *_: whole(name, split, num=60))
+    monkeypatch.setattr(demo, "train_both", None)
+    with pytest.raises(TinydiffError, match="reads pictures of 16 x 16 x 3, and these are 28 x 28 x 1: train one"):
+        demo.main(classifier=files / "reader.npz", data="glyphs", num=10, out=tmp_path / "out", workers=1)
 
 
 def test_samples_of_sprites_are_read_by_a_classifier_of_sprites(main, load_demo, files, capsys):

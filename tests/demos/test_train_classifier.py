@@ -9,6 +9,7 @@ import pytest
 from matplotlib.image import imread
 
 from tinydiff.app.classify import load_classifier, load_noisy_classifier
+from tinydiff.app.kinds import data_settings
 from tinydiff.app.reading import read
 from tinydiff.backend import backend_name, to_numpy
 from tinydiff.data import load
@@ -69,8 +70,9 @@ def test_a_noisy_one_is_tested_at_every_time(demo, tmp_path, capsys):
     """--noisy: each test digit at its own t; the shares by t add up to the share in all; its noise is in the file."""
     errors = demo.main(backend=backend_name(), out=tmp_path, noisy=True, **SMALLEST)
     schedule = Schedule.linear()  # another one would be refused
-    model = load_noisy_classifier(tmp_path / "checkpoint.npz", schedule, 10)
-    images, labels = load("glyphs", "test", num=30).batch(np.arange(30))
+    test = load("glyphs", "test", num=30)
+    model = load_noisy_classifier(tmp_path / "checkpoint.npz", schedule, 10, data_settings(test))
+    images, labels = test.batch(np.arange(30))
     x_t, t = demo.noised(schedule, images, 0)
     assert errors == (to_numpy(model(x_t, t)).argmax(1) != labels).sum()
     rows = re.findall(r"t in +(\d+)\.\. *(\d+): +([\d.]+)% of (\d+)", capsys.readouterr().out)

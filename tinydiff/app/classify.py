@@ -151,19 +151,23 @@ def load_classifier(path: Path, num_workers: int, data: dict[str, Any] | None = 
 
 
 def check_reads(path: Path, meta: dict[str, Any], data: dict[str, Any]) -> None:
-    """Raise CheckpointError if the classifier of a checkpoint was trained on pictures of another shape than `data`."""
+    """Raise CheckpointError if the classifier of a checkpoint was trained on pictures of another shape than `data`, or
+    of other classes.  Old checkpoints of a diffusion model contain no classes."""
     read, drawn = (" x ".join(map(str, settings["image_shape"])) for settings in (meta["data"], data))
+    if read == drawn and data.get("classes"):
+        read, drawn = (", ".join(settings["classes"]) for settings in (meta["data"], data))
     if read != drawn:
         raise CheckpointError(f"{path}: it reads pictures of {read}, and these are {drawn}: train one on this data set")
 
 
-def load_noisy_classifier(path: Path, schedule: Schedule, num_classes: int) -> Module:
+def load_noisy_classifier(path: Path, schedule: Schedule, num_classes: int, data: dict[str, Any]) -> Module:
     """A saved noisy classifier that can lead a model of this schedule and this number of classes.
 
-    Raises CheckpointError if the file is not a complete checkpoint of a noisy classifier.  Raises TinydiffError if the
-    classifier was trained with another schedule or for other classes.
+    data: the settings of the model's data set.  Raises CheckpointError as load_classifier does.  Raises TinydiffError
+    if the classifier was trained with another schedule or for other classes.
     """
-    workers, arrays, _ = load_network(path, "noisy classifier", "weights/", _builder, 1)
+    workers, arrays, meta = load_network(path, "noisy classifier", "weights/", _builder, 1)
+    check_reads(path, meta, data)
     if workers.model.num_classes != num_classes or not np.array_equal(arrays["schedule/beta"], schedule.beta):
         problem = f"{path}: it was trained for other classes, or for another schedule, than the checkpoint"
         raise TinydiffError(f"{problem}\nMake it with: {COMMANDS['noisy classifier']}")

@@ -28,7 +28,6 @@ def read(workers: Any, images: np.ndarray, t: np.ndarray | None = None) -> Itera
 
     images: (N, H, W, C).  t: for a noisy classifier the time of each image, (N,) host integers.
     """
-    _check_channels(workers, images)
     slices = [slice(i, i + SLICE) for i in range(0, len(images), SLICE)]
     return workers.map(_read_slice, [(images[part], None if t is None else t[part]) for part in slices])
 
@@ -146,16 +145,7 @@ def _logits(logits: Any, images: Any) -> Tensor:
 
 
 def _look_at_slices(workers: Any, images: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    _check_channels(workers, images)
     return workers.map(_look_at_slice, [images[i : i + SLICE] for i in range(0, len(images), SLICE)])
-
-
-def _check_channels(workers: Any, images: np.ndarray) -> None:
-    """Raise TinydiffError for a classifier of grey images that is shown colour, or the other way round."""
-    n = images.shape[-1]
-    if (channels := getattr(workers.model, "in_channels", n)) != n:
-        problem = f"the classifier reads images of {channels} channel(s), and these have {n}"
-        raise TinydiffError(f"{problem}: choose one that was trained on the same data set")
 
 
 def _look_at_slice(model: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -33,7 +33,7 @@ def stand_ins(program, notes, patch):
         notes.add(classifier=str(path), classifier_workers=workers)
         return [("all digits", "1 of 1")]
 
-    def load_noisy_classifier(path, schedule, num_classes):
+    def load_noisy_classifier(path, schedule, num_classes, data):
         return f"reader of {path}"
 
     def load_kind(path, kind):

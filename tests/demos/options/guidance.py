@@ -29,7 +29,7 @@ def stand_ins(program, notes, patch):
         notes.add(classifier=str(path), judge_workers=workers)
         return OneProcess(LabelIsNoise), {}
 
-    def load_noisy_classifier(path, schedule, num_classes):
+    def load_noisy_classifier(path, schedule, num_classes, data):
         notes.add(noisy=str(path))
 
     def look(pool, images):

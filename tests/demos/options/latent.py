@@ -26,7 +26,7 @@ def stand_ins(program, notes, patch):
         notes.add(pixel=str(path), pixel_workers=workers)
         return SimpleNamespace(pool=OneProcess(LabelIsNoise))
 
-    def load_classifier(path, workers):
+    def load_classifier(path, workers, data):
         notes.add(classifier=str(path), judge_workers=workers)
         return OneProcess(LabelIsNoise), {}
 
@@ -38,6 +38,7 @@ def stand_ins(program, notes, patch):
         patch.setitem(program.names, f.__name__, f)
     patch.setitem(program.names, "load_kind", lambda path, kind: notes.add(**{f"opened {kind}": str(path)}) or ({}, {}))
     patch.setitem(program.names, "check_num", lambda test, num: None)
+    patch.setitem(program.names, "check_reads", lambda *_: None)
     patch.setattr(checkpoint, "set_aside", lambda path: notes.add(set_aside=str(path)))
     note_data(notes, patch, program.names)
     note_pictures(notes, patch)

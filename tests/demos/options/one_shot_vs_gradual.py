@@ -48,7 +48,7 @@ def stand_ins(program, notes, patch):
             notes.add(judged=labels)
             return self.real
 
-    def load_classifier(path, workers):
+    def load_classifier(path, workers, data):
         notes.add(classifier=str(path), judge_workers=workers)
         return OneProcess(LabelIsNoise), {}
 

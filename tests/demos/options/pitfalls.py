@@ -24,7 +24,7 @@ def stand_ins(program, notes, patch):
         notes.add(train_workers=workers, train_jobs=jobs, trained_drawn_in=steps)
         yield program.names["TRAINING"][0], grey(jobs)
 
-    def load_classifier(path, workers):
+    def load_classifier(path, workers, data):
         notes.add(classifier=str(path), judge_workers=workers)
         return OneProcess(LabelIsNoise), {}
 

@@ -1,5 +1,6 @@
 """evaluate_prompts.py: which prompts it draws, and that its shares follow on paper for models that are known."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -113,7 +114,7 @@ def asked(evaluate, captions, monkeypatch):
     meta = {"data": {"image_shape": [28, 28, 1]}, "held_out": [list(row) for row in captions.HELD_OUT], "step": 1234}
     vocabulary = [*captions.VOCABULARY[:2], *captions.VOCABULARY[:1:-1]]  # the checkpoint has an order of its own
     meta |= {"vocabulary": vocabulary, "thresholds": THRESHOLDS}
-    monkeypatch.setattr(evaluate, "load_classifier", lambda path, workers: (Reads(), {}))
+    monkeypatch.setattr(evaluate, "load_classifier", lambda path, workers, data: (Reads(), {}))
     monkeypatch.setattr(evaluate, "load_trained", lambda path, workers: (Reads(), Schedule.linear(100), meta))
     monkeypatch.setattr(evaluate, "draw", draw)
     monkeypatch.setattr(evaluate, "measure", measure)
@@ -214,8 +215,14 @@ def test_the_classifier_of_these_tests_reads_its_pixel():
     assert np.concatenate(list(read(Reads(), images))).argmax(1).tolist() == [3, 9, 0]
 
 
-def test_an_evaluation_without_a_classifier_is_refused(evaluate, tmp_path):
-    """The checkpoint of another kind of network is named."""
+def test_an_evaluation_without_a_classifier_is_refused(evaluate, tmp_path, monkeypatch):
+    """The checkpoint of another kind of network is named.  A classifier of other pictures is refused too."""
     checkpoint.save(tmp_path / "c.npz", {}, {"kind": "prompts"})
+    asked, meta = [], {"data": {"image_shape": [28, 28, 1]}}
+    monkeypatch.setattr(evaluate, "load_trained", lambda path, workers: (Reads(), Schedule.linear(100), meta))
     with pytest.raises(TinydiffError, match="'prompts', not 'classifier'"):
         evaluate.main("c.npz", backend=backend_name(), classifier=tmp_path / "c.npz", out=tmp_path)
+    monkeypatch.setattr(evaluate, "load_classifier", lambda *how: asked.append(how) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        evaluate.main("c.npz", backend=backend_name(), classifier="r.npz", out=tmp_path, workers=2)
+    assert asked == [(Path("r.npz"), 2, meta["data"])]

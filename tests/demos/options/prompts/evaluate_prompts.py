@@ -20,7 +20,7 @@ def stand_ins(program, notes, patch):
         notes.add(checkpoint=str(path), workers=num_workers)
         return OneProcess(LabelIsNoise), SCHEDULE, meta
 
-    def load_classifier(path, num_workers):
+    def load_classifier(path, num_workers, data):
         notes.add(classifier=str(path), judge_workers=num_workers)
         return OneProcess(LabelIsNoise), {}
 
