@@ -8,7 +8,7 @@ from dataclasses import asdict
 from option_rows import BASICS, DIFFERS
 from recorder import WEAK, note_data, note_network, note_pictures, note_sampler, note_training, pair_of_labels
 
-from tinydiff.app import checkpoint, generate, kinds, networks, run, training
+from tinydiff.app import checkpoint, choices, generate, kinds, networks, run, training
 from tinydiff.app.alone import OneProcess
 from tinydiff.diffusion import Schedule, timestep_pairs
 from tinydiff.train import TrainConfig
@@ -55,7 +55,7 @@ def stand_ins(program, notes, patch):
     note_pictures(notes, patch)
 
 
-GUIDED = "guidance 1.25, autoguidance 1.5"  # the default
+GUIDED = choices.guidance(pair_of_labels(), None, None)[1]  # the default, in words
 
 
 def titles(grid="step 0 of 2,000, glyphs", samples=f"glyphs, 0 steps, {GUIDED}"):
@@ -92,7 +92,7 @@ def guided(on_the_way, scale, auto):
 
 def other(scale, auto, title):
     """What differs from the defaults with another guidance."""
-    eps_hat = guided(2.0, 1.25, 1.5), guided(2.0 if scale is None else scale, scale or 1.0, auto)
+    eps_hat = guided(2.0, choices.SCALE, choices.AUTO), guided(2.0 if scale is None else scale, scale or 1.0, auto)
     return {"eps_hat": eps_hat} | between(titles(), titles(samples=f"glyphs, 0 steps, {title}"))
 
 

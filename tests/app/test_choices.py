@@ -47,13 +47,19 @@ def asked_for(model, scale, auto):
     return settings["scale"], *settings["guide"].args, text
 
 
-BEST = f"guidance {SCALE:g}, autoguidance {AUTO:g}"
+def in_words(scale, auto, alone):
+    """The text of a guidance; alone: of none."""
+    texts = [f"guidance {scale:g}"] * (scale != 1) + [f"autoguidance {auto:g}"] * (auto != 1)
+    return ", ".join(texts or [alone])
+
+
+BEST, BEST_ALONE = in_words(SCALE, AUTO, "guidance 1"), in_words(1, AUTO, "no labels")
 
 
 @pytest.mark.parametrize(
     ("scale", "auto", "of_a_pair", "without_classes"),
     [
-        (None, None, (SCALE, AUTO, BEST), (1, AUTO, f"autoguidance {AUTO:g}")),
+        (None, None, (SCALE, AUTO, BEST), (1, AUTO, BEST_ALONE)),
         (3.0, None, (3, 1, "guidance 3"), None),
         (0.0, None, (0, 1, "guidance 0"), None),
         (None, 3.0, (1, 3, "autoguidance 3"), (1, 3, "autoguidance 3")),

@@ -1,6 +1,7 @@
 """The early average of a run: whose it is, when it is taken, and that it outlives a stop, bit for bit."""
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -37,6 +38,7 @@ def of(arrays, kind):
     return {name.partition("/")[2]: a for name, a in arrays.items() if name.startswith(f"{kind}/")}
 
 
+@cache
 def averages(config=TINY):
     """The averages of the weights after each step of a run, by name."""
     state, found = new(config, Training), {}
@@ -94,7 +96,7 @@ def test_a_clock_sets_its_step(monkeypatch):
     assert same_bits(early_of(state), fixed[3])
 
 
-@pytest.mark.parametrize("at", [0, 1, 2, 3, 7])
+@pytest.mark.parametrize("at", [1, 2, 5])
 def test_a_run_that_was_stopped_has_that_of_a_run_that_was_not(tmp_path, at):
     """Stopped before its step, just at it, and after it: bit for bit, in the state and in the last checkpoint."""
     expected = averages()[2]
@@ -105,7 +107,7 @@ def test_a_run_that_was_stopped_has_that_of_a_run_that_was_not(tmp_path, at):
     assert same_bits(of(checkpoint.load(tmp_path / "end.npz")[0], "weak"), expected)
 
 
-@pytest.mark.parametrize("at, step", [(1, 4), (2, 4), (4, 4), (5, 2), (8, 2)])
+@pytest.mark.parametrize("at, step", [(2, 4), (4, 4), (5, 2)])
 def test_a_run_that_is_made_longer_takes_that_of_its_new_length_if_it_can(tmp_path, capsys, at, step):
     """Of 8 steps it is the average of step 2, of 16 that of step 4: taken anew if step 4 is not past, and else kept.
 

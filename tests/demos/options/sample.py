@@ -1,14 +1,15 @@
 """The options of sample.py: generate draws with a sampler that notes what it is given."""
 
 from option_rows import BASICS, DIFFERS, WORKERS
-from recorder import SCHEDULE, WEAK, note_pictures, note_sampler, note_trained
+from recorder import SCHEDULE, WEAK, note_pictures, note_sampler, note_trained, pair_of_labels
 
-from tinydiff.app import generate
+from tinydiff.app import choices, generate
 from tinydiff.diffusion import ddim_step, ddpm_step, log_snr_pairs, quadratic_pairs, timestep_pairs
 
 ARGUMENTS = {"checkpoint": "c.npz"}
 WORDS = "--num=4 --steps=3"
-GUIDED = "guidance 1.25, autoguidance 1.5"  # the default
+BEST = choices.SCALE, choices.AUTO
+GUIDED = choices.guidance(pair_of_labels(), None, None)[1]  # the default, in words
 
 
 def stand_ins(program, notes, patch):
@@ -39,7 +40,7 @@ ROWS = {
         "--num=2",
         "--num=3",
         # The noise of the first image stays: image i is the same for every --num.
-        {"x_T": DIFFERS, "save_grid": DIFFERS, "eps_hat": (eps_hat(1.25, 1.5, 2), eps_hat(1.25, 1.5, 3))}
+        {"x_T": DIFFERS, "save_grid": DIFFERS, "eps_hat": (eps_hat(*BEST, 2), eps_hat(*BEST, 3))}
         | {"printed": DIFFERS},
     ),
     "--labels": (
@@ -52,7 +53,7 @@ ROWS = {
             "",
             "--scale=3",
             {
-                "eps_hat": (eps_hat(1.25, 1.5), eps_hat(3, 1)),
+                "eps_hat": (eps_hat(*BEST), eps_hat(3, 1)),
                 "save_grid title": (title(f"ddpm 3, {GUIDED}"), title("ddpm 3, guidance 3")),
             },
         ),
@@ -70,7 +71,7 @@ ROWS = {
             "",
             "--auto=3",
             {
-                "eps_hat": (eps_hat(1.25, 1.5), eps_hat(1, 3)),
+                "eps_hat": (eps_hat(*BEST), eps_hat(1, 3)),
                 "save_grid title": (title(f"ddpm 3, {GUIDED}"), title("ddpm 3, autoguidance 3")),
             },
         ),
