@@ -108,16 +108,17 @@ def train(
         state = training.diffusion_training(
             pool, schedule, config, plan.dataset, flip=plan.more["flip"], make=Remembering
         )
-        if saved is None:
-            ranks.broadcast(partial(checkpoint.set_aside_run, out, ("progress", *reversed(FILES))))
-        else:
+        if saved is not None:
             training.restore(state, path, *saved)
         if plan.longer:
             lengthen(state, ranks)
+        guidance(pool.model, scale, None)  # refuses, before the training, what the network cannot do
         if reason := why_none(state):
             if auto not in (None, 1):
                 raise TinydiffError(f"--auto {auto:g}: {reason}")
             print(f"note: {reason}; the pictures are drawn with classifier-free guidance")
+        if saved is None:
+            ranks.broadcast(partial(checkpoint.set_aside_run, out, ("progress", *reversed(FILES))))
         ranks.broadcast(partial(own_folder, out / "progress"))
         print(f"data: {plan.dataset.source}")
         print(f"network: {pool.model.num_parameters():,} parameters; {workers} worker(s); results in {out}/")

@@ -7,6 +7,7 @@ it saves it in its checkpoint, in arrays `weak/...`, beside the average of all s
 Read next: memory.py.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from tinydiff.backend import xp
@@ -65,3 +66,8 @@ def early_buffers(state: Training) -> dict[str, list[Any]]:
 def is_early(name: str) -> bool:
     """Whether an array of a checkpoint, by its name, belongs to an early average."""
     return name.startswith(START)
+
+
+def there(starts: Iterable[str], names: Iterable[str]) -> list[str]:
+    """The starts of the names of arrays, without that of an early average if no array has it."""
+    return [start for start in starts if start != START or any(map(is_early, names))]

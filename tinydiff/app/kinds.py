@@ -20,7 +20,7 @@ import numpy as np
 
 from tinydiff.app import archive, rules
 from tinydiff.app.archive import CheckpointError, Header, Meta, printable
-from tinydiff.app.early import START, is_early
+from tinydiff.app.early import START, there
 from tinydiff.app.generate import new_unet
 from tinydiff.app.rules import LINE, Rule, items, maybe, number, old, one_of, whole
 from tinydiff.backend import TinydiffError
@@ -94,8 +94,7 @@ def _check(kind: Kind, headers: dict[str, Header], meta: Meta) -> None:
     shapes: dict[str, tuple[int, ...]] = {}
     for starts, make in kind.networks.items():
         parameters = rules.shapes_of(partial(make, meta), len(headers))
-        there = [start for start in starts if start != START or any(map(is_early, headers))]
-        shapes |= {start + name: shape for start in there for name, shape in parameters.items()}
+        shapes |= {start + name: shape for start in there(starts, headers) for name, shape in parameters.items()}
     rules.check_weights(headers, shapes)
     for name in headers.keys() - shapes.keys() - kind.tables.keys():
         raise CheckpointError(f"contains an array {printable(name)}, which is not one of this network")
@@ -125,8 +124,7 @@ TRAIN = {  # the settings of TrainConfig
     "target": TARGET,
     "min_snr": old(maybe(number(1e-30, math.inf))),
 }
-PRECISION = old(one_of("float32", "tf32", "bf16"))
-PROGRESS = {"step": whole(0), "num_steps": whole(1)}
+PRECISION, PROGRESS = old(one_of("float32", "tf32", "bf16")), {"step": whole(0), "num_steps": whole(1)}
 DATA = {
     "name": LINE,
     "num": whole(1, 500_000),
