@@ -130,7 +130,12 @@ def note_network(names, notes, patch, name):
 
 def note_trained(program, notes, patch, num_classes=10, size=4):
     """load_trained of the program returns a LabelIsNoise of this size; the path and the workers are noted."""
-    meta = {"data": {"name": "glyphs", "image_shape": [size, size, 1]}, "step": 7, "num_steps": 7, "train": {}}
+    meta = {
+        "data": {"name": "glyphs", "num": 30, "image_shape": [size, size, 1]},
+        "step": 7,
+        "num_steps": 7,
+        "train": {},
+    }
 
     def load_trained(path, num_workers, ranks=None):
         notes.add(checkpoint=str(path), workers=num_workers)
