@@ -136,7 +136,8 @@ def new_run(ranks, load, wanted, settings, start):
         target = training.saved_config(meta).target
         checkpoint.check_same({"target": target}, wanted, wanted.keys() & {"target"})
         config = replace(config, target=target)
-    name, T = (settings.get(key, before.get(key, default)) for key, default in (("schedule", "linear"), ("T", 1000)))
+    others = {"schedule": kinds.default_schedule(config.target), "T": 1000}
+    name, T = (settings.get(key, before.get(key, others[key])) for key in others)
     return Plan(config, dataset, run.schedule(name, T), network, more | {"schedule_name": name}, start=start)
 
 
@@ -180,7 +181,8 @@ def add_options(parser):
     parser.add_argument(
         "--ema-decay", type=cli.below_1, help=f"of the average of the weights (default: {new.ema_decay:g})"
     )
-    parser.add_argument("--schedule", choices=kinds.SCHEDULES, help="of the noise (default: linear)")
+    by_target = "of the noise (default: linear; with --target flow: straight)"
+    parser.add_argument("--schedule", choices=kinds.SCHEDULES, help=by_target)
     parser.add_argument("--T", type=cli.up_to_a_million, help="steps of the schedule (default: 1000)")
     parser.add_argument("--sample-every", type=cli.positive_int, help="steps between sample grids")
     parser.add_argument("--scale", type=cli.non_negative_float, help="guidance of the pictures: 1 follows the label")

@@ -117,6 +117,14 @@ def rows(out):
                 | {"loss_title": (f"{LOSS} eps", f"{LOSS} {name}")},
             )
             for name in ("x_0", "v")
+        ]
+        + [
+            (
+                "",
+                "--target=flow",
+                {"config.target": ("eps", "flow"), "batch.target": DIFFERS, "batch.x_t": DIFFERS, "eps_hat": DIFFERS}
+                | {"schedule": (("linear", 1000), ("straight", 1000)), "loss_title": (f"{LOSS} eps", f"{LOSS} flow")},
+            )
         ],
         "--min-snr": (
             "--min-snr=3",
@@ -128,7 +136,15 @@ def rows(out):
         # The same pictures, times and noise, mixed in other shares.
         "--schedule": [
             ("", f"--schedule={name}", {"schedule": (("linear", 1000), (name, 1000)), "batch.x_t": DIFFERS})
-            for name in ("cosine", "quadratic", "sigmoid", "constant")
+            for name in ("cosine", "quadratic", "sigmoid", "constant", "straight")
+        ]
+        # The schedule that the user names is the run's, with any target.
+        + [
+            (
+                "--target=flow",
+                "--target=flow --schedule=linear",
+                {"schedule": (("straight", 1000), ("linear", 1000)), "batch.x_t": DIFFERS, "eps_hat": DIFFERS},
+            )
         ],
         "--T": (
             "",

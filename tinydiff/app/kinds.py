@@ -25,6 +25,7 @@ from tinydiff.app.rules import LINE, Rule, items, maybe, number, old, one_of, wh
 from tinydiff.backend import TinydiffError
 from tinydiff.data import COLOUR, NAMES, Dataset
 from tinydiff.diffusion import Schedule
+from tinydiff.diffusion.flow import straight
 from tinydiff.diffusion.targets import TARGETS
 from tinydiff.nn import Module
 from tinydiff.train import METRICS, NUM_BUCKETS
@@ -106,7 +107,7 @@ UNET = dict.fromkeys(("in_channels", "base_channels", "num_res_blocks", "num_hea
 }
 SCHEDULES = {  # by the names of --schedule
     name: getattr(Schedule, name) for name in ("linear", "cosine", "quadratic", "sigmoid", "constant")
-}
+} | {"straight": straight}
 TRAIN = {  # the settings of TrainConfig
     "num_steps": whole(1),
     "batch_size": whole(1, 1 << 17),
@@ -133,6 +134,14 @@ BETA = Rule(
     "beta_0 = 0 and beta_1..beta_T between 0 and 1, float64",
     lambda a, _: a.dtype.str[1:] == "f8" and a.ndim == 1 and len(a) > 1 and a[0] == 0 and ((a > 0) & (a < 1))[1:].all(),
 )
+
+
+def default_schedule(target: str) -> str:
+    """The name of the schedule of a run that names none: rectified flow is the target flow with the straight schedule.
+
+    Each target can be trained with each schedule, so a user who names one gets it.
+    """
+    return "straight" if target == "flow" else "linear"
 
 
 def rows(columns: int) -> Rule:
