@@ -31,7 +31,7 @@ from tinydiff.diffusion import (
     error_variance,
     gaussian_log_density,
     interpolated,
-    noise_levels,
+    snr_levels,
     prior_kl,
     q_sample,
     remembered,
@@ -332,9 +332,9 @@ def test_a_cell_is_a_grey_level_and_a_range_of_neighbours(seed):
     assert_same(cells(flat)[:, 1, 1, 0], [0, (GREYS - 1) * RANGES])
 
 
-def test_noise_levels_lie_evenly_in_log_snr(linear):
+def test_levels_lie_evenly_in_log_snr(linear):
     """Row 0 is pure noise, the last one t = 1; the row rises by 1 where log SNR has risen by its 20th part."""
-    levels = noise_levels(linear, np.arange(1, 1001))
+    levels = snr_levels(linear, np.arange(1, 1001))
     snr = linear.log_snr[1:]
     expected = np.minimum(LEVELS - 1, np.floor((snr - snr[-1]) / (snr[0] - snr[-1]) * LEVELS))
     assert levels.tolist() == expected.tolist() and (levels[0], levels[-1]) == (LEVELS - 1, 0)
@@ -350,7 +350,7 @@ def test_the_table_is_the_mean_squared_error_of_each_cell(linear, seed):
     errors = squared_errors(linear, x_0, x_0_hat, t)
     parts = [squared_errors(linear, x_0[i : i + 1], x_0_hat[i : i + 1], t[i : i + 1]) for i in range(4)]
     assert_close(sum(parts), errors)
-    places, level = to_numpy(cells(x_0_hat)), noise_levels(linear, t)
+    places, level = to_numpy(cells(x_0_hat)), snr_levels(linear, t)
     count, square = np.zeros((2, LEVELS, CELLS))
     host, host_hat = to_numpy(x_0), to_numpy(x_0_hat).clip(-1, 1)
     for index in np.ndindex(places.shape):
@@ -363,12 +363,12 @@ def test_the_table_is_the_mean_squared_error_of_each_cell(linear, seed):
     expected = (square + PRIOR * of_level[:, None]) / (count + PRIOR)
     s = t // 2
     s[0], t[0] = 1, 2  # a step from t to s > 0 in each row
-    level = noise_levels(linear, t)
+    level = snr_levels(linear, t)
     var = to_numpy(table.variance(linear, x_0_hat, t, s))
     picked = expected[level[:, None, None, None], places]
     assert_close(var, error_variance(linear, asarray(picked), t, s), rtol=1e-9, atol=0)
     one = to_numpy(table.variance(linear, x_0_hat, 300, 299))  # one time for all rows
-    assert_close(one, error_variance(linear, asarray(expected[noise_levels(linear, 300), places]), 300, 299), atol=0)
+    assert_close(one, error_variance(linear, asarray(expected[snr_levels(linear, 300), places]), 300, 299), atol=0)
 
 
 @given(seeds)

@@ -20,6 +20,7 @@ import numpy as np
 
 from tinydiff.app import archive, rules
 from tinydiff.app.archive import CheckpointError, Header, Meta, printable
+from tinydiff.app.early import START, there
 from tinydiff.app.generate import new_unet
 from tinydiff.app.rules import LINE, Rule, items, maybe, number, old, one_of, whole
 from tinydiff.backend import TinydiffError
@@ -43,7 +44,8 @@ class Kind(NamedTuple):
     """A kind of checkpoint.
 
     settings: a rule for each setting that programs read, and a dictionary of rules for each group of settings.
-    networks: {starts of the arrays' names: make}.  make(meta, rng) -> the network that has these parameters.
+    networks: {starts of the arrays' names: make}.  make(meta, rng) -> the network that has these parameters.  Of the
+    start early.START a file has the arrays of a whole network, or none.
     tables: the rules of all other arrays, with fits(array, meta).  together: rules with fits(meta).
     """
 
@@ -92,7 +94,7 @@ def _check(kind: Kind, headers: dict[str, Header], meta: Meta) -> None:
     shapes: dict[str, tuple[int, ...]] = {}
     for starts, make in kind.networks.items():
         parameters = rules.shapes_of(partial(make, meta), len(headers))
-        shapes |= {start + name: shape for start in starts for name, shape in parameters.items()}
+        shapes |= {start + name: shape for start in there(starts, headers) for name, shape in parameters.items()}
     rules.check_weights(headers, shapes)
     for name in headers.keys() - shapes.keys() - kind.tables.keys():
         raise CheckpointError(f"contains an array {printable(name)}, which is not one of this network")
@@ -122,8 +124,7 @@ TRAIN = {  # the settings of TrainConfig
     "target": TARGET,
     "min_snr": old(maybe(number(1e-30, math.inf))),
 }
-PRECISION = old(one_of("float32", "tf32", "bf16"))
-PROGRESS = {"step": whole(0), "num_steps": whole(1)}
+PRECISION, PROGRESS = old(one_of("float32", "tf32", "bf16")), {"step": whole(0), "num_steps": whole(1)}
 DATA = {
     "name": LINE,
     "num": whole(1, 500_000),
@@ -202,7 +203,7 @@ def run_of(
         Rule("data.classes must name each class", lambda meta: fits_classes(unet(meta), meta["data"])),
     )
     tables = {"schedule/beta": BETA, "metrics": rows(len(METRICS))}
-    return Kind(name, settings, {("ema/", "weights/", "adam_m/", "adam_v/"): make}, tables, together + more)
+    return Kind(name, settings, {("ema/", START, "weights/", "adam_m/", "adam_v/"): make}, tables, together + more)
 
 
 def data_name(meta: Meta, known: Sequence[str] = NAMES[1:]) -> str:

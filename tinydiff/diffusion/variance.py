@@ -101,7 +101,7 @@ def remembered(
     return eps_fn, variance
 
 
-def noise_levels(schedule: Schedule, t: Any) -> Any:
+def snr_levels(schedule: Schedule, t: Any) -> Any:
     """The row of a VarianceTable for each time: 0 in pure noise, LEVELS - 1 at t = 1.  t: host integers in 1..T."""
     snr = schedule.log_snr
     share = (snr[t] - snr[-1]) / max(snr[1] - snr[-1], 1e-12)
@@ -130,7 +130,7 @@ def squared_errors(schedule: Schedule, x_0: Any, x_0_hat: Any, t: Any) -> Any:
     batches may be added.  Returns a host array.
     """
     check_alike("x_0_hat", x_0_hat, "x_0", x_0)
-    level = asarray(noise_levels(schedule, t)).reshape(-1, 1, 1, 1)
+    level = asarray(snr_levels(schedule, t)).reshape(-1, 1, 1, 1)
     places = (level * CELLS + cells(x_0_hat)).reshape(-1)
     square = (x_0.astype("float64") - xp.clip(x_0_hat, -1, 1)) ** 2
     found = [xp.bincount(places, weights, LEVELS * CELLS) for weights in (xp.ones(places.shape), square.reshape(-1))]
@@ -166,7 +166,7 @@ class VarianceTable:
         t, s = schedule.check_times(t, s)
         if not s.any():
             return self.decoder[cells(x_0_hat)]
-        level = asarray(noise_levels(schedule, t)).reshape(-1, 1, 1, 1)
+        level = asarray(snr_levels(schedule, t)).reshape(-1, 1, 1, 1)
         return error_variance(schedule, asarray(self.errors)[level, cells(x_0_hat)], t, s)
 
 
