@@ -31,10 +31,10 @@ from tinydiff.diffusion import (
     error_variance,
     gaussian_log_density,
     interpolated,
-    snr_levels,
     prior_kl,
     q_sample,
     remembered,
+    snr_levels,
     squared_errors,
     timestep_pairs,
 )
