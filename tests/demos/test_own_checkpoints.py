@@ -112,7 +112,8 @@ NO_CLASSES = "this program needs a network with classes, and this one has none"
     ],
 )
 def test_what_needs_test_pictures_works_on_sprites_and_says_so_otherwise(main, files, program, checkpoint, said):
-    """Sprites have test pictures of the size of the checkpoint, and labels; pictures of one's own have neither."""
+    """Sprites have test pictures of the size of the checkpoint, and labels; pictures of one's own have neither.  What
+    is drawn is shown in colour."""
     options = dict(
         SMALL[program], out="bits.png" if program == "evaluate" else "page.html" if "/" in program else "out"
     )
@@ -120,6 +121,9 @@ def test_what_needs_test_pictures_works_on_sprites_and_says_so_otherwise(main, f
         options["classifier"] = files / options["classifier"]
     if said is None:
         assert main(program, checkpoint, **options)
+        if program != "evaluate":
+            with Image.open(f"out/{program}.png") as picture:
+                assert (np.asarray(picture.convert("RGB"), float).std(2) > 10).mean() > 0.03  # coloured lines: 0.5%
     else:
         with pytest.raises(TinydiffError) as error:
             main(program, checkpoint, **options)
