@@ -191,7 +191,7 @@ def test_the_picture_is_the_table(demo):
     pictures = default_rng(0).uniform(-1, 1, (15, 4, 4, 1))
     figure = demo.draw(rows, pictures)
     *panels, grid = figure.axes
-    titles = ["read as asked, %", "spread within a class, % of real images'", "contrast, % of real digits'"]
+    titles = ["read as asked, %", "spread within a class, % of real images'", "contrast, % of real images'"]
     assert [axes.get_title("left") for axes in panels] == titles
     columns = ([25, 100, 50, 75, 20], [150, 50, 100, 75, None], [90, 120, 100, 125, 150])
     for axes, (zero, eight, one, interval, last) in zip(panels, columns):
@@ -252,7 +252,7 @@ def test_few_images_make_a_true_table_and_picture(demo, test_set, monkeypatch, t
     assert alone == (num <= 10) == ("-: no class has two images" in texts)
     assert "nan" not in printed and "-0.0%" not in printed and max(map(len, printed.splitlines())) <= 100
     asked = {1: "class 0,", 3: "classes 0 to 2,"}.get(num, "classes 0 to 9,")
-    assert [text for text in texts if text.startswith("asked for")] == [f"{asked} every row from the same noise"]
+    assert [text for text in texts if text.startswith("class")] == [f"{asked} every row from the same noise"]
     assert f"{num} image{'s' * (num > 1)} a row" in printed
 
 
