@@ -16,10 +16,13 @@ from typing import Any, NamedTuple
 from run_pictures import final_pictures, grid
 
 from tinydiff.app import checkpoint, cli, kinds, networks, run, training
+from tinydiff.app.choices import add_guidance, guidance
+from tinydiff.app.early import Remembering, why_none
 from tinydiff.app.generate import Recipe, build_unet, check_steps
 from tinydiff.app.longer import continued, lengthen, network_from, start_from
 from tinydiff.app.outputs import own_folder
-from tinydiff.backend import backend_name
+from tinydiff.app.trained import load_guided
+from tinydiff.backend import TinydiffError, backend_name
 from tinydiff.data import Dataset
 from tinydiff.diffusion import Schedule
 from tinydiff.diffusion.targets import TARGETS
@@ -70,13 +73,16 @@ def train(
     save_every=100,
     sample_every=250,
     sample_steps=Recipe.num_steps,
-    scale=Recipe.scale,
+    scale=None,
+    auto=None,
 ):
     """Train, and write the checkpoint and the pictures to the folder `out`.
 
     load(meta, seed) -> Dataset.  meta: the settings of the checkpoint of a resumed run, or None.
     A setting that is None has the default of TrainConfig, or, with resume, the value in the checkpoint.
     start: the path of a checkpoint whose averaged weights a new run starts from.
+    scale, auto: the guidance of the last pictures, see choices.guidance.  Grids on the way have no autoguidance: the
+    first of them come before the early average.
     cost: whether to print what a step takes before the training begins.
     """
     path = out / "checkpoint.npz"
@@ -94,25 +100,35 @@ def train(
     config, schedule, shape = plan.config, plan.schedule, plan.dataset.images.shape[1:]
     check_steps(schedule.T, sample_steps=sample_steps)
     run.check_batch(config.batch_size, shape, plan.network["base_channels"], ranks.size)
-    recipe = Recipe(schedule, shape, num_steps=sample_steps, scale=scale, target=TARGETS[config.target])
+    recipe = Recipe(schedule, shape, num_steps=sample_steps)
+    on_the_way = replace(recipe, target=TARGETS[config.target], scale=Recipe.scale if scale is None else scale)
     with ranks.workers(partial(build_unet, plan.network, config.seed), workers) as pool:
         if plan.start is not None:
             start_from(pool.model, *plan.start, plan.dataset.classes)
-        state = training.diffusion_training(pool, schedule, config, plan.dataset, flip=plan.more["flip"])
-        if saved is None:
-            ranks.broadcast(partial(checkpoint.set_aside_run, out, ("progress", *reversed(FILES))))
-        else:
+        state = training.diffusion_training(
+            pool, schedule, config, plan.dataset, flip=plan.more["flip"], make=Remembering
+        )
+        if saved is not None:
             training.restore(state, path, *saved)
         if plan.longer:
             lengthen(state, ranks)
+        guidance(pool.model, scale, None)  # refuses, before the training, what the network cannot do
+        if reason := why_none(state):
+            if auto not in (None, 1):
+                raise TinydiffError(f"--auto {auto:g}: {reason}")
+            print(f"note: {reason}; the pictures are drawn with classifier-free guidance")
+        if saved is None:
+            ranks.broadcast(partial(checkpoint.set_aside_run, out, ("progress", *reversed(FILES))))
         ranks.broadcast(partial(own_folder, out / "progress"))
         print(f"data: {plan.dataset.source}")
         print(f"network: {pool.model.num_parameters():,} parameters; {workers} worker(s); results in {out}/")
         if cost:
             print(networks.cost(state))
-        draw = partial(grid, state, pool, plan.dataset, recipe, out)
+        draw = partial(grid, state, pool, plan.dataset, on_the_way, out)
         run.run(state, ranks, partial(_save, state, plan, workers, out), save_every, draw, sample_every)
-        final_pictures(state, pool, plan.dataset, recipe, out)
+        with load_guided(path, workers, ranks)[0] as pair:
+            guide, guided = guidance(pair.model, scale, auto)
+            final_pictures(state, pair, plan.dataset, replace(recipe, **guide), guided, out)
     if ranks.rank == 0:
         print(f"next: {cli.command(Path(__file__).with_name('sample.py'), path)}")
 
@@ -136,7 +152,8 @@ def new_run(ranks, load, wanted, settings, start):
         target = training.saved_config(meta).target
         checkpoint.check_same({"target": target}, wanted, wanted.keys() & {"target"})
         config = replace(config, target=target)
-    name, T = (settings.get(key, before.get(key, default)) for key, default in (("schedule", "linear"), ("T", 1000)))
+    others = {"schedule": kinds.default_schedule(config.target), "T": 1000}
+    name, T = (settings.get(key, before.get(key, others[key])) for key in others)
     return Plan(config, dataset, run.schedule(name, T), network, more | {"schedule_name": name}, start=start)
 
 
@@ -180,10 +197,11 @@ def add_options(parser):
     parser.add_argument(
         "--ema-decay", type=cli.below_1, help=f"of the average of the weights (default: {new.ema_decay:g})"
     )
-    parser.add_argument("--schedule", choices=kinds.SCHEDULES, help="of the noise (default: linear)")
+    by_target = "of the noise (default: linear; with --target flow: straight)"
+    parser.add_argument("--schedule", choices=kinds.SCHEDULES, help=by_target)
     parser.add_argument("--T", type=cli.up_to_a_million, help="steps of the schedule (default: 1000)")
     parser.add_argument("--sample-every", type=cli.positive_int, help="steps between sample grids")
-    parser.add_argument("--scale", type=cli.non_negative_float, help="guidance of the pictures: 1 follows the label")
+    add_guidance(parser)
     run.add_options(parser)
     parser.add_argument(
         "--from",

@@ -2,6 +2,7 @@
 
     python demos/points_2d.py                          some 25 s a set
     python demos/points_2d.py --data spiral --target v
+    python demos/points_2d.py --target flow           rectified flow: straight paths
 
     points_2d_SET.png   paths of particles, samples beside held-out data, the field at six times
     points_2d.gif       the moving particles
@@ -36,6 +37,7 @@ from tinydiff.app import cli
 from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.fit import any_training, finish
 from tinydiff.app.generate import check_steps
+from tinydiff.app.kinds import SCHEDULES, default_schedule
 from tinydiff.app.outputs import own_folder
 from tinydiff.app.run import check_batch
 from tinydiff.app.tables import write_table
@@ -44,7 +46,6 @@ from tinydiff.autograd import Tensor, no_grad
 from tinydiff.backend import TinydiffError, asarray, default_rng, standard_normal, to_numpy, xp
 from tinydiff.data.limits import check_memory
 from tinydiff.diffusion import (
-    Schedule,
     ddim_step,
     ddpm_step,
     q_sample,
@@ -94,7 +95,7 @@ def main(
     check_batch(batch_size, (WIDTH, 1))
     names = list(SETS) if data == "all" else [data]
     out = own_folder(out, "points_2d.gif", "results.csv", *(f"points_2d_{name}.png" for name in names))
-    schedule, way = Schedule.linear(T), TARGETS[target]
+    schedule, way = SCHEDULES[default_schedule(target)](T), TARGETS[target]
     rows, films = [], {}
     settings = {"target": target, "steps": steps, "batch_size": batch_size, "seed": seed}
     for name in names:

@@ -27,22 +27,21 @@ def grid(state, workers, dataset, recipe, out):
     save_by_class(out / "progress" / f"step_{state.step:06}.png", frames[-1], dataset, title)
 
 
-def final_pictures(state, workers, dataset, recipe, out):
-    """Write samples.png, denoising.png and denoising.gif, and loss.png."""
+def final_pictures(state, workers, dataset, recipe, guided, out):
+    """Write samples.png, denoising.png and denoising.gif, and loss.png.
+
+    workers: those of load_guided, with the averaged weights.  guided: a text on the guidance, for the titles.
+    """
     recipe, rank = replace(recipe, keep=recipe.num_steps), workers.ranks.rank
     labels = labels_of(dataset, 10)
     frames = []
-    with (
-        training.drawing(workers, state),
-        tqdm(total=len(labels), unit="img", desc="drawing", disable=rank > 0) as bar,
-    ):
+    with tqdm(total=len(labels), unit="img", desc="drawing", disable=rank > 0) as bar:
         for part in generate(workers, recipe, labels, PICTURE_SEED):
             frames.append(part)
             bar.update(part.shape[1])
     if rank > 0:
         return
     film = np.concatenate(frames, 1)  # (steps, N, H, W, C)
-    guided = "no labels" if dataset.labels is None else f"guidance {recipe.scale:g}"
     title = f"{dataset.name}, {cli.counted(state.step, 'step')}, {guided}"
     save_by_class(out / "samples.png", film[-1], dataset, title)
     times = frame_times(recipe)

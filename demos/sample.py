@@ -23,7 +23,7 @@ from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.choices import DDIM, DPM_SOLVER_2M, check_labels, class_names, quadratic
 from tinydiff.app.generate import DDPM, Recipe, check_room, check_steps, generate, uniform
 from tinydiff.app.outputs import file_to_write
-from tinydiff.app.trained import load_trained
+from tinydiff.app.trained import load_guided
 from tinydiff.backend import TinydiffError
 from tinydiff.diffusion import log_snr_pairs
 
@@ -41,7 +41,8 @@ def main(
     plain=False,
     num=100,
     labels=None,
-    scale=Recipe.scale,
+    scale=None,
+    auto=None,
     sampler="ddpm",
     times="uniform",
     steps=Recipe.num_steps,
@@ -58,16 +59,16 @@ def main(
         if os.path.realpath(save_npz) == os.path.realpath(checkpoint):
             raise TinydiffError(f"--save-npz {save_npz}: this is the checkpoint; choose another name")
     workers = workers or ranks.default_workers()
-    pool, schedule, meta = load_trained(Path(checkpoint), workers, ranks)
+    pool, schedule, meta = load_guided(Path(checkpoint), workers, ranks)
     with pool:
         check_room(num, meta["data"]["image_shape"])
         check_steps(schedule.T, steps=steps)
         classes = pool.model.num_classes
         if labels is not None:
             check_labels(pool.model, labels=labels)
-        if classes is None and scale != Recipe.scale:
-            raise TinydiffError(f"--scale {scale:g}: guidance needs a network with classes, and this has none")
-        recipe = Recipe(schedule, tuple(meta["data"]["image_shape"]), STEPS[sampler], steps, scale, pairs=TIMES[times])
+        guide, guided = choices.guidance(pool.model, scale, auto)
+        shape = tuple(meta["data"]["image_shape"])
+        recipe = Recipe(schedule, shape, STEPS[sampler], steps, pairs=TIMES[times], **guide)
         labels = labels or range(min(MOST_LABELS, classes or MOST_LABELS))  # without classes only their number matters
         image_labels = [labels[i % len(labels)] for i in range(num)]
         parts = []
@@ -83,7 +84,6 @@ def main(
             np.savez(file, images=images, **({} if classes is None else {"labels": np.array(image_labels)}))
         print(f"arrays: {save_npz}")
     columns = max(1, min(COLUMNS, -(-num // len(labels))))
-    guided = "no labels" if classes is None else f"guidance {scale:g}"
     title = f"{meta['data']['name']}, {cli.counted(meta['step'], 'step')}, {sampler} {steps}, {guided}"
     names = [""] if classes is None else class_names(meta["data"], classes)
     pictures, row_labels, shown = rows_by_label(images, image_labels if classes else [0] * num, names, columns)
@@ -115,7 +115,7 @@ if __name__ == "__main__":
     parser.add_argument(
         "--labels", type=choices.labels, help="classes to draw, in turn, such as 3,7 (default: all, at most ten)"
     )
-    parser.add_argument("--scale", type=cli.non_negative_float, help="guidance: 0 ignores the label, 1 follows it")
+    choices.add_guidance(parser)
     parser.add_argument("--sampler", choices=STEPS, help="ddpm: ancestral sampling; ddim, 2m: no noise on the way")
     parser.add_argument(
         "--times", choices=TIMES, help="spacing of the steps' times: even in t, in sqrt(t) or in log SNR"

@@ -4,6 +4,7 @@
     python demos/train_mnist.py --minutes 60         a long run
     python demos/train_mnist.py --resume             continue a run that was stopped or killed
     python demos/train_mnist.py --target v --min-snr 5
+    python demos/train_mnist.py --target flow        rectified flow: straight paths
     python demos/train_mnist.py --plain              with the plain functions of the book
     mpiexec -n 4 python demos/train_mnist.py --parallel mpi
 

@@ -6,9 +6,10 @@ The grids come from a sampler that notes what it is given.
 from dataclasses import asdict
 
 from option_rows import BASICS, DIFFERS
-from recorder import note_data, note_network, note_pictures, note_sampler, note_training
+from recorder import WEAK, note_data, note_network, note_pictures, note_sampler, note_training, pair_of_labels
 
-from tinydiff.app import checkpoint, generate, kinds, networks, run, training
+from tinydiff.app import checkpoint, choices, generate, kinds, networks, run, training
+from tinydiff.app.alone import OneProcess
 from tinydiff.diffusion import Schedule, timestep_pairs
 from tinydiff.train import TrainConfig
 
@@ -46,13 +47,18 @@ def stand_ins(program, notes, patch):
     patch.setattr(kinds, "load", lambda path, kind: notes.add(start=(path, kind)) or load_if_there("start", kind))
     started = lambda model, arrays, meta, classes: notes.add(started=(meta["num_workers"], classes))  # noqa: E731
     patch.setitem(vars(program.names["job"]), "start_from", started)
+    pair = lambda path, workers, ranks: notes.add(drawn_from=str(path)) or (OneProcess(pair_of_labels), None, None)  # noqa: E731
+    patch.setitem(vars(program.names["job"]), "load_guided", pair)
     note_data(notes, patch, vars(run))
     note_network(vars(program.names["job"]), notes, patch, "build_unet")
     note_sampler(notes, patch, vars(generate))
     note_pictures(notes, patch)
 
 
-def titles(grid="step 0 of 2,000, glyphs", samples="glyphs, 0 steps, guidance 2"):
+GUIDED = choices.guidance(pair_of_labels(), None, None)[1]  # the default, in words
+
+
+def titles(grid="step 0 of 2,000, glyphs", samples=f"glyphs, 0 steps, {GUIDED}"):
     """The titles of the grid on the way and of samples.png."""
     return {"save_grid title": [grid, samples], "save_filmstrip title": f"denoising: {samples}"}
 
@@ -68,16 +74,26 @@ def paths(out):
         "save_filmstrip path": f"{out}/denoising.png",
         "save_gif path": f"{out}/denoising.gif",
         "loss_path": f"{out}/loss.png",
+        "drawn_from": f"{out}/checkpoint.npz",
         "set_aside": out,
     }
 
 
-def guided(scale):
-    """eps_hat of the slices of 20 images, five and ten of each class: no label is 10."""
-    labels = [k for each in (5, 10) for k in range(10) for _ in range(each)]
-    eps_hat = [10.0 + scale * (k - 10) for k in labels]
-    grid, samples = eps_hat[:50], eps_hat[50:]
+def guided(on_the_way, scale, auto):
+    """eps_hat of the slices of 20 images: of a grid of five a class, with classifier-free guidance, and of the samples.
+
+    No label is 10, and the early network of the samples answers WEAK more than a label.
+    """
+    free = [[10.0 + s * (k - 10) for k in range(10)] for s in (on_the_way, scale)]
+    grid = [free[0][k] for k in range(10) for _ in range(5)]
+    samples = [auto * free[1][k] + (1 - auto) * (k + WEAK) for k in range(10) for _ in range(10)]
     return [part[i : i + 20] for part in (grid, samples) for i in range(0, len(part), 20)]
+
+
+def other(scale, auto, title):
+    """What differs from the defaults with another guidance."""
+    eps_hat = guided(2.0, choices.SCALE, choices.AUTO), guided(2.0 if scale is None else scale, scale or 1.0, auto)
+    return {"eps_hat": eps_hat} | between(titles(), titles(samples=f"glyphs, 0 steps, {title}"))
 
 
 def length(num_steps, minutes, shown):
@@ -100,7 +116,7 @@ def rows(out):
         # Without mpiexec there is one rank, and each rank is a worker.
         "--parallel": ("", "--parallel=mpi", {"parallel": ("local", "mpi"), "workers": (5, 1), "printed": DIFFERS}),
         "--steps": [
-            ("", "--steps=7", between(DEFAULT, length(7, None, "7"))),
+            ("", "--steps=7", between(DEFAULT, length(7, None, "7")) | {"printed": DIFFERS}),  # too few to guide by
             ("", "--steps=2000", {"config.minutes": (8.0, None)}),
         ],
         "--minutes": [
@@ -117,6 +133,14 @@ def rows(out):
                 | {"loss_title": (f"{LOSS} eps", f"{LOSS} {name}")},
             )
             for name in ("x_0", "v")
+        ]
+        + [
+            (
+                "",
+                "--target=flow",
+                {"config.target": ("eps", "flow"), "batch.target": DIFFERS, "batch.x_t": DIFFERS, "eps_hat": DIFFERS}
+                | {"schedule": (("linear", 1000), ("straight", 1000)), "loss_title": (f"{LOSS} eps", f"{LOSS} flow")},
+            )
         ],
         "--min-snr": (
             "--min-snr=3",
@@ -128,7 +152,15 @@ def rows(out):
         # The same pictures, times and noise, mixed in other shares.
         "--schedule": [
             ("", f"--schedule={name}", {"schedule": (("linear", 1000), (name, 1000)), "batch.x_t": DIFFERS})
-            for name in ("cosine", "quadratic", "sigmoid", "constant")
+            for name in ("cosine", "quadratic", "sigmoid", "constant", "straight")
+        ]
+        # The schedule that the user names is the run's, with any target.
+        + [
+            (
+                "--target=flow",
+                "--target=flow --schedule=linear",
+                {"schedule": (("straight", 1000), ("linear", 1000)), "batch.x_t": DIFFERS, "eps_hat": DIFFERS},
+            )
         ],
         "--T": (
             "",
@@ -162,11 +194,8 @@ def rows(out):
                 "save_gif": DIFFERS,
             },
         ),
-        "--scale": (
-            "",
-            "--scale=1",
-            {"eps_hat": (guided(2.0), guided(1.0))} | between(titles(), titles(samples="glyphs, 0 steps, guidance 1")),
-        ),
+        "--scale": ("", "--scale=3", other(3.0, 1.0, "guidance 3")),
+        "--auto": ("", "--auto=3", other(None, 3.0, "autoguidance 3")),  # of the samples, not of the grids
         "--batch-size": (
             "",
             "--batch-size=9",

@@ -22,6 +22,7 @@ import pytest
 from tinydiff import train
 from tinydiff.app import cli, outputs, plots
 from tinydiff.app.alone import Alone, OneProcess
+from tinydiff.app.trained import Pair
 from tinydiff.autograd import Tensor
 from tinydiff.backend import to_numpy
 from tinydiff.data import Dataset
@@ -107,15 +108,26 @@ def _start(notes, backend, precision, parallel="local", plain=False):
 
 
 class LabelIsNoise(Module):
-    """A network whose eps_hat is its label, or 0.5 without classes: guidance shows in the numbers that come out."""
+    """A network whose eps_hat is its label, or 0.5 without classes: guidance shows in the numbers that come out.
 
-    def __init__(self, num_classes=10, seed=0):
-        self.num_classes, self.config = num_classes, {}
+    more: added to eps_hat.
+    """
+
+    def __init__(self, num_classes=10, seed=0, more=0.0):
+        self.num_classes, self.config, self.more = num_classes, {}, more
         self.w = Tensor(np.random.default_rng(seed).standard_normal(3, np.float32), requires_grad=True)
 
     def forward(self, x_t, t, labels=None):
         labels = 0.5 if labels is None else np.reshape(labels, (-1, 1, 1, 1))
-        return Tensor(0 * x_t + np.asarray(labels, np.float32))
+        return Tensor(0 * x_t + np.asarray(labels, np.float32) + np.float32(self.more))
+
+
+WEAK = 0.25  # the early network of a pair answers so much more than its label
+
+
+def pair_of_labels(num_classes=10):
+    """A Pair: guided by the weight w, its eps_hat is the label + (1 - w) WEAK."""
+    return Pair(LabelIsNoise(num_classes), LabelIsNoise(num_classes, more=WEAK))
 
 
 def note_network(names, notes, patch, name):
@@ -128,15 +140,19 @@ def note_network(names, notes, patch, name):
     patch.setitem(names, name, build)
 
 
-def note_trained(program, notes, patch, num_classes=10, size=4):
-    """load_trained of the program returns a LabelIsNoise of this size; the path and the workers are noted."""
+def note_trained(program, notes, patch, num_classes=10, size=4, name="load_trained"):
+    """load_trained of the program returns a LabelIsNoise of this size; the path and the workers are noted.
+
+    name: the function that the program calls, load_trained or load_guided, which gives a pair_of_labels.
+    """
     meta = {"data": {"name": "glyphs", "image_shape": [size, size, 1]}, "step": 7, "num_steps": 7, "train": {}}
+    make = {"load_trained": LabelIsNoise, "load_guided": pair_of_labels}[name]
 
-    def load_trained(path, num_workers, ranks=None):
+    def load(path, num_workers, ranks=None):
         notes.add(checkpoint=str(path), workers=num_workers)
-        return OneProcess(partial(LabelIsNoise, num_classes)), SCHEDULE, meta
+        return OneProcess(partial(make, num_classes)), SCHEDULE, meta
 
-    patch.setitem(program.names, "load_trained", load_trained)
+    patch.setitem(program.names, name, load)
 
 
 def note_sampler(notes, patch, *names):

@@ -36,6 +36,7 @@ HOST_SIDE = {
     "backend",
     "data",
     "diffusion.schedule",
+    "diffusion.edm",
     "train",
     "app",
     "fast.workers",
@@ -205,7 +206,7 @@ def closure(path: Path, skip: tuple[str, ...] = ()) -> set[str]:
 
 @pytest.mark.parametrize("other_data", [("glyphs", "fields"), ("mnist", "releases", "download", "idx")])
 def test_the_plain_run_needs_about_half_of_the_package(other_data):
-    """train_mnist.py --plain: at most 3,100 lines, none of them of fast/, whichever data set it opens."""
+    """train_mnist.py --plain: at most 3,250 lines, none of them of fast/, whichever data set it opens."""
     chapters = ("editing", "likelihood", "moderation", "solver", "variance")
     other_data = (*other_data, "arrays", "own")  # only for other pictures than those of train_mnist.py
     unopened = ("fast", *(f"diffusion.{name}" for name in chapters), *(f"data.{name}" for name in other_data))
@@ -213,7 +214,7 @@ def test_the_plain_run_needs_about_half_of_the_package(other_data):
     lines = {module_name(PACKAGE / name): n for name, n in counts if name.endswith(".py")}
     needed = closure(DEMOS / "train_mnist.py", skip=unopened)
     assert {"train", "app.run", "app.plots", "data"} <= needed
-    assert sum(lines[name] for name in needed) <= 3100
+    assert sum(lines[name] for name in needed) <= 3250
 
 
 def test_the_mathematics_knows_the_backend_only():

@@ -370,7 +370,7 @@ def test_every_public_function_of_the_process_is_in_the_equation_index():
     listed = {name for _, functions, _ in equation_index() for name, _ in functions}
     chapters = [f"tinydiff.diffusion.{path.stem}" for path in (ROOT / "tinydiff" / "diffusion").glob("[a-z]*.py")]
     # Of other files of diffusion/, no formulas.
-    helpers = {"per_row", "check_alike", "check_float", "joined", "predicted_x_0", "finite"}
+    helpers = {"per_row", "check_alike", "check_float", "check_time", "joined", "even_pairs", "predicted_x_0", "finite"}
     public = set()
     for chapter in chapters:
         module = pkgutil.resolve_name(chapter)

@@ -122,7 +122,7 @@ def test_the_rate_warms_up_and_falls_in_a_part_as_in_the_main_job(trained, tmp_p
     assert rates.argmax() in (2, 3) and 0 < rates[-1] < 0.1 * config.peak_lr
 
 
-def test_programs_draw_with_guidance_2_and_50_steps_of_ddpm():
+def test_images_are_drawn_with_50_steps_of_ddpm_and_without_an_early_average_with_guidance_2():
     """The defaults of Recipe, which sample.py and train_mnist.py show as theirs: by identity of the step."""
     recipe = Recipe(Schedule.linear(), (28, 28, 1))
     step = recipe.step(recipe.schedule)

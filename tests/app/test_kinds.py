@@ -19,7 +19,8 @@ from tinydiff.app.generate import build_unet
 from tinydiff.app.trained import load_trained
 from tinydiff.app.training import save
 from tinydiff.data import Dataset, load
-from tinydiff.diffusion import Schedule
+from tinydiff.diffusion import Schedule, straight
+from tinydiff.diffusion.targets import TARGETS
 from tinydiff.more.classifier import Classifier
 from tinydiff.nn import UNet
 from tinydiff.train import TrainConfig
@@ -288,3 +289,14 @@ def test_a_setting_that_a_checkpoint_may_contain_is_one_of_a_run(name):
         for value in (2**power - 1, 2**power, 2**power + 1):
             if kinds.TRAIN[name].fits(value):
                 assert getattr(replace(TrainConfig(), **{name: value}), name) == value
+
+
+def test_rectified_flow_is_the_target_flow_on_the_straight_schedule():
+    """A run with --target flow that names no schedule has this one; with any other target it is the linear one."""
+    assert {name: kinds.default_schedule(name) for name in TARGETS} == {
+        "eps": "linear",
+        "x_0": "linear",
+        "v": "linear",
+        "flow": "straight",
+    }
+    np.testing.assert_array_equal(kinds.SCHEDULES["straight"](50).beta, straight(50).beta)

@@ -122,7 +122,7 @@ def test_reverse_steps_have_one_name(parsers):
     trains |= {"waves_1d.py", "train_mnist.py", "train_images.py", "prompts/train_prompts.py"}
     trains |= {"measure/compare_settings.py"}
     draws = {"sample.py", "guidance.py", "edit.py", "same_start.py", "sampler_showdown.py"}
-    draws |= {"prompts/prompt.py", "prompts/evaluate_prompts.py"}
+    draws |= {"prompts/prompt.py", "prompts/evaluate_prompts.py", "measure/frontier.py"}
     assert names == dict.fromkeys(trains, "--sample-steps") | dict.fromkeys(draws, "--steps")
     for name, earlier, value in (
         ("points_2d.py", "--flow-steps", 7),

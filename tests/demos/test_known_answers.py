@@ -51,7 +51,7 @@ def notes(monkeypatch):
 def run(load_demo, monkeypatch, request):
     """The file that draws, the arguments of its two functions that draw, and what generate was asked for.
 
-    Image i in frame k has the value k + i/100 - 20.  generate may only be asked while the average is lent.
+    Image i in frame k has the value k + i/100 - 20.  For a grid, generate may only be asked while the average is lent.
     """
     demo, asked, lent = load_demo("run_pictures"), [], []
 
@@ -62,7 +62,7 @@ def run(load_demo, monkeypatch, request):
         lent.pop()
 
     def generate(workers, recipe, labels, seed):
-        assert lent == [(workers, state)]
+        assert lent == ([(workers, state)] if recipe.keep == 1 else [])
         asked.append((recipe.keep, [*labels], seed))
         values = np.arange(recipe.keep)[:, None] + np.arange(len(labels)) / 100 - 20
         film = np.broadcast_to(values[..., None, None, None], (*values.shape, 2, 2, 1))
@@ -98,13 +98,13 @@ def test_the_last_pictures_of_a_run(run, notes, tmp_path):
     """The grid is the last frame, ten of each class.  The strip has one image of each class, from noise on the left to
     the last frame on the right, each under its own time.  The animation runs the same way, to the last frame."""
     demo, given, asked = run
-    demo.final_pictures(*given, tmp_path)
+    demo.final_pictures(*given, "guided so", tmp_path)
     (keep, labels, seed), loss = asked
     assert (keep, labels, seed) == (24, [k for k in range(10) for _ in range(10)], demo.PICTURE_SEED)
     assert loss == (given[0], "loss.png", "glyphs, loss per pixel of the target v")
     drawn = {name: value[0] for name, value in notes.items()}
     grid, strip, film = drawn["save_grid"], drawn["save_filmstrip"], drawn["save_gif"]
-    title = f"glyphs, 7 steps, {'guidance 2' if given[2].classes else 'no labels'}"
+    title = "glyphs, 7 steps, guided so"
     assert drawn["save_grid title"] == title and grid["row_labels"] == (given[2].classes or None)
     assert drawn["save_filmstrip title"] == f"denoising: {title}"
     np.testing.assert_allclose(grid["images"][:, 0, 0, 0], 3 + np.arange(100) / 100)
@@ -248,7 +248,7 @@ def test_samples_are_saved_as_they_are_drawn(load_demo, monkeypatch, tmp_path, n
 
     pool = type("Pool", (), {"__enter__": lambda s: s, "__exit__": lambda *_: None})()
     pool.model = SimpleNamespace(num_classes=10)
-    monkeypatch.setattr(demo, "load_trained", lambda *_: (pool, Schedule.linear(100), meta))
+    monkeypatch.setattr(demo, "load_guided", lambda *_: (pool, Schedule.linear(100), meta))
     monkeypatch.setattr(demo, "generate", generate)
     demo.main(
         "c.npz", num=3, labels=(2, 1), steps=2, out=str(tmp_path / "a.png"), save_npz=str(tmp_path / "a.npz"), workers=1

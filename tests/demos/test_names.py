@@ -13,7 +13,7 @@ from tinydiff.app.choices import DDIM, DPM_SOLVER_2M, quadratic
 from tinydiff.app.generate import DDPM, Recipe, uniform
 from tinydiff.backend import to_numpy
 from tinydiff.diffusion import log_snr_pairs
-from tinydiff.diffusion.targets import EPS, TARGETS, X_0, V
+from tinydiff.diffusion.targets import EPS, FLOW, TARGETS, X_0, V
 from tinydiff.optim import clip_grad_norm, learning_rate
 from tinydiff.train import TrainConfig, train
 
@@ -23,8 +23,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_names_of_the_targets():
-    """--target eps, x_0 and v."""
-    assert TARGETS == {"eps": EPS, "x_0": X_0, "v": V} and len({id(target) for target in TARGETS.values()}) == 3
+    """--target eps, x_0, v and flow."""
+    assert TARGETS == {"eps": EPS, "x_0": X_0, "v": V, "flow": FLOW}
+    assert len({id(target) for target in TARGETS.values()}) == 4
 
 
 def test_the_names_of_samplers_and_times(load_demo):

@@ -41,11 +41,18 @@ def demo(load_demo):
 # What the demo does and writes.
 
 
+SHORT = {"linear": lambda T: Schedule([0.3] * T), "straight": lambda T: Schedule([0.4] * T)}
+
+
+def short_schedule(target):
+    return SHORT["straight" if target == "flow" else "linear"](20)
+
+
 @pytest.fixture
 def few_steps(demo, monkeypatch):
     """DDPM's thousand steps are twenty here, two points make a slice, and a clock that is asked twice counts 7.04 s."""
     monkeypatch.setattr(demo, "T", 20)
-    monkeypatch.setattr(demo.Schedule, "linear", staticmethod(lambda T: Schedule([0.3] * T)))
+    monkeypatch.setattr(demo, "SCHEDULES", SHORT)
     monkeypatch.setattr(demo, "SLICE", 2)
     ticks = itertools.count(0, 7.04)
     monkeypatch.setattr(demo, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
@@ -66,7 +73,7 @@ def run(demo, tmp_path, **options):
 
 def in_order(demo, points, target, steps, batch_size, sample_steps, num, workers, seed):
     """Training and drawing by the package's own calls: the network with its average, and the flow of each sampler."""
-    schedule, flows = Schedule([0.3] * 20), {}
+    schedule, flows = short_schedule(target), {}
     pool = one_process().workers(partial(demo.PointNet, seed), workers)
     config = LoopConfig(steps, batch_size, peak_lr=2e-3, clip_norm=math.inf, ema_decay=0.999, seed=seed)
     draw = partial(demo.draw_batch, points, schedule, TARGETS[target])
@@ -96,7 +103,7 @@ def assert_flow(flow, expected):
     np.testing.assert_array_equal(np.stack([x_t for _, x_t in flow]), path)
 
 
-@pytest.mark.parametrize("target", ["eps", "x_0", "v"])
+@pytest.mark.parametrize("target", ["eps", "x_0", "v", "flow"])
 def test_every_row_and_picture_is_its_parts_in_order(demo, few_steps, drawn, tmp_path, capsys, target):
     """Trained, averaged, drawn in slices, compared: bit for bit as by the package's own calls, for every target."""
     rows = run(demo, tmp_path, data="spiral", target=target)
@@ -113,7 +120,7 @@ def test_every_row_and_picture_is_its_parts_in_order(demo, few_steps, drawn, tmp
     assert_flow(flow, flows["ddim"])
     np.testing.assert_array_equal(samples, flows["ddpm"][1][-1])
     np.testing.assert_array_equal(shown_real, real)
-    schedule = Schedule([0.3] * 20)
+    schedule = short_schedule(target)
     eps_fn = as_eps_fn(TARGETS[target], schedule, lambda x_t, t: model(x_t, t).data)
     for t, noise_std, x_t, velocity in moments:
         assert noise_std == schedule.one_minus_alpha_bar[t] ** 0.5

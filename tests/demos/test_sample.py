@@ -101,7 +101,7 @@ def test_a_network_without_classes_takes_no_labels(load_demo, tmp_path, capsys):
     assert len(images) == 3 and labels is None and "3 images: " in capsys.readouterr().out
     for options, message in (
         ({"labels": (3, 7)}, "--labels 3,7: the network has no classes"),
-        ({"scale": 5.0}, "--scale 5: guidance needs a network with classes"),
+        ({"scale": 5.0}, "--scale 5: guidance by labels needs a network with classes"),
     ):
         with pytest.raises(TinydiffError, match=message):
             run(load_demo, path, tmp_path, num=1, **options)

@@ -1,4 +1,4 @@
-"""Three names for one estimate: whatever a network says, the samplers get one eps_hat and training one objective."""
+"""Four names for one estimate: whatever a network says, the samplers get one eps_hat and training one objective."""
 
 import math
 import pickle
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tinydiff.backend import default_rng, standard_normal, to_numpy
 from tinydiff.diffusion import (
     EPS,
+    FLOW,
     X_0,
     Schedule,
     V,
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.process
 
 shapes = st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple)
 gammas = st.one_of(st.floats(1e-3, 1e3), st.just(math.inf))
-TARGETS = {"eps": EPS, "x_0": X_0, "v": V}
+TARGETS = {"eps": EPS, "x_0": X_0, "v": V, "flow": FLOW}
 every_target = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS.keys())
 
 
@@ -53,7 +54,8 @@ def test_what_a_target_says_of_a_pair_is_read_back(target, schedule, data, shape
     # signal^2 + noise^2 = 1 to 1e-12, alpha_bar being a product of up to 4,000 factors and 1 - alpha_bar a sum.
     # X_0 divides what x_t's rounding has left by the noise, x_0_from_eps by the signal, each above 1e-8.
     signal, noise = schedule.alpha_bar[t] ** 0.5, schedule.one_minus_alpha_bar[t] ** 0.5
-    worst = {"eps": 0, "v": 1e-11, "x_0": 1e-14 / noise}[next(k for k in TARGETS if TARGETS[k] is target)]
+    name = next(k for k in TARGETS if TARGETS[k] is target)
+    worst = {"eps": 0, "v": 1e-11, "x_0": 1e-14 / noise, "flow": 1e-14}[name]
     error = abs(to_numpy(eps_hat - eps)).reshape(len(t), -1).max(1)
     assert (error <= worst).all()
     x_0_hat = x_0_from_eps(schedule, x_t, t, eps_hat)
@@ -62,7 +64,7 @@ def test_what_a_target_says_of_a_pair_is_read_back(target, schedule, data, shape
 
 @every_target
 @given(any_schedule, st.data(), gammas, st.integers(1, 5), seeds)
-def test_the_weighted_loss_is_one_number_under_three_names(target, schedule, data, gamma, n, seed):
+def test_the_weighted_loss_is_one_number_under_every_name(target, schedule, data, gamma, n, seed):
     """Any network's weighted squared error is the same in its own target as after conversion to each of the others."""
     t = times(data, schedule, n, 1e-8)
     x_0, eps, mistake = normal(seed, 3, n, 6)
@@ -81,12 +83,13 @@ def test_the_weighted_loss_is_one_number_under_three_names(target, schedule, dat
 
 @given(any_schedule, gammas)
 def test_the_weights_are_the_papers(schedule, gamma):
-    """min(SNR, gamma) over SNR, 1 and SNR + 1 for eps, x_0 and v, at every t (Hang et al. 2023)."""
+    """min(SNR, gamma) over SNR, 1, SNR + 1 and (sqrt(SNR) + 1)^2 for eps, x_0, v and u, at every t (Hang et al.)."""
     t = np.flatnonzero(schedule.alpha_bar > 1e-290)[1:]
     assume(len(t))
     log_snr = schedule.log_snr[t]
     low = np.minimum(log_snr, math.log(gamma))
     expected = {"eps": low - log_snr, "x_0": low, "v": low - np.logaddexp(log_snr, 0)}
+    expected["flow"] = low - 2 * np.logaddexp(log_snr / 2, 0)
     for name, target in TARGETS.items():
         weight = min_snr_weight(target, schedule, t, gamma)
         assert weight.dtype == np.float64
@@ -96,9 +99,9 @@ def test_the_weights_are_the_papers(schedule, gamma):
 
 @given(any_schedule, gammas)
 def test_every_weight_is_a_number(schedule, gamma):
-    """Finite and above 0 at each t of a schedule, the most brutal too; that of eps and of v is at most 1."""
+    """Finite and above 0 at each t of a schedule, the most brutal too; those of eps, v and u are at most 1."""
     t = np.arange(1, schedule.T + 1)
-    for target, most in ((EPS, 1 + 1e-12), (X_0, gamma * (1 + 1e-12)), (V, 1)):
+    for target, most in ((EPS, 1 + 1e-12), (X_0, gamma * (1 + 1e-12)), (V, 1), (FLOW, 1)):
         weight = min_snr_weight(target, schedule, t, gamma)
         assert np.isfinite(weight).all() and (weight > 0).all() and (weight <= most).all()
 
@@ -126,7 +129,7 @@ def test_without_a_limit_the_error_in_eps_is_what_counts(linear):
 @every_target
 @pytest.mark.parametrize("step", [ddim_step, ddpm_step])
 def test_a_sampler_cannot_tell_what_the_network_says(linear, target, step):
-    """From one x_T and one noise, a network that says the same of x_t in any of three names draws the same x_0."""
+    """From one x_T and one noise, a network that says the same of x_t in any of these names draws the same x_0."""
     weights = normal(5, 4, 4)
 
     def eps_fn(x_t, t):
@@ -154,15 +157,16 @@ def test_where_x_t_hides_eps_the_target_x_0_says_so(linear):
             X_0.to_eps(schedule, x, t, y)
         for target in (EPS, V):  # signal 1, noise 0: what they say is eps
             np.testing.assert_array_equal(to_numpy(target.to_eps(schedule, x, t, y)), to_numpy(y))
+        np.testing.assert_array_equal(to_numpy(FLOW.to_eps(schedule, x, t, y)), to_numpy(x + y))  # x is x_0
 
 
 def test_where_x_t_hides_x_0_the_target_eps_has_none():
-    """In pure noise EPS is eps_hat still, and no x_0_hat can be had of it; X_0 and V give eps_hat = x_t, and theirs."""
+    """In pure noise EPS is eps_hat still, and has no x_0_hat; the others give eps_hat = x_t, and theirs."""
     gone = Schedule([0.9] * 1000)
     x, y = normal(0, 2, 3)
     with pytest.raises(ValueError, match=r"x_0 cannot be told from x_t.* at t = 1000"):
         x_0_from_eps(gone, x, 1000, EPS.to_eps(gone, x, 1000, y))
-    for target in (X_0, V):
+    for target in (X_0, V, FLOW):
         np.testing.assert_array_equal(to_numpy(target.to_eps(gone, x, 1000, y)), to_numpy(x))
 
 

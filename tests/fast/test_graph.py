@@ -17,10 +17,10 @@ from small_run import CONFIG, DATASET, NETWORK, SCHEDULE, arrays_of, same_bits, 
 from tinydiff import ops
 from tinydiff.app import checkpoint, training
 from tinydiff.app.alone import one_process
-from tinydiff.app.choices import DDIM, DPM_SOLVER_2M
+from tinydiff.app.choices import DDIM, DPM_SOLVER_2M, guidance
 from tinydiff.app.classify import ClassifierConfig, build_classifier, classifier_training, draw_noisy_batch
 from tinydiff.app.generate import Recipe, build_unet, generate
-from tinydiff.app.trained import as_eps
+from tinydiff.app.trained import Pair, as_eps
 from tinydiff.app.training import restore, save, steps, whole
 from tinydiff.autograd import no_grad
 from tinydiff.backend import asarray, backend_name, default_rng, to_numpy, xp
@@ -474,6 +474,20 @@ def test_other_networks_draw_the_same_images_too(kind, monkeypatch):
     made = partial(trained, num_classes=None) if kind == "no classes" else partial(trained, V)
     both = [images(made(), [0, 1, 2, 3, 4], as_ordered, monkeypatch) for as_ordered in (False, True)]
     assert (both[0].view("u4") == both[1].view("u4")).all()
+
+
+@pytest.mark.parametrize("target", [None, V], ids=["eps", "v"])
+def test_both_networks_of_a_pair_are_recorded(target, monkeypatch):
+    """Each has a recording of its own: the images are those of two ordered networks, bit for bit."""
+    workers, weak = trained(target), trained(target)
+    weak.flat.data[...] = weak.flat.data * 0.9
+    workers.model = Pair(workers.model, weak.model)
+    recipe = guidance(workers.model, 2.0, 1.5)[0]
+    with counted() as found:
+        drawn = images(workers, [7, 1, 3, 0, 9], False, monkeypatch, **recipe)
+    ordered = images(workers, [7, 1, 3, 0, 9], True, monkeypatch, **recipe)
+    assert (drawn.view("u4") == ordered.view("u4")).all()
+    assert found["graph launch"] > 30 or not found["recordings"]  # two networks, 24 steps in two slices
 
 
 def test_a_recorded_network_draws_with_the_weights_of_now(monkeypatch):

@@ -1,4 +1,4 @@
-"""The choices of a user who draws images: labels, samplers and times.  Read next: rules.py."""
+"""The choices of a user who draws images: labels, guidance, samplers and times.  Read next: rules.py."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -7,10 +7,14 @@ from typing import Any
 import numpy as np
 
 from tinydiff.app import cli
+from tinydiff.app.generate import Recipe, by_label
 from tinydiff.backend import TinydiffError
-from tinydiff.diffusion import Schedule, ddim_step, dpm_solver_2m
+from tinydiff.diffusion import Schedule, ddim_step, dpm_solver_2m, guided
+from tinydiff.diffusion.guidance import EpsFn
 from tinydiff.diffusion.times import Pairs, quadratic_pairs
 
+# Of guidance with which 99% of the digits are read as asked, the nearest to real digits (demos/measure/frontier.py).
+SCALE, AUTO = 1.5, 1.0
 labels = cli.list_of(cli.whole(0, 999), repeats=True)  # option type: "7", "0-9", "3,3,7-9"
 
 
@@ -39,6 +43,54 @@ def class_names(data: dict[str, Any], num_classes: int) -> Sequence[str]:
 
         return CLOTHES
     return data.get("classes") or [str(k) for k in range(num_classes)]
+
+
+def add_guidance(to: Any) -> None:
+    """Add the options that guidance() takes."""
+    scale = f"(default: {SCALE:g}; 1 beside --auto; {Recipe.scale:g} for a checkpoint without an early average)"
+    auto = f"1 is none (default: {AUTO:g}; 1 beside --scale)"
+    to.add_argument(
+        "--scale",
+        type=cli.non_negative_float,
+        help=f"classifier-free guidance: 0 ignores the label, 1 follows it {scale}",
+    )
+    to.add_argument(
+        "--auto",
+        metavar="W",
+        type=cli.non_negative_float,
+        help=f"autoguidance: away from the same network early in its training; {auto}",
+    )
+
+
+def guidance(model: Any, scale: float | None, auto: float | None) -> tuple[dict[str, Any], str]:
+    """(settings of a Recipe, a text for titles) of the guidance that a user asks for.
+
+    scale: of classifier-free guidance.  auto: the weight of autoguidance by the network early in its training.  Each is
+    1, which is none, if only the other one is given.  Without either they are those that measured best; a model without
+    an early average has the scale of Recipe.  Raises TinydiffError for what the model cannot do.
+    """
+    classes, early = model.num_classes is not None, hasattr(model, "weak")
+    if scale is not None and not classes:
+        raise TinydiffError(f"--scale {scale:g}: guidance by labels needs a network with classes, and this has none")
+    if auto not in (None, 1) and not early:
+        needs = "autoguidance needs an early average of the weights, and the checkpoint has none"
+        raise TinydiffError(f"--auto {auto:g}: {needs}; its run was too short, or of an earlier version")
+    if scale is None and auto is None:
+        scale, auto = (SCALE, AUTO) if early else (Recipe.scale, 1)
+    scale, auto = float(1 if scale is None or not classes else scale), float(1 if auto is None else auto)
+    texts = [f"guidance {scale:g}"] if classes and (auto == 1 or scale != 1) else []
+    texts += [f"autoguidance {auto:g}"] if auto != 1 else []
+    return {"scale": scale, "guide": partial(by_early, auto) if auto != 1 else by_label}, ", ".join(
+        texts or ["no labels"]
+    )
+
+
+def by_early(w: float, model: Any, labels: Sequence[int], scale: float) -> EpsFn:
+    """The guide of a Recipe: autoguidance of weight w, away from the early network, around classifier-free guidance.
+
+    model: a Pair of trained.py, with the early network as model.weak.
+    """
+    return guided(by_label(model, labels, scale), by_label(model.weak, labels, 1.0), w)
 
 
 def DDIM(schedule: Schedule, eta: float = 0.0) -> Callable:

@@ -20,11 +20,13 @@ import numpy as np
 
 from tinydiff.app import archive, rules
 from tinydiff.app.archive import CheckpointError, Header, Meta, printable
+from tinydiff.app.early import START, there
 from tinydiff.app.generate import new_unet
 from tinydiff.app.rules import LINE, Rule, items, maybe, number, old, one_of, whole
 from tinydiff.backend import TinydiffError
 from tinydiff.data import COLOUR, NAMES, Dataset
 from tinydiff.diffusion import Schedule
+from tinydiff.diffusion.flow import straight
 from tinydiff.diffusion.targets import TARGETS
 from tinydiff.nn import Module
 from tinydiff.train import METRICS, NUM_BUCKETS
@@ -42,7 +44,8 @@ class Kind(NamedTuple):
     """A kind of checkpoint.
 
     settings: a rule for each setting that programs read, and a dictionary of rules for each group of settings.
-    networks: {starts of the arrays' names: make}.  make(meta, rng) -> the network that has these parameters.
+    networks: {starts of the arrays' names: make}.  make(meta, rng) -> the network that has these parameters.  Of the
+    start early.START a file has the arrays of a whole network, or none.
     tables: the rules of all other arrays, with fits(array, meta).  together: rules with fits(meta).
     """
 
@@ -91,7 +94,7 @@ def _check(kind: Kind, headers: dict[str, Header], meta: Meta) -> None:
     shapes: dict[str, tuple[int, ...]] = {}
     for starts, make in kind.networks.items():
         parameters = rules.shapes_of(partial(make, meta), len(headers))
-        shapes |= {start + name: shape for start in starts for name, shape in parameters.items()}
+        shapes |= {start + name: shape for start in there(starts, headers) for name, shape in parameters.items()}
     rules.check_weights(headers, shapes)
     for name in headers.keys() - shapes.keys() - kind.tables.keys():
         raise CheckpointError(f"contains an array {printable(name)}, which is not one of this network")
@@ -106,7 +109,7 @@ UNET = dict.fromkeys(("in_channels", "base_channels", "num_res_blocks", "num_hea
 }
 SCHEDULES = {  # by the names of --schedule
     name: getattr(Schedule, name) for name in ("linear", "cosine", "quadratic", "sigmoid", "constant")
-}
+} | {"straight": straight}
 TRAIN = {  # the settings of TrainConfig
     "num_steps": whole(1),
     "batch_size": whole(1, 1 << 17),
@@ -121,8 +124,7 @@ TRAIN = {  # the settings of TrainConfig
     "target": TARGET,
     "min_snr": old(maybe(number(1e-30, math.inf))),
 }
-PRECISION = old(one_of("float32", "tf32", "bf16"))
-PROGRESS = {"step": whole(0), "num_steps": whole(1)}
+PRECISION, PROGRESS = old(one_of("float32", "tf32", "bf16")), {"step": whole(0), "num_steps": whole(1)}
 DATA = {
     "name": LINE,
     "num": whole(1, 500_000),
@@ -133,6 +135,14 @@ BETA = Rule(
     "beta_0 = 0 and beta_1..beta_T between 0 and 1, float64",
     lambda a, _: a.dtype.str[1:] == "f8" and a.ndim == 1 and len(a) > 1 and a[0] == 0 and ((a > 0) & (a < 1))[1:].all(),
 )
+
+
+def default_schedule(target: str) -> str:
+    """The name of the schedule of a run that names none: rectified flow is the target flow with the straight schedule.
+
+    Each target can be trained with each schedule, so a user who names one gets it.
+    """
+    return "straight" if target == "flow" else "linear"
 
 
 def rows(columns: int) -> Rule:
@@ -193,7 +203,7 @@ def run_of(
         Rule("data.classes must name each class", lambda meta: fits_classes(unet(meta), meta["data"])),
     )
     tables = {"schedule/beta": BETA, "metrics": rows(len(METRICS))}
-    return Kind(name, settings, {("ema/", "weights/", "adam_m/", "adam_v/"): make}, tables, together + more)
+    return Kind(name, settings, {("ema/", START, "weights/", "adam_m/", "adam_v/"): make}, tables, together + more)
 
 
 def data_name(meta: Meta, known: Sequence[str] = NAMES[1:]) -> str:

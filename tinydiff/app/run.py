@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from tinydiff.app import checkpoint, cli, kinds, plots
 from tinydiff.app.alone import one_process
+from tinydiff.app.early import remember
 from tinydiff.app.signals import Stop, Stopped, stop_signals
 from tinydiff.app.training import steps, whole
 from tinydiff.backend import TinydiffError, backend_name, precision
@@ -146,6 +147,7 @@ def run(
     the end.  A signal during a step ends the step and saves; a signal during draw() ends it at once.  name: of the bar.
     Raises TrainingError as `steps` and `save` do, with the step of the last save.
     """
+    remember(state)
     ranks.broadcast(save)
     saved = [state.step]
     stopped, minutes = False, getattr(state.config, "minutes", None)
@@ -155,6 +157,7 @@ def run(
     bar.set_postfix_str(time_limit(state))
     with stop_signals(lambda: whole(state) and ranks.rescue(save)) as stop, bar, _naming_the_last(saved):
         for _ in steps(state, ranks, minutes, bar.write):
+            remember(state)
             bar.total = total(state)
             bar.set_postfix_str(", ".join(filter(None, (time_limit(state), recent_loss(state)))), refresh=False)
             bar.update()

@@ -12,6 +12,7 @@ import numpy as np
 
 from tinydiff.app import kinds
 from tinydiff.app.alone import one_process
+from tinydiff.app.early import START, is_early
 from tinydiff.app.generate import build_unet
 from tinydiff.autograd import Tensor
 from tinydiff.diffusion import Schedule
@@ -32,6 +33,12 @@ def load_trained(path: str | Path, num_workers: int = 1, ranks: Any = None) -> t
     return workers, Schedule(arrays["schedule/beta"]), meta
 
 
+def load_guided(path: str | Path, num_workers: int = 1, ranks: Any = None) -> tuple[Any, Schedule, Meta]:
+    """As load_trained.  If the checkpoint contains an early average, the workers' model is a Pair of both networks."""
+    workers, arrays, meta = load_network(path, "diffusion", "ema/", _pair_builder, num_workers, ranks)
+    return workers, Schedule(arrays["schedule/beta"]), meta
+
+
 def load_network(
     path: str | Path,
     kind: str,
@@ -49,10 +56,25 @@ def load_network(
     ranks = ranks or one_process()
     arrays, meta = ranks.broadcast(partial(kinds.load, path, kind))
     workers = ranks.workers(make(arrays, meta), num_workers)
+    starts = {"network.": prefix, "weak.": START} if isinstance(workers.model, Pair) else {"": prefix}
     workers.model.load_state_dict(
-        {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
+        {to + a.removeprefix(start): arrays[a] for to, start in starts.items() for a in arrays if a.startswith(start)}
     )
     return workers, arrays, meta
+
+
+class Pair(Module):
+    """A trained network, and a weak one that guides it: the same network early in its training.
+
+    Called, a Pair is the trained network.  guide_early of choices.py calls both.
+    """
+
+    def __init__(self, network: Any, weak: Any):
+        self.network, self.weak = network, weak
+        self.config, self.num_classes = network.config, network.num_classes
+
+    def forward(self, x_t: Any, t: Any, labels: Any = None) -> Tensor:
+        return self.network(x_t, t, labels)
 
 
 class AsEps(Module):
@@ -80,6 +102,15 @@ def as_eps(network: Any, target: Target, schedule: Schedule) -> Any:
 def _eps_builder(arrays: Arrays, meta: Meta) -> Callable[[], Module]:
     target = TARGETS[meta["train"].get("target", "eps")]  # old checkpoints contain no target
     return partial(_build_eps_model, meta["model"], target, Schedule(arrays["schedule/beta"]))
+
+
+def _pair_builder(arrays: Arrays, meta: Meta) -> Callable[[], Module]:
+    build = _eps_builder(arrays, meta)
+    return partial(_build_pair, build) if any(map(is_early, arrays)) else build
+
+
+def _build_pair(build: Callable[[], Module]) -> Module:
+    return Pair(build(), build())
 
 
 def _build_eps_model(config: dict[str, Any], target: Target, schedule: Schedule) -> Module:

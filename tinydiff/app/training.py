@@ -5,7 +5,7 @@
         save(state, path, dataset, schedule, workers.num_workers)
 
 With the same number of workers, a resumed run ends with the same weights as an uninterrupted run, bit for bit.
-Read next: memory.py.
+Read next: early.py.
 """
 
 import statistics
@@ -21,6 +21,7 @@ import numpy as np
 from tinydiff.app import checkpoint
 from tinydiff.app.blocks import in_blocks
 from tinydiff.app.checkpoint import CheckpointError
+from tinydiff.app.early import early_buffers, expect
 from tinydiff.app.flips import draw_flipped_batch
 from tinydiff.app.kinds import PROGRESS, about, data_settings, rows
 from tinydiff.app.memory import out_of_memory
@@ -43,22 +44,21 @@ def diffusion_training(
     dataset: Dataset,
     draw: Draw | None = None,
     flip: bool = False,
+    make: type[Training] = Training,
 ) -> Training:
     """The state of a new training run of a diffusion model.
 
     draw: None, or a function draw(config, step) -> batch that replaces draw_batch.  flip: mirror half of the pictures.
+    make: Training, or early.Remembering, which also keeps an early average of its weights.
     """
     if draw is None:
-
-        def draw_from(source: Dataset) -> Draw:
-            return partial(draw_flipped_batch if flip else draw_batch, source, schedule, workers.model.num_classes)
-
-        draw = in_blocks(draw_from, dataset, workers.ranks.part)
+        once, num_classes = draw_flipped_batch if flip else draw_batch, workers.model.num_classes
+        draw = in_blocks(lambda source: partial(once, source, schedule, num_classes), dataset, workers.ranks.part)
     if FAST and backend_name() != "numpy":
         from tinydiff.fast.gpu import Ahead
 
         draw = Ahead(draw)
-    return Training(workers.model, config, draw, T=schedule.T, **attached(workers))
+    return make(workers.model, config, draw, T=schedule.T, **attached(workers))
 
 
 def steps(
@@ -172,7 +172,7 @@ def restore(state: Training, path: Path, arrays: dict[str, np.ndarray], meta: di
     Raises CheckpointError if the network is another one, or if its numbers are not finite.
     """
     shapes = {name: p.shape for name, p in state.model.named_parameters()}
-    wanted = {f"{kind}/{name}": shape for kind in _buffers(state) for name, shape in shapes.items()}
+    wanted = {f"{kind}/{name}": shape for kind in _buffers(expect(state, arrays)) for name, shape in shapes.items()}
     columns = len(METRICS) - (NUM_BUCKETS if state.T is None else 0)
     with about(path):
         check_settings(meta, PROGRESS)
@@ -195,8 +195,8 @@ def saved_config(meta: dict[str, Any]) -> TrainConfig:
     for name in settings.keys() - {field.name for field in fields(TrainConfig)}:  # weight_decay of earlier versions
         if settings.pop(name):
             raise CheckpointError(f"the checkpoint was trained with {name:.100}, which this version does not have")
-    betas = tuple(settings.get("betas", TrainConfig.betas))  # JSON stores the tuple as a list
-    return TrainConfig(**settings | {"betas": betas})
+    # JSON stores the tuple as a list.
+    return TrainConfig(**settings | {"betas": tuple(settings.get("betas", TrainConfig.betas))})
 
 
 def attached(workers: Any) -> dict[str, Any]:
@@ -233,5 +233,5 @@ def _cut(arrays: Sequence[np.ndarray], like: Sequence[Any]) -> list[np.ndarray]:
 
 
 def _buffers(state: Training) -> dict[str, list[Any]]:
-    weights = [p.data for p in state.parameters]
-    return {"weights": weights, "ema": state.ema.average, "adam_m": state.adam.m, "adam_v": state.adam.v}
+    buffers = {"weights": [p.data for p in state.parameters], "ema": state.ema.average}
+    return buffers | early_buffers(state) | {"adam_m": state.adam.m, "adam_v": state.adam.v}

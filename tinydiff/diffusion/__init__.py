@@ -6,6 +6,8 @@
     guidance     from a network to eps_fn              editing      existing images edited
                                                        solver       a reverse step of second order
                                                        moderation   guidance by a weaker self, and with limits
+                                                       edm          noise levels; a network of variance 1
+                                                       flow         straight paths
 
 The left column is the book; the right one holds further chapters.  Read next: schedule.py.
 """
@@ -37,13 +39,15 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import a name of another chapter when it is first asked for."""
     import tinydiff.diffusion.editing as editing
+    import tinydiff.diffusion.edm as edm
+    import tinydiff.diffusion.flow as flow
     import tinydiff.diffusion.likelihood as likelihood
     import tinydiff.diffusion.moderation as moderation
     import tinydiff.diffusion.solver as solver
     import tinydiff.diffusion.targets as targets
     import tinydiff.diffusion.variance as variance
 
-    for chapter in (editing, likelihood, moderation, solver, targets, variance):
+    for chapter in (editing, edm, flow, likelihood, moderation, solver, targets, variance):
         if getattr(getattr(chapter, name, None), "__module__", "") == chapter.__name__:
             return getattr(chapter, name)
     raise AttributeError(f"tinydiff.diffusion has no {name}")

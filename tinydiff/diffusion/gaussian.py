@@ -29,7 +29,7 @@ def q_sample(schedule: Schedule, x_0: Any, t: Any, eps: Any) -> Any:
     x_0, eps: (N, ...) of one float dtype.  t: host integers in 0..T, else ValueError; t = 0 returns x_0 unchanged.
     """
     check_alike("eps", eps, "x_0", x_0)
-    t = _check_time(schedule, "t", t, x_0)
+    t = check_time(schedule, "t", t, x_0)
     signal_std = schedule.alpha_bar[t] ** 0.5
     noise_std = schedule.one_minus_alpha_bar[t] ** 0.5
     return per_row(signal_std, x_0) * x_0 + per_row(noise_std, x_0) * eps
@@ -45,7 +45,7 @@ def q_x_t_given_x_s(schedule: Schedule, x_s: Any, s: Any, t: Any) -> tuple[Any, 
     x_s: (N, ...).  0 <= s < t <= T, else ValueError.  var: () or (N, 1, ..., 1), of x_s's dtype.
     """
     check_float("x_s", x_s)
-    t, s = _check_time(schedule, "t", t, x_s), _check_time(schedule, "s", s, x_s)
+    t, s = check_time(schedule, "t", t, x_s), check_time(schedule, "s", s, x_s)
     mean = per_row(schedule.alpha_t_given_s(t, s) ** 0.5, x_s) * x_s
     return mean, per_row(schedule.beta_t_given_s(t, s), x_s)
 
@@ -63,7 +63,7 @@ def q_x_s_given_x_t_x_0(schedule: Schedule, x_t: Any, x_0: Any, t: Any, s: Any) 
     At s = 0 the coefficient of x_0 is exactly 1, and that of x_t and the variance are exactly 0: the mean is x_0.
     """
     check_alike("x_0", x_0, "x_t", x_t)
-    t, s = _check_time(schedule, "t", t, x_t), _check_time(schedule, "s", s, x_t)
+    t, s = check_time(schedule, "t", t, x_t), check_time(schedule, "s", s, x_t)
     one_minus_alpha_bar = schedule.one_minus_alpha_bar
     x_0_coef = schedule.alpha_bar[s] ** 0.5 * (schedule.beta_t_given_s(t, s) / one_minus_alpha_bar[t])
     x_t_coef = schedule.alpha_t_given_s(t, s) ** 0.5 * (one_minus_alpha_bar[s] / one_minus_alpha_bar[t])
@@ -80,7 +80,7 @@ def x_0_from_eps(schedule: Schedule, x_t: Any, t: Any, eps: Any) -> Any:
     smallest normal number of this dtype.
     """
     check_alike("eps", eps, "x_t", x_t)
-    t = _check_time(schedule, "t", t, x_t)
+    t = check_time(schedule, "t", t, x_t)
     signal_std = schedule.alpha_bar[t] ** 0.5
     _check_divisor("x_0", "sqrt(alpha_bar_t)", signal_std, t, x_t)
     noise_std = schedule.one_minus_alpha_bar[t] ** 0.5
@@ -96,7 +96,7 @@ def eps_from_x_0(schedule: Schedule, x_t: Any, t: Any, x_0: Any) -> Any:
     sqrt(1 - alpha_bar_t) is below the smallest normal number of this dtype.
     """
     check_alike("x_0", x_0, "x_t", x_t)
-    t = _check_time(schedule, "t", t, x_t, first=1)
+    t = check_time(schedule, "t", t, x_t, first=1)
     signal_std = schedule.alpha_bar[t] ** 0.5
     noise_std = schedule.one_minus_alpha_bar[t] ** 0.5
     _check_divisor("eps", "sqrt(1 - alpha_bar_t)", noise_std, t, x_t)
@@ -172,7 +172,7 @@ def _check_divisor(name: str, formula: str, std: Any, t: Any, x: Any) -> None:
         raise ValueError(f"{name} cannot be told from x_t: {formula} underflows {x.dtype} at t = {t[lost][0]}")
 
 
-def _check_time(schedule: Schedule, name: str, t: Any, x: Any, first: int = 0) -> Any:
+def check_time(schedule: Schedule, name: str, t: Any, x: Any, first: int = 0) -> Any:
     """t as host int64: () or one for each row of x.  The schedule checks later that s < t."""
     t = host_integers(name, t, first, schedule.T)
     return host_integers(name, t, first, schedule.T, len(x)) if t.ndim else t

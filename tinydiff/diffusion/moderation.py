@@ -4,7 +4,7 @@
     rescaled    the contrast of the conditional estimate                    Lin et al. 2023, eq. 15-16
     within      guidance at some noise levels only                          Kynkaanniemi et al. 2024
 
-All work on the functions of guidance.py.  Read next: targets.py.
+All work on the functions of guidance.py.  Read next: edm.py.
 """
 
 from typing import Any

@@ -58,8 +58,7 @@ class Schedule:
         self.alpha_bar = _read_only(np.cumprod(self.alpha))
         self.log_alpha_bar = _read_only(np.cumsum(np.log1p(-table)))
         self.one_minus_alpha_bar = _read_only(-np.expm1(self.log_alpha_bar))
-        signal = float(self.alpha_bar[-1]) ** 0.5
-        if signal > _MAX_SIGNAL_AT_T:
+        if (signal := float(self.alpha_bar[-1]) ** 0.5) > _MAX_SIGNAL_AT_T:
             cause = f"x_T is not pure noise: sqrt(alpha_bar_T) = {signal:.3f} of x_0 is left at T = {self.T}"
             advice = "sampling starts from N(0, I), so samples will be off: use larger beta or more steps"
             warnings.warn(f"{cause}; {advice}", ScheduleWarning, stacklevel=2)
@@ -111,8 +110,7 @@ class Schedule:
 
         beta_t = 1000/T (1e-4 + 0.02)/2
         """
-        T = _check_T(T)
-        return cls(np.full(T, _T_REF / T * (_BETA_FIRST + _BETA_LAST) / 2))
+        return cls(np.full(_check_T(T), _T_REF / T * (_BETA_FIRST + _BETA_LAST) / 2))
 
     @property
     def log_snr(self) -> np.ndarray:

@@ -4,6 +4,11 @@
 
 Like the steps of samplers.py it leads from t to any earlier s, and `sample` takes it.
 
+Heun's method, the second-order step of EDM (Karras et al. 2022, algorithm 1), is not here.  It evaluates the network
+twice for each step, and at equal cost it gains little or nothing.  With the exact denoiser of 20 narrow Gaussians in 16
+dimensions and times even in sigma^(1/7), 23 evaluations of the network leave an error of 0.058 with Heun's step and of
+0.054 with 2M; 49 evaluations leave 0.0067 and 0.0029.
+
 Read next: moderation.py.
 """
 

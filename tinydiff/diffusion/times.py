@@ -10,6 +10,7 @@ Read next: solver.py.
 
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
+from typing import Any
 
 from tinydiff.backend import host_integers
 from tinydiff.diffusion.schedule import Schedule
@@ -45,15 +46,25 @@ def log_snr_pairs(schedule: Schedule, num_steps: int) -> Pairs:
 
         log_snr(t_i) = log_snr(T) + (log_snr(1) - log_snr(T)) (n - i)/(n - 1),   i = 1..n,   n = num_steps
 
-    t_0 = 0: log SNR is infinite at the data, so the step from t = 1 to 0 is a step of its own.  Each t_i is the nearest
-    time of the schedule, moved as little as keeps all of them apart.  num_steps outside 1..T raises ValueError.
+    t_0 = 0: log SNR is infinite at the data, so the step from t = 1 to 0 is a step of its own.  Times and errors as in
+    even_pairs.
     """
-    T, n = _check(schedule.T, num_steps)
-    log_snr = schedule.log_snr[1:]
+    return even_pairs(schedule.log_snr[1:], num_steps)
+
+
+def even_pairs(places: Any, num_steps: int) -> Pairs:
+    """Steps of one size in a table that rises, or falls, with t, from t = T to t = 1; then one to x_0.
+
+        places(t_i) = places(T) + (places(1) - places(T)) (n - i)/(n - 1),   i = 1..n,   n = num_steps
+
+    places: of t = 1..T, shape (T,), on the host.  t_0 = 0.  Each t_i is the nearest time, moved as little as keeps all
+    of them apart.  num_steps outside 1..T raises ValueError.
+    """
+    T, n = _check(len(places), num_steps)
     times = [0]
     for i in range(1, n):
-        place = log_snr[-1] + (log_snr[0] - log_snr[-1]) * (n - i) / (n - 1)
-        nearest = 1 + int(abs(log_snr - place).argmin())
+        place = places[-1] + (places[0] - places[-1]) * (n - i) / (n - 1)
+        nearest = 1 + int(abs(places - place).argmin())
         times.append(min(max(nearest, times[-1] + 1), T - n + i))
     return _pairs([*times, T])
 

@@ -307,9 +307,10 @@ def recorded(model: Any) -> Any:
     """The model as a function for drawing on a GPU, its U-Net recorded.  A model without a U-Net stays as it is."""
     if type(model) is UNet:
         return RecordedNetwork(model)
-    if type(getattr(model, "network", None)) is UNet:  # one that converts the prediction of another target
+    parts = {name: getattr(model, name) for name in ("network", "weak") if hasattr(model, name)}  # of trained.py
+    if parts:  # one that converts the prediction of another target, or a pair of networks
         model = copy.copy(model)
-        model.network = RecordedNetwork(model.network)
+        vars(model).update({name: recorded(part) for name, part in parts.items()})
     return model
 
 

@@ -6,6 +6,7 @@ from option_rows import BASICS, DIFFERS
 from recorder import LabelIsNoise
 
 from tinydiff.backend import default_rng
+from tinydiff.diffusion import Schedule, straight
 from tinydiff.diffusion.targets import TARGETS
 
 WORDS = "--data=spiral --num=4"
@@ -17,6 +18,7 @@ def stand_ins(program, notes, patch):
         return LabelIsNoise(seed=seed)
 
     def training_of(pool, points, schedule, target, num_steps, batch_size, seed):
+        notes.add(trained_signal=schedule.alpha_bar[-1])
         notes.add(points=points.__name__, target=target, steps=num_steps, batch_size=batch_size, batch_seed=seed)
         return SimpleNamespace(step=num_steps, ema=SimpleNamespace(average=[p.data for p in pool.parameters]))
 
@@ -25,6 +27,7 @@ def stand_ins(program, notes, patch):
         path.write_bytes(b"")
 
     def flows_of(pool, schedule, target, sample_steps, num, seed):
+        notes.add(drawn_signal=schedule.alpha_bar[-1])
         notes.add(drawn_target=target, sample_steps=sample_steps, num=num, noise_seed=seed)
         x = default_rng("stand-in").standard_normal((num, 2))
         return {"ddim": [(2, x), (0, x)], "ddpm": [(2, x), (0, x)]}
@@ -47,6 +50,7 @@ def title(target="eps", steps="6,000"):
     return f"spiral: target {target}, {steps} training steps"
 
 
+SIGNAL = (Schedule.linear().alpha_bar[-1], straight().alpha_bar[-1])  # by which the schedules are told apart
 SETTINGS = {"settings": DIFFERS, "printed": DIFFERS, "returned": DIFFERS}
 WRITTEN = {"printed": DIFFERS, "files": (["runs/points_2d/results.csv"], ["x/results.csv"])}
 ROWS = {
@@ -64,16 +68,20 @@ ROWS = {
             "returned": DIFFERS,
         },
     ),
-    "--target": (
-        "",
-        "--target=v",
-        {
-            "target": (TARGETS["eps"], TARGETS["v"]),
-            "drawn_target": (TARGETS["eps"], TARGETS["v"]),
-            "title": (title(), title("v")),
-            **SETTINGS,
-        },
-    ),
+    "--target": [
+        (
+            "",
+            f"--target={name}",
+            {
+                "target": (TARGETS["eps"], TARGETS[name]),
+                "drawn_target": (TARGETS["eps"], TARGETS[name]),
+                "title": (title(), title(name)),
+                **SETTINGS,
+            }
+            | more,
+        )
+        for name, more in (("v", {}), ("flow", {"trained_signal": SIGNAL, "drawn_signal": SIGNAL}))
+    ],
     "--steps": ("", "--steps=9", {"steps": (6000, 9), "title": (title(), title(steps="9")), **SETTINGS}),
     "--batch-size": ("", "--batch-size=9", {"batch_size": (256, 9), "settings": DIFFERS}),
     "--sample-steps": ("", "--sample-steps=9", {"sample_steps": (200, 9)}),

@@ -1,17 +1,19 @@
 """The options of sample.py: generate draws with a sampler that notes what it is given."""
 
 from option_rows import BASICS, DIFFERS, WORKERS
-from recorder import SCHEDULE, note_pictures, note_sampler, note_trained
+from recorder import SCHEDULE, WEAK, note_pictures, note_sampler, note_trained, pair_of_labels
 
-from tinydiff.app import generate
+from tinydiff.app import choices, generate
 from tinydiff.diffusion import ddim_step, ddpm_step, log_snr_pairs, quadratic_pairs, timestep_pairs
 
 ARGUMENTS = {"checkpoint": "c.npz"}
 WORDS = "--num=4 --steps=3"
+BEST = choices.SCALE, choices.AUTO
+GUIDED = choices.guidance(pair_of_labels(), None, None)[1]  # the default, in words
 
 
 def stand_ins(program, notes, patch):
-    note_trained(program, notes, patch)
+    note_trained(program, notes, patch, name="load_guided")
     note_sampler(notes, patch, vars(generate))
     note_pictures(notes, patch)
 
@@ -21,7 +23,14 @@ def title(how):
 
 
 IMAGES = {"x_T": DIFFERS, "noise": DIFFERS, "save_grid": DIFFERS}
-NO_LABEL = 10.0  # what LabelIsNoise returns without a label; guided it is 10 + scale (label - 10)
+NO_LABEL = 10.0  # what LabelIsNoise returns without a label
+
+
+def eps_hat(scale, auto, n=4):
+    """eps_hat of the first n labels: auto (10 + scale (label - 10)) + (1 - auto) (label + WEAK)."""
+    return [auto * (NO_LABEL + scale * (k - NO_LABEL)) + (1 - auto) * (k + WEAK) for k in range(n)]
+
+
 ROWS = {
     **BASICS,
     **WORKERS,
@@ -31,21 +40,50 @@ ROWS = {
         "--num=2",
         "--num=3",
         # The noise of the first image stays: image i is the same for every --num.
-        {"x_T": DIFFERS, "save_grid": DIFFERS, "eps_hat": ([-10.0, -8.0], [-10.0, -8.0, -6.0]), "printed": DIFFERS},
+        {"x_T": DIFFERS, "save_grid": DIFFERS, "eps_hat": (eps_hat(*BEST, 2), eps_hat(*BEST, 3))}
+        | {"printed": DIFFERS},
     ),
     "--labels": (
         "--scale=1",
         "--scale=1 --labels=7,3",
         {"eps_hat": ([0.0, 1.0, 2.0, 3.0], [7.0, 3.0, 7.0, 3.0]), "save_grid": DIFFERS},
     ),
-    "--scale": (
-        "--scale=0",
-        "--scale=3",
-        {
-            "eps_hat": ([NO_LABEL] * 4, [-20.0, -17.0, -14.0, -11.0]),
-            "save_grid title": (title("ddpm 3, guidance 0"), title("ddpm 3, guidance 3")),
-        },
-    ),
+    "--scale": [  # alone it is classifier-free guidance alone
+        (
+            "",
+            "--scale=3",
+            {
+                "eps_hat": (eps_hat(*BEST), eps_hat(3, 1)),
+                "save_grid title": (title(f"ddpm 3, {GUIDED}"), title("ddpm 3, guidance 3")),
+            },
+        ),
+        (
+            "--scale=0 --auto=3",
+            "--scale=2 --auto=3",
+            {
+                "eps_hat": (eps_hat(0, 3), eps_hat(2, 3)),
+                "save_grid title": tuple(title(f"ddpm 3, guidance {s}, autoguidance 3") for s in (0, 2)),
+            },
+        ),
+    ],
+    "--auto": [  # alone it is autoguidance alone
+        (
+            "",
+            "--auto=3",
+            {
+                "eps_hat": (eps_hat(*BEST), eps_hat(1, 3)),
+                "save_grid title": (title(f"ddpm 3, {GUIDED}"), title("ddpm 3, autoguidance 3")),
+            },
+        ),
+        (
+            "--scale=2",
+            "--scale=2 --auto=3",
+            {
+                "eps_hat": (eps_hat(2, 1), eps_hat(2, 3)),
+                "save_grid title": (title("ddpm 3, guidance 2"), title("ddpm 3, guidance 2, autoguidance 3")),
+            },
+        ),
+    ],
     "--sampler": [
         (
             "",
@@ -53,7 +91,7 @@ ROWS = {
             {
                 "step": (ddpm_step, ddim_step),
                 "step_settings": ({"clip": True}, {"clip": True, "eta": 0.0}),
-                "save_grid title": (title("ddpm 3, guidance 2"), title("ddim 3, guidance 2")),
+                "save_grid title": (title(f"ddpm 3, {GUIDED}"), title(f"ddim 3, {GUIDED}")),
             },
         ),
         (
@@ -61,7 +99,7 @@ ROWS = {
             "--sampler=2m",
             {
                 "step": (ddpm_step, "dpm_solver_2m"),
-                "save_grid title": (title("ddpm 3, guidance 2"), title("2m 3, guidance 2")),
+                "save_grid title": (title(f"ddpm 3, {GUIDED}"), title(f"2m 3, {GUIDED}")),
             },
         ),
     ],
@@ -74,7 +112,7 @@ ROWS = {
         "--steps=5",
         {
             "pairs": (timestep_pairs(100, 2), timestep_pairs(100, 5)),
-            "save_grid title": (title("ddpm 2, guidance 2"), title("ddpm 5, guidance 2")),
+            "save_grid title": (title(f"ddpm 2, {GUIDED}"), title(f"ddpm 5, {GUIDED}")),
         },
     ),
     "--seed": ("", "--seed=1", {**IMAGES}),

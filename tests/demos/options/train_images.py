@@ -1,7 +1,7 @@
 """The options of train_images.py."""
 
 import job_rows
-from job_rows import LOSS, between, titles
+from job_rows import GUIDED, LOSS, between, titles
 from option_rows import DIFFERS
 
 ARGUMENTS = {"data": "glyphs"}
@@ -12,7 +12,7 @@ ROWS = BOTH | {
         "glyphs",
         "photos",
         {"data": ("glyphs", "photos"), "loss_title": (f"{LOSS} eps", f"{LOSS} eps".replace("glyphs", "photos"))}
-        | between(titles(), titles("step 0 of 2,000, photos", "photos, 0 steps, guidance 2")),
+        | between(titles(), titles("step 0 of 2,000, photos", f"photos, 0 steps, {GUIDED}")),
     ),
     "--resume": (*BOTH["--resume"][:2], BOTH["--resume"][2] | {"size": (None, 8)}),
     "--size": ("", "--size=12", {"size": (None, 12)}),
