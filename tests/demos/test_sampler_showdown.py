@@ -231,7 +231,7 @@ def test_the_picture_is_the_table(demo):
     left, right, *strips = figure.axes
     lines = series(right)
     assert lines["DDIM"] == [(2, 4.5), (5, 1.8)] and lines["2M"] == [(4, 1.5)]
-    assert lines["DDPM, beta"] == [] and lines["as many real digits"] == [(0, 0.5), (1, 0.5)]
+    assert lines["DDPM, beta"] == [] and lines["as many real images"] == [(0, 0.5), (1, 0.5)]
     assert lines["open: with guidance 2"] == []
     (open_circle,) = (line for line in right.lines if list(line.get_xdata()) == [3])
     assert list(open_circle.get_ydata()) == [0.75] and open_circle.get_markerfacecolor() == "white"
