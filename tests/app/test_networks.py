@@ -60,9 +60,9 @@ def test_the_network_draws_its_pictures(shape):
         ((11, 10, 3), None, "pictures of 11 x 10 pixels: sides must be multiples of 4; choose --size 8 or 12"),
         ((2, 2, 3), None, "pictures of 2 x 2 pixels: sides must be multiples of 4; choose --size 8 or 12"),
         ((32, 32, 4), None, "pictures with 4 channels: must have 1 (grey) or 3 (colour); images[..., :3] leaves out"),
-        ((3, 32, 28), None, "28 channels: must have 1 (grey) or 3 (colour); images.transpose(0, 2, 3, 1) puts them"),
-        ((1, 28, 28), None, "28 channels: must have 1 (grey) or 3 (colour); images.transpose(0, 2, 3, 1) puts them"),
-        ((32, 32, 2), None, "2 channels: must have 1 (grey) or 3 (colour); choose other pictures"),
+        ((3, 32, 28), None, "pictures with 28 channels: must have 1 (grey) or 3 (colour); images.transpose(0, 2, 3, 1) puts them"),
+        ((1, 28, 28), None, "pictures with 28 channels: must have 1 (grey) or 3 (colour); images.transpose(0, 2, 3, 1) puts them"),
+        ((32, 32, 2), None, "pictures with 2 channels: must have 1 (grey) or 3 (colour); choose other pictures"),
         ((32, 32, 3), 12, "--channels 12: must be a multiple of 8"),
     ],
 )
