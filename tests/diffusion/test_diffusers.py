@@ -9,7 +9,6 @@ Where the two differ, a law of this package's chapters decides between them; the
 
 from functools import partial
 from itertools import islice, pairwise
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import pytest
 from chains import assert_close, seeds
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from witnesses import agree
+from witnesses import agree, in_float64
 
 from tinydiff.backend import asarray, default_rng, to_numpy
 from tinydiff.diffusion import Schedule, ddim_step, ddpm_step, dpm_solver_2m, q_sample, sample
@@ -38,13 +37,11 @@ multistep: Any = pytest.importorskip("diffusers.schedulers.scheduling_dpmsolver_
 
 
 @pytest.fixture(scope="module", autouse=True)
-def in_float64():
+def their_precision_and_noise():
     """Tables and samples in float64, and noise that is given as the generator."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (ddpm, ddim, multistep):
-            for name in ("torch", "np"):
-                library = getattr(module, name)
-                patch.setattr(module, name, SimpleNamespace(**vars(library) | {"float32": library.float64}))
+    modules = (ddpm, ddim, multistep)
+    with in_float64(*modules), pytest.MonkeyPatch.context() as patch:
+        for module in modules:
             patch.setattr(module, "randn_tensor", lambda shape, generator, **_: torch.from_numpy(next(generator)))
         yield
 
