@@ -12,8 +12,8 @@ beta_tilde with L_0 at beta_1 and at beta_tilde_2 (Ho et al.'s code), and for a 
 from --fit training images with the network as it is (tinydiff/diffusion/variance.py).  All of them see the same draws.
 
 Each image costs --draws + 1 evaluations of the network; the whole chain would cost 1,000.  The default is 10,000 images
-with 8 evaluations each: 4 to 5 minutes at 300 evaluations a second.  --out saves a picture of the bits that each part
-of the chain needs.
+with 8 evaluations each, and one for each training image: 4 to 5 minutes at 300 evaluations a second.  --out saves a
+picture of the bits that each part of the chain needs.
 """
 
 import gzip

@@ -14,7 +14,9 @@ Such a variance follows from what the network predicts at x_t.  `remembered` bri
     step = partial(ddpm_step, schedule, variance=variance)
 
 A network that predicts only the noise needs nothing more: VarianceTable holds the mean squared error of its x_0_hat, as
-pictures of the training set have it, for pixels of one noise level, one grey level and one range of neighbours.
+pictures of the training set have it, for pixels of one noise level, one grey level and one range of neighbours.  The
+decoder has a table of its own.  With v in 0..1 its variance would lie between beta_tilde_2 and beta_1, 5.5e-5 and 1e-4
+for the linear schedule; but a black pixel is known to far better than one of 256 grey levels.
 
 Bao, Li, Sun, Zhu, Zhang 2022, Estimating the Optimal Covariance with Imperfect Mean.  Read next: editing.py.
 """
