@@ -117,7 +117,7 @@ def main(
         run.check_batch(batch_size, dataset.images.shape[1:])
         check_num(load(dataset.name, "test", data_dir, seed), num)
         check_reads(classifier, judge, kinds.data_settings(dataset))
-        checkpoint.set_aside(source)
+        checkpoint.set_aside_run(out, ("latent.png", "latent.md", "checkpoint.npz"))
         print(f"data: {dataset.source}; {workers} worker(s); results in {out}/")
         config = TrainConfig(num_steps=run.UNLIMITED, minutes=minutes, batch_size=batch_size, seed=seed, target=TARGET)
         networks = (autoencoder or {}, autoencoder_minutes, UNET | (unet or {}))
