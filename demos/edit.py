@@ -237,9 +237,9 @@ def readings(path, workers, images, labels, classes):
         right = np.concatenate(list(read(pool, images))).argmax(1) == labels
     ambiguous = [k for k, name in enumerate(classes) if name in AMBIGUOUS]
     clear = right[~np.isin(labels, ambiguous)]
-    rows = [("all digits", share(right))]
+    rows = [("all images", share(right))]
     if ambiguous:
-        result = share(clear) if len(clear) else "-, there is no other digit"
+        result = share(clear) if len(clear) else "-, there is no other image"
         rows.insert(0, (f"without {', '.join(AMBIGUOUS)}", result))
     return rows
 
@@ -260,7 +260,7 @@ def picture_blocks(pool, schedule, dataset, fill_in, known, steps, seed):
     yield f"inversion: x_0 to noise and back, {cli.counted(steps, 'step')}", rows, [x_0, x_T / 2.5, back, error]
     shares = np.linspace(0, 1, SHOWN)
     between = edit(pool, partial(blend, schedule, steps, shares.tolist()), x_0[[0, 2, 5, 8]], "picture: blend", seed)
-    yield "interpolation: a walk between two digits' x_T", ["" for _ in between], list(between)
+    yield "interpolation: a walk between two images' x_T", ["" for _ in between], list(between)
 
 
 def save_table(path, table):
@@ -273,8 +273,11 @@ def save_blocks(path, blocks):
     """Save the four blocks as one picture."""
     page = io.BytesIO()
     figure_of(blocks).savefig(page, format="png")
+    picture = Image.open(page).convert("RGB")
+    if blocks[0][2][0].shape[-1] == 1:
+        picture = picture.convert("L").quantize(16)  # with 16 greys 67 kB, not 165
     with atomic_write(path) as file:
-        Image.open(page).convert("L").quantize(16).save(file, "PNG", optimize=True)  # with 16 greys 67 kB, not 165
+        picture.save(file, "PNG", optimize=True)
 
 
 def figure_of(blocks):
@@ -283,7 +286,7 @@ def figure_of(blocks):
     heights = {"height_ratios": [max(len(rows) for _, _, rows in pair) for pair in (blocks[:2], blocks[2:])]}
     for axes, (title, labels, rows) in zip(figure.subplots(2, 2, gridspec_kw=heights).flat, blocks):
         canvas = plots.tile(np.concatenate(rows), SHOWN)
-        axes.imshow(canvas[..., 0], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.imshow(canvas, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axes.set_title(title, fontsize=13, loc="left")
         height = canvas.shape[0] / len(rows)
         axes.set_yticks([(i + 0.5) * height for i in range(len(rows))], labels, fontsize=11)

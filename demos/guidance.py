@@ -186,7 +186,7 @@ def judged(judge, images, labels, real):
 
 
 def print_rows(rows):
-    print("method      scale   asked  (95% interval)      spread  contrast   of real digits' 100%")
+    print("method      scale   asked  (95% interval)      spread  contrast   of real images' 100%")
     for name, scale, right, num, wide, ink in rows:
         asked = f"{percent(right / num):>6}  ({interval(right, num)})"
         print(f"{name:10}  {scale:5g}  {asked:26}{percent(wide):>8}{percent(ink):>10}")
@@ -217,7 +217,7 @@ def draw(rows, pictures):
             axes.text(0.5, 0.5, "-: no class has two images", transform=axes.transAxes, ha="center", va="bottom")
         axes.axhline(100, color="0.6", lw=1, ls=":")
         axes.set_title(
-            f"{title}, %" + (" of real digits'" if title != "read as asked" else ""), loc="left", fontsize=10
+            f"{title}, %" + (" of real images'" if title != "read as asked" else ""), loc="left", fontsize=10
         )
         axes.set_xticks(range(len(scales)), [f"{scale:g}" for scale in scales])
         axes.grid(alpha=0.25)
@@ -234,8 +234,8 @@ def draw(rows, pictures):
     axes.set_xticks([])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    asked = "0" if columns == 1 else f"0 to {columns - 1}"
-    axes.set_title(f"asked for {asked}, every row from the same noise", loc="left", fontsize=10)
+    asked = "class 0" if columns == 1 else f"classes 0 to {columns - 1}"
+    axes.set_title(f"{asked}, every row from the same noise", loc="left", fontsize=10)
     return figure
 
 

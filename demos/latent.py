@@ -34,7 +34,7 @@ from tinydiff.app import checkpoint, cli, kinds, plots, run, training
 from tinydiff.app.choices import check_classes
 from tinydiff.app.classify import check_reads, load_classifier
 from tinydiff.app.fit import any_training, finish, steps_that_fit
-from tinydiff.app.generate import Recipe, build_unet, check_steps, generate, new_unet
+from tinydiff.app.generate import Recipe, build_unet, check_steps, generate, new_unet, side_multiple
 from tinydiff.app.kinds import BETA, KINDS, SIZE, Kind, data_name, fits_pictures
 from tinydiff.app.kinds import load as load_kind
 from tinydiff.app.metrics import interval, percent, relative
@@ -117,7 +117,7 @@ def main(
         run.check_batch(batch_size, dataset.images.shape[1:])
         check_num(load(dataset.name, "test", data_dir, seed), num)
         check_reads(classifier, judge, kinds.data_settings(dataset))
-        checkpoint.set_aside(source)
+        checkpoint.set_aside_run(out, ("latent.png", "latent.md", "checkpoint.npz"))
         print(f"data: {dataset.source}; {workers} worker(s); results in {out}/")
         config = TrainConfig(num_steps=run.UNLIMITED, minutes=minutes, batch_size=batch_size, seed=seed, target=TARGET)
         networks = (autoencoder or {}, autoencoder_minutes, UNET | (unet or {}))
@@ -283,7 +283,7 @@ def fits_together(meta):
     unet, coder, shape, data = meta["model"], meta["autoencoder"], meta["latent_shape"], meta["data"]
     channels = shape[2] == coder["latent_channels"] and coder["in_channels"] == 1
     pictures = data | {"image_shape": [4 * shape[0], 4 * shape[1], shape[2]]}
-    halves = not (shape[0] | shape[1]) % 2 ** (len(unet["channel_mults"]) - 1)
+    halves = not (shape[0] | shape[1]) % side_multiple(unet)
     return channels and halves and fits_pictures(unet, pictures) and unet["num_classes"] is not None
 
 

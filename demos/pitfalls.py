@@ -34,7 +34,7 @@ from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.choices import check_classes
 from tinydiff.app.classify import load_classifier
 from tinydiff.app.generate import SLICE, Recipe, build_unet
-from tinydiff.app.kinds import data_name
+from tinydiff.app.kinds import EVERY, data_name, data_size
 from tinydiff.app.metrics import percent
 from tinydiff.app.outputs import own_folder
 from tinydiff.app.plots import tile
@@ -158,7 +158,7 @@ SAMPLING = (
     Case(
         "x_0_hat of x_T, in one step",
         "The error of eps_hat is divided by sqrt(alpha_bar_T) = {signal_T}. Even without an error x_0_hat is the mean "
-        "of all digits of the class from which x_T may have come.",
+        "of all images of the class from which x_T may have come.",
         in_one_step,
     ),
     Case(
@@ -321,11 +321,12 @@ def main(
         raise TinydiffError(f"--channels {channels}: must be a multiple of 8, the groups of each group norm")
     pool, schedule, meta = load_trained(Path(checkpoint), workers)
     check_classes(checkpoint, pool.model)
+    name = data_name(meta, EVERY)
     reader, _ = load_classifier(Path(classifier), workers, meta["data"])
     if sample_steps > min(schedule.T, FEW):
         most = f"must be at most {min(schedule.T, FEW)}, the steps of the shortest chain"
         raise TinydiffError(f"--sample-steps {sample_steps}: {most}")
-    dataset = load(data_name(meta), "train", data_dir, seed)
+    dataset = load(name, "train", data_dir, seed, **data_size(meta))
     labels, numbers = np.arange(num) % pool.model.num_classes, facts(schedule, sample_steps, train_steps)
     jobs = jobs_of(labels, seed)
     shape = tuple(meta["data"]["image_shape"])
@@ -355,7 +356,8 @@ def jobs_of(labels, seed):
 def train_and_draw(dataset, channels, train_steps, seed, ranks, workers, *how):
     """Yield (run, images) for each run of TRAINING.  how: the arguments of `draw` after the schedule."""
     config = TrainConfig(num_steps=train_steps, minutes=None, warmup=min(100, train_steps // 4), seed=seed)
-    build = partial(build_unet, {"base_channels": channels, "num_classes": len(dataset.classes)}, seed)
+    network = {"in_channels": dataset.images.shape[3], "base_channels": channels, "num_classes": len(dataset.classes)}
+    build = partial(build_unet, network, seed)
     kinds = dict.fromkeys((run.schedule, run.low, run.high) for run in TRAINING)  # one training for each kind
     print(f"training {len(kinds)} small networks; if the demo is stopped, nothing is kept")
     with tqdm(total=train_steps * len(kinds), desc="training", unit="step") as bar:
@@ -426,7 +428,10 @@ def report(rows, out):
     with atomic_write(out / "pitfalls.png") as file:
         canvas = io.BytesIO()
         picture(rows).savefig(canvas, format="png")
-        Image.open(canvas).convert("L").quantize(16).save(file, "png")  # with 256 greys noise makes a large file
+        drawn = Image.open(canvas).convert("RGB")
+        if rows[0][2].shape[-1] == 1:
+            drawn = drawn.convert("L").quantize(16)  # with 256 greys noise makes a large file
+        drawn.save(file, "png")
     print(f"results: {out}/pitfalls.png, pitfalls.md")
 
 
@@ -437,7 +442,7 @@ def picture(rows):
     figure.subplots_adjust(0.375, 0.01, 0.795, 0.932, hspace=0.2)
     all_axes = figure.subplots(len(groups), squeeze=False, height_ratios=[len(cases) for cases in groups])[:, 0]
     for axes, cases in zip(all_axes, groups):
-        grid = tile(np.concatenate([images[:10] for _, _, images, _ in cases]), columns=10)[..., 0]
+        grid = tile(np.concatenate([images[:10] for _, _, images, _ in cases]), columns=10)
         height, right = grid.shape[0] / len(cases), grid.shape[1]
         axes.imshow(grid, cmap="gray", vmin=0, vmax=255, aspect="auto")
         axes.set_yticks([(i + 0.5) * height for i in range(len(cases))], [c.name for _, c, _, _ in cases], fontsize=10)

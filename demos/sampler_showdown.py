@@ -153,7 +153,7 @@ def shape_of(meta):
 
 def title_of(meta, num):
     training = f"{cli.counted(meta['step'], 'step')} of training"
-    return f"{meta['data']['name']}, {training}, {cli.counted(num, 'digit')} each"
+    return f"{meta['data']['name']}, {training}, {cli.counted(num, 'image')} each"
 
 
 def evaluations(row):
@@ -249,14 +249,14 @@ def draw_curves(figure, rows):
                 style |= {"mfc": "white", "ms": 6, "ls": "", "label": None}
             left.errorbar(n, *misread(points), **style)
             right.plot([row["steps"] for row in points], [row["frechet"] for row in points], **style)
-    right.axhline(rows[0]["floor"], color="0.4", ls="--", lw=1.2, label="as many real digits")
+    right.axhline(rows[0]["floor"], color="0.4", ls="--", lw=1.2, label="as many real images")
     if any(row["scale"] != 1 for row in rows):
         right.plot([], [], "o", ms=6, mfc="white", color="0.3", label=f"open: with guidance {Recipe.scale:g}")
     left.set_ylim(0)
     left.yaxis.set_major_formatter("{x:g}%")
-    left.set_title("digits not read as the one asked for (95% interval)", fontsize=11)
+    left.set_title("images not read as the class asked for (95% interval)", fontsize=11)
     log_scale(right, "y")
-    right.set_title("Frechet distance from test digits", fontsize=11)
+    right.set_title("Frechet distance from test images", fontsize=11)
     right.legend(frameon=False, fontsize=9)
     for axes in (left, right):
         axes.set_xscale("log")
@@ -274,7 +274,7 @@ def draw_strips(figure, shown, steps):
         for axes, n in zip(line_of_axes, steps):
             axes.set_axis_off()
             if (name, n, 1.0) in shown:
-                axes.imshow(plots.tile(shown[name, n, 1.0], SHOWN)[..., 0], cmap="gray", vmin=0, vmax=255)
+                axes.imshow(plots.tile(shown[name, n, 1.0], SHOWN), cmap="gray", vmin=0, vmax=255)
             if name == next(iter(SAMPLERS)):
                 axes.set_title(cli.counted(n, "step"), fontsize=10)
         line_of_axes[0].text(-0.03, 0.5, name, transform=line_of_axes[0].transAxes, ha="right", va="center", fontsize=9)

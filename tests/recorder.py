@@ -145,7 +145,8 @@ def note_trained(program, notes, patch, num_classes=10, size=4, name="load_train
 
     name: the function that the program calls, load_trained or load_guided, which gives a pair_of_labels.
     """
-    meta = {"data": {"name": "glyphs", "image_shape": [size, size, 1]}, "step": 7, "num_steps": 7, "train": {}}
+    data = {"name": "glyphs", "num": 30, "image_shape": [size, size, 1]}
+    meta = {"data": data, "step": 7, "num_steps": 7, "train": {}}
     make = {"load_trained": LabelIsNoise, "load_guided": pair_of_labels}[name]
 
     def load(path, num_workers, ranks=None):

@@ -116,8 +116,8 @@ def draw_batch(dataset: Dataset, schedule: Schedule, num_classes: int | None, co
 def noise_prediction_losses(model: Any, batch: Batch) -> Tensor:
     """The loss of each example, (N,): the mean of (eps_hat - eps)^2 over its pixels (Ho et al. 2020, eq. 14).
 
-    For the targets x_0 and v the error is that of x_0 or v.  If the batch has weights, each example's loss is
-    multiplied by its weight.
+    For another target the error is that of its quantity.  If the batch has weights, each example's loss is multiplied
+    by its weight.
     """
     error = model(batch["x_t"], batch["t"], batch.get("labels")) - asarray(batch["target"])
     losses = ops.mean(error * error, axis=(1, 2, 3))

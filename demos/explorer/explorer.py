@@ -24,7 +24,7 @@ from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.choices import check_classes, check_labels
 from tinydiff.app.classify import load_classifier
 from tinydiff.app.generate import check_room, check_steps
-from tinydiff.app.kinds import data_name
+from tinydiff.app.kinds import EVERY, data_name, data_size
 from tinydiff.app.outputs import file_to_write
 from tinydiff.app.trained import load_trained
 from tinydiff.backend import TinydiffError
@@ -62,19 +62,20 @@ def main(
     pool, schedule, meta = load_trained(Path(checkpoint), workers)
     reader = load_classifier(Path(classifier), 1, meta["data"])[0] if classifier else None
     with pool:
-        name, shape = data_name(meta), tuple(meta["data"]["image_shape"])
-        check(checkpoint, pool.model, meta, labels)
+        name, shape, size = data_name(meta, EVERY), tuple(meta["data"]["image_shape"]), data_size(meta)
+        check(checkpoint, pool.model, labels)
         check_steps(schedule.T, sample_steps=max(sample_steps))
         steps = tuple(sorted(sample_steps))
         check_room(num, shape)
-        dataset = load(name, "test", data_dir, seed, LOOK_AMONG)
-        training_set = load(name, "train", data_dir, seed) if train_steps else None
+        dataset = load(name, "test", data_dir, seed, LOOK_AMONG, **size)
+        training_set = load(name, "train", data_dir, seed, **size) if train_steps else None
         (shown, _), (hidden, hidden_labels) = (dataset.batch(nth_of_each(dataset.labels, labels, n)) for n in (0, 1))
         data = {
             "about": f"{checkpoint}, {cli.counted(meta['step'], 'training step')} on {name}",
             "size": shape[:2],
             "classes": dataset.classes,
             "is_digits": dataset.classes[0] == "0",
+            "is_grey": shape[2] == 1,
             "labels": labels,
             "forward": runs.forward(shown, moments, seed),
             "reverse": runs.reverse(pool, schedule, shape, labels, steps, (moments + 1) // 2, seed),
@@ -90,11 +91,9 @@ def main(
     return data
 
 
-def check(path, model, meta, labels):
+def check(path, model, labels):
     """Raise TinydiffError if the page cannot show this network or these labels."""
     check_classes(path, model)
-    if meta["data"]["image_shape"][-1] != 1:
-        raise TinydiffError(f"the explorer shows grey images, and these have shape {meta['data']['image_shape']}")
     check_labels(model, labels=labels)
 
 

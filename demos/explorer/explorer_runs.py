@@ -7,7 +7,8 @@
     mistakes    the mistakes of pitfalls.py, each beside the correct pictures
 
 Each function returns values that JSON can store.  A sheet has a row for each kind of picture and a column for each
-moment.  A sheet has 16 greys.  Noise does not compress, so with 4 bits a pixel a picture takes up to 400 bytes.
+moment.  A sheet has 16 greys, or 16 levels of each colour.  Noise does not compress: a picture of 28 x 28 in grey takes
+up to 400 bytes, one of 16 x 16 in colour some 500.
 Read next: main.js.
 """
 
@@ -62,12 +63,14 @@ GRID = 17  # arrows along a side of the field
 
 
 def sheet(rows):
-    """Images (rows, moments, H, W, 1) in [-1, 1] as one .png in base64, with a column for each moment."""
-    rows = np.asarray(rows)
-    pixels = tile(rows.reshape(-1, *rows.shape[2:]), rows.shape[1], gap=0)[..., 0]
-    step = 255 // (GREYS - 1)
-    picture = Image.fromarray(np.rint(pixels / step).astype(np.uint8))
-    picture.putpalette([i * step for i in range(GREYS) for _ in "rgb"])  # 16 colours need 4 bits a pixel
+    """Images (rows, moments, H, W, C) in [-1, 1] as one .png in base64, with a column for each moment."""
+    rows, step = np.asarray(rows), 255 // (GREYS - 1)
+    levels = np.rint(tile(rows.reshape(-1, *rows.shape[2:]), rows.shape[1], gap=0) / step).astype(np.uint8)
+    if levels.shape[2] == 1:
+        picture = Image.fromarray(levels[..., 0])
+        picture.putpalette([i * step for i in range(GREYS) for _ in "rgb"])  # 16 colours need 4 bits a pixel
+    else:
+        picture = Image.fromarray(levels * step)
     file = io.BytesIO()
     picture.save(file, "PNG", optimize=True)
     return base64.b64encode(file.getvalue()).decode()
@@ -80,7 +83,7 @@ def packed(numbers):
 
 
 def forward(x_0, moments, seed):
-    """Pictures x_0 (N, H, W, 1) on their way to noise under each schedule, all with the same noise.
+    """Pictures x_0 (N, H, W, C) on their way to noise under each schedule, all with the same noise.
 
     The jump to t uses the noise that the chain has drawn up to t.  `gap` is the largest difference of chain and jump.
     """
@@ -88,7 +91,7 @@ def forward(x_0, moments, seed):
     for name, make in tqdm(SCHEDULES.items(), desc="forward"):
         schedule = make()
         shown = evenly(schedule.T, moments)
-        chain, jump = noised(schedule, asarray(x_0), shown, seed)  # (moments, N, H, W, 1) each
+        chain, jump = noised(schedule, asarray(x_0), shown, seed)  # (moments, N, H, W, C) each
         curve = evenly(schedule.T, 101)
         schedules[name] = {
             "curve": [curve, rounded(schedule.alpha_bar[curve]), rounded(schedule.log_snr[curve])],
@@ -132,7 +135,7 @@ def reverse(pool, schedule, shape, labels, steps, moments, seed):
 
 
 def trajectory(schedule, shape, labels, moments, seed, model, job):
-    """The times of some moments of a run, down to 0, and (x_t, eps_hat, x_0_hat) at these: (3, moments, N, H, W, 1).
+    """The times of some moments of a run, down to 0, and (x_t, eps_hat, x_0_hat) at these: (3, moments, N, H, W, C).
 
     job: sampler, number of steps, scale.  With scale 0 labels have no effect, so N is 1.  At t = 0 eps_hat is set to 0.
     """
@@ -164,7 +167,7 @@ def riddles(pool, schedule, x_0, labels, moments, seed):
     eps = standard_normal(default_rng("riddles", seed), x_0.shape)
     x_t = [q_sample(schedule, asarray(x_0), t, eps) for t in times]
     x_0_hat = list(pool.map(partial(guess, schedule), list(zip(x_t, times))))
-    seen = np.stack([[to_numpy(x) for x in x_t], x_0_hat])  # (2, moments, N, H, W, 1)
+    seen = np.stack([[to_numpy(x) for x in x_t], x_0_hat])  # (2, moments, N, H, W, C)
     items = [
         {"label": int(label), "sheet": sheet(seen[:, :, i]), "answer": sheet(x_0[None, i : i + 1])}
         for i, label in enumerate(labels)

@@ -8,7 +8,7 @@ function startMistakes() {
     `It is measured on ${num} pictures, of which ${shown} are shown. ` +
     "Most leave some grey or less: the eye passes them, and only a test finds them.";
   byId("mistakes-figures").textContent =
-    "Grey levels run from 0 to 255. Border: their mean at the edge, where the data is black. " +
+    `Levels run from 0 to 255. Border: their mean at the edge${data.is_grey ? ", where the data is black" : ""}. ` +
     "Moved: the root mean square difference from the right pictures.";
   byId("mistakes-training").textContent = trainSteps
     ? `Those in training, at the end, took a small network each, trained for ${trainSteps} steps.`

@@ -29,6 +29,7 @@ from tinydiff.train import TrainConfig
 MINUTES = 18.0
 SHOWN = ("a {}", "a thin {} leaning left", "a thin {} leaning right", "a thick {} leaning left", "a thick upright {}")
 PICTURE_SEED = 1
+FILES = ("checkpoint.npz", "metrics.csv", "samples.png", "loss.png")
 
 
 def main(
@@ -52,7 +53,7 @@ def main(
 ):
     """An option that is None has its default, or, with resume, the value in the checkpoint."""
     ranks = cli.start(backend, precision, plain=plain)
-    out = own_folder(out, "checkpoint.npz", "metrics.csv", "samples.png", "loss.png")
+    out = own_folder(out, *FILES)
     path = out / "checkpoint.npz"
     wanted = run.wanted(steps, minutes, batch_size=batch_size, seed=seed)
 
@@ -83,7 +84,7 @@ def main(
         if saved is not None:
             training.restore(state, path, arrays, meta)
         else:
-            checkpoint.set_aside(path)
+            checkpoint.set_aside_run(out, (*reversed(FILES),))
         print(f"data: {dataset.source}; without {captioned.left_out:,} pictures of the held-out combinations")
         print(f"network: {pool.model.num_parameters():,} parameters; {workers} worker(s); results in {out}/")
         more = {"num_images": len(dataset), "thresholds": captioned.thresholds}

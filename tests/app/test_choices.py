@@ -94,7 +94,7 @@ def test_one_network_has_the_guidance_that_it_had(pool):
             guidance(network, None, auto)
 
 
-@pytest.mark.parametrize("scale, auto", [(None, None), (None, 2.0), (3.0, None), (None, 0.0)])
+@pytest.mark.parametrize("scale, auto", [(None, 2.0), (3.0, None), (None, 0.0), (2.0, 3.0)])
 def test_images_are_the_walk_with_both_networks(pool, scale, auto):
     """eps_hat = eps_weak + auto (eps_guided - eps_weak), the weak estimate with the label and without guidance."""
     if pool.model.num_classes is None and scale is not None:

@@ -47,7 +47,7 @@ def random_pictures(num, rng, side=8):
 
 @given(st.integers(0, 2**32), st.integers(1, 4), st.integers(1, 7), st.integers(1, 7), st.integers(1, 3))
 def test_a_shift_moves_each_picture_by_its_own_displacement(seed, n, height, width, channels):
-    """Pixel by pixel: down by dy, to the right by dx, and what comes in is background."""
+    """Pixel by pixel: down by dy, to the right by dx.  What comes in is black, or, in colour, the nearest pixel."""
     rng = default_rng(seed)
     images = rng.standard_normal((n, height, width, channels), dtype="float32")
     dy, dx = rng.integers(-MAX_SHIFT, MAX_SHIFT + 1, (2, n))
@@ -56,9 +56,20 @@ def test_a_shift_moves_each_picture_by_its_own_displacement(seed, n, height, wid
     for k in range(n):
         for i in range(height):
             for j in range(width):
-                inside = 0 <= i - dy[k] < height and 0 <= j - dx[k] < width
-                expected = images[k, i - dy[k], j - dx[k]] if inside else -1
+                y, x = i - dy[k], j - dx[k]
+                near = min(max(y, 0), height - 1), min(max(x, 0), width - 1)
+                expected = images[(k, *near)] if near == (y, x) or channels > 1 else -1
                 assert np.array_equal(moved[k, i, j], np.broadcast_to(expected, channels))
+
+
+@given(st.integers(0, 2**32), st.integers(1, 7), st.integers(1, 7))
+def test_on_a_black_border_grey_and_colour_move_alike(seed, height, width):
+    """Bit for bit: a grey picture, and the same picture with three equal channels."""
+    rng = default_rng(seed)
+    grey = np.full((5, height + 2, width + 2, 1), -1, np.float32)
+    grey[:, 1:-1, 1:-1] = rng.standard_normal((5, height, width, 1))
+    dy, dx = rng.integers(-MAX_SHIFT, MAX_SHIFT + 1, (2, 5))
+    np.testing.assert_array_equal(shift(grey.repeat(3, 3), dy, dx), shift(grey, dy, dx).repeat(3, 3))
 
 
 def test_a_batch_is_its_steps_own_rows_displaced(rng):

@@ -143,6 +143,7 @@ def test_a_checkpoint_of_an_earlier_version_has_none_and_a_run_that_goes_on_from
         path = stopped(tmp_path / "c.npz", at)
         arrays, meta = checkpoint.load(path)
         checkpoint.save(path, {name: a for name, a in arrays.items() if not name.startswith("weak/")}, meta)
+        assert kinds.load(path, "diffusion")[1] == meta
         state = resumed(path)
         assert bool(why_none(state)) == none and state.early is None
         assert why_none(state).startswith("this run, at step 3, has no early average" if none else "")

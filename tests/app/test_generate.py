@@ -34,6 +34,7 @@ from tinydiff.diffusion import (
     ddim_step,
     ddpm_step,
     dpm_solver_2m,
+    karras_pairs,
     log_snr_pairs,
     quadratic_pairs,
     sample,
@@ -79,6 +80,7 @@ WALKS = {
     "ddpm": (DDPM, uniform, lambda s: partial(ddpm_step, s, clip=True), lambda s: timestep_pairs(s.T, 4)),
     "ddim": (DDIM, quadratic, lambda s: partial(ddim_step, s, clip=True), lambda s: quadratic_pairs(s.T, 4)),
     "2m": (DPM_SOLVER_2M, log_snr_pairs, lambda s: dpm_solver_2m(s, clip=True), lambda s: log_snr_pairs(s, 4)),
+    "2m, rho": (DPM_SOLVER_2M, karras_pairs, lambda s: dpm_solver_2m(s, clip=True), lambda s: karras_pairs(s, 4)),
 }
 
 

@@ -59,7 +59,10 @@ def test_the_network_draws_its_pictures(shape):
         ((42, 28, 3), None, "pictures of 42 x 28 pixels: sides must be multiples of 4; choose --size 28 or 32"),
         ((11, 10, 3), None, "pictures of 11 x 10 pixels: sides must be multiples of 4; choose --size 8 or 12"),
         ((2, 2, 3), None, "pictures of 2 x 2 pixels: sides must be multiples of 4; choose --size 8 or 12"),
-        ((32, 32, 4), None, "pictures with 4 channels: must have 1 (grey) or 3 (colour)"),
+        ((32, 32, 4), None, "pictures with 4 channels: must have 1 (grey) or 3 (colour); images[..., :3] leaves out"),
+        ((3, 32, 28), None, "pictures with 28 channels: must have 1 (grey) or 3 (colour); images.transpose(0, 2, 3"),
+        ((1, 28, 28), None, "pictures with 28 channels: must have 1 (grey) or 3 (colour); images.transpose(0, 2, 3"),
+        ((32, 32, 2), None, "pictures with 2 channels: must have 1 (grey) or 3 (colour); choose other pictures"),
         ((32, 32, 3), 12, "--channels 12: must be a multiple of 8"),
     ],
 )

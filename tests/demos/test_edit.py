@@ -108,7 +108,7 @@ def test_the_table_is_of_the_package_s_own_edits(demo, test_set, tmp_path, monke
     expected = {
         "known pixels changed": f"0 of {41 * 6 * 12:,}",
         "read as the original, without 4, 7, 9": share(clear),
-        "read as the original, all digits": share(right),
+        "read as the original, all images": share(right),
     }
     x_0, _ = test_set.batch(np.arange(23) * 53 // 23)
     for steps in (3, 7):
@@ -155,7 +155,7 @@ def test_without_resample_each_step_is_taken_ten_times(demo, test_set, tmp_path,
     "labels, draws, texts",
     [
         ([0, 1, 4, 7, 9, 2], 2, ("1 of 3", "1 of 6")),
-        ([4, 7, 9, 4], 4, ("-, there is no other digit", "2 of 4")),
+        ([4, 7, 9, 4], 4, ("-, there is no other image", "2 of 4")),
         ([3], 3, ("1 of 1", "1 of 1")),
     ],
 )
@@ -164,10 +164,10 @@ def test_the_share_is_of_what_is_read_as_the_original(demo, monkeypatch, labels,
     stand_in(monkeypatch, demo, Leaning(), None)
     images, classes = stamps([draws] * len(labels)), tuple("0123456789")
     rows = demo.readings("c.npz", 1, images, np.array(labels), classes)
-    assert [name for name, _ in rows] == ["without 4, 7, 9", "all digits"]
+    assert [name for name, _ in rows] == ["without 4, 7, 9", "all images"]
     assert tuple(text.split(",")[0] for _, text in rows) == tuple(text.split(",")[0] for text in texts)
     rows = demo.readings("c.npz", 1, images, np.array(labels), ("T-shirt",) * 10)
-    assert [name for name, _ in rows] == ["all digits"]
+    assert [name for name, _ in rows] == ["all images"]
 
 
 def test_an_error_is_a_root_mean_square_and_changed_pixels_are_known_ones(demo):
@@ -280,7 +280,7 @@ def test_the_smallest_run_with_real_files(demo, trained, tmp_path):
     demo.save_blocks = lambda *_: None
     table = demo.main(trained / "checkpoint.npz", backend=backend_name(), out=tmp_path / "new", **judges, **SMALL)
     assert table["known pixels changed"] == f"0 of {7 * 14 * 28:,}"
-    assert table["read as the original, all digits"].split(",")[0].endswith("of 7")
+    assert table["read as the original, all images"].split(",")[0].endswith("of 7")
     assert [name for name in table if "round trip" in name] == ["round trip, 1 step", "round trip, 2 steps"]
 
 

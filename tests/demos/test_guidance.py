@@ -149,7 +149,7 @@ def test_a_network_that_draws_as_asked_or_always_a_3(demo, test_set, tmp_path, m
         return np.mean([image.std() for image in pixels])
 
     head, *texts = capsys.readouterr().out.split("interval: ")[1].splitlines()[1:]
-    assert head == "method      scale   asked  (95% interval)      spread  contrast   of real digits' 100%"
+    assert head == "method      scale   asked  (95% interval)      spread  contrast   of real images' 100%"
     for row, drawn, text in zip(rows, images, texts):
         wide = spread_of(drawn, np.arange(30) % 10) / spread_of(real, np.arange(43) % 10)
         ink = contrast_of(drawn) / contrast_of(real)
@@ -191,7 +191,7 @@ def test_the_picture_is_the_table(demo):
     pictures = default_rng(0).uniform(-1, 1, (15, 4, 4, 1))
     figure = demo.draw(rows, pictures)
     *panels, grid = figure.axes
-    titles = ["read as asked, %", "spread within a class, % of real digits'", "contrast, % of real digits'"]
+    titles = ["read as asked, %", "spread within a class, % of real images'", "contrast, % of real images'"]
     assert [axes.get_title("left") for axes in panels] == titles
     columns = ([25, 100, 50, 75, 20], [150, 50, 100, 75, None], [90, 120, 100, 125, 150])
     for axes, (zero, eight, one, interval, last) in zip(panels, columns):
@@ -213,7 +213,7 @@ def test_the_picture_is_the_table(demo):
     ]
     height = len(tile(pictures, 3)) / 5
     assert grid.get_yticks() == pytest.approx([(i + 0.5) * height for i in range(5)])
-    assert grid.get_title("left") == "asked for 0 to 2, every row from the same noise"
+    assert grid.get_title("left") == "classes 0 to 2, every row from the same noise"
 
 
 def test_without_a_noisy_classifier_the_rest_is_drawn(demo, files, tmp_path, capsys):
@@ -251,8 +251,8 @@ def test_few_images_make_a_true_table_and_picture(demo, test_set, monkeypatch, t
     alone = "-: spread needs two images of a class" in printed
     assert alone == (num <= 10) == ("-: no class has two images" in texts)
     assert "nan" not in printed and "-0.0%" not in printed and max(map(len, printed.splitlines())) <= 100
-    asked = {1: "asked for 0,", 3: "asked for 0 to 2,"}.get(num, "asked for 0 to 9,")
-    assert [text for text in texts if text.startswith("asked for")] == [f"{asked} every row from the same noise"]
+    asked = {1: "class 0,", 3: "classes 0 to 2,"}.get(num, "classes 0 to 9,")
+    assert [text for text in texts if text.startswith("class")] == [f"{asked} every row from the same noise"]
     assert f"{num} image{'s' * (num > 1)} a row" in printed
 
 

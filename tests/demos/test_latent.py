@@ -166,6 +166,18 @@ def test_what_is_wrong_at_the_end_is_found_before_the_training(demo, files, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.npz"]
 
 
+def test_a_new_training_sets_all_files_of_an_earlier_one_aside(demo, files, tmp_path, monkeypatch):
+    """Together, before it begins, so that no table stands beside the checkpoint of another run."""
+    names = {"checkpoint.npz", "latent.md", "latent.png"}
+    for name in names:
+        (tmp_path / name).write_text(name)
+    monkeypatch.setattr(demo, "train_both", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        demo.main(out=tmp_path, classifier=files / "classifier.npz", **TINY, **FEW)
+    assert {path.name for path in tmp_path.iterdir()} == {"earlier.1"}
+    assert {path.name for path in (tmp_path / "earlier.1").iterdir()} == names
+
+
 @pytest.fixture(scope="module")
 def both(load_demo, tmp_path_factory):
     """What train_both has saved, printed and called, with a clock that is asked three times: 0, 61 and 161 s."""

@@ -1,5 +1,8 @@
 """Each program with a checkpoint of train_images.py: it works, or says in a sentence what it needs."""
 
+import base64
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -93,6 +96,7 @@ SMALL = {
     "sampler_showdown": {"num": 10, "steps": (2,), "longest": 3, "classifier": "reader.npz"},
     "explorer/explorer": {"moments": 3, "point_steps": 2, "num": 10, "sample_steps": (2,)},
     "evaluate": {"num": 4, "draws": 1},
+    "pitfalls": {"num": 10, "sample_steps": 2, "train_steps": 1, "channels": 8, "classifier": "reader.npz"},
 }
 OWN = "the checkpoint's data set is '{}'; this program needs one of mnist"
 NO_CLASSES = "this program needs a network with classes, and this one has none"
@@ -101,8 +105,7 @@ NO_CLASSES = "this program needs a network with classes, and this one has none"
 @pytest.mark.parametrize(
     ("program", "checkpoint", "said"),
     [
-        *((program, "sprites", None) for program in ("edit", "evaluate", "guidance", "sampler_showdown")),
-        ("explorer/explorer", "sprites", "data set is 'sprites'; this program needs one of mnist, fashion, glyphs"),
+        *((program, "sprites", None) for program in SMALL),
         ("edit", "unlabelled", OWN.format("photos")),
         ("evaluate", "unlabelled", OWN.format("photos")),
         ("guidance", "unlabelled", NO_CLASSES),
@@ -112,14 +115,20 @@ NO_CLASSES = "this program needs a network with classes, and this one has none"
     ],
 )
 def test_what_needs_test_pictures_works_on_sprites_and_says_so_otherwise(main, files, program, checkpoint, said):
-    """Sprites have test pictures of the size of the checkpoint, and labels; pictures of one's own have neither."""
+    """Sprites have test pictures of the size of the checkpoint, and labels; pictures of one's own have neither.  What
+    is drawn is shown in colour."""
     options = dict(
         SMALL[program], out="bits.png" if program == "evaluate" else "page.html" if "/" in program else "out"
     )
     if "classifier" in options:
         options["classifier"] = files / options["classifier"]
     if said is None:
-        assert main(program, checkpoint, **options)
+        result, picture = main(program, checkpoint, **options), f"out/{program}.png"
+        if "/" in program:
+            picture = io.BytesIO(base64.b64decode(result["riddles"]["items"][0]["sheet"]))
+        if program != "evaluate":
+            with Image.open(picture) as picture:
+                assert (np.asarray(picture.convert("RGB"), float).std(2) > 10).mean() > 0.03  # coloured lines: below 1%
     else:
         with pytest.raises(TinydiffError) as error:
             main(program, checkpoint, **options)

@@ -231,7 +231,7 @@ def test_the_picture_is_the_table(demo):
     left, right, *strips = figure.axes
     lines = series(right)
     assert lines["DDIM"] == [(2, 4.5), (5, 1.8)] and lines["2M"] == [(4, 1.5)]
-    assert lines["DDPM, beta"] == [] and lines["as many real digits"] == [(0, 0.5), (1, 0.5)]
+    assert lines["DDPM, beta"] == [] and lines["as many real images"] == [(0, 0.5), (1, 0.5)]
     assert lines["open: with guidance 2"] == []
     (open_circle,) = (line for line in right.lines if list(line.get_xdata()) == [3])
     assert list(open_circle.get_ydata()) == [0.75] and open_circle.get_markerfacecolor() == "white"
@@ -242,8 +242,8 @@ def test_the_picture_is_the_table(demo):
     assert points.get_ydata() == pytest.approx([100 * 6 / 40, 100 * 15 / 40])
     for row, ends in zip(rows, interval.get_segments()):
         assert ends[:, 1] == pytest.approx([100 * (1 - row["high"]), 100 * (1 - row["low"])])
-    assert left.get_title() == "digits not read as the one asked for (95% interval)"
-    assert right.get_title() == "Frechet distance from test digits" and left.get_xlabel() == "steps"
+    assert left.get_title() == "images not read as the class asked for (95% interval)"
+    assert right.get_title() == "Frechet distance from test images" and left.get_xlabel() == "steps"
     assert left.get_ylim()[0] == 0 and right.get_yscale() == left.get_xscale() == "log"
     for axes in (left, right):
         x, y = ticks_in_view(axes)
@@ -270,7 +270,7 @@ def test_the_title_tells_what_was_drawn(demo, trained, tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "picture", lambda *args: (seen.append(args), picture(*args))[1])
     rows = run(demo, trained, tmp_path, num=10, steps=(1,), longest=1)
     ((of_rows, shown, steps, title),) = seen
-    assert (of_rows, steps, title) == (rows, (1,), "glyphs, 7 steps of training, 10 digits each")
+    assert (of_rows, steps, title) == (rows, (1,), "glyphs, 7 steps of training, 10 images each")
     for row in rows:
         images = shown[row["sampler"], row["steps"], row["scale"]]
         assert np.array_equal(images, images_of(tmp_path, row)[:5].astype("float32") / 127.5 - 1)

@@ -188,8 +188,11 @@ def test_on_the_straight_schedule_one_point_is_reached_in_one_step():
 
 @given(any_schedule, st.data(), st.floats(0.2, 5), seeds)
 def test_diffusers_flow_matching_scheduler_takes_our_steps(schedule, data, shift, seed):
-    """FlowMatchEulerDiscreteScheduler, given tau as its sigmas, passes through every x of ddim_step, to 1e-14; its
-    shift multiplies the noise level tau/(1 - tau)."""
+    """FlowMatchEulerDiscreteScheduler, given tau as its sigmas, passes through every x of ddim_step.  Its shift
+    multiplies the noise level tau/(1 - tau).
+
+    ddim_step divides by sqrt(alpha_bar_t) and multiplies by sqrt(alpha_bar_s): roundings of 1e-14 grow by this ratio.
+    """
     module = pytest.importorskip("diffusers.schedulers.scheduling_flow_match_euler_discrete", reason="no diffusers")
     torch = pytest.importorskip("torch")
     schedule = data.draw(st.sampled_from([schedule, straight()]))

@@ -13,8 +13,7 @@ from tinydiff.diffusion import Schedule, ddim_step, dpm_solver_2m, guided
 from tinydiff.diffusion.guidance import EpsFn
 from tinydiff.diffusion.times import Pairs, quadratic_pairs
 
-# Of guidance with which 99% of the digits are read as asked, the nearest to real digits (demos/measure/frontier.py).
-SCALE, AUTO = 1.5, 1.0
+SCALE, AUTO = 2.0, 1.0  # what a pair draws with; demos/measure/frontier.py measures other pairs of numbers
 labels = cli.list_of(cli.whole(0, 999), repeats=True)  # option type: "7", "0-9", "3,3,7-9"
 
 
@@ -66,8 +65,8 @@ def guidance(model: Any, scale: float | None, auto: float | None) -> tuple[dict[
     """(settings of a Recipe, a text for titles) of the guidance that a user asks for.
 
     scale: of classifier-free guidance.  auto: the weight of autoguidance by the network early in its training.  Each is
-    1, which is none, if only the other one is given.  Without either they are those that measured best; a model without
-    an early average has the scale of Recipe.  Raises TinydiffError for what the model cannot do.
+    1, which is none, if only the other one is given.  Without either they are SCALE and AUTO; a model without an early
+    average has the scale of Recipe.  Raises TinydiffError for what the model cannot do.
     """
     classes, early = model.num_classes is not None, hasattr(model, "weak")
     if scale is not None and not classes:

@@ -41,14 +41,16 @@ class ClassifierConfig(LoopConfig):
     num_steps: int = 1800
 
 
-def shift(images: np.ndarray, dy: Any, dx: Any, background: float = -1.0) -> np.ndarray:
+def shift(images: np.ndarray, dy: Any, dx: Any) -> np.ndarray:
     """Move image n by dy[n] pixels down and dx[n] pixels to the right: (N, H, W, C), as a new array.
 
-    dy, dx: (N,) integers in -MAX_SHIFT..MAX_SHIFT.  Pixels that enter at a border have the value `background`.
+    dy, dx: (N,) integers in -MAX_SHIFT..MAX_SHIFT.  Pixels that enter at a border are black in grey images, because
+    digits lie on black.  In colour each repeats the nearest pixel of the border, because a black bar would be strange
+    to the image.  In an image with a black border both are the same.
     """
-    n, h, w, _ = images.shape
+    n, h, w, c = images.shape
     border = ((0, 0), (MAX_SHIFT, MAX_SHIFT), (MAX_SHIFT, MAX_SHIFT), (0, 0))
-    padded = np.pad(images, border, constant_values=background)
+    padded = np.pad(images, border, constant_values=-1.0) if c == 1 else np.pad(images, border, "edge")
     windows = np.lib.stride_tricks.sliding_window_view(padded, (1, h, w, 1))[..., 0, :, :, 0]
     # (N, places, places, C, H, W) -> (N, C, H, W) -> (N, H, W, C)
     return np.moveaxis(windows[np.arange(n), MAX_SHIFT - dy, MAX_SHIFT - dx], 1, -1)

@@ -137,6 +137,11 @@ def new_unet(config: dict[str, Any], rng: Any) -> UNet:
     return UNet(**current(config), rng=rng)
 
 
+def side_multiple(config: dict[str, Any]) -> int:
+    """What the sides of the pictures of a UNet are multiples of: each level but the last halves them."""
+    return 2 ** (len(config["channel_mults"]) - 1)
+
+
 def current(config: dict[str, Any]) -> dict[str, Any]:
     """A saved configuration of a UNet without the options that this version no longer has.
 

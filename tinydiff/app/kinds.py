@@ -21,7 +21,7 @@ import numpy as np
 from tinydiff.app import archive, rules
 from tinydiff.app.archive import CheckpointError, Header, Meta, printable
 from tinydiff.app.early import START, there
-from tinydiff.app.generate import new_unet
+from tinydiff.app.generate import new_unet, side_multiple
 from tinydiff.app.rules import LINE, Rule, items, maybe, number, old, one_of, whole
 from tinydiff.backend import TinydiffError
 from tinydiff.data import COLOUR, NAMES, Dataset
@@ -160,7 +160,7 @@ def rows(columns: int) -> Rule:
 
 def fits_pictures(config: dict[str, Any], data: dict[str, Any]) -> bool:
     """Whether a U-Net can draw the pictures of this data set."""
-    multiple, (height, width, channels) = 2 ** (len(config["channel_mults"]) - 1), data["image_shape"]
+    multiple, (height, width, channels) = side_multiple(config), data["image_shape"]
     sizes = dict.fromkeys(NAMES, (28, 28)) | dict.fromkeys(COLOUR, (height, height))
     size = sizes.get(data["name"])
     known = size is None or (size == (height, width) and config["num_classes"] in (None, 10))

@@ -18,7 +18,7 @@ import numpy as np
 from tinydiff.app import checkpoint
 from tinydiff.app.archive import CheckpointError
 from tinydiff.app.choices import class_names
-from tinydiff.app.generate import current
+from tinydiff.app.generate import current, side_multiple
 from tinydiff.app.run import UNLIMITED
 from tinydiff.app.training import gradient_seconds
 from tinydiff.data import Dataset
@@ -78,7 +78,7 @@ def network_from(meta: dict[str, Any], dataset: Dataset, channels: int | None) -
     network, (height, width, in_channels) = current(meta["model"]), dataset.images.shape[1:]
     wanted = {"in_channels": in_channels, "base_channels": channels or network["base_channels"]}
     checkpoint.check_same(network, wanted, wanted)
-    multiple = 2 ** (len(network["channel_mults"]) - 1)
+    multiple = side_multiple(network)
     if height % multiple or width % multiple:
         size = f"pictures of {height} x {width} pixels"
         raise CheckpointError(f"{size}: the network of --from needs sides that are multiples of {multiple}; use --size")

@@ -33,7 +33,9 @@ def default_network(image_shape: tuple[int, ...], num_classes: int | None, chann
     channels = channels or 32
     check_channels(channels)
     if in_channels not in (1, 3):
-        raise TinydiffError(f"pictures with {in_channels} channels: must have 1 (grey) or 3 (colour)")
+        hint = "images[..., :3] leaves out the others" if in_channels > 3 else "choose other pictures"
+        hint = "images.transpose(0, 2, 3, 1) puts them last" if sides[0] in (1, 3) else hint
+        raise TinydiffError(f"pictures with {in_channels} channels: must have 1 (grey) or 3 (colour); {hint}")
     if fits := nearest_sides(sides):
         size = " x ".join(map(str, sides))
         raise TinydiffError(

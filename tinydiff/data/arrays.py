@@ -50,7 +50,7 @@ def _pixels(images: np.ndarray, value_range: tuple[float, float] | None) -> np.n
             raise ValueError(f"value_range is for float images; uint8 images are in 0..255, got {value_range}")
         return images
     if value_range is None:
-        rule = "float images need value_range=(0, 1) or (-1, 1), the values of black and white, here or in the file"
+        rule = "float images need value_range=(0, 1) or (-1, 1), their black and white, as an argument or in the file"
         raise ValueError(f"{rule}, got {images.dtype} in {images.min():g}..{images.max():g}")
     low, high = map(float, value_range)
     if not -np.inf < low < high < np.inf:

@@ -98,7 +98,11 @@ def karras_pairs(schedule: Schedule, num_steps: int, rho: float = 7.0) -> Pairs:
         sigma(t_i)^(1/rho) = sigma_T^(1/rho) + (sigma_1^(1/rho) - sigma_T^(1/rho)) (n - i)/(n - 1),   n = num_steps
 
     With rho = 1 the steps are even in sigma, nearly all of them at large t.  As rho grows, the times become those of
-    log_snr_pairs; rho = 7 lies between.  rho: above 0 and finite, else ValueError.  The rest as in even_pairs.
+    log_snr_pairs; rho = 7 lies between.  A Recipe takes karras_pairs as its `pairs`.  sample.py has no option for it,
+    because 2M gains nothing by it: in the measurement of solver.py, with 23 evaluations, the error is 0.053 with
+    log_snr_pairs and 0.0035 with quadratic_pairs.
+
+    rho: above 0 and finite, else ValueError.  The rest as in even_pairs.
     """
     require(0 < rho < math.inf, "rho must be above 0 and finite", rho)
     log_snr = schedule.log_snr[1:]

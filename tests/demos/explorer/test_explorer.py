@@ -162,6 +162,16 @@ def test_a_sheet_holds_each_picture_in_its_place(runs, rng):
     assert set(np.unique(pixels(runs.sheet(10 * images)))) == set(range(0, 256, 17))  # what is outside is cut
 
 
+def test_a_sheet_in_colour_has_16_levels_of_each_colour(runs, rng):
+    """Row i, column j is images[i, j] to half of a level, each channel by itself; noise takes 2 bytes a pixel."""
+    images = rng.uniform(-1, 1, (3, 4, 16, 16, 3)).astype(np.float32)
+    sheet = base64.b64decode(runs.sheet(images))
+    with Image.open(io.BytesIO(sheet)) as picture:
+        levels = np.asarray(picture.convert("RGB"), float).reshape(3, 16, 4, 16, 3).swapaxes(1, 2)
+    assert abs(levels - (images * 127.5 + 127.5)).max() < 17 / 2 + 0.51  # and tile's rounding
+    assert set(np.unique(levels)) == set(range(0, 256, 17)) and len(sheet) < 12 * 550
+
+
 def test_numbers_are_unpacked_as_they_were(runs):
     """Little-endian int16, 4096 a unit, cut where they do not fit."""
     unpacked = np.frombuffer(base64.b64decode(runs.packed([[0.5, -7.99], [1e-3, 99.0]])), "<i2") / 4096
@@ -648,16 +658,14 @@ def test_bad_options_are_named(demo, trained, smallest, tmp_path, option, messag
 
 
 def test_a_network_that_the_page_cannot_show_is_refused(demo):
-    """One without labels, one of colours, and a label that it does not know."""
-    grey = {"data": {"image_shape": [28, 28, 1]}}
-    for config, meta, labels, message in (
-        ({}, grey, (0,), "with classes"),
-        ({"num_classes": 10}, {"data": {"image_shape": [28, 28, 3]}}, (0,), "grey images"),
-        ({"num_classes": 5}, grey, (0, 5), "--labels 5: must be at most 4"),
+    """One without labels, and a label that it does not know."""
+    for config, labels, message in (
+        ({}, (0,), "with classes"),
+        ({"num_classes": 5}, (0, 5), "--labels 5: must be at most 4"),
     ):
         model = build_unet({"base_channels": 8, **config}, 0)
         with pytest.raises(TinydiffError, match=message):
-            demo.check("path", model, meta, labels)
+            demo.check("path", model, labels)
 
 
 def test_a_file_that_is_no_checkpoint_ends_with_2(tmp_path, monkeypatch, capsys):

@@ -31,7 +31,7 @@ def stand_ins(program, notes, patch):
 
     def readings(path, workers, done, labels, classes):
         notes.add(classifier=str(path), classifier_workers=workers)
-        return [("all digits", "1 of 1")]
+        return [("all images", "1 of 1")]
 
     def load_noisy_classifier(path, schedule, num_classes, data):
         return f"reader of {path}"

@@ -39,7 +39,7 @@ def stand_ins(program, notes, patch):
     patch.setitem(program.names, "load_kind", lambda path, kind: notes.add(**{f"opened {kind}": str(path)}) or ({}, {}))
     patch.setitem(program.names, "check_num", lambda test, num: None)
     patch.setitem(program.names, "check_reads", lambda *_: None)
-    patch.setattr(checkpoint, "set_aside", lambda path: notes.add(set_aside=str(path)))
+    patch.setattr(checkpoint, "set_aside_run", lambda out, names: notes.add(set_aside=f"{out}/{names[-1]}"))
     note_data(notes, patch, program.names)
     note_pictures(notes, patch)
 

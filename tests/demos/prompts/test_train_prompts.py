@@ -246,6 +246,17 @@ def test_resume_without_a_checkpoint_starts_from_the_beginning(demo, tmp_path, c
     assert checkpoint.load(tmp_path / "checkpoint.npz")[1]["step"] == 1
 
 
+def test_a_new_run_sets_all_files_of_an_earlier_one_aside(demo, tmp_path, monkeypatch):
+    """Together, so that no picture stands beside the checkpoint of another run."""
+    for name in demo.FILES:
+        (tmp_path / name).write_text(name)
+    monkeypatch.setattr(demo.run, "run", lambda *_: None)
+    monkeypatch.setattr(demo, "final_pictures", lambda *_: None)
+    demo.main(backend=backend_name(), out=tmp_path, steps=1, **SMALL)
+    assert {path.name for path in tmp_path.iterdir()} == {"earlier.1"}
+    assert {path.name: path.read_text() for path in (tmp_path / "earlier.1").iterdir()} == {n: n for n in demo.FILES}
+
+
 def test_without_steps_the_minutes_decide(demo, tmp_path, monkeypatch):
     """18 of them by default, or as many as are given; the number of steps is not known before the warm-up's end."""
     seen = []

@@ -33,7 +33,7 @@ def stand_ins(program, notes, patch):
     patch.setattr(run, "run", run_of_no_steps)
     patch.setattr(run, "load_if_there", load_if_there)
     patch.setattr(training, "restore", lambda state, path, *_: notes.add(restored=str(path)))
-    patch.setattr(checkpoint, "set_aside", lambda path: notes.add(set_aside=str(path)))
+    patch.setattr(checkpoint, "set_aside_run", lambda out, names: notes.add(set_aside=f"{out}/{names[-1]}"))
     patch.setitem(program.names, "final_pictures", final_pictures)
     note_data(notes, patch, vars(run))
     note_network(program.names, notes, patch, "build")
