@@ -79,7 +79,6 @@ class TrainConfig(LoopConfig):
     num_steps: int = 2000
     minutes: float | None = 8.0
     batch_size: int = 64
-    peak_lr: float = 2e-3
     label_drop: float = 0.1  # the share of examples that lose their label
     target: str = "eps"
     min_snr: float | None = None

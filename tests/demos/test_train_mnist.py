@@ -115,7 +115,7 @@ def test_resume_refuses_other_settings(main, tmp_path):
     before = (tmp_path / "checkpoint.npz").read_bytes()
     for option, message in (
         ({"batch_size": 8}, "batch_size is 4 in the checkpoint, 8 is wanted"),
-        ({"lr": 0.01}, r"peak_lr is 0\.002 in the checkpoint, 0\.01 is wanted"),
+        ({"lr": 0.01}, r"peak_lr is 0\.003 in the checkpoint, 0\.01 is wanted"),
         ({"ema_decay": 0.9}, r"ema_decay is 0\.995 in the checkpoint, 0\.9 is wanted"),
         ({"schedule": "cosine"}, "schedule is 'linear' in the checkpoint, 'cosine' is wanted"),
         ({"T": 50}, "T is 1000 in the checkpoint, 50 is wanted"),
