@@ -58,14 +58,13 @@ def schedules(draw, least=1):
 # ------------------------------------------------------------------------------------------------------------ the forms
 
 
-@given(any_schedule, st.data(), seeds, st.sampled_from(["float32", "float64"]))
+@given(schedules(2), st.data(), seeds, st.sampled_from(["float32", "float64"]))
 def test_v_leads_from_beta_tilde_to_beta_along_their_logs(schedule, data, seed, dtype):
     """v = 0 is beta_tilde and v = 1 beta, at any s < t, and log var is affine in v (Nichol & Dhariwal 2021, eq. 15)."""
     t, s = draw_pair(data, schedule, lowest_s=1)
     v = normal(seed, 3, 2, dtype=dtype)
     low, high = schedule.beta_tilde(t, s), schedule.beta_t_given_s(t, s)
-    # exp(x) has the roundings of x, up to 300; an extreme schedule underflows.
-    tolerance = {"rtol": 1e-4, "atol": 1e-37} if dtype == "float32" else {"rtol": 1e-11, "atol": 1e-290}
+    tolerance = {"rtol": 1e-5 if dtype == "float32" else 1e-12, "atol": 0}  # exp(x) has the roundings of x, up to 30
     assert_close(interpolated(schedule, 0 * v, t, s), np.full((3, 2), low), **tolerance)
     assert_close(interpolated(schedule, 0 * v + 1, t, s), np.full((3, 2), high), **tolerance)
     var = interpolated(schedule, v, t, s)
@@ -74,7 +73,7 @@ def test_v_leads_from_beta_tilde_to_beta_along_their_logs(schedule, data, seed, 
     assert_close(var, np.exp(v * np.log(high) + (1 - v) * np.log(low)), **tolerance)
 
 
-@given(any_schedule, st.data())
+@given(schedules(2), st.data())
 def test_every_row_has_its_own_ends(schedule, data):
     """Rows of other times are the rows of each time alone; so they are for both forms."""
     pairs = [draw_pair(data, schedule) for _ in range(3)]
@@ -84,6 +83,15 @@ def test_every_row_has_its_own_ends(schedule, data):
         together = form(schedule, x, t, s)
         for row, pair in enumerate(pairs):
             assert_close(together[row], form(schedule, x[row : row + 1], *pair)[0])
+
+
+@pytest.mark.filterwarnings("ignore::tinydiff.diffusion.ScheduleWarning")
+def test_a_step_without_noise_has_next_to_no_variance():
+    """A beta of 3e-17 is lost beside 1: both ends are 0, whose logarithm is none; the result is finite all the same."""
+    v = asarray(np.array([[0.0, 0.5, 1.0, 3.0]]))
+    for dtype in ("float32", "float64"):
+        var = to_numpy(interpolated(Schedule([0.5, 3e-17]), v.astype(dtype), 2, 1))
+        assert ((var >= 0) & (var < 1e-30)).all()
 
 
 @given(schedules(2))
@@ -225,8 +233,8 @@ def test_one_variance_for_all_pixels_of_a_row_is_the_variance_of_the_row(schedul
     own = {"decoder": gaussian_log_density}
     first, second = (term(0, decoder_variance=lambda *_, var=var: var, **own) for var in (rows, pixels))
     assert_same(first, second)
-    mixed = np.array([int(np.max(s)), 0]), lambda *_: pixels
-    x_s, x_0_hat = ddpm_step(schedule, x_t, eps_hat, np.broadcast_to(t, 2), mixed[0], noise, variance=mixed[1])
+    t, mixed = np.broadcast_to(t, 2), np.array([np.broadcast_to(s, 2)[0], 0])
+    x_s, x_0_hat = ddpm_step(schedule, x_t, eps_hat, t, mixed, noise, variance=lambda *_: pixels)
     assert_same(x_s[1], x_0_hat[1])
 
 
