@@ -8,11 +8,12 @@
 
 DATA is the name of a data set, or one of:
 
-    a folder        of pictures; its subfolders are the classes, if there are any
-    an .npz file    with `images` (N, H, W) or (N, H, W, C), uint8, and, if there are classes, `labels` (N,); float
-                    images need `value_range`, the values of black and white, such as (0, 1)
-    an IDX file     in the form of MNIST's, packed or not; the labels of my-images-idx3-ubyte are those of
-                    my-labels-idx1-ubyte beside it, if it is there
+    a folder       of pictures; its subfolders are the classes, if there are any
+    an .npz file   with `images` (N, H, W) or (N, H, W, C), uint8, and, if there are classes,
+                   `labels` (N,); float images need `value_range`, the values of black and
+                   white, such as (0, 1)
+    an IDX file    in the form of MNIST's, packed or not; the labels of my-images-idx3-ubyte
+                   are those of my-labels-idx1-ubyte beside it, if it is there
 
 Pictures without classes are trained and drawn without labels and without guidance.  The network has three levels for
 pictures of 16 to 32 pixels, and four levels with attention for 64.  The run prints what a step takes, and writes to
