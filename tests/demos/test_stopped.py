@@ -54,7 +54,7 @@ def classifier(load_demo, monkeypatch, folder):
 def points(load_demo, monkeypatch, folder):
     demo = load_demo("points_2d")
     monkeypatch.setattr(demo, "T", 20)
-    monkeypatch.setattr(demo.Schedule, "linear", staticmethod(lambda T: Schedule([0.3] * T)))
+    monkeypatch.setitem(demo.SCHEDULES, "linear", lambda T: Schedule([0.3] * T))
     monkeypatch.setattr(demo, "PERMUTATIONS", 9)
     return demo, {"steps": 4, "batch_size": 8, "sample_steps": 4, "num": 10}, ["moons", "mixture"]
 

@@ -38,6 +38,8 @@ FOLDERS = {
     "precision/precision": ([], "precision.png samples.png table.csv"),
     "measure/ranks": ([], "ranks.md ranks.png"),
     "measure/gpu_session": ([], "report.json report.txt"),
+    "measure/compare_settings": ([["default"]], "settings.csv settings.png"),
+    "measure/frontier": (["gone.npz"], "frontier.csv frontier.png"),
 }
 # Of each program: its positional arguments, and the kind of file behind each argument of main.
 FILES = {
@@ -76,7 +78,7 @@ def refused(load_demo, name, said, **options):
     """main ends with a TinydiffError that says so, before a data set or a checkpoint is opened."""
     with pytest.MonkeyPatch.context() as patch:
         demo = load_demo(name)
-        for opener in ("load", "load_trained", "load_classifier", "load_kind"):
+        for opener in ("load", "load_trained", "load_guided", "load_classifier", "load_kind"):
             if hasattr(demo, opener):
                 patch.setattr(demo, opener, None)
         with pytest.raises(TinydiffError) as error:
@@ -179,7 +181,8 @@ def test_what_does_not_fit_a_checkpoint_is_refused_before_the_first_drawing(
     """A checkpoint tells how large an image is, and how many steps its schedule has."""
     demo, pool = load_demo(name), pool_of(Leaning())
     words = {"vocabulary": load_demo("prompts/captions").VOCABULARY, "held_out": []} if "prompts" in name else {}
-    monkeypatch.setattr(demo, "load_trained", lambda *_: (pool, SCHEDULE, META | words))
+    opener = "load_guided" if name == "sample" else "load_trained"
+    monkeypatch.setattr(demo, opener, lambda *_: (pool, SCHEDULE, META | words))
     monkeypatch.setattr(demo, "load_classifier", lambda *_: (pool_of(StampReader()), {}), raising=False)
     monkeypatch.setattr(demo, "load", lambda *_, **__: data(np.arange(20) % 10, default_rng(0)), raising=False)
     with pytest.raises(TinydiffError, match=said):
