@@ -96,8 +96,8 @@ def main(
             for seed in seeds:
                 folder = own_folder(out / folder_name(setting) / f"seed_{seed}")
                 measured = partial(measure, folder, common | options | {"seed": seed}, judge, scale, sample_steps)
-                which = {"data": test.name, "steps": options["steps"], "num": num}
-                which |= {"scale": scale, "sample_steps": sample_steps}
+                which = {"data": test.name, "steps": options["steps"]}
+                which |= {"num": num, "scale": scale, "sample_steps": sample_steps}
                 rows[setting, seed] = row_of(folder / "row.csv", which, measured)
     table = summary(rows, judge.real, num)
     print(f"{test.name}, {cli.counted(num, 'image')} a network, guidance {scale:g}, seeds {cli.as_typed(seeds)}")
@@ -162,10 +162,16 @@ def measure(folder, options, judge, scale, sample_steps):
     pool, schedule, meta = load_trained(folder / "checkpoint.npz", options["workers"])
     check_steps(schedule.T, sample_steps=sample_steps)
     recipe = Recipe(schedule, tuple(meta["data"]["image_shape"]), num_steps=sample_steps, scale=scale)
-    labels = np.arange(judge.num) % pool.model.num_classes
     with pool:
-        images = np.concatenate([frames[-1] for frames in generate(pool, recipe, labels.tolist(), 0)])
-    return judge(np.clip(images, -1, 1), labels) | {"seconds": seconds}
+        images, labels = digits_of(pool, recipe, judge.num, 0)
+    return judge(images, labels) | {"seconds": seconds}
+
+
+def digits_of(pool, recipe, num, seed):
+    """num images in [-1, 1], and their labels, which are the classes in turn."""
+    labels = np.arange(num) % pool.model.num_classes
+    images = np.concatenate([frames[-1] for frames in generate(pool, recipe, labels.tolist(), seed)])
+    return np.clip(images, -1, 1), labels
 
 
 def summary(rows, real, num):
@@ -173,19 +179,17 @@ def summary(rows, real, num):
 
     rows: {(setting, seed): figures}.  real: the figures of as many real digits.  num: the digits of a network.
     """
-    table = []
-    for setting in dict.fromkeys(setting for setting, _ in rows):
-        table.append(line(setting, [row for (name, _), row in rows.items() if name == setting], real, num))
-    return [*table, line("real", [real], real, num)]
+    settings = dict.fromkeys(setting for setting, _ in rows)
+    named = {setting: [row for (name, _), row in rows.items() if name == setting] for setting in settings}
+    return [{"setting": name} | cells(figures, real, num) for name, figures in (named | {"real": [real]}).items()]
 
 
-def line(name, figures, real, num):
-    """A row of the table from the figures of one setting, one entry for each seed."""
+def cells(figures, real, num):
+    """The measured cells of a table's row, from one entry for each seed; seconds are "-" where there are none."""
     right, n = sum(row["right"] for row in figures), num * len(figures)
     distances = [row["frechet"] for row in figures]
     ends = f" ({min(distances):.3g} to {max(distances):.3g})" if len(distances) > 1 else ""
     return {
-        "setting": name,
         "asked": f"{percent(right / n)} ({interval(right, n)})",
         "frechet": f"{np.mean(distances):.3g}{ends}",
         "coverage": percent(np.mean([row["coverage"] for row in figures])),
@@ -197,20 +201,27 @@ def line(name, figures, real, num):
 def picture(rows, real, num):
     """A figure: the share read as asked, and coverage, against the Frechet distance; a point for each network."""
     figure = Figure(figsize=(11, 4.6), dpi=100, layout="constrained")
-    panels = {"read as asked": lambda row: row["right"] / num, "coverage of test digits": lambda row: row["coverage"]}
-    for axes, (title, height) in zip(figure.subplots(1, 2), panels.items()):
+    for axes, _, height in panels(figure, num):
         for k, setting in enumerate(dict.fromkeys(setting for setting, _ in rows)):
             points = [row for (name, _), row in rows.items() if name == setting]
             x, y = [row["frechet"] for row in points], [100 * height(row) for row in points]
             axes.plot(x, y, "o", color=f"C{k}", ms=7, alpha=0.85, label=setting)
         axes.plot(real["frechet"], 100 * height(real), "k*", ms=12, label="as many real digits")
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def panels(figure, num):
+    """Yield (axes, title, height) of two panels against the Frechet distance.  height(figures): a share, to be drawn in
+    percent.  num: the digits that a share read as asked is a part of."""
+    heights = {"read as asked": lambda row: row["right"] / num, "coverage of test digits": lambda row: row["coverage"]}
+    for axes, (title, height) in zip(figure.subplots(1, 2), heights.items()):
         axes.set_title(title, fontsize=11)
         axes.set_xlabel("Frechet distance from test digits")
         axes.yaxis.set_major_formatter("{x:g}%")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9)
-    return figure
+        yield axes, title, height
 
 
 if __name__ == "__main__":

@@ -30,16 +30,16 @@ from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).parents[1]))  # of guidance.py
 
-from compare_settings import row_of
+from compare_settings import cells, digits_of, panels, row_of
 from guidance import interval_times
 
 from tinydiff.app import cli
 from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.choices import check_classes, guidance
 from tinydiff.app.classify import load_classifier
-from tinydiff.app.generate import Recipe, by_label, check_steps, generate
+from tinydiff.app.generate import Recipe, by_label, check_steps
 from tinydiff.app.kinds import EVERY, data_name, data_size
-from tinydiff.app.metrics import interval, percent, relative, wilson_interval
+from tinydiff.app.metrics import wilson_interval
 from tinydiff.app.outputs import own_folder
 from tinydiff.app.reading import Judge, check_num
 from tinydiff.app.tables import write_table
@@ -124,10 +124,9 @@ def in_interval(low, high, guide, model, labels, scale):
 def measure(pool, recipe, judge, seed):
     """Draw judge.num digits, and judge them: the figures of a point."""
     began = time.monotonic()
-    labels = np.arange(judge.num) % pool.model.num_classes
-    images = np.concatenate([frames[-1] for frames in generate(pool, recipe, labels.tolist(), seed)])
+    images, labels = digits_of(pool, recipe, judge.num, seed)
     seconds = time.monotonic() - began
-    return judge(np.clip(images, -1, 1), labels) | {"seconds": seconds}
+    return judge(images, labels) | {"seconds": seconds}
 
 
 def best(rows, num):
@@ -138,17 +137,7 @@ def best(rows, num):
 
 def table_of(rows, real, num):
     named = {name_of(point): row for point, row in rows.items()} | {"real": real}
-    return [
-        {
-            "point": name,
-            "asked": f"{percent(row['right'] / num)} ({interval(row['right'], num)})",
-            "frechet": f"{row['frechet']:.3g}",
-            "coverage": percent(row["coverage"]),
-            "spread": percent(relative(row["spread"], real["spread"])),
-            "seconds": f"{row['seconds']:.0f}" if "seconds" in row else "-",
-        }
-        for name, row in named.items()
-    ]
+    return [{"point": name} | cells([row], real, num) for name, row in named.items()]
 
 
 def picture(rows, real, num):
@@ -158,9 +147,8 @@ def picture(rows, real, num):
     points.  Points of an interval are open.
     """
     figure = Figure(figsize=(11, 4.8), dpi=100, layout="constrained")
-    panels = {"read as asked": lambda row: row["right"] / num, "coverage of test digits": lambda row: row["coverage"]}
     families = sorted({(auto, middle) for _, auto, middle in rows})
-    for axes, (title, height) in zip(figure.subplots(1, 2), panels.items()):
+    for axes, title, height in panels(figure, num):
         for auto, middle in families:
             scales = sorted(scale for scale, a, m in rows if (a, m) == (auto, middle))
             family = [rows[scale, auto, middle] for scale in scales]
@@ -179,11 +167,6 @@ def picture(rows, real, num):
             axes.axhline(100 * LEAST, color="0.6", lw=1, ls=":")
         if (chosen := best(rows, num)) is not None:
             axes.plot(rows[chosen]["frechet"], 100 * height(rows[chosen]), "o", ms=15, mfc="none", color="0.3")
-        axes.set_title(title, fontsize=11)
-        axes.set_xlabel("Frechet distance from test digits")
-        axes.yaxis.set_major_formatter("{x:g}%")
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9, title="beside a point: the scale of\nclassifier-free guidance")
     return figure
 

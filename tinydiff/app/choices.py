@@ -80,9 +80,8 @@ def guidance(model: Any, scale: float | None, auto: float | None) -> tuple[dict[
     scale, auto = float(1 if scale is None or not classes else scale), float(1 if auto is None else auto)
     texts = [f"guidance {scale:g}"] if classes and (auto == 1 or scale != 1) else []
     texts += [f"autoguidance {auto:g}"] if auto != 1 else []
-    return {"scale": scale, "guide": partial(by_early, auto) if auto != 1 else by_label}, ", ".join(
-        texts or ["no labels"]
-    )
+    guide = partial(by_early, auto) if auto != 1 else by_label
+    return {"scale": scale, "guide": guide}, ", ".join(texts) or "no labels"
 
 
 def by_early(w: float, model: Any, labels: Sequence[int], scale: float) -> EpsFn:

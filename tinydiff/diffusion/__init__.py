@@ -33,7 +33,8 @@ __all__ = [
     "Schedule", "ScheduleWarning", "classifier_free", "classifier_guided", "ddim_step", "ddpm_step", "dpm_solver_2m",
     "eps_from_v", "eps_from_x_0", "guided", "log_snr_pairs", "q_sample", "q_x_s_given_x_t_x_0", "q_x_t_given_x_s",
     "quadratic_pairs", "rescaled", "sample", "timestep_pairs", "unconditional", "v_from_x_0_eps", "within",
-    "x_0_from_eps", "x_0_from_v"]  # fmt: skip
+    "x_0_from_eps", "x_0_from_v",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
