@@ -96,7 +96,7 @@ def main(
             for seed in seeds:
                 folder = own_folder(out / folder_name(setting) / f"seed_{seed}")
                 measured = partial(measure, folder, common | options | {"seed": seed}, judge, scale, sample_steps)
-                which = {"data": test.name, "steps": options["steps"]}
+                which = {"data": test.name, "classifier": classifier, "steps": options["steps"]}
                 which |= {"num": num, "scale": scale, "sample_steps": sample_steps}
                 rows[setting, seed] = row_of(folder / "row.csv", which, measured)
     table = summary(rows, judge.real, num)

@@ -80,11 +80,14 @@ def test_what_is_measured_is_not_measured_again(demo, tmp_path):
     assert [options["seed"] for options in demo.trained] == [0, 1]
     run(demo, tmp_path, "default", seeds=(0,), scale=2.0)
     assert (demo.trained[-1]["seed"], demo.trained[-1]["resume"]) == (0, True)
+    assert len(demo.trained) == 3
+    run(demo, tmp_path, "default", seeds=(0,), scale=2.0, classifier="another.npz")  # which may read otherwise
+    assert len(demo.trained) == 4
 
 
-@pytest.mark.parametrize("name", ["data", "steps", "num", "scale", "sample_steps"])
+@pytest.mark.parametrize("name", ["data", "classifier", "steps", "num", "scale", "sample_steps"])
 def test_a_row_of_another_measurement_does_not_count(demo, tmp_path, name):
-    which = {"data": "glyphs", "steps": 600, "num": 20, "scale": 1.0, "sample_steps": 3}
+    which = {"data": "glyphs", "classifier": "c.npz", "steps": 600, "num": 20, "scale": 1.0, "sample_steps": 3}
     figures = {"right": 3, "frechet": 1 / 3, "coverage": 0.1, "spread": 2 / 3, "seconds": 1e-9}
     path = tmp_path / "row.csv"
     assert demo.row_of(path, which, lambda: figures) == figures
