@@ -108,7 +108,7 @@ def main(
     print(f"learned from {len(seen):,} training images, the mean as it is: it saves {saved:.4g} +- {error:.2g}")
     print("for comparison, independent of the network")
     for name, number, what in references(dataset, x_0, schedule):
-        print(f"  {name:17}{number:#9.4g}    {what}")
+        print(f"  {name:17} {number:#9.4g}    {what}")
     if out is not None and ranks.rank == 0:
         with atomic_write(out) as file:
             spent(schedule, bits, times, kind).savefig(file, format="png")

@@ -266,7 +266,7 @@ def test_the_printed_references_are_of_this_checkpoint_and_data(demo, trained, t
     printed = capsys.readouterr().out
     x_0, _ = test_set.batch(np.arange(5) * 60 // 5)
     for name, bits, what in demo.references(test_set, x_0, Schedule.linear(100)):
-        assert f"  {name:17}{bits:#9.4g}    {what}\n" in printed
+        assert f"  {name:17} {bits:#9.4g}    {what}\n" in printed
     assert "level 9, the 60 raw test images as one file" in printed
     assert f"std {Schedule.linear(100).beta[1] ** 0.5:.2g} of the decoder, grey levels {2 / 255:.2g} apart" in printed
     head = f"data: {test_set.source}, 5 of 60 images\nglyphs, 2 steps\nbits/dim of p(x), no label given: "
