@@ -103,7 +103,8 @@ def in_short(error: BaseException) -> str:
         by = re.search(r"Max absolute difference[^:]*: ([\w.+-]+)", text)
         share = re.search(r"Max relative difference[^:]*: ([\w.+-]+)", text)
         if share and float(share[1]) < ROUNDING:
-            return f"{wrong[1]} of {wrong[2]} numbers are right only up to rounding, off by up to {share[1]} of their value"
+            off = f"off by up to {float(share[1]):.0e} of their value"
+            return f"{wrong[1]} of {wrong[2]} numbers are right only up to rounding, {off}"
         return f"{wrong[1]} of {wrong[2]} numbers are wrong" + (f", by up to {float(by[1]):.3g}" if by else "")
     first = (text and str(error).strip().splitlines()[0]).removeprefix("assert ")
     claim = re.sub(r"np\.\w+\(([^()]*)\)", r"\1", first)

@@ -45,6 +45,7 @@ FOLDER = "runs/exercise"
 LIMIT = 60  # seconds that a check may take: a loop without an end is stopped
 
 
+LONGEST = 400  # characters of a reason
 WORDS = 5  # that an answer must have before ours is shown
 
 
@@ -120,7 +121,12 @@ def check(exercise, folder):
     if progress(exercise, folder).get("source", source_digest()) != source_digest():
         again = command(f"start {exercise.name} --fresh", folder)
         show(f"note: the package has changed since this copy was made, and the laws with it: {again}")
-    small, *laws = broken_files(exercise, copy) or judge(exercise, copy)
+    if broken := broken_files(exercise, copy):
+        for file in broken:
+            show_result(exercise, file)
+        keep(exercise, folder, solved=False)
+        return False
+    small, *laws = judge(exercise, copy)
     held = sum(law["passed"] for law in laws)
     rounding = small.get("rounding", False)
     solved = bool(laws) and held == len(laws) and (small["passed"] or rounding)
@@ -283,7 +289,7 @@ def in_words(law, exercise):
     if "your turn: " in law["error"]:
         return f"still to be written, {where}{law['error'].partition('your turn: ')[2]}"
     case = f"with {law['example']}" if law["example"] else ""
-    return "\n".join(filter(None, [textwrap.shorten(law["error"], 400), where and where + place["code"], case]))
+    return "\n".join(filter(None, [textwrap.shorten(law["error"], LONGEST), where and where + place["code"], case]))
 
 
 def near(path):

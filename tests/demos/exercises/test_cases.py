@@ -153,7 +153,7 @@ def test_what_is_not_written_yet_is_the_readers_turn(name, copies, cases, exerci
 
 
 def test_every_sentence_of_a_usual_mistake_can_be_told(cases):
-    """In each case the value of each usual mistake differs from the right one, and gets the sentence of that mistake."""
+    """In each case the value of a usual mistake, where it differs from the right one, gets that mistake's sentence."""
     for name, case in cases.CASES.items():
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
