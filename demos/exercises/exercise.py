@@ -2,12 +2,12 @@
 
     python demos/exercises/exercise.py list               fifteen exercises, 10 to 30 minutes each
     python demos/exercises/exercise.py start closed_form  a copy without a few statements
-    python demos/exercises/exercise.py check              a small case and the laws of this exercise judge your copy
-    python demos/exercises/exercise.py see                what your copy draws, below what the original draws
+    python demos/exercises/exercise.py check              a small case and the laws judge your copy
+    python demos/exercises/exercise.py see                what your copy draws, below the original's
     python demos/exercises/exercise.py hint               one more hint, of three
     python demos/exercises/exercise.py solution           the statements that were taken out
-    python demos/exercises/exercise.py answer             its question: write your answer, then read ours
-    python demos/exercises/exercise.py answer stop3       the same for a stop of the tour, stop1 to stop11
+    python demos/exercises/exercise.py answer             its question: first your answer, then ours
+    python demos/exercises/exercise.py answer stop3       the question of a stop of the tour, 1 to 11
 
 A copy lies in runs/exercise/NAME/.  Nothing else is touched, so any number of exercises may be under way.  Without a
 name, start takes the next exercise, and the other commands take the one that was worked on last.  A check runs the
@@ -69,10 +69,14 @@ def main(action="list", name=None, *, dir=FOLDER, fresh=False, checkpoint=None):
         if progress(exercise, folder) is None:
             raise TinydiffError(f"{exercise.name} has not been started: {command(f'start {exercise.name}', folder)}")
         if action == "check":
-            sys.exit(0 if check(exercise, folder) else 1)
-        if action == "see":
-            sys.exit(0 if see(exercise, folder, checkpoint) else 1)
-        (hint if action == "hint" else solution)(exercise, folder)
+            right = check(exercise, folder)
+        elif action == "see":
+            right = see(exercise, folder, checkpoint)
+        else:
+            right = True
+            (hint if action == "hint" else solution)(exercise, folder)
+        if not right:
+            sys.exit(1)
 
 
 # ------------------------------------------------------------------------------------------------------- seven actions

@@ -56,6 +56,7 @@ def save(path, exercise, original, yours, title):
     shown = [original, np.where(bad, 0, yours)]
     columns = len(TIMES) if exercise.scene == "noise" else len(original)
     rows = len(original) // columns
+    title = f"{title}; t = {', '.join(map(str, TIMES))}" if exercise.scene == "noise" else title
     labels = [name for name in ("original", "yours") for _ in range(rows)]
     if rows == 2:
         labels = [f"{name}, {schedule}" for name in ("original", "yours") for schedule in ("linear", "cosine")]

@@ -318,7 +318,7 @@ def test_a_small_case_that_fails_is_the_reason(do, judged):
 
 
 def test_right_up_to_rounding_is_said(demo, do, judged, tmp_path):
-    """The formula is right, and the digits are not; if all laws hold all the same, it is solved, and nothing is said."""
+    """The formula is right, the digits are not.  If all laws hold all the same, it is solved, and nothing is said."""
     do("start", "ema")
     small = law("a small case", "x is right up to rounding: keep digits.") | {"rounding": True}
     judged(small, law("one", "wrong"), law("two"))
