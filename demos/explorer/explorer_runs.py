@@ -1,8 +1,8 @@
 """The runs that explorer.py shows, recorded as sheets of small pictures and tables of numbers.
 
     forward     a chain of 1,000 small steps beside one jump with the same noise, for each schedule
-    reverse     x_t, eps_hat and x_0_hat at each step, for every sampler, number of steps and guidance scale
-    riddles     digits with less and less noise, and the network's x_0_hat of each
+    reverse     x_t, eps_hat, x_0_hat and the exact mean, for every sampler, number of steps and guidance scale
+    riddles     digits with less and less noise, the network's x_0_hat of each, and the exact mean
     points      particles in the plane: the forward chain, the flow back, and the field that the flow follows
     mistakes    the mistakes of pitfalls.py, each beside the correct pictures
 
@@ -121,17 +121,47 @@ def noised(schedule, x_0, shown, seed):
     return np.stack(chain), np.stack(jump)
 
 
-def reverse(pool, schedule, shape, labels, steps, moments, seed):
-    """Every label, drawn by each sampler with each number of steps and each scale, always from the same x_T."""
+def possible_mean(schedule, x_0, x_t, t):
+    """E[x_0 | x_t] if the data are the rows of x_0, all as likely, and how many of these rows still count.
+
+        w_i proportional to exp(-|x_t - sqrt(alpha_bar_t) x_0_i|^2 / (2 (1 - alpha_bar_t))),   sum_i w_i = 1
+        mean = sum_i w_i x_0_i,   count = 1/sum_i w_i^2
+
+    x_0: (K, H, W, C).  x_t: (N, H, W, C).  t: one time; at t = 0 only the nearest row counts.  Returns the mean, of
+    x_t's shape, and the counts (N,).  Both are host arrays in float64.
+    """
+    points, x = (to_numpy(a).reshape(len(a), -1).astype("float64") for a in (x_0, x_t))
+    signal, var = schedule.alpha_bar[t] ** 0.5, schedule.one_minus_alpha_bar[t]
+    nearness = x @ (signal * points).T - schedule.alpha_bar[t] * (points**2).sum(1) / 2  # without |x_t|^2
+    nearness -= nearness.max(1, keepdims=True)
+    w = np.exp(nearness / var) if var else (nearness == 0).astype("float64")
+    w /= w.sum(1, keepdims=True)
+    return (w @ points).reshape(x_t.shape), 1 / (w**2).sum(1)
+
+
+def reverse(pool, schedule, shape, labels, steps, moments, seed, known):
+    """Every label, drawn by each sampler with each number of steps and each scale, always from the same x_T.
+
+    known: images and labels to take the exact mean of: of the label's own images, or of all at scale 0.
+    """
+    images, their_labels = known
+    possible = {label: images[their_labels == label] for label in labels}
     jobs = [(sampler, num_steps, scale) for sampler in SAMPLERS for num_steps in steps for scale in SCALES]
     record = partial(trajectory, schedule, shape, labels, moments, seed)
     runs = {}
     recorded = tqdm(pool.map(record, jobs), "reverse", len(jobs))  # zip must ask the bar first, else it ends below 100%
     for (times, seen), (sampler, num_steps, scale) in zip(recorded, jobs):
-        sheets = [sheet(seen[:, :, i]) for i in range(seen.shape[2])]
+        sheets, counts = [], []
+        for i in range(seen.shape[2]):
+            of = possible[labels[i]] if scale else images
+            mean, count = zip(*(possible_mean(schedule, of, x_t[i : i + 1], t) for t, x_t in zip(times, seen[0])))
+            sheets.append(sheet([*seen[:, :, i], np.concatenate(mean)]))
+            counts.append(rounded(np.concatenate(count)))
         alpha_bar = rounded(schedule.alpha_bar[list(times)])
-        runs[f"{sampler} {num_steps} {scale}"] = {"times": times, "alpha_bar": alpha_bar, "sheets": sheets}
-    return {"steps": list(steps), "scales": list(SCALES), "samplers": list(SAMPLERS), "runs": runs}
+        run = {"times": times, "alpha_bar": alpha_bar, "counts": counts, "sheets": sheets}
+        runs[f"{sampler} {num_steps} {scale}"] = run
+    ways = {"steps": list(steps), "scales": list(SCALES), "samplers": list(SAMPLERS)}
+    return {**ways, "known": [len(images), [len(possible[label]) for label in labels]], "runs": runs}
 
 
 def trajectory(schedule, shape, labels, moments, seed, model, job):
@@ -161,13 +191,14 @@ def trajectory(schedule, shape, labels, moments, seed, model, job):
     return times, np.stack(pictures)
 
 
-def riddles(pool, schedule, x_0, labels, moments, seed):
-    """Each picture with less and less of the same noise, and the network's x_0_hat of it, predicted without a label."""
+def riddles(pool, schedule, x_0, labels, moments, seed, known):
+    """Each picture with less and less of the same noise, the network's x_0_hat without a label, and the exact mean."""
     times = evenly_in_signal(schedule, moments)[::-1]
     eps = standard_normal(default_rng("riddles", seed), x_0.shape)
     x_t = [q_sample(schedule, asarray(x_0), t, eps) for t in times]
     x_0_hat = list(pool.map(partial(guess, schedule), list(zip(x_t, times))))
-    seen = np.stack([[to_numpy(x) for x in x_t], x_0_hat])  # (2, moments, N, H, W, C)
+    means = [possible_mean(schedule, known[0], x, t)[0] for x, t in zip(x_t, times)]
+    seen = np.stack([[to_numpy(x) for x in x_t], x_0_hat, means])  # (3, moments, N, H, W, C)
     items = [
         {"label": int(label), "sheet": sheet(seen[:, :, i]), "answer": sheet(x_0[None, i : i + 1])}
         for i, label in enumerate(labels)
@@ -261,8 +292,9 @@ def compared(group, drawn, reader, labels, numbers):
     for case, images in wrong:
         case = pitfalls.explained(case, numbers)
         figures = pitfalls.measure(reader, images, labels, right if group == "sampling" else None)
-        pair = {"right": sheet(right[None, :SHOWN]), "wrong": sheet(images[None, :SHOWN])}
-        texts = {"name": case.name, "why": case.why, "figures": figures, "right_figures": right_figures}
+        pair = {"right": sheet(right[None, :SHOWN]), "other": sheet(images[None, :SHOWN])}
+        kind = "wrong" if case.is_mistake else "also right"
+        texts = {"name": case.name, "kind": kind, "why": case.why, "figures": figures, "right_figures": right_figures}
         rows.append({"group": group, **texts, **pair})
     return rows
 
