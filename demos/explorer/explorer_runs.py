@@ -47,6 +47,7 @@ from tinydiff.train import train
 
 # Python finds modules beside the script only.  The demos that the page shows are programs in the folder above.
 sys.path.append(str(Path(__file__).parents[1]))
+import exact
 import pitfalls
 import points_2d
 from forward_process import SCHEDULES
@@ -121,22 +122,23 @@ def noised(schedule, x_0, shown, seed):
     return np.stack(chain), np.stack(jump)
 
 
-def possible_mean(schedule, x_0, x_t, t):
-    """E[x_0 | x_t] if the data are the rows of x_0, all as likely, and how many of these rows still count.
+class Possible:
+    """E[x_0 | x_t] if the data are some pictures (K, H, W, C), all as likely."""
 
-        w_i proportional to exp(-|x_t - sqrt(alpha_bar_t) x_0_i|^2 / (2 (1 - alpha_bar_t))),   sum_i w_i = 1
-        mean = sum_i w_i x_0_i,   count = 1/sum_i w_i^2
+    def __init__(self, schedule, pictures):
+        self.pictures, self.x_0_fn = asarray(pictures), exact.ideal_x_0_fn(schedule, pictures)
 
-    x_0: (K, H, W, C).  x_t: (N, H, W, C).  t: one time; at t = 0 only the nearest row counts.  Returns the mean, of
-    x_t's shape, and the counts (N,).  Both are host arrays in float64.
-    """
-    points, x = (to_numpy(a).reshape(len(a), -1).astype("float64") for a in (x_0, x_t))
-    signal, var = schedule.alpha_bar[t] ** 0.5, schedule.one_minus_alpha_bar[t]
-    nearness = x @ (signal * points).T - schedule.alpha_bar[t] * (points**2).sum(1) / 2  # without |x_t|^2
-    nearness -= nearness.max(1, keepdims=True)
-    w = np.exp(nearness / var) if var else (nearness == 0).astype("float64")
-    w /= w.sum(1, keepdims=True)
-    return (w @ points).reshape(x_t.shape), 1 / (w**2).sum(1)
+    def mean(self, x_t, t):
+        """The mean, like x_t (N, H, W, C), and how many pictures still matter (N,), on the host.
+
+        At t = 0, as in the limit, it is the nearest picture.
+        """
+        x_t = asarray(x_t)
+        if t == 0:
+            distances = xp.stack([((self.pictures - x) ** 2).sum((1, 2, 3)) for x in x_t])
+            return to_numpy(self.pictures[distances.argmin(1)]), np.ones(len(x_t))
+        x_0_hat, w = self.x_0_fn(x_t, t)
+        return to_numpy(x_0_hat), to_numpy(exact.still_matter(w))
 
 
 def reverse(pool, schedule, shape, labels, steps, moments, seed, known):
@@ -145,7 +147,8 @@ def reverse(pool, schedule, shape, labels, steps, moments, seed, known):
     known: images and labels to take the exact mean of: of the label's own images, or of all at scale 0.
     """
     images, their_labels = known
-    possible = {label: images[their_labels == label] for label in labels}
+    each, of_all = {label: images[their_labels == label] for label in labels}, Possible(schedule, images)
+    possible = {label: Possible(schedule, own) for label, own in each.items()}
     jobs = [(sampler, num_steps, scale) for sampler in SAMPLERS for num_steps in steps for scale in SCALES]
     record = partial(trajectory, schedule, shape, labels, moments, seed)
     runs = {}
@@ -153,15 +156,15 @@ def reverse(pool, schedule, shape, labels, steps, moments, seed, known):
     for (times, seen), (sampler, num_steps, scale) in zip(recorded, jobs):
         sheets, counts = [], []
         for i in range(seen.shape[2]):
-            of = possible[labels[i]] if scale else images
-            mean, count = zip(*(possible_mean(schedule, of, x_t[i : i + 1], t) for t, x_t in zip(times, seen[0])))
+            of = possible[labels[i]] if scale else of_all
+            mean, count = zip(*(of.mean(x_t[i : i + 1], t) for t, x_t in zip(times, seen[0])))
             sheets.append(sheet([*seen[:, :, i], np.concatenate(mean)]))
             counts.append(rounded(np.concatenate(count)))
         alpha_bar = rounded(schedule.alpha_bar[list(times)])
         run = {"times": times, "alpha_bar": alpha_bar, "counts": counts, "sheets": sheets}
         runs[f"{sampler} {num_steps} {scale}"] = run
     ways = {"steps": list(steps), "scales": list(SCALES), "samplers": list(SAMPLERS)}
-    return {**ways, "known": [len(images), [len(possible[label]) for label in labels]], "runs": runs}
+    return {**ways, "known": [len(images), [len(each[label]) for label in labels]], "runs": runs}
 
 
 def trajectory(schedule, shape, labels, moments, seed, model, job):
@@ -197,7 +200,8 @@ def riddles(pool, schedule, x_0, labels, moments, seed, known):
     eps = standard_normal(default_rng("riddles", seed), x_0.shape)
     x_t = [q_sample(schedule, asarray(x_0), t, eps) for t in times]
     x_0_hat = list(pool.map(partial(guess, schedule), list(zip(x_t, times))))
-    means = [possible_mean(schedule, known[0], x, t)[0] for x, t in zip(x_t, times)]
+    possible = Possible(schedule, known[0])
+    means = [possible.mean(x, t)[0] for x, t in zip(x_t, times)]
     seen = np.stack([[to_numpy(x) for x in x_t], x_0_hat, means])  # (3, moments, N, H, W, C)
     items = [
         {"label": int(label), "sheet": sheet(seen[:, :, i]), "answer": sheet(x_0[None, i : i + 1])}

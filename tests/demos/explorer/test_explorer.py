@@ -17,7 +17,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from ideal import mixture_eps_fn
 from PIL import Image
 
 from tinydiff.app import choices, generate
@@ -305,7 +304,7 @@ def test_the_curves_are_the_schedules(made):
 # ------------------------------------------------------------------------------------------------------------- reverse
 
 
-def some_digits(runs, side):
+def some_digits(side):
     """Twenty pictures of noise and their labels, two of each digit: what the exact mean is taken of."""
     pictures = default_rng("known").uniform(-1, 1, (20, side, side, 1)).astype("float32")
     return pictures, np.arange(20) % 10
@@ -346,32 +345,30 @@ def test_each_moment_is_x_t_its_noise_and_its_picture(runs, sampler, scale):
     assert (eps_hat[-1] == 0).all() and (x_0_hat[-1] == x_t[-1]).all()
 
 
-def test_the_exact_mean_is_the_ideal_denoisers_x_0_hat(runs, rng):
-    """That of data which are a finite set of pictures, at every t: tests/ideal.py has it in closed form."""
-    schedule, (points, _) = Schedule.linear(100), some_digits(runs, 4)
-    eps_fn = mixture_eps_fn(schedule, np.full(20, 1 / 20), points.reshape(20, 16), 0.0)
-    x_t = rng.standard_normal((3, 4, 4, 1))
-    for t in (1, 10, 50, 100):
-        mean, _ = runs.possible_mean(schedule, points, x_t, t)
-        ideal = x_0_from_eps(schedule, x_t.reshape(3, 16), t, to_numpy(eps_fn(asarray(x_t.reshape(3, 16)), t)))
-        np.testing.assert_allclose(mean.reshape(3, 16), ideal, atol=1e-9)
-
-
-def test_how_many_pictures_still_count(runs):
-    """All of them where nothing is known, one where x_t is nearly its own, two half-way between; at t = 0 one."""
-    schedule = Schedule.linear(1000)
-    one, other = np.full((4, 4, 1), 0.9), np.full((4, 4, 1), -0.3)
-    points = np.stack([one, other])
-    for t in (0, 100, 400, 1000):
-        root = schedule.alpha_bar[t] ** 0.5
-        mean, count = runs.possible_mean(schedule, points, root * np.stack([one, (one + other) / 2]), t)
+def test_the_exact_mean_is_that_of_pictures_under_one_x_t(runs):
+    """Known on paper for two pictures: the odds follow from the distance, and so do the mean and 1/sum w^2."""
+    schedule, pictures = Schedule.linear(1000), np.stack([np.full((4, 4, 1), 0.9), np.full((4, 4, 1), -0.3)])
+    possible = runs.Possible(schedule, pictures)
+    for t in (1, 100, 400, 1000):
+        x_t = schedule.alpha_bar[t] ** 0.5 * np.stack([pictures[0], pictures.mean(0)])
+        mean, count = possible.mean(x_t, t)
         # The two are 1.2 apart in each of 16 pixels; the odds of the other one are exp(-distance^2/(2 variance)).
-        odds = np.exp(-(root**2) * 16 * 1.2**2 / 2 / schedule.one_minus_alpha_bar[t]) if t else 0.0
-        known = slice(2 if t else 1)  # at t = 0 rounding decides between two that are as near
-        np.testing.assert_allclose(count[known], [(1 + odds) ** 2 / (1 + odds**2), 2.0][known], rtol=1e-9)
-        np.testing.assert_allclose(mean[known, 0, 0, 0], [(0.9 - 0.3 * odds) / (1 + odds), 0.3][known], rtol=1e-9)
-    same = np.concatenate([points, points, points])
-    np.testing.assert_allclose(runs.possible_mean(schedule, same, one[None], 100)[1], [3.0])
+        odds = np.exp(-schedule.alpha_bar[t] * 16 * 1.2**2 / 2 / schedule.one_minus_alpha_bar[t])
+        np.testing.assert_allclose(count, [(1 + odds) ** 2 / (1 + odds**2), 2.0], rtol=1e-9)
+        np.testing.assert_allclose(mean[:, 0, 0, 0], [(0.9 - 0.3 * odds) / (1 + odds), 0.3], rtol=1e-9)
+
+
+def test_at_t_0_the_exact_mean_is_the_nearest_picture(runs, rng):
+    """And it is the limit of the means at small t."""
+    schedule, (pictures, _) = Schedule.linear(1000), some_digits(4)
+    possible = runs.Possible(schedule, pictures)
+    x = rng.uniform(-1, 1, (9, 4, 4, 1)).astype("float32")
+    mean, count = possible.mean(x, 0)
+    nearest = ((x[:, None] - pictures) ** 2).sum((2, 3, 4)).argmin(1)
+    assert len(set(nearest)) > 3
+    np.testing.assert_array_equal(mean, pictures[nearest])
+    np.testing.assert_array_equal(count, np.ones(9))
+    np.testing.assert_allclose(possible.mean(x, 1)[0], mean, atol=1e-4)  # variance 1e-4: exp(-thousands)
 
 
 def test_the_workers_are_free_after_every_run_is_drawn(runs):
@@ -383,7 +380,7 @@ def test_the_workers_are_free_after_every_run_is_drawn(runs):
             self.free = True
 
     pool, schedule = Pool(), Schedule.linear(100)
-    made = runs.reverse(pool, schedule, (28, 28, 1), [2], [2], 3, 5, some_digits(runs, 28))
+    made = runs.reverse(pool, schedule, (28, 28, 1), [2], [2], 3, 5, some_digits(28))
     assert len(made["runs"]) == len(runs.SAMPLERS) * len(runs.SCALES) and pool.free
 
 
@@ -640,7 +637,7 @@ def test_each_run_of_reverse_is_its_own_trajectory(runs):
     assert runs.SAMPLERS == {"ddpm": generate.DDPM, "ddim": choices.DDIM, "2m": choices.DPM_SOLVER_2M}
     schedule = Schedule.linear(100)
     pool = Pool(Knows(schedule))
-    known = some_digits(runs, 4)
+    known = some_digits(4)
     made = runs.reverse(pool, schedule, (4, 4, 1), (2, 3), (2, 5), 3, 5, known)
     assert (made["steps"], made["scales"], made["samplers"]) == ([2, 5], [0, 1, 3], ["ddpm", "ddim", "2m"])
     assert len(made["runs"]) == 18
@@ -649,10 +646,8 @@ def test_each_run_of_reverse_is_its_own_trajectory(runs):
         run = made["runs"]["{} {} {}".format(*job)]
         assert run["times"] == times and run["alpha_bar"] == runs.rounded(schedule.alpha_bar[list(times)])
         for i in range(seen.shape[2]):
-            possible = known[0][known[1] == (2, 3)[i]] if job[2] else known[0]
-            means, counts = zip(
-                *(runs.possible_mean(schedule, possible, x_t[i][None], t) for x_t, t in zip(seen[0], times))
-            )
+            possible = runs.Possible(schedule, known[0][known[1] == (2, 3)[i]] if job[2] else known[0])
+            means, counts = zip(*(possible.mean(x_t[i][None], t) for x_t, t in zip(seen[0], times)))
             assert run["sheets"][i] == runs.sheet([*seen[:, :, i], np.concatenate(means)])
             assert run["counts"][i] == runs.rounded(np.concatenate(counts))
     assert made["known"] == [len(known[0]), [(known[1] == 2).sum(), (known[1] == 3).sum()]]
@@ -662,7 +657,7 @@ def test_a_riddle_is_guessed_without_its_label(runs):
     """x_t of one noise at falling times above x_0_hat of no label, which is the level 0 here; the answer is x_0."""
     schedule = Schedule.linear(100)
     x_0 = default_rng(3).uniform(-1, 1, (2, 4, 4, 1)).astype("float32")
-    known = some_digits(runs, 4)
+    known = some_digits(4)
     made = runs.riddles(Pool(Knows(schedule)), schedule, x_0, np.array([7, 1]), 4, 9, known)
     times = runs.evenly_in_signal(schedule, 4)[::-1]
     assert made["times"] == times and made["log_snr"] == runs.rounded(schedule.log_snr[times])
@@ -670,7 +665,7 @@ def test_a_riddle_is_guessed_without_its_label(runs):
     for i, (item, label) in enumerate(zip(made["items"], (7, 1), strict=True)):
         x_t = np.stack([to_numpy(q_sample(schedule, asarray(x_0), t, eps))[i] for t in times])
         guesses = pixels(item["sheet"])[4:8]
-        means = [runs.possible_mean(schedule, known[0], x[None], t)[0] for x, t in zip(x_t, times)]
+        means = [runs.Possible(schedule, known[0]).mean(x[None], t)[0] for x, t in zip(x_t, times)]
         assert (pixels(item["sheet"])[8:] == pixels(runs.sheet(np.stack(means, 1)))).all()
         assert (pixels(item["sheet"])[:4] == pixels(runs.sheet(x_t[None]))).all()
         assert set(np.unique(guesses)) <= {119, 136}  # grey: no label is level 0, up to rounding
@@ -721,7 +716,7 @@ def test_main_records_each_part_with_its_own_options(demo, trained, tmp_path, mo
     assert seen["riddles"][4:6] == (16, 0) and seen["points"] == (2000, 400, 31, 0, 1) and seen["reverse"][5] == 16
     assert seen["reverse"][3:5] == (tuple(range(10)), (1, 2, 3, 5, 10, 50)) and seen["mistakes"][1] is not None
     assert seen["mistakes"][4:7] == (50, 30, 2) and seen["mistakes"][7] is small
-    assert loaded == [("glyphs", "test", None, 0, 500), ("glyphs", "train", None, 0)]
+    assert loaded == [("glyphs", "test", None, 0, 500), ("glyphs", "train", None, 0, None)]
     assert inspect.signature(demo.main).parameters["moments"].default == 41
 
 
@@ -817,7 +812,7 @@ def test_two_workers_make_the_same_runs(demo, runs, trained, monkeypatch):
     if backend_name() != "numpy":
         pytest.skip("worker processes need the numpy backend")
     monkeypatch.syspath_prepend(demo.PAGE)  # as for the program, so that worker processes find the functions
-    made, (images, _), known = [], load("glyphs", "test", num=20).batch(np.arange(2)), some_digits(runs, 28)
+    made, (images, _), known = [], load("glyphs", "test", num=20).batch(np.arange(2)), some_digits(28)
     for workers in (1, 2):
         pool, schedule, _ = load_trained(trained[0], workers)
         with pool:
