@@ -16,7 +16,7 @@ from types import CodeType, SimpleNamespace
 
 import numpy as np
 import pytest
-from ideal import mixture_eps_fn
+from exact import mixture_eps_fn
 
 from tinydiff import diffusion
 from tinydiff.backend import asarray, to_numpy
