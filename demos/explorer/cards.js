@@ -40,7 +40,7 @@ function startCards() {
   function reveal(wasRight) {
     const places = element("ul");
     for (const [file, name] of queue[0].places) {
-      places.append(element("li", {}, element("code", {}, name), " in ", element("code", {}, file)));
+      places.append(element("li", {}, sourceLink(file, name), " in ", sourceLink(file)));
     }
     byId("card-answer").replaceChildren(element("p", {}, ...typeset(queue[0].answer.join(" "))), places);
     byId("card-answer").hidden = byId("card-again").hidden = false;
