@@ -118,12 +118,14 @@ class Case:
     """A row of the picture: the mistake, and a sentence on it with names of `facts` in braces.
 
     takes_another: whether the mistake takes the time of another step, which a run of one step does not have.
+    is_mistake: False for another choice that is right too.
     """
 
     name: str
     why: str
     draw: Callable = right
     takes_another: bool = False
+    is_mistake: bool = True
 
 
 def facts(schedule, steps, train_steps):
@@ -172,6 +174,7 @@ SAMPLING = (
         "Not a mistake, but the other choice of Ho et al. The larger variance leaves noise for later steps to remove. "
         "The fewer the steps, the more the two differ.",
         larger_variance,
+        is_mistake=False,
     ),
     Case(
         "network gets t - 1",
