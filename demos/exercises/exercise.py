@@ -7,7 +7,7 @@
     python demos/exercises/exercise.py hint               one more hint, of three
     python demos/exercises/exercise.py solution           the statements that were taken out
     python demos/exercises/exercise.py answer             its question: first your answer, then ours
-    python demos/exercises/exercise.py answer stop3       the question of a stop of the tour, 1 to 11
+    python demos/exercises/exercise.py answer stop3       the same for a stop of the tour, 1 to 11
 
 A copy lies in runs/exercise/NAME/.  Nothing else is touched, so any number of exercises may be under way.  Without a
 name, start takes the next exercise, and the other commands take the one that was worked on last.  A check runs the
