@@ -5,8 +5,8 @@
 Each row of the table is a sampler with a number of steps.  The classifier measures the digits of a row in two ways: the
 share that is read as the label, and the Frechet distance of their features from those of test digits.  The floor is
 the same distance for as many other real digits.  Guidance is off (scale 1) in most rows, because guidance would hide
-differences between samplers.  All rows start from the same noise.  One step of any sampler draws x_0_hat of x_T, which is
-speckle.  The second and the third step buy most of the quality.
+differences between samplers.  All rows start from the same noise.  One step of any sampler draws x_0_hat of x_T,
+which is speckle.  The second and the third step buy most of the quality.
 
 The digits of each row are saved in OUT/digits, so a run that was stopped can continue.  Their file is named by a digest
 of all that determines them: the checkpoint, the sampler, the settings, the machine's arrays and the source.
