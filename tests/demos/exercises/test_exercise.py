@@ -40,9 +40,7 @@ CASES = [
 
 def few(names):
     """Two exercises each time, the others with  pytest -m slow: the suite itself runs the laws on the originals."""
-    return [
-        pytest.param(name, marks=[] if name in ("ema", "time_code") else pytest.mark.slow) for name in names
-    ]
+    return [pytest.param(name, marks=[] if name in ("ema", "time_code") else pytest.mark.slow) for name in names]
 
 
 @pytest.fixture(scope="module")
