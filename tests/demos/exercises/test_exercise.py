@@ -185,6 +185,17 @@ def test_the_laws_run_with_nothing_installed(copy, judge):
         Path(importlib.util.cache_from_source(path)).unlink(missing_ok=True)
 
 
+def test_the_smallest_case_is_looked_for_if_it_is_asked_for(copies, copy, judge):
+    """A mistake from T = 3 on is shown at T = 3.  Else the first case that fails is enough, which may be a long one."""
+    law = ("diffusion/test_gaussian.py::test_unit_variance_is_kept",)
+    old = "noise_std = schedule.one_minus_alpha_bar[t] ** 0.5"
+    text, _ = wrong(copies, (old, f"{old} * (1.1 if schedule.T > 2 else 1)", ""))
+    folder = copy("closed_form", text)
+    (smallest,), (first,) = judge(str(folder), law, False, True), judge(str(folder), law)
+    assert smallest["example"].startswith("T = 3, beta = [") and first["example"].startswith("T = ")
+    assert not first["example"].startswith("T = 3,")
+
+
 @pytest.mark.parametrize("law", ["test_optim.py::test_no_such_law", "test_package.py::test_nothing_is_borrowed"])
 def test_a_law_that_has_not_run_does_not_hold(law, copy, judge):
     """A law that does not exist, and one that --plain leaves out, are refused by name."""
@@ -279,6 +290,7 @@ def test_a_check_counts_the_laws_that_hold_and_ends_with_1_unless_all_do(demo, e
     do("start", "time_code")  # begun, but not solved
     code, output = do("check", "ema")
     assert code == 0 and "ok a small case ok one ok two Solved: all laws hold." in output and "FAILED" not in output
+    assert f"exercise.py see --dir {tmp_path}" in output and f"exercise.py answer --dir {tmp_path}" in output
     for part in (exercises["ema"].question, exercises["ema"].read_next):
         assert " ".join(part.split()) in output
     assert f"Next exercise: python demos/exercises/exercise.py start time_code --dir {tmp_path}" in output
@@ -473,7 +485,9 @@ def test_no_python_and_no_end_are_told(demo, do, tmp_path, monkeypatch):
     source = path.read_text(encoding="utf-8")
     (line,) = (line for line in source.splitlines() if '"your turn' in line)
     path.write_text(source.replace(line, "    f = = 1"), encoding="utf-8")
+    demo.keep(demo.find("time_code"), tmp_path, solved=True)
     code, output = do("check")
+    assert demo.progress(demo.find("time_code"), tmp_path)["solved"] is False
     assert code == 1 and "FAILED nn/unet.py is Python" in output and "SyntaxError: invalid syntax" in output
     assert f"{path}:{source.splitlines().index(line) + 1}: f = = 1" in output
     path.write_text(source.replace(line, "    while True:\n        pass"), encoding="utf-8")

@@ -76,6 +76,8 @@ def test_what_the_code_raises_is_told_with_its_place(judge, case, tmp_path, monk
     assert result["error"] == "TimeoutError: stopped after 0.05 s: is there a loop that never ends?"
     assert result["places"][-1]["function"] == "loop" and time.monotonic() - start < 5
     assert case(lambda book: [])["passed"]
+    if hasattr(judge.signal, "setitimer"):
+        assert judge.signal.getitimer(judge.signal.ITIMER_REAL) == (0.0, 0.0)  # no alarm rings in the laws
 
 
 def test_the_laws_follow_unless_nothing_can_hold(judge, monkeypatch, capsys):
