@@ -24,10 +24,11 @@ SECONDS = 10  # a small case takes a fraction of a second
 def small_case(folder, name):
     """The result of the small case of an exercise: what is wrong in the first value that is, or what was raised."""
     result = {"law": "a small case", "name": "a small case", "text": "", "cases": 1, "passed": True, "error": ""}
-    result |= {"places": [], "example": "", "rounding": False}
+    result |= {"places": [], "example": "", "rounding": False, "loaded": False}
     with contextlib.redirect_stdout(io.StringIO()) as printed, limited():
         try:
             laws.load(folder)
+            result["loaded"] = True
             from cases import first_wrong
             from verdicts import Wrong
 
@@ -44,7 +45,7 @@ def small_case(folder, name):
                     case, verdict = found
                     result |= {"passed": False, "text": case, "error": verdict.sentence}
                     result["rounding"] = bool(verdict.rounding)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             places = [
                 {"file": entry.filename, "line": entry.lineno, "code": entry.line, "function": entry.name}
                 for entry in traceback.extract_tb(error.__traceback__)[-50:]
@@ -74,10 +75,11 @@ def limited():
 def main(folder, name, *names):
     """Print the results of the small case of an exercise and of the laws of these names.
 
-    A case that shows what is still to be written, or a loop that never ends, is the only result.
+    A case that shows what is still to be written, a loop that never ends, or a copy that cannot be imported, is the
+    only result.
     """
     small = small_case(folder, name)
-    if small["error"].startswith("TimeoutError") or "your turn: " in small["error"]:
+    if small["error"].startswith("TimeoutError") or "your turn: " in small["error"] or not small["loaded"]:
         rest = []
     else:
         rest = laws.run(folder, list(names), smallest=small["passed"])

@@ -432,11 +432,15 @@ def test_the_judge_is_asked_for_the_laws_of_the_exercise(demo, exercises, monkey
     ((arguments, options),) = asked
     code = "import sys, judge; judge.main(*sys.argv[1:])"
     assert arguments == [sys.executable, "-c", code, str(tmp_path), "ema", *exercises["ema"].laws]
+    options.pop("stdin")
     assert options == {"cwd": ROOT / "demos/exercises", "capture_output": True, "text": True, "timeout": 60}
     for stderr, reason in (("first\nRuntimeError: last\n", "RuntimeError: last"), ("", "no reason is given")):
         answer(1, "", stderr)
         with pytest.raises(TinydiffError, match=f"the laws could not be run: {reason}$"):
             demo.judge(exercises["ema"], tmp_path)
+    answer(0, "", "")  # the reader's code has ended the process
+    with pytest.raises(TinydiffError, match=r"the laws could not be run: no reason is given$"):
+        demo.judge(exercises["ema"], tmp_path)
 
 
 def test_a_region_is_whole_statements_of_its_function(demo, copies):
@@ -490,6 +494,10 @@ def test_no_python_and_no_end_are_told(demo, do, tmp_path, monkeypatch):
     assert demo.progress(demo.find("time_code"), tmp_path)["solved"] is False
     assert code == 1 and "FAILED nn/unet.py is Python" in output and "SyntaxError: invalid syntax" in output
     assert f"{path}:{source.splitlines().index(line) + 1}: f = = 1" in output
+    for content, said in ((b"f = '\xff'\n", "is Python -> UnicodeDecodeError: "), (b"f\0", "is Python -> ")):
+        path.write_bytes(content)
+        code, output = do("check")
+        assert code == 1 and said in output
     path.write_text(source.replace(line, "    while True:\n        pass"), encoding="utf-8")
     monkeypatch.setattr(demo, "LIMIT", 1)
     with pytest.raises(TinydiffError, match="stopped after 1 s: is there a loop in your code that never ends"):
