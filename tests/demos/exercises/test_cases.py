@@ -212,6 +212,8 @@ def test_digits_are_told_from_mistakes(verdicts):
         pytest.approx(2e-4),
     )
     assert found(1002.0) == ("x[1] is 1002, and should be 1000: 1 of 2 numbers are wrong.", 0.0)
+    harmless = small._replace(got=np.array([1.0, 1000.01]), usual={"a mistake that changes nothing here.": small.right})
+    assert verdicts.verdict(harmless).sentence.endswith("Keep them.")
     early = verdicts.verdict(small._replace(got=np.array([1.0, 1000.01]), digits=""))
     assert early.sentence.endswith("cast last.")
 
