@@ -10,10 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-ROUNDING = (
-    1e-3  # a relative difference below it is one of digits: no usual mistake changes a number of a case so little
-)
-
+# A smaller relative difference is one of digits: no usual mistake changes a number of a case so little.
+ROUNDING = 1e-3
 OF_NAN = "NaN comes from the root or the log of a negative number, from 0/0, and from 0 times infinity."
 OF_INFINITY = "Infinity comes from a division by 0 and from the exp of a large number."
 EARLY = "A number was rounded on the way: compute in the dtype of the inputs, or in float64, and cast last."
