@@ -110,7 +110,7 @@ def _relation(got: np.ndarray, right: np.ndarray) -> str:
         return f"it is {ratio.flat[0]:.4g} times what it should be."
     if got.size > 1 and _equal(np.sort(got, None), np.sort(right, None), ROUNDING):
         return "the numbers are right, and their order is not."
-    wrong = ~np.isclose(got, right, rtol=ROUNDING, atol=ROUNDING)
+    wrong = ~np.isclose(got, right, rtol=ROUNDING, atol=ROUNDING, equal_nan=True)
     return f"{wrong.sum()} of {wrong.size} numbers are wrong." if got.size > 1 else "this is another number."
 
 
