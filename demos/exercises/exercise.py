@@ -42,7 +42,7 @@ from tinydiff.backend import TinydiffError
 from tinydiff.fast.mpi import source_digest
 
 FOLDER = "runs/exercise"
-LIMIT = 60  # seconds that a check may take: a loop without an end is stopped
+LIMIT = 120  # seconds that a check may take: the last resort, where the judge has stopped no law
 
 
 LONGEST = 400  # characters of a reason
@@ -147,6 +147,8 @@ def check(exercise, folder):
         if laws:
             print(f"\n{held} of {len(laws)} laws hold.", end="")
             print("  The formula is right. What it loses are digits." if rounding else "", end="")
+            stopped = laws[-1].get("error", "").startswith("stopped after ")
+            print("  Those after the one that was stopped were not run." if stopped else "", end="")
         print(f"\nStuck?  {command('hint', folder)}")
         return False
     print(f"\nSolved: all laws hold.  See what it draws:\n    {command('see', folder)}")

@@ -185,6 +185,19 @@ def test_the_laws_run_with_nothing_installed(copy, judge):
         Path(importlib.util.cache_from_source(path)).unlink(missing_ok=True)
 
 
+def test_a_law_that_never_ends_is_stopped(copies, copy, judge):
+    """It fails, at the line of the loop, and no law is run after it.  (It is no case for hypothesis to run again.)"""
+    laws = (
+        "diffusion/test_gaussian.py::test_unit_variance_is_kept",
+        "diffusion/test_gaussian.py::test_at_t_0_nothing_happens",
+    )
+    old = "noise_std = schedule.one_minus_alpha_bar[t] ** 0.5"
+    text, _ = wrong(copies, (old, f"while True:\n        pass\n    {old}", ""))
+    (law,) = judge(str(copy("closed_form", text)), laws, False, True, 0.3)
+    assert law["error"] == "stopped after 0.3 s: is there a loop that never ends?" and not law["passed"]
+    assert law["places"][-1]["function"] == "q_sample" and law["places"][-1]["code"] in ("while True:", "pass")
+
+
 def test_the_smallest_case_is_looked_for_if_it_is_asked_for(copies, copy, judge):
     """A mistake from T = 3 on is shown at T = 3.  Else the first case that fails is enough, which may be a long one."""
     law = ("diffusion/test_gaussian.py::test_unit_variance_is_kept",)
@@ -324,7 +337,9 @@ def test_a_small_case_that_fails_is_the_reason(do, judged):
         "FAILED one text of one -> ok two" in output.replace("-> ok", "-> ok")
         or "FAILED one text of one ok two" in output
     )
-    assert "4000" not in output and "1 of 2 laws hold." in output and "digits" not in output
+    assert "4000" not in output and "1 of 2 laws hold." in output and "digits" not in output and "run" not in output
+    judged(small, law("one"), law("two", "stopped after 10 s: is there a loop that never ends?"))
+    assert "1 of 2 laws hold. Those after the one that was stopped were not run." in do("check")[1]
 
 
 def test_right_up_to_rounding_is_said(demo, do, judged, tmp_path):
@@ -433,7 +448,7 @@ def test_the_judge_is_asked_for_the_laws_of_the_exercise(demo, exercises, monkey
     code = "import sys, judge; judge.main(*sys.argv[1:])"
     assert arguments == [sys.executable, "-c", code, str(tmp_path), "ema", *exercises["ema"].laws]
     options.pop("stdin")
-    assert options == {"cwd": ROOT / "demos/exercises", "capture_output": True, "text": True, "timeout": 60}
+    assert options == {"cwd": ROOT / "demos/exercises", "capture_output": True, "text": True, "timeout": 120}
     for stderr, reason in (("first\nRuntimeError: last\n", "RuntimeError: last"), ("", "no reason is given")):
         answer(1, "", stderr)
         with pytest.raises(TinydiffError, match=f"the laws could not be run: {reason}$"):
