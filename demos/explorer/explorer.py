@@ -76,7 +76,8 @@ def main(
         dataset = load(name, "test", data_dir, seed, LOOK_AMONG, **size)
         training_set = load(name, "train", data_dir, seed, None if train_steps else known, **size)
         known_images = training_set.batch(np.arange(min(known, len(training_set))))
-        (shown, _), (hidden, hidden_labels) = (dataset.batch(nth_of_each(dataset.labels, labels, n)) for n in (0, 1))
+        every = range(len(dataset.classes))
+        (shown, _), (hidden, hidden_labels) = (dataset.batch(nth_of_each(dataset.labels, every, n)) for n in (0, 1))
         data = {
             "root": os.path.relpath(HERE, out.resolve().parent),
             "about": f"{checkpoint}, {cli.counted(meta['step'], 'training step')} on {name}",
@@ -85,24 +86,29 @@ def main(
             "is_digits": dataset.classes[0] == "0",
             "is_grey": shape[2] == 1,
             "labels": labels,
-            "forward": runs.forward(shown, moments, seed),
+            "forward": runs.forward(shown),
             "reverse": runs.reverse(pool, schedule, shape, labels, steps, (moments + 1) // 2, seed, known_images),
             "riddles": runs.riddles(pool, schedule, hidden, hidden_labels, min(16, moments), seed, known_images),
             "points": runs.points(point_steps, 400, moments, seed, min(2, workers)),
             "mistakes": runs.mistakes(pool, reader, schedule, meta, max(steps), num, train_steps, training_set, seed),
-            "cards": json.loads((PAGE / "cards.json").read_text("utf-8")),
         }
-    text = page(data)
-    with atomic_write(out) as file:
-        file.write(text.encode())
-    print(f"page: {out} ({len(text.encode()) / 1e6:.1f} MB)")
-    return data
+    return write(data, out)
 
 
 def check(path, model, labels):
     """Raise TinydiffError if the page cannot show this network or these labels."""
     check_classes(path, model)
     check_labels(model, labels=labels)
+
+
+def write(data, out):
+    """Write the page, with the cards as they are now, and return its data."""
+    data = {**data, "cards": json.loads((PAGE / "cards.json").read_text("utf-8"))}
+    text = page(data).encode()
+    with atomic_write(out) as file:
+        file.write(text)
+    print(f"page: {out} ({len(text) / 1e6:.1f} MB)")
+    return data
 
 
 def nth_of_each(all_labels, labels, n):
@@ -120,6 +126,11 @@ def page(data):
     return text.replace('id="data"></script>', f'id="data">{written}</script>')
 
 
+def data_of(text):
+    """The data of a page that `page` wrote."""
+    return json.loads(re.search(r'id="data">(.*?)</script>', text)[1])
+
+
 def part(name):
     text = (PAGE / name).read_text("utf-8")
     assert "</s" not in text, f"{name} would end its own element"
@@ -131,7 +142,7 @@ if __name__ == "__main__":
     parser.add_argument("checkpoint", help="checkpoint.npz of train_mnist.py")
     cli.add_backend(parser)
     steps = cli.list_of(cli.positive_int)
-    parser.add_argument("--labels", type=cli.list_of(cli.non_negative_int), help="digits to show, such as 3,7")
+    parser.add_argument("--labels", type=cli.list_of(cli.non_negative_int), help="digits to draw, such as 3,7")
     parser.add_argument("--sample-steps", type=steps, help="numbers of reverse steps to choose from")
     parser.add_argument("--steps", dest="sample_steps", type=steps, help=cli.HIDDEN)
     parser.add_argument("--moments", type=cli.whole(3, 1000), help="moments of each time line")
