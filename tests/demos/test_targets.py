@@ -23,6 +23,10 @@ FOLDERS = {
     "train_images": (["sprites"], "checkpoint.npz metrics.csv samples.png denoising.png denoising.gif loss.png"),
     "train_classifier": ([], "checkpoint.npz misread.png"),
     "forward_process": ([], "noising.png schedules.png chain_and_closed_form.png chain_statistics.png"),
+    "ideal": (
+        [],
+        "ideal.csv ideal.png which_noise.png guidance_in_the_plane.csv guidance_in_the_plane.png",
+    ),
     "points_2d": ([], "points_2d_moons.png points_2d_spiral.png points_2d_mixture.png points_2d.gif results.csv"),
     "waves_1d": ([], "waves_1d.png waves_1d.wav results.csv"),
     "sampler_showdown": (["gone.npz"], "sampler_showdown.csv sampler_showdown.png"),

@@ -417,24 +417,56 @@ def test_noise_can_be_taken_away_until_little_is_left(page):
     assert times == sorted(set(times), reverse=True) and times[-1] == 1
 
 
+def choose(page, right):
+    """Click on the right or on a wrong choice of the card that is shown; (its question, the text of the choice)."""
+    question = text_of(page, "#card-question")
+    find = "return data.cards.find((c) => typeset(c.question).map((n) => n.textContent ?? n).join('') === arguments[0])"
+    card = page.execute_script(find, question)
+    plain = "return typeset(arguments[0]).map((n) => n.textContent ?? n).join('')"
+    right_text = page.execute_script(plain, card["right"])
+    buttons = [b for b in all_of(page, "#card-choices button") if (b.text == right_text) == right]
+    assert len(buttons) == (1 if right else len(card["wrong"]))
+    text = buttons[0].text
+    click(page, buttons[0])
+    return question, text
+
+
+def test_a_card_shows_its_answer_after_a_choice_and_not_before(page):
+    """The choice is marked, and the right one; the buttons are gone, so one commits once; a wrong card comes again."""
+    known, again, answer = (one(page, f"#card-{name}") for name in ("known", "again", "answer"))
+    for right in (False, True):
+        assert not answer.is_displayed() and not known.is_displayed() and not again.is_displayed()
+        assert len(all_of(page, "#card-choices button")) == 3 and text_of(page, "#card-verdict") == ""
+        _, chosen = choose(page, right)
+        assert answer.is_displayed() and again.is_displayed() and known.is_displayed() == right
+        assert text_of(page, "#card-verdict") == ("Right." if right else "Not this one.")
+        marked = [p.text for p in all_of(page, "#card-choices p")]
+        assert len(marked) == 3 and not all_of(page, "#card-choices button")
+        assert [text for text in marked if text.startswith("✗")] == ([] if right else [f"✗ {chosen}"])
+        assert [text for text in marked if text.startswith("✓")] == [one(page, "#card-choices .right").text]
+        assert (f"✓ {chosen}" in marked) == right
+        assert page.switch_to.active_element == (known if right else again)
+        again.click()
+        assert page.switch_to.active_element == all_of(page, "#card-choices button")[0]
+
+
 def test_cards_come_back_until_they_are_known(page):
     """An answer names its place in the source; what is not known comes again, and in the end all are known."""
-    show_answer, known, again = (one(page, f"#card-{name}") for name in ("show", "known", "again"))
+    known, again, begin = (one(page, f"#card-{name}") for name in ("known", "again", "show"))
     total = page.execute_script("return data.cards.length")
-    first = text_of(page, "#card-question")
-    assert not one(page, "#card-answer").is_displayed() and not known.is_displayed()
-    click(page, show_answer)
-    assert ".py" in text_of(page, "#card-answer") and not show_answer.is_displayed()
+    first, _ = choose(page, right=False)
+    assert ".py" in text_of(page, "#card-answer") and not begin.is_displayed()
     again.click()
     questions = []
     for n in range(total):
-        questions.append(text_of(page, "#card-question"))
-        show_answer.click()
+        assert text_of(page, "#card-count").startswith(f"{n} of {total}")
+        questions.append(choose(page, right=True)[0])
         known.click()
-        assert text_of(page, "#card-count").startswith(f"{n + 1} of" if n + 1 < total else f"All {total}")
+    assert text_of(page, "#card-count").startswith(f"All {total}") and not all_of(page, "#card-choices *")
     assert questions[-1] == first and len(set(questions)) == total
-    show_answer.click()
+    begin.click()
     assert text_of(page, "#card-count").startswith("0 of") and text_of(page, "#card-question")
+    assert len(all_of(page, "#card-choices button")) == 3
 
 
 # -------------------------------------------------------------------------------------------------- who can use it
@@ -539,7 +571,7 @@ def test_text_stands_out(page, page_file, scheme):
         if switched:
             click(page, one(page, "#theme"))
         click(page, all_of(page, "#guess-answers button")[0])
-        click(page, one(page, "#card-show"))
+        click(page, all_of(page, "#card-choices button")[0])
         for frame in all_of(page, "#order-frames button"):
             click(page, frame)
         one(page, "#order-check").click()
