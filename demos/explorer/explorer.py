@@ -4,12 +4,17 @@
     python demos/explorer/explorer.py runs/mnist/checkpoint.npz \\
         --classifier runs/classifier/checkpoint.npz
     python demos/explorer/explorer.py runs/mnist/checkpoint.npz --train-steps 400
+    python demos/explorer/explorer.py runs/mnist/checkpoint.npz --classifier runs/classifier/checkpoint.npz \\
+        --labels 0,2,3,5,7 --moments 21 --out demos/explorer/explorer.html
 
-The page opens from the disk, loads no other file and needs no internet.  The functions of the package draw and measure
-everything on the page (explorer_runs.py); the page only shows the results.  page.html and the files beside it become
-one file.  Beside each x_0_hat of the network stands the exact mean of --known training pictures, which needs no
-network.  With --classifier each mistake also has the share of digits that is read as the label.  --train-steps adds
-the mistakes in training, which take 5 minutes with 400 steps.  If the demo is stopped, nothing is kept.
+The last command made the page that is ready in this folder: open explorer.html.
+
+A page opens from the disk, loads no other file and needs no internet.  The functions of the package draw and measure
+what needs a network (explorer_runs.py); the page shows it, and computes the rest while one plays (diffusion.js,
+steps.js).  page.html and the files beside it become one file, and renew.py writes a page anew after a change of them.
+Beside each x_0_hat of the network stands the exact mean of --known training pictures, which needs no network.  With
+--classifier each mistake also has the share of digits that is read as the label.  --train-steps adds the mistakes in
+training, which take 5 minutes with 400 steps.  If the demo is stopped, nothing is kept.
 Read next: explorer_runs.py.
 """
 
@@ -34,7 +39,6 @@ from tinydiff.data import load
 
 PAGE = Path(__file__).parent
 LOOK_AMONG = 500  # test images; at least two of each class are among them
-HERE = Path(__file__).resolve().parents[2]  # the repository
 
 
 def main(
@@ -79,7 +83,7 @@ def main(
         every = range(len(dataset.classes))
         (shown, _), (hidden, hidden_labels) = (dataset.batch(nth_of_each(dataset.labels, every, n)) for n in (0, 1))
         data = {
-            "root": os.path.relpath(HERE, out.resolve().parent),
+            "root": root_from(out),
             "about": f"{checkpoint}, {cli.counted(meta['step'], 'training step')} on {name}",
             "size": shape[:2],
             "classes": dataset.classes,
@@ -111,14 +115,20 @@ def write(data, out):
     return data
 
 
+def root_from(out):
+    """The way from the folder of a page to the repository, for its links."""
+    return os.path.relpath(PAGE.resolve().parents[1], out.resolve().parent)
+
+
 def nth_of_each(all_labels, labels, n):
     """The index of the n-th image of each label, with n from 0."""
     return np.array([np.flatnonzero(all_labels == label)[n] for label in labels])
 
 
 def page(data):
-    """The page as one text: page.html with the style sheets, the scripts and the data in their places."""
+    """The page as one text: page.html with its sections, style sheets, scripts and data in their places."""
     text = (PAGE / "page.html").read_text("utf-8")
+    text = re.sub(r"<!-- (\w+\.html) -->\n", lambda m: (PAGE / m[1]).read_text("utf-8"), text)
     text = re.sub(r'<link rel="stylesheet" href="(\w+\.css)">', lambda m: f"<style>\n{part(m[1])}</style>", text)
     text = re.sub(r'<script src="(\w+\.js)"></script>', lambda m: f"<script>\n{part(m[1])}</script>", text)
     # Only "<" can end a script element or open a comment in it.  JSON may contain \u003c in place of "<".

@@ -14,13 +14,17 @@ function startForward() {
   let seed = 0;
   let run;
 
-  const options = data.classes.map((name, i) => [i, name]);
+  const OWN = -1;
+  const pad = makePad(byId("pad"), () => changed());
+  byId("pad-clear").addEventListener("click", pad.clear);
+  const options = [...data.classes.map((name, i) => [i, name]), [OWN, "your own"]];
   const picture = choice("forward-controls", data.is_digits ? "Digit" : "Picture", options, 0, changed);
   const chosen = choice("forward-controls", "Schedule", names.map((name) => [name, name]), "linear", changed);
   const time = timeline("forward-time", "Time t of the forward process", scheduleOf("linear").T, 5, (t) => {
     const schedule = scheduleOf(chosen.value);
     const [chain, jump] = [run.chain(t), run.jump(t)];
-    const what = `a ${className(picture.value)} at t = ${t}, ${chosen.value} schedule`;
+    const name = picture.value === OWN ? "your picture" : `a ${className(picture.value)}`;
+    const what = `${name} at t = ${t}, ${chosen.value} schedule`;
     paint(byId("chain"), chain, `The chain: ${what}`);
     paint(byId("jump"), jump, `One jump: ${what}`);
     byId("chain-steps").textContent = t === 1 ? "1 small step" : `${t} small steps`;
@@ -35,7 +39,8 @@ function startForward() {
 
   function changed() {
     const schedule = scheduleOf(chosen.value);
-    run = makeChain(schedule, pixelsOf(picture.value), seed);
+    byId("own").hidden = picture.value !== OWN;
+    run = makeChain(schedule, picture.value === OWN ? pad.pixels : pixelsOf(picture.value), seed);
     time.setLast(schedule.T);
     time.update();
   }

@@ -29,10 +29,11 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def page_file(load_demo, trained, smallest, tmp_path_factory):
-    out = tmp_path_factory.mktemp("browser") / "explorer.html"
-    options = smallest | {"moments": 9}  # runs of 2 and of 4 steps then have 3 and 5 moments
-    load_demo("explorer/explorer").main(trained[0], classifier=trained[1], out=out, **options)
+def page_file(load_demo, tmp_path_factory):
+    """The ready page with today's scripts, and its links from where it stands."""
+    demo, out = load_demo("explorer/explorer"), tmp_path_factory.mktemp("browser") / "explorer.html"
+    data = demo.data_of((demo.PAGE / "explorer.html").read_text("utf-8"))
+    demo.write(data | {"root": demo.root_from(out)}, out)
     return out
 
 

@@ -47,8 +47,8 @@ def text_of(driver, selector):
 def test_every_slider_moves_its_pictures(page):
     """By the keyboard, from end to end: each canvas of a stage, and what is said, differs at the two ends."""
     sliders = all_of(page, "input[type=range]")
-    assert len(sliders) == 3
-    for slider, canvases in zip(sliders, (["chain", "jump"], REVERSE, ["plane"])):
+    shown = (["chain", "jump"], REVERSE, ["plane"], ["live-plane"])
+    for slider, canvases in zip(sliders, shown, strict=True):
         seen = []
         for key in (Keys.HOME, Keys.END):
             slider.send_keys(key)
@@ -72,7 +72,96 @@ def test_the_mark_on_the_curves_moves_with_t(page):
     assert text_of(page, "#chain-steps") == "1000 small steps"
 
 
-@pytest.mark.parametrize("section", ["forward", "reverse", "points", "order"])
+def test_a_symbol_lights_what_it_stands_for(page):
+    """Each of both equations, by the pointer and by Tab; nothing else is lit, and all goes out again."""
+    symbols = all_of(page, "[data-lights]")
+    wanted = {
+        "forward": ["#jump, #forward-time", "#alpha-bar", "#forward-controls fieldset:first-of-type",
+                    "#alpha-bar, #log-snr", "#forward-noise"],
+        "reverse": ["#x-0-hat", "#x-t", "#eps-hat", "#reverse-time, #reverse-why"],
+    }  # fmt: skip
+    for section, targets in wanted.items():
+        assert [s.get_attribute("data-lights") for s in all_of(page, f"#{section} [data-lights]")] == targets
+    ways = ("pointerenter", "pointerleave"), ("focus", "blur")
+    for symbol in symbols:
+        targets = all_of(page, symbol.get_attribute("data-lights"))
+        assert len(targets) == 1 + symbol.get_attribute("data-lights").count(",")
+        for on, off in ways:
+            page.execute_script("arguments[0].dispatchEvent(new Event(arguments[1]))", symbol, on)
+            assert set(all_of(page, ".lit")) == set(targets)
+            page.execute_script("arguments[0].dispatchEvent(new Event(arguments[1]))", symbol, off)
+            assert all_of(page, ".lit") == []
+    webdriver.ActionChains(page).move_to_element(symbols[1]).perform()
+    assert [lit.get_attribute("id") for lit in all_of(page, ".lit")] == ["alpha-bar"]
+
+
+def test_a_picture_of_ones_own_is_noised(page):
+    """Drawn with the pointer and with the keys, it is what the chain begins with; cleared, the pad is black again."""
+    click(page, all_of(page, "#forward fieldset:first-of-type label")[-1])
+    pad, slider = one(page, "#pad"), one(page, "#forward input[type=range]")
+    pixels = lambda name: page.execute_script("return byId(arguments[0]).toDataURL()", name)  # noqa: E731
+    slider.send_keys(Keys.HOME)
+    empty = pixels("chain")
+    webdriver.ActionChains(page).move_to_element_with_offset(pad, -40, 0).click_and_hold().move_by_offset(
+        80, 0
+    ).release().perform()
+    ink = page.execute_script("""
+      const ink = [...byId("chain").getContext("2d", { willReadFrequently: true }).getImageData(0, 0, 28, 28).data];
+      return ink.filter((_, i) => i % 4 === 0);
+    """)  # fmt: skip
+    rows = [sum(ink[28 * row : 28 * row + 28]) for row in range(28)]
+    assert rows.index(max(rows)) in (13, 14) and sum(map(bool, rows)) <= 5  # a line across the middle
+    assert (
+        9 <= sum(value == 255 for value in ink[28 * 14 : 28 * 15]) <= 16 and pixels("chain") == pixels("jump") != empty
+    )
+    drawn = pixels("chain")
+    pad.send_keys(Keys.ARROW_UP * 6, " ")
+    slider.send_keys(Keys.HOME)
+    assert pixels("chain") != drawn
+    slider.send_keys(Keys.END)
+    assert pixels("chain") != drawn and "your picture at t = 1000" in one(page, "#chain").get_attribute("aria-label")
+    slider.send_keys(Keys.HOME)
+    click(page, one(page, "#pad-clear"))
+    assert pixels("chain") == empty
+    click(page, all_of(page, "#forward fieldset:first-of-type label")[0])
+    assert not pad.is_displayed()
+
+
+def test_a_point_of_choice_is_followed_and_data_are_placed(page):
+    """A click follows the nearest point; with data of one's own it places some, and the points go there too."""
+    plane = one(page, "#live-plane")
+    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", plane)
+    before = painted(page, one(page, "#live"))
+    click(page, one(page, "#live-point"))
+    assert painted(page, one(page, "#live")) != before
+    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", plane)
+    webdriver.ActionChains(page).move_to_element_with_offset(plane, 60, -60).click().perform()
+    assert painted(page, one(page, "#live")) != before and not one(page, "#live-add").is_displayed()
+    click(page, all_of(page, "#live fieldset:first-of-type label")[2])
+    count = lambda: page.execute_script("return PLANES['your own'].centres")  # noqa: E731
+    assert len(count()) == 3 and one(page, "#live-add").is_displayed()
+    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", plane)
+    size = plane.size["width"]
+    webdriver.ActionChains(page).move_to_element_with_offset(plane, size // 4, -size // 8).click().perform()
+    (x, y), number = count()[-1], len(count())
+    assert number == 4 and abs(x - 2) < 0.1 and abs(y - 1) < 0.1  # the plane goes from -4 to 4, and up is up
+    figure = lambda: text_of(page, "#live-readout div:last-child dd")  # noqa: E731
+    assert int(figure().rstrip("%")) > 70
+    click(page, one(page, "#live-add"))
+    assert len(count()) == 5
+    click(page, one(page, "#live-clear"))
+    assert (
+        len(count()) == 1
+        and abs(
+            page.execute_script("return planeFigures(Float64Array.of(-2, 1.5), PLANES['your own'].centres, 0.01).near")
+            - 1
+        )
+        < 1e-9
+    )
+    click(page, one(page, "#live-noise"))
+
+
+@pytest.mark.parametrize("section", ["forward", "reverse", "points", "live", "order"])
 def test_every_option_changes_the_picture(page, section):
     """Within each choice no two options show the same; they are taken by a click, as a finger would."""
     where = one(page, f"#{section}")
@@ -83,7 +172,7 @@ def test_every_option_changes_the_picture(page, section):
         seen = []
         for label in choice.find_elements("css selector", "label"):
             click(page, label)
-            if section == "points":
+            if section in ("points", "live"):
                 page.execute_script(middle, where.find_element("css selector", "input[type=range]"))
             seen.append(painted(page, where))
         assert len(seen) >= 2 and len(set(seen)) == len(seen), choice.text
@@ -97,7 +186,7 @@ def test_at_the_end_the_whole_is_the_picture(page):
     settled(page)
     assert len(set(page.execute_script(get, REVERSE))) == 4
     root, count = page.execute_script("""
-      const run = runOf("ddpm", 4, 3);
+      const run = runOf("ddpm", data.reverse.steps.at(-1), 3);
       return [Math.sqrt(run.alpha_bar[0]), run.counts[0][0]];
     """)
     assert f"= {root:.3g} in" in text_of(page, "#reverse-why") and "blur" in text_of(page, "#reverse-why")
@@ -240,7 +329,7 @@ def test_a_touch_pauses_also_where_nothing_moves(page, section):
     assert button.text == "Pause"  # to walk past is not to touch
 
 
-@pytest.mark.parametrize("section", ["forward", "reverse", "points"])
+@pytest.mark.parametrize("section", ["forward", "reverse", "points", "live"])
 def test_paused_before_the_first_frame_it_shows_the_begin(page, section):
     """Play that begins again goes to 0 at once, and what is shown and said goes with it."""
     slider = one(page, f"#{section}-time input")
@@ -255,6 +344,9 @@ def test_paused_before_the_first_frame_it_shows_the_begin(page, section):
 
 def test_play_goes_on_from_the_share_at_which_another_run_is_chosen(page):
     """The slider moves to the same share of the new run.  From there play counts on, and no time is lost or gained."""
+    last = page.execute_script("return data.reverse.steps.map((n) => runOf('ddpm', n, 3).times.length - 1)")
+    few, many = 1, len(last) - 1  # two steps are twice as long as half a run
+    assert last[few] == 2 and last[many] % 2 == 0
     button, slider = one(page, "#reverse-time button"), one(page, "#reverse-time input")
     digits, steps = (all_of(page, f"#reverse fieldset:nth-of-type({n}) label") for n in (1, 3))
     page.execute_script(HELD_CLOCK)
@@ -264,14 +356,15 @@ def test_play_goes_on_from_the_share_at_which_another_run_is_chosen(page):
             assert (position(slider), last_of(slider), button.text) == (at, last, "Pause")
             settled(page)
 
-    for first, last, second, new_last in ((1, 4, 0, 2), (0, 2, 1, 4)):
+    ways = ((many, last[many], few, 2), (few, 2, many, last[many]))
+    for (first, old_last, second, new_last), digit in zip(ways, (1, 0)):
         click(page, steps[first])
         slider.send_keys(Keys.HOME)
         click(page, button)
-        pass_time(page, 250 * last // 2 + 100)
-        assert_plays(last // 2, last)
-        click(page, digits[second])
-        assert_plays(last // 2, last)
+        pass_time(page, 250 * old_last // 2 + 100)
+        assert_plays(old_last // 2, old_last)
+        click(page, digits[digit])
+        assert_plays(old_last // 2, old_last)
         click(page, steps[second])
         assert_plays(new_last // 2, new_last)
         pass_time(page, 149)
@@ -474,7 +567,7 @@ def test_cards_come_back_until_they_are_known(page):
 
 def test_the_keyboard_reaches_everything(page):
     """Tab visits every link, button and slider that can be used, and one option of each choice; each shows a focus."""
-    usable = "a[href], button:not(:disabled), input[type=range]"
+    usable = "a[href], button:not(:disabled), input[type=range], [data-lights]"
     wanted = page.execute_script(
         "const usable = [...document.querySelectorAll(arguments[0])].filter((e) => e.getClientRects().length);"
         "return usable.length + document.querySelectorAll('fieldset').length",
@@ -592,7 +685,7 @@ LINES = """
 """
 # Of all pixels of the plane that a point or an arrow covers wholly: the least contrast with its ground.
 PLANE = """
-  const plane = byId("plane");
+  const plane = byId(arguments[0]);
   const behind = luminance(channels(getComputedStyle(plane).backgroundColor));
   const { width, height } = plane;
   const copy = Object.assign(document.createElement("canvas"), { width, height });
@@ -620,7 +713,8 @@ def test_lines_and_points_stand_out(page, page_file, scheme):
     for direction in all_of(page, "#points fieldset:nth-of-type(2) label"):
         click(page, direction)
         one(page, "#points input[type=range]").send_keys(Keys.END)
-        assert 3 <= page.execute_script(MEASURE + PLANE) < 21
+        assert 3 <= page.execute_script(MEASURE + PLANE, "plane") < 21
+    assert 3 <= page.execute_script(MEASURE + PLANE, "live-plane") < 21
 
 
 def test_each_curve_has_its_name(page):
@@ -643,7 +737,7 @@ def test_each_curve_has_its_name(page):
 def test_every_reference_to_the_source_is_a_link_to_a_file(page, page_file):
     """Of the sections and of every card: files that exist, each name linked to the file that it stands beside."""
     for _ in range(page.execute_script("return data.cards.length")):
-        one(page, "#card-show").click()
+        choose(page, right=True)
         words = page.execute_script("""
           const words = [...document.querySelectorAll(".source code, #card-answer code")];
           return words.map((code) => [code.textContent, code.closest("a")?.getAttribute("href")]);
@@ -680,7 +774,7 @@ def test_it_fits_the_screen(page, page_file, width):
     for canvas in all_of(page, "main canvas:not(.reveal canvas)"):
         size = canvas.size
         assert abs(size["width"] - size["height"]) <= 1 and 30 < size["width"] <= width
-        if canvas.get_attribute("id") != "plane":
+        if canvas.get_attribute("id") not in ("plane", "live-plane"):
             assert canvas.value_of_css_property("image-rendering") == "pixelated"
     small = [
         e.text for e in all_of(page, "button, nav a, .options label") if e.is_displayed() and min(e.size.values()) < 24
