@@ -25,6 +25,7 @@ from pathlib import Path
 
 import explorer_runs as runs
 import numpy as np
+from explorer_training import training
 
 from tinydiff.app import cli
 from tinydiff.app.checkpoint import atomic_write
@@ -94,6 +95,7 @@ def main(
             "reverse": runs.reverse(pool, schedule, shape, labels, steps, (moments + 1) // 2, seed, known_images),
             "riddles": runs.riddles(pool, schedule, hidden, hidden_labels, min(16, moments), seed, known_images),
             "points": runs.points(point_steps, 400, moments, seed, min(2, workers)),
+            "training": training(Path(checkpoint).parent, schedule.T),
             "mistakes": runs.mistakes(pool, reader, schedule, meta, max(steps), num, train_steps, training_set, seed),
         }
     return write(data, out)

@@ -10,6 +10,7 @@ hero();
 startForward();
 startReverse();
 startPoints();
+startTraining();
 startLive();
 startMistakes();
 startOrder();

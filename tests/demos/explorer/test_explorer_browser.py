@@ -4,6 +4,7 @@ In a headless Chromium, driven by Selenium.  The page is made in its smallest fo
 """
 
 import itertools
+import math
 
 import pytest
 from chromium import settled, show
@@ -46,7 +47,7 @@ def text_of(driver, selector):
 
 def test_every_slider_moves_its_pictures(page):
     """By the keyboard, from end to end: each canvas of a stage, and what is said, differs at the two ends."""
-    sliders = all_of(page, "input[type=range]")
+    sliders = all_of(page, "section:not(#training) input[type=range]")
     shown = (["chain", "jump"], REVERSE, ["plane"], ["live-plane"])
     for slider, canvases in zip(sliders, shown, strict=True):
         seen = []
@@ -57,6 +58,34 @@ def test_every_slider_moves_its_pictures(page):
             labels = [one(page, f"#{name}").get_attribute("aria-label") for name in canvases]
             seen.append([*pictures, *labels, slider.get_attribute("aria-valuetext")])
         assert all(a != b for a, b in zip(*seen)), canvases
+
+
+def test_the_samples_and_the_mark_move_with_the_step(page):
+    """Each moment has its picture, its loss, and the mark at its step; without a training there is no panel."""
+    slider, seen = one(page, "#training input"), []
+    curves = page.execute_script("return data.training")
+    for k, (step, picture) in enumerate(curves["samples"]):
+        page.execute_script(
+            "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input'))", slider, k
+        )
+        window = next(i for i, end in enumerate(curves["steps"]) if end >= step)
+        loss = curves["loss"]["all t"][window]
+        assert one(page, "#samples").get_attribute("src").endswith(picture)
+        text = text_of(page, "#training-time output")
+        assert text.startswith(f"after {step:,} of {curves['steps'][-1]:,} steps") and float(
+            text.split()[-1]
+        ) == pytest.approx(loss, rel=0.005)
+        x, y = (float(one(page, "#loss circle").get_attribute(name)) for name in ("cx", "cy"))
+        assert x == pytest.approx(30 + curves["steps"][window] / curves["steps"][-1] * 206, abs=0.1)
+        assert y == pytest.approx(28 - math.log10(loss) / 4 * 122, abs=0.3)
+        seen.append((x, y))
+    assert len(set(seen)) == len(curves["samples"]) >= 3
+    assert page.execute_script("""
+      byId("training").hidden = true;
+      data.training = null;
+      startTraining();
+      return byId("training").hidden && document.querySelectorAll("#training svg").length === 1;
+    """)
 
 
 def test_the_mark_on_the_curves_moves_with_t(page):
@@ -709,7 +738,7 @@ def test_lines_and_points_stand_out(page, page_file, scheme):
     page.get(page_file.as_uri())
     settled(page)
     lines = page.execute_script(MEASURE + LINES)
-    assert len(lines) == 12 and min(lines) >= 3  # five schedules and a mark, twice
+    assert len(lines) == 18 and min(lines) >= 3  # five schedules and a mark, twice; the loss, its quarters and a mark
     for direction in all_of(page, "#points fieldset:nth-of-type(2) label"):
         click(page, direction)
         one(page, "#points input[type=range]").send_keys(Keys.END)
@@ -719,7 +748,7 @@ def test_lines_and_points_stand_out(page, page_file, scheme):
 
 def test_each_curve_has_its_name(page):
     """Beside itself: five names for five curves, none over another, all within the drawing."""
-    for plot in all_of(page, ".curve svg"):
+    for plot in all_of(page, "#forward .curve svg"):
         names = plot.find_elements("css selector", ".name")
         assert sorted(name.text for name in names) == sorted(
             page.execute_script("return Object.keys(data.forward.schedules)")

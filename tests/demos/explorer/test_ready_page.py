@@ -172,3 +172,16 @@ def test_its_points_go_to_noise_and_back(data):
         if name == "mixture":
             for ends, within in ((forth[0], 0.45), (back[-1], 0.6)):  # the data's std is 0.1
                 assert (abs(np.hypot(*ends.T) - 2**0.5) < within).mean() > 0.95
+
+
+def test_its_training_is_that_of_the_network(data):
+    """The loss falls from 1, the variance of the noise, to its plateau; the less noise, the larger it is in the end."""
+    training = data["training"]
+    step = int(re.search(r"([\d,]+) training steps", data["about"])[1].replace(",", ""))
+    assert training["steps"][-1] == step and training["steps"] == sorted(training["steps"])
+    losses = training["loss"]
+    assert all(abs(values[0] - 1) < 0.3 and len(values) == len(training["steps"]) for values in losses.values())
+    assert losses["all t"][-1] < 0.04
+    quarters = [values[-1] for name, values in losses.items() if name != "all t"]
+    assert len(quarters) == 4 and quarters == sorted(quarters, reverse=True)
+    assert [at for at, _ in training["samples"]] == list(range(250, step, 250))
