@@ -8,8 +8,8 @@
     time_code.png, time_code.csv
                    the code of sines and cosines that tells the network t, and why it is not t/T
     skips.png      the same network trained without its skips: loss and digits of both
-    average.png    through the run: loss and digits of the raw weights, those of one step, and of the
-                   average of the weights, from the same noise
+    average.png    through the run: loss and digits of the raw weights, and of the average of the
+                   weights, from the same noise
     losses.csv     the losses on held-out pictures, of both networks and both kinds of weights
 
 Two networks are trained for --steps each, with the same weights at the start, the same batches and the same number of
