@@ -4,7 +4,8 @@
     python demos/explorer/explorer.py runs/mnist/checkpoint.npz \\
         --classifier runs/classifier/checkpoint.npz
     python demos/explorer/explorer.py runs/mnist/checkpoint.npz --train-steps 400
-    python demos/explorer/explorer.py runs/mnist/checkpoint.npz --classifier runs/classifier/checkpoint.npz \\
+    python demos/explorer/explorer.py runs/mnist/checkpoint.npz \\
+        --classifier runs/classifier/checkpoint.npz \\
         --labels 0,2,3,5,7 --moments 21 --out demos/explorer/explorer.html
 
 The last command made the page that is ready in this folder: open explorer.html.
