@@ -1,6 +1,6 @@
 """Write a page of explorer.py anew with the texts, styles, scripts and cards of today.  Its recorded runs stay.
 
-    python demos/explorer/renew.py                        explorer.html, which is ready in this folder
+    python demos/explorer/renew.py                        the ready explorer.html of this folder
     python demos/explorer/renew.py runs/explorer.html
 
 It takes a second: nothing is trained or drawn.  Run it after each change of page.html or of a file beside it.
