@@ -1,8 +1,10 @@
 """The demo of the network: its maps are those of a forward pass, its twin sees no skips, its weights are right."""
 
 import csv
+import re
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -229,6 +231,15 @@ def test_the_table_has_the_distances_that_the_schedule_holds(demo):
     first, *_, last = demo.code_table(1000)
     assert first == {"d": 1, "sines and cosines": "0.190", "t/T": "0.001"}
     assert last["d"] == 999 and last["t/T"] == "1.000"
+
+
+def test_the_tour_has_the_distances_of_neighbouring_times(demo):
+    """What it says of t and t + 1 is the first row of the table."""
+    page = (Path(demo.__file__).with_name("README.md")).read_text("utf-8")
+    ((code, number),) = re.findall(
+        r"neighbouring times lie ([\d.]+) of the\s+largest.*?, and ([\d.]+) in the", page, re.DOTALL
+    )
+    assert demo.code_table(1000)[0] == {"d": 1, "sines and cosines": code, "t/T": number}
 
 
 def test_the_picture_of_the_code_is_the_code(demo):
