@@ -93,7 +93,8 @@ class Every:
     def __init__(self, uniform):
         self.uniform, self.normal = np.asarray(uniform), default_rng(0)
 
-    def integers(self, low, high, size):
+    def integers(self, low, high=None, size=None):
+        low, high = (0, low) if high is None else (low, high)
         if low >= high:
             raise ValueError(f"low >= high: {low} >= {high}")
         return low + np.arange(size) % (high - low)  # low..high - 1, as NumPy's

@@ -293,6 +293,11 @@ WRONG = {
             "[0] * n",
             "the first half has class 0. No label is the label no_label, not 0.",
         ),
+        "each prediction scaled": (
+            "eps_u + scale * (eps_c - eps_u)",
+            "(1 - scale) * eps_u + scale * eps_c",
+            "eps_u + scale (eps_c - eps_u) is eps_u itself where the two agree: begin with it, and add the difference.",
+        ),
         "scale times eps_c": (
             "eps_u + scale * (eps_c - eps_u)",
             "scale * eps_c",
