@@ -93,8 +93,9 @@ class Every:
     def __init__(self, uniform):
         self.uniform, self.normal = np.asarray(uniform), default_rng(0)
 
-    def integers(self, low, high=None, size=None):
+    def integers(self, low, high=None, size=None, endpoint=False):
         low, high = (0, low) if high is None else (low, high)
+        high += endpoint
         if low >= high:
             raise ValueError(f"low >= high: {low} >= {high}")
         return low + np.arange(size) % (high - low)  # low..high - 1, as NumPy's
@@ -103,8 +104,8 @@ class Every:
         assert self.uniform.shape == (size,)
         return self.uniform
 
-    def standard_normal(self, shape, dtype):
-        return self.normal.standard_normal(shape, dtype)
+    def standard_normal(self, size, dtype):
+        return self.normal.standard_normal(size, dtype)
 
 
 def draw_every(config, uniform=0.5, schedule=SCHEDULE):

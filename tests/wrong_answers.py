@@ -37,6 +37,11 @@ WRONG = {
             "1 - alpha_bar_t subtracts two numbers that are nearly equal, and loses the digits in which they agree. "
             "schedule.one_minus_alpha_bar[t] has all of them. beta_t_given_s(t, s) has those of 1 - alpha_{t|s}.",
         ),
+        "the root after the cast": (
+            "per_row(signal_std, x_0) * x_0",
+            "per_row(signal_std**2, x_0) ** 0.5 * x_0",
+            "Take the root of the table's float64 number: per_row casts the factor last.",
+        ),
         "1 - alpha_bar": (
             "schedule.one_minus_alpha_bar[t] ** 0.5",
             "(1 - schedule.alpha_bar[t]) ** 0.5",
