@@ -231,6 +231,9 @@ def test_digits_are_told_from_mistakes(verdicts):
         pytest.approx(2e-4),
     )
     assert found(1002.0) == ("x[1] is 1002, and should be 1000: 1 of 2 numbers are wrong.", 0.0)
+    zero = small._replace(right=np.array([0.0, 1.0]))  # of a 0 there are no digits
+    assert verdicts.verdict(zero._replace(got=np.array([1e-10, 1.0]))) is None
+    assert verdicts.verdict(zero._replace(got=np.array([0.01, 1.0]))).sentence.startswith("x[0] is 0.01, and should")
     harmless = small._replace(got=np.array([1.0, 1000.01]), usual={"a mistake that changes nothing here.": small.right})
     assert verdicts.verdict(harmless).sentence.endswith("Keep them.")
     early = verdicts.verdict(small._replace(got=np.array([1.0, 1000.01]), digits=""))
