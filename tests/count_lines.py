@@ -36,7 +36,7 @@ ROOMS = {
     "app": Room(2100, 150, 60),
 }
 CHAPTER_NAMES = ("times", "solver", "moderation", "targets", "likelihood", "editing", "variance", "edm", "flow")
-FURTHER = {f"diffusion/{name}.py" for name in CHAPTER_NAMES}
+FURTHER = {"muon.py", *(f"diffusion/{name}.py" for name in CHAPTER_NAMES)}
 NOT_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 
 

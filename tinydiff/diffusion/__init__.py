@@ -35,20 +35,15 @@ __all__ = [
     "quadratic_pairs", "rescaled", "sample", "timestep_pairs", "unconditional", "v_from_x_0_eps", "within",
     "x_0_from_eps", "x_0_from_v",
 ]  # fmt: skip
+CHAPTERS = ("editing", "edm", "flow", "likelihood", "moderation", "solver", "targets", "variance")
 
 
 def __getattr__(name: str) -> Any:
     """Import a name of another chapter when it is first asked for."""
-    import tinydiff.diffusion.editing as editing
-    import tinydiff.diffusion.edm as edm
-    import tinydiff.diffusion.flow as flow
-    import tinydiff.diffusion.likelihood as likelihood
-    import tinydiff.diffusion.moderation as moderation
-    import tinydiff.diffusion.solver as solver
-    import tinydiff.diffusion.targets as targets
-    import tinydiff.diffusion.variance as variance
+    if name not in CHAPTERS:  # which the next line asks for, and then imports
+        from tinydiff.diffusion import editing, edm, flow, likelihood, moderation, solver, targets, variance
 
-    for chapter in (editing, edm, flow, likelihood, moderation, solver, targets, variance):
-        if getattr(getattr(chapter, name, None), "__module__", "") == chapter.__name__:
-            return getattr(chapter, name)
+        for chapter in (editing, edm, flow, likelihood, moderation, solver, targets, variance):
+            if getattr(getattr(chapter, name, None), "__module__", "") == chapter.__name__:
+                return getattr(chapter, name)
     raise AttributeError(f"tinydiff.diffusion has no {name}")
