@@ -14,24 +14,28 @@ below LEAST (the first and the last filter, the labels of a few classes), follow
 
 from typing import Any
 
-from tinydiff.backend import xp
-from tinydiff.optim import Adam
+from tinydiff.backend import fusable, xp
+from tinydiff.optim import Adam, adam_update
 
 LEAST, ROUNDS = 16, 5  # the least rows and columns of a matrix; rounds of `orthogonalized`
 A, B, C = 3.4445, -4.7750, 2.0315  # Jordan et al. 2024: A s + B s^3 + C s^5, repeated, brings s to about 1
 
 
+@fusable
+def muon_update(p: Any, m: Any, v: Any, *, lr: float, betas: tuple[float, float], eps: float, k: int) -> None:
+    """The step above for the matrices of one parameter, and Adam's step for the rest, written to p.data, m and v."""
+    matrices = matrices_of(p, m)
+    before = [theta.copy() for theta, _, _ in matrices]
+    adam_update(p, m, v, lr=lr, betas=betas, eps=eps, k=k)
+    steps = orthogonalize(p, [(1 - betas[0]) * g + betas[0] * moment for _, g, moment in matrices])
+    for old, (theta, _, _), step in zip(before, matrices, steps):
+        theta[...] = old - lr * 0.2 * max(step.shape) ** 0.5 * step
+
+
 class Muon(Adam):
     """Adam with the step above for matrices.  Settings, state and errors are those of Adam."""
 
-    def step(self, lr: float | None = None) -> None:
-        """Make one update from the present gradients, with the learning rate lr if it is given."""
-        lr, beta1 = self.lr if lr is None else lr, self.betas[0]
-        matrices = [matrix for p, m in zip(self.parameters, self.m) for matrix in matrices_of(p, m)]
-        before = [theta.copy() for theta, _, _ in matrices]
-        super().step(lr)
-        for old, (theta, g, m) in zip(before, matrices):
-            theta[...] = old - lr * 0.2 * max(g.shape) ** 0.5 * orthogonalized((1 - beta1) * g + beta1 * m)
+    update = staticmethod(muon_update)
 
 
 def matrices_of(p: Any, m: Any) -> list[list[Any]]:
@@ -41,8 +45,14 @@ def matrices_of(p: Any, m: Any) -> list[list[Any]]:
     """
     parts = zip(p.parameters, p.split(m)) if hasattr(p, "parameters") else [(p, m)]
     groups = [(q.data, xp.zeros_like(q.data) if q.grad is None else q.grad, of) for q, of in parts if q.requires_grad]
-    matrices = [[a.reshape(-1, a.shape[-1]) for a in group] for group in groups if group[0].ndim > 1]
+    matrices = ([a.reshape(-1, a.shape[-1]) for a in group] for group in groups if group[0].ndim > 1)
     return [matrix for matrix in matrices if min(matrix[0].shape) >= LEAST]
+
+
+@fusable
+def orthogonalize(p: Any, ns: list[Any]) -> list[Any]:
+    """O(N) of each matrix of the parameter p."""
+    return list(map(orthogonalized, ns))
 
 
 def orthogonalized(n: Any) -> Any:

@@ -35,12 +35,12 @@ __all__ = [
     "quadratic_pairs", "rescaled", "sample", "timestep_pairs", "unconditional", "v_from_x_0_eps", "within",
     "x_0_from_eps", "x_0_from_v",
 ]  # fmt: skip
-CHAPTERS = ("editing", "edm", "flow", "likelihood", "moderation", "solver", "targets", "variance")
 
 
 def __getattr__(name: str) -> Any:
     """Import a name of another chapter when it is first asked for."""
-    if name not in CHAPTERS:  # which the next line asks for, and then imports
+    # The import below asks for each of these names, and because there is none it imports the file.
+    if name not in ("editing", "edm", "flow", "likelihood", "moderation", "solver", "targets", "variance"):
         from tinydiff.diffusion import editing, edm, flow, likelihood, moderation, solver, targets, variance
 
         for chapter in (editing, edm, flow, likelihood, moderation, solver, targets, variance):

@@ -26,6 +26,7 @@ EVERYWHERE: dict[str, Callable] = {
     "UpConv.forward": fused.upsample_conv,
     "adam_update": optim.adam_update,
     "ema_update": optim.ema_update,
+    "orthogonalize": optim.orthogonalize,
 }
 ON_A_GPU: dict[str, Callable] = {
     "attention": attention.attention,
