@@ -160,10 +160,11 @@ def adam_update(p: Any, m: Any, v: Any, *, lr: float, betas: tuple[float, float]
 
 
 def orthogonalize(p: Any, ns: list[Any]) -> list[Any]:
-    """The faster form of muon.orthogonalize, with several workers that share the parameters: each orthogonalises a part of the matrices.
+    """The faster form of muon.orthogonalize: workers that share the parameters orthogonalise a part of the matrices
+    each.
 
-    So small products run on one thread for each worker.  The threads of BLAS in this process would keep spinning for a
-    while after each product, beside workers that need the cores: a step of two workers took 11% longer.
+    Each worker multiplies on one thread.  In this process BLAS has a thread for each core, and they keep spinning for
+    a while after a product, beside workers that need the cores: a step of two workers took 11% longer.
     """
     workers = getattr(p, "workers", None)
     return list(map(muon.orthogonalized, ns)) if workers is None else workers.orthogonalize(ns)
