@@ -148,6 +148,7 @@ def rows(out):
             {"config.min_snr": (3.0, 5.0), "batch.weight": DIFFERS},
         ),
         "--lr": ("", "--lr=0.01", {"config.peak_lr": (3e-3, 0.01)}),
+        "--optimizer": ("", "--optimizer=adam", {"config.optimizer": ("muon", "adam")}),
         "--ema-decay": ("", "--ema-decay=0.9", {"config.ema_decay": (0.995, 0.9)}),
         # The same pictures, times and noise, mixed in other shares.
         "--schedule": [

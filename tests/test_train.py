@@ -348,8 +348,8 @@ def test_the_settings_of_a_run_that_names_none():
     """What latent.py, train_classifier.py and waves_1d.py train with, and what the READMEs say of the main job."""
     same = {"warmup": 100, "betas": (0.9, 0.999), "clip_norm": 1.0, "seed": 0, "ema_decay": 0.995}
     same |= {"peak_lr": 3e-3}
-    assert asdict(LoopConfig(7)) == same | {"num_steps": 7, "batch_size": 128}
-    main = {"num_steps": 2000, "minutes": 8.0, "batch_size": 64}
+    assert asdict(LoopConfig(7)) == same | {"num_steps": 7, "batch_size": 128, "optimizer": "adam"}
+    main = {"num_steps": 2000, "minutes": 8.0, "batch_size": 64, "optimizer": "muon"}
     assert asdict(TrainConfig()) == same | main | {"label_drop": 0.1, "target": "eps", "min_snr": None}
 
 
@@ -445,6 +445,7 @@ OUT_OF_RANGE = {
     "batch_size": [0, -1, 1.5, math.nan, None],
     "peak_lr": [-1e-3, math.nan, math.inf, "1"],
     "warmup": [-1, 1.5, math.nan],
+    "optimizer": ["Adam", "", None, 1],
     "betas": [(1.0, 0.9), (0.9, -0.1), (0.9, math.nan), (0.9,), 0.9],
     "clip_norm": [-1.0, 0.0, math.nan],
     "ema_decay": [1.0, 1.5, -0.1, math.nan],
