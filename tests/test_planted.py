@@ -151,6 +151,10 @@ PLANTED = [
     Planted("the wrong moment", "fast/kernels.cu", "T(1 - beta2)", "T(1 - beta1)", "twin"),
     Planted("an average that runs away", "fast/kernels.cu", "(theta[i] - average[i])", "(theta[i] + average[i])",
             "twin"),
+    Planted("a step as long as the shorter side has it", "fast/muon.cu", "sqrt(T(length))", "sqrt(T(side))", "twin"),
+    Planted("a wide matrix read as a tall one", "fast/muon.cu", "rows < columns", "rows > columns", "twin"),
+    Planted("a round that keeps the old square", "fast/muon.cu", "columns_of(z), write(r));", "columns_of(z), write(z));",
+            "twin"),
     Planted("softmax's gradient without its sum", "fast/kernels.cu", "* (g[i * width + k] - sum)",
             "* g[i * width + k]", "twin"),
     # What neither values nor refusals show: only real CuPy counts it.
@@ -206,9 +210,11 @@ def imported_with(row):
     try:
         strict = importlib.import_module("strict")
         importlib.import_module("tinydiff.fast.kernels")
-        if row is not None and row.file == "fast/kernels.cu":
+        patch.setattr(emulate, "muon_by_text", row is not None and row.file == "fast/muon.cu")
+        if row is not None and row.file.endswith(".cu"):
             kernels = sys.modules["tinydiff.fast.kernels"]
-            patch.setattr(kernels, "SOURCE", planted_text(row))
+            right_text = (PACKAGE / row.file).read_text("utf-8")
+            patch.setattr(kernels, "SOURCE", kernels.SOURCE.replace(right_text, planted_text(row)))
             patch.setattr(emulate, "kernels", kernels)
             patch.setattr(emulate, "library", cache(emulate.library.__wrapped__))
         yield strict

@@ -34,6 +34,7 @@ ON_A_GPU: dict[str, Callable] = {
     "concat": gpu.concat,
     "take": gpu.take,
     "clip_grad_norm": optim.clip_grad_norm,
+    "muon_update": optim.muon_update,
     "Training.note": gpu.note,
     "Training.metrics": gpu.metrics,
 }
