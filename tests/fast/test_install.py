@@ -38,6 +38,7 @@ ALSO = {
     "sum_of",
     "adam_update",
     "ema_update",
+    "orthogonalize",  # of workers: test_workers.py
     "clip_grad_norm",
     "Training.note",
     "Training.metrics",
