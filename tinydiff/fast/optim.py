@@ -35,7 +35,7 @@ class Flat:
     """
 
     recorder: Any = None  # while steps are recorded: the RecordedStep that launches the update, see graph.py
-    workers: Any = None  # the Workers that share this buffer, if there are several
+    shared: Any = None  # where several workers share this buffer: their function that orthogonalises matrices
     requires_grad = True  # as a parameter of Adam; adam_update leaves frozen tensors alone
     _data: Any
     _grad: Any
@@ -168,8 +168,8 @@ def orthogonalize(p: Any, ns: list[Any]) -> list[Any]:
     Each worker multiplies on one thread.  In this process BLAS has a thread for each core, and they keep spinning for
     a while after a product, beside workers that need the cores: a step of two workers took 11% longer.
     """
-    workers = getattr(p, "workers", None)
-    return list(map(muon.orthogonalized, ns)) if workers is None else workers.orthogonalize(ns)
+    shared = getattr(p, "shared", None)
+    return list(map(muon.orthogonalized, ns)) if shared is None else shared(ns)
 
 
 def adam_on_a_gpu(p: Any, m: Any, v: Any, betas: tuple[float, float], numbers: Any) -> None:

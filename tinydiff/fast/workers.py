@@ -130,7 +130,7 @@ class Workers:
             self._shared.arrays["theta"][:] = self.flat.data
             self.flat.move(self._shared.arrays["theta"], self._shared.arrays["grad"][0])  # the sum is made in row 0
             self._start(build, self._shared)
-            self.flat.workers = self
+            self.flat.shared = self._orthogonalize
         except BaseException:
             if self._shared is not None:
                 with suppress(FileNotFoundError):  # the memory has no name any more
@@ -171,7 +171,7 @@ class Workers:
             total += g
         return np.concatenate(losses)
 
-    def orthogonalize(self, ns: Sequence[Any]) -> list[Any]:
+    def _orthogonalize(self, ns: Sequence[Any]) -> list[Any]:
         """O(N) of each matrix, see muon.py.  The results lie in shared memory and hold until the next step.
 
         The matrices take the place of worker 1's gradient, which has been added to the sum in row 0.
@@ -262,7 +262,7 @@ class Workers:
                 process.kill()
                 process.join()
         atexit.unregister(self.close)
-        self._processes, self._pipes, self.flat.workers = [], [], None
+        self._processes, self._pipes, self.flat.shared = [], [], None
         if self._batch is not None:
             self._batch.close()
         if self._shared is not None:
