@@ -153,7 +153,7 @@ PLANTED = [
             "twin"),
     Planted("a step as long as the shorter side has it", "fast/muon.cu", "sqrt(T(length))", "sqrt(T(side))", "twin"),
     Planted("a wide matrix read as a tall one", "fast/muon.cu", "rows < columns", "rows > columns", "twin"),
-    Planted("a round that keeps the old square", "fast/muon.cu", "columns_of(z), write(r));", "columns_of(z), write(z));",
+    Planted("a square that no round renews", "fast/muon.cu", "columns_of(z), write(r))", "columns_of(z), write(z))",
             "twin"),
     Planted("softmax's gradient without its sum", "fast/kernels.cu", "* (g[i * width + k] - sum)",
             "* g[i * width + k]", "twin"),

@@ -10,8 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinydiff import muon
+from tinydiff.autograd import Tensor
 from tinydiff.backend import backend_name, xp
 from tinydiff.fast import kernels
+from tinydiff.fast.optim import Flat
+from tinydiff.optim import clip_grad_norm
 
 pytestmark = [
     pytest.mark.engine,
@@ -128,6 +131,24 @@ def test_where_the_norm_or_the_rate_is_not_finite_nothing_is_written(name, bad):
     found, made = launch(arrays, matrices, **{name: bad})
     np.testing.assert_array_equal(found, 7)
     assert np.isnan(made[0]).all()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e200])
+def test_a_gradient_that_is_not_finite_leaves_everything_until_it_is(bad, monkeypatch):
+    """One bad number among those of a vector: no bit of weights and moments changes, of the matrix beside it either."""
+    emulate.install(monkeypatch)
+    rng = np.random.default_rng(0)
+    flat = Flat([Tensor(rng.standard_normal(shape), requires_grad=True) for shape in ((7,), (20, 16))])
+    optimizer, states = muon.Muon([flat]), []
+    for step in range(3):
+        flat.grad[...] = rng.standard_normal(327)
+        flat.grad[3] = bad if step == 1 else 1
+        clip_grad_norm([flat], 1.0)
+        optimizer.step(0.1)
+        states.append([a.copy() for a in (flat.data, *optimizer.m, *optimizer.v)])
+    for first, second, third in zip(*states):
+        np.testing.assert_array_equal(first, second)
+        assert (second != third).all() and np.isfinite(third).all()
 
 
 @pytest.mark.parametrize("norm", [1.0, math.nan])

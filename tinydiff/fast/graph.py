@@ -4,7 +4,7 @@ A small network on a GPU waits for Python, which orders some hundred launches in
 them.  The graph's arguments are fixed: each address, and each number that a kernel receives by value.  So what changes
 from step to step (the batch, the time codes, the rate) lies in device memory, in two buffers, each filled by one copy.
 
-    RecordedStep        a training step: gradients, clipping, optimizer and average.  The loop of train.py stays as it is
+    RecordedStep        a training step: gradients, clipping, update and average.  The loop of train.py stays as it is
     RecordedNetwork     an evaluation of a U-Net while images are drawn
 
 Two steps are ordered as ever, so that all kernels are compiled.  The third step is recorded.  The fourth step is

@@ -2,7 +2,8 @@
 
 A small network on a GPU spends its time on launches (some microseconds each), not on arithmetic.  So an op that would
 be a chain of array functions has kernels in kernels.cu, and a function of this file launches each kernel.  Muon's
-kernel has a file of its own, muon.cu.  The tests compile both for the host and compare the results with NumPy.  Axes as in ops/conv.py and ops/norm.py.
+kernel has a file of its own, muon.cu.  The tests compile both for the host and compare the results with NumPy.  Axes as
+in ops/conv.py and ops/norm.py.
 Read next: shares.py.
 """
 
