@@ -31,7 +31,7 @@ ROOMS = {
     BOOK: Room(1200, 150, 40),
     CHAPTERS: Room(500, 150, 40),
     "data": Room(900, 150, 40),
-    "fast": Room(2050, 350, 60),
+    "fast": Room(2100, 350, 60),
     "more": Room(300, 150, 60),
     "app": Room(2100, 150, 60),
 }

@@ -157,8 +157,8 @@ PLANTED = [
     # A wrong kernel of Muon, which in `work` moves too little to be seen.
     Planted("a step as long as the shorter side has it", "fast/muon.cu", "sqrt(T(length))", "sqrt(T(side))", "muon"),
     Planted("a gradient with the share of the moment", "fast/muon.cu", "T(1 - beta) * g", "T(beta) * g", "muon"),
-    Planted("a sum that goes on behind its end", "fast/muon.cu", "k < depth && i < width", "i < width", "muon"),
-    Planted("a square that no round renews", "fast/muon.cu", "columns_of(z), write(r))", "columns_of(z), write(z))",
+    Planted("a sum without its last number", "fast/muon.cu", "term(t) < depth", "term(t) + 1 < depth", "muon"),
+    Planted("a square that no round renews", "fast/muon.cu", "which == 3 ? r", "which == 3 ? z",
             "muon"),
     # What neither values nor refusals show: only real CuPy counts it.
     Planted("a float64 factor, in place", "fast/attention.py", "    p = softmax_array(",
