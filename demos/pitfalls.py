@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from exact import ideal_x_0_fn
 from matplotlib.figure import Figure
 from PIL import Image
 from tqdm import tqdm
@@ -118,12 +119,14 @@ class Case:
     """A row of the picture: the mistake, and a sentence on it with names of `facts` in braces.
 
     takes_another: whether the mistake takes the time of another step, which a run of one step does not have.
+    is_mistake: False for another choice that is right too.
     """
 
     name: str
     why: str
     draw: Callable = right
     takes_another: bool = False
+    is_mistake: bool = True
 
 
 def facts(schedule, steps, train_steps):
@@ -153,12 +156,18 @@ def explained(case, numbers):
     return replace(case, why=case.why.format(**numbers))
 
 
+# Not a mistake, but what the mistake after which it stands would be without the network's error.
+IDEAL = Case(
+    "the same, by the exact denoiser",
+    "The mean of all training pictures of the class from which x_T may have come: a blur. The row above is not this "
+    "blur, because there the error of eps_hat is divided by {signal_T}.",
+)
 SAMPLING = (
     Case("as it should be", "Ancestral steps with variance beta_tilde, and no noise in the last."),
     Case(
         "x_0_hat of x_T, in one step",
-        "The error of eps_hat is divided by sqrt(alpha_bar_T) = {signal_T}. Even without an error x_0_hat is the mean "
-        "of all images of the class from which x_T may have come.",
+        "The error of eps_hat is divided by sqrt(alpha_bar_T) = {signal_T}, which gives speckle. Even without an error "
+        "x_0_hat is the mean of all images of the class from which x_T may have come.",
         in_one_step,
     ),
     Case(
@@ -172,6 +181,7 @@ SAMPLING = (
         "Not a mistake, but the other choice of Ho et al. The larger variance leaves noise for later steps to remove. "
         "The fewer the steps, the more the two differ.",
         larger_variance,
+        is_mistake=False,
     ),
     Case(
         "network gets t - 1",
@@ -233,6 +243,7 @@ class Run(Case):
     warm_up: bool = True  # of the moving average
 
 
+MOST = 500  # training pictures of a class in the mean of the exact denoiser
 FEW = 50  # steps of the chain with unscaled betas
 COLD_DECAY = 0.9999  # Ho et al. 2020, appendix B, where training takes 800,000 steps
 
@@ -335,7 +346,10 @@ def main(
     with pool, tqdm(SAMPLING, desc="sampling") as bar:
         for case in bar:
             images = draw(pool, case.draw, schedule, sample_steps, jobs, shape)
-            drawn.append((f"one trained network, drawn in {numbers['steps']}", explained(case, numbers), images))
+            group = f"one trained network, drawn in {numbers['steps']}"
+            drawn.append((group, explained(case, numbers), images))
+            if case.draw is in_one_step:
+                drawn.append((group, explained(IDEAL, numbers), ideal_in_one_step(dataset, schedule, jobs, shape)))
     for run, images in train_and_draw(dataset, channels, train_steps, seed, ranks, workers, sample_steps, jobs, shape):
         drawn.append((f"a small network, {numbers['train_steps']} of training", explained(run, numbers), images))
     right_images = drawn[0][2]
@@ -393,6 +407,24 @@ def draw_slice(how, schedule, low, high, steps, shape, model, job):
         eps_fn = classifier_free(model, labels, 1.0)
         x_0 = how(schedule, partial(step_within, low, high), eps_fn, timestep_pairs(schedule.T, steps), x_T, rng)
     return ((to_numpy(x_0) - low) * (2 / (high - low)) - 1).clip(-1, 1)
+
+
+def ideal_in_one_step(dataset, schedule, jobs, shape):
+    """E[x_0 | x_T, label] of each image of the jobs (num, H, W, C), for the x_T that draw_slice draws.
+
+    x_0 is one of the first MOST training pictures of the label.
+    """
+    of_class, drawn = dataset.known_labels(), []
+    for labels, (seed, first) in jobs:
+        rng = row_rng("picture", seed, rows=range(first, first + len(labels)))
+        x_T = standard_normal(rng, (len(labels), *shape))
+        for i, label in enumerate(labels):
+            rows = np.flatnonzero(of_class == label)[:MOST]
+            if not len(rows):
+                raise TinydiffError(f"{dataset.source}: no training picture of class {dataset.classes[label]}")
+            x_0_hat, _ = ideal_x_0_fn(schedule, dataset.batch(rows)[0])(x_T[i : i + 1], schedule.T)
+            drawn.append(to_numpy(x_0_hat))
+    return np.concatenate(drawn)
 
 
 def measure(reader, images, labels, right_images=None):

@@ -1,11 +1,12 @@
-"""Measure how many steps a sampler needs: DDPM with both variances, DDIM and DPM-Solver++(2M), 5 steps to 1,000.
+"""Measure how many steps a sampler needs: DDPM with both variances, DDIM and DPM-Solver++(2M), 1 step to 1,000.
 
     python demos/sampler_showdown.py runs/mnist/checkpoint.npz
 
 Each row of the table is a sampler with a number of steps.  The classifier measures the digits of a row in two ways: the
 share that is read as the label, and the Frechet distance of their features from those of test digits.  The floor is
 the same distance for as many other real digits.  Guidance is off (scale 1) in most rows, because guidance would hide
-differences between samplers.  All rows start from the same noise.
+differences between samplers.  All rows start from the same noise.  One step of any sampler draws x_0_hat of x_T,
+which is speckle.  The second and the third step buy most of the quality.
 
 The digits of each row are saved in OUT/digits, so a run that was stopped can continue.  Their file is named by a digest
 of all that determines them: the checkpoint, the sampler, the settings, the machine's arrays and the source.
@@ -68,7 +69,7 @@ def main(
     precision=None,
     plain=False,
     num=1000,
-    steps=(5, 10, 20, 50, 100),
+    steps=(1, 2, 3, 5, 10, 20, 50, 100),
     longest=1000,
     out="runs/sampler_showdown",
     data_dir=None,

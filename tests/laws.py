@@ -16,8 +16,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis.internal.conjecture import engine
 
 TESTS = Path(__file__).resolve().parent
+SECONDS = 2
+ROUNDING = 1e-7  # a relative difference below it is one of digits
 QUIET = ["-q", "--tb=no", "--no-header", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
 
 
@@ -91,8 +94,17 @@ def in_short(error: BaseException) -> str:
         return f"{type(error).__name__}: {text}"
     if shapes := re.search(r"\(shapes (.*?) mismatch\)", text):
         return f"the shapes are not the same: {shapes[1]}"
+    if place := re.search(r"\b(nan|[+-]?inf) location mismatch", text):
+        name = {"nan": "NaN"}.get(place[1], "infinity")
+        return f"there is {name} where a number should be, or a number where {name} should be"
+    if kinds := re.match(r"assert dtype\('(\w+)'\) == (?:dtype\(')?[\w.<> ']*?(\w+)'", text):
+        return f"the dtype is {kinds[1]}, and should be {kinds[2]}"
     if wrong := re.search(r"Mismatched elements: (\d+) / (\d+)", text):
         by = re.search(r"Max absolute difference[^:]*: ([\w.+-]+)", text)
+        share = re.search(r"Max relative difference[^:]*: ([\w.+-]+)", text)
+        if share and float(share[1]) < ROUNDING:
+            off = f"off by up to {float(share[1]):.0e} of their value"
+            return f"{wrong[1]} of {wrong[2]} numbers are right only up to rounding, {off}"
         return f"{wrong[1]} of {wrong[2]} numbers are wrong" + (f", by up to {float(by[1]):.3g}" if by else "")
     first = (text and str(error).strip().splitlines()[0]).removeprefix("assert ")
     claim = re.sub(r"np\.\w+\(([^()]*)\)", r"\1", first)
@@ -110,19 +122,31 @@ def example(given: dict, notes: str) -> str:
     return ", ".join(" ".join(text.split()) for text in parts)
 
 
-def run(folder: str, laws: list[str], only_first: bool = False) -> list[dict]:
-    """Run the laws in turn in this process, which must not have imported tinydiff; only_first: stop at a failure.
+def load(folder: str) -> Path:
+    """Import the copy of the package in this process, which must not have imported another; return its folder.
 
-    RuntimeError if a law has not run, or if another package or a faster form has taken the copy's place.
+    RuntimeError if another package has taken the copy's place.
     """
     copy = Path(folder).resolve()
-    sys.path.insert(0, str(copy))
-    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:1] + os.environ.get("PYTHONPATH", "").split(os.pathsep))
-    os.environ["HYPOTHESIS_PROFILE"] = "mutation"  # the first example that fails is enough
+    if str(copy) not in sys.path:
+        sys.path.insert(0, str(copy))
+        os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:1] + os.environ.get("PYTHONPATH", "").split(os.pathsep))
     import tinydiff
 
     if Path(tinydiff.__file__).parents[1] != copy:
         raise RuntimeError(f"{tinydiff.__file__} would be tested in place of the copy in {copy}")
+    return copy
+
+
+def run(folder: str, laws: list[str], only_first: bool = False, smallest: bool = False) -> list[dict]:
+    """Run the laws in turn in this process, which must not have imported tinydiff; only_first: stop at a failure.
+
+    smallest: look for the smallest case in which a law fails, SECONDS at most for each.  Else it is the first found.
+    RuntimeError if a law has not run, or if another package or a faster form has taken the copy's place.
+    """
+    copy = load(folder)
+    os.environ["HYPOTHESIS_PROFILE"] = "smallest" if smallest else "mutation"
+    engine.MAX_SHRINKING_SECONDS = SECONDS
     report = Report(copy, laws)
     ids = [str(TESTS / law) for law in laws]
     place = [f"--rootdir={TESTS.parent}", "-c", str(TESTS.parent / "pyproject.toml")]

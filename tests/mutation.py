@@ -22,7 +22,7 @@ from equivalent_mutants import EQUIVALENT
 ROOT = Path(__file__).parents[1]
 # The tests that speak about a part of the package, those of its own file apart.
 AROUND = {
-    "tinydiff/diffusion/": ["tests/diffusion", "tests/test_ideal.py"],
+    "tinydiff/diffusion/": ["tests/diffusion", "tests/test_exact.py", "tests/test_samples.py"],
     "tinydiff/ops/": ["tests/ops", "tests/nn", "tests/test_autograd.py"],
     "tinydiff/nn/": ["tests/nn", "tests/app/test_training.py"],
     "tinydiff/autograd.py": ["tests/ops", "tests/nn"],
@@ -37,6 +37,7 @@ AROUND = {
     "demos/prompts/": ["tests/demos/prompts"],
     "demos/explorer/": ["tests/demos/explorer"],
     "demos/exercises/": ["tests/demos/exercises"],
+    "demos/exact.py": ["tests/test_exact.py", "tests/diffusion"],
     "demos/": ["tests/demos"],
 }
 BOOK = ("diffusion/", "ops/", "nn/", "autograd.py", "optim.py", "train.py")  # their tests also pass with --plain

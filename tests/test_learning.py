@@ -2,8 +2,8 @@
 
 A tiny network, trained by the product's own batches, loss, Adam, clipping, rates and average, learns five places of
 unequal weights in the plane.  Its answer must be the conditional expectation E[eps | x_t], and its samples must pass
-the test that those of the exact denoiser pass (ideal.py, diffusion/test_samplers.py).  A point of the plane is an image
-of one pixel with two channels.  A U-Net, beside it, learns one picture by heart.
+the test that those of the exact denoiser pass (demos/exact.py, diffusion/test_samplers.py).  A point of the plane is an
+image of one pixel with two channels.  A U-Net, beside it, learns one picture by heart.
 
 On another machine sums round otherwise, and training then ends elsewhere, as from a fresh seed: so bounds are set from
 what several seeds gave, and the figures stand beside them.
@@ -14,7 +14,8 @@ from functools import cache, partial
 
 import numpy as np
 import pytest
-from ideal import PLACES, WEIGHTS, chi_square_p_value, draw_mixture, mixture_eps_fn, nearest
+from exact import mixture_eps_fn
+from samples import PLACES, WEIGHTS, chi_square_p_value, draw_mixture, nearest
 
 from tinydiff import ops
 from tinydiff.app.generate import build_unet

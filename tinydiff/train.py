@@ -2,9 +2,10 @@
 
     L_simple = E || eps - eps_theta(sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, t) ||^2    Ho et al. 2020, eq. 14
 
-with t uniform in 1..T and eps ~ N(0, I).  The code takes the mean over the pixels in place of their sum.  On average
-one image in ten loses its label (label_drop), so that the network also learns to predict the noise without a label,
-which guidance needs (Ho & Salimans 2022, algorithm 1).
+with t uniform in 1..T and eps ~ N(0, I).  eps is all the noise in x_t.  It is not the noise of the step from t - 1 to
+t: of that noise x_t tells only the share beta_t/(1 - alpha_bar_t), 1% at t = 500 (demos/ideal.py shows it).  The code
+takes the mean over the pixels in place of their sum.  On average one image in ten loses its label (label_drop), so that
+the network also learns to predict the noise without a label, which guidance needs (Ho & Salimans 2022, algorithm 1).
 
     state = Training(model, config, lambda config, step: draw_batch(dataset, schedule, num_classes, config, step))
     for state in train(state):

@@ -1,9 +1,10 @@
-// Flashcards: what is not known comes back, until all are known.
+// Flashcards: first choose an answer, then see what is right.  What is not known comes back, until all are known.
 "use strict";
 
 function startCards() {
   let queue = shuffled(data.cards);
   let known = 0;
+  let choices; // of the first card, in the order of the page
 
   function begin() {
     const card = queue[0];
@@ -11,20 +12,40 @@ function startCards() {
       ? `${known} of ${data.cards.length} known`
       : `All ${data.cards.length} known. They begin again whenever you like.`;
     byId("card-question").replaceChildren(...typeset(card ? card.question : ""));
+    choices = card ? shuffled([card.right, ...card.wrong]) : [];
+    byId("card-choices").replaceChildren(...choices.map(choiceButton));
     byId("card-answer").hidden = byId("card-known").hidden = byId("card-again").hidden = true;
-    byId("card-show").hidden = false;
-    byId("card-show").textContent = card ? "Show the answer" : "Begin again";
+    byId("card-show").hidden = Boolean(card);
+    verdict("card-verdict", "");
   }
 
-  function reveal() {
+  function choiceButton(text) {
+    const button = element("button", { type: "button" }, ...typeset(text));
+    button.addEventListener("click", () => commit(text));
+    return button;
+  }
+
+  // The choices stay, without their buttons: what was chosen, and what is right.
+  function commit(chosen) {
+    const { right } = queue[0];
+    const shown = choices.map((text) => {
+      const mark = text === right ? "✓ " : text === chosen ? "✗ " : "";
+      return element("p", text === right ? { class: "right" } : {}, mark, ...typeset(text));
+    });
+    byId("card-choices").replaceChildren(...shown);
+    verdict("card-verdict", chosen === right ? "Right." : "Not this one.", chosen === right ? "good" : "bad");
+    reveal(chosen === right);
+  }
+
+  function reveal(wasRight) {
     const places = element("ul");
     for (const [file, name] of queue[0].places) {
-      places.append(element("li", {}, element("code", {}, name), " in ", element("code", {}, file)));
+      places.append(element("li", {}, sourceLink(file, name), " in ", sourceLink(file)));
     }
     byId("card-answer").replaceChildren(element("p", {}, ...typeset(queue[0].answer.join(" "))), places);
-    byId("card-answer").hidden = byId("card-known").hidden = byId("card-again").hidden = false;
-    byId("card-show").hidden = true;
-    byId("card-known").focus({ preventScroll: true }); // the button that had it is gone
+    byId("card-answer").hidden = byId("card-again").hidden = false;
+    byId("card-known").hidden = !wasRight;
+    byId(wasRight ? "card-known" : "card-again").focus({ preventScroll: true }); // the button that had it is gone
   }
 
   function next(wasKnown) {
@@ -32,14 +53,14 @@ function startCards() {
     if (wasKnown) known += 1;
     else queue.push(card);
     begin();
-    byId("card-show").focus({ preventScroll: true });
+    (byId("card-choices").firstChild ?? byId("card-show")).focus({ preventScroll: true });
   }
 
   byId("card-show").addEventListener("click", () => {
-    if (queue.length) return reveal();
     queue = shuffled(data.cards);
     known = 0;
     begin();
+    byId("card-choices").firstChild.focus({ preventScroll: true });
   });
   byId("card-known").addEventListener("click", () => next(true));
   byId("card-again").addEventListener("click", () => next(false));

@@ -7,12 +7,14 @@
 
 The page opens from the disk, loads no other file and needs no internet.  The functions of the package draw and measure
 everything on the page (explorer_runs.py); the page only shows the results.  page.html and the files beside it become
-one file.  With --classifier each mistake also has the share of digits that is read as the label.  --train-steps adds
+one file.  Beside each x_0_hat of the network stands the exact mean of --known training pictures, which needs no
+network.  With --classifier each mistake also has the share of digits that is read as the label.  --train-steps adds
 the mistakes in training, which take 5 minutes with 400 steps.  If the demo is stopped, nothing is kept.
 Read next: explorer_runs.py.
 """
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -32,6 +34,7 @@ from tinydiff.data import load
 
 PAGE = Path(__file__).parent
 LOOK_AMONG = 500  # test images; at least two of each class are among them
+HERE = Path(__file__).resolve().parents[2]  # the repository
 
 
 def main(
@@ -41,10 +44,11 @@ def main(
     precision=None,
     plain=False,
     labels=tuple(range(10)),
-    sample_steps=(5, 10, 20, 50),
+    sample_steps=(1, 2, 3, 5, 10, 50),
     moments=41,
     point_steps=2000,
     num=30,
+    known=5000,
     classifier=None,
     train_steps=0,
     data_dir=None,
@@ -59,6 +63,8 @@ def main(
         raise TinydiffError(f"--moments {moments}: a time line needs 3 or more")
     if num < 10:
         raise TinydiffError(f"--num {num}: must be at least 10, which are shown")
+    if known < 100:
+        raise TinydiffError(f"--known {known}: must be at least 100, so that each class is among them")
     pool, schedule, meta = load_trained(Path(checkpoint), workers)
     reader = load_classifier(Path(classifier), 1, meta["data"])[0] if classifier else None
     with pool:
@@ -68,9 +74,11 @@ def main(
         steps = tuple(sorted(sample_steps))
         check_room(num, shape)
         dataset = load(name, "test", data_dir, seed, LOOK_AMONG, **size)
-        training_set = load(name, "train", data_dir, seed, **size) if train_steps else None
+        training_set = load(name, "train", data_dir, seed, None if train_steps else known, **size)
+        known_images = training_set.batch(np.arange(min(known, len(training_set))))
         (shown, _), (hidden, hidden_labels) = (dataset.batch(nth_of_each(dataset.labels, labels, n)) for n in (0, 1))
         data = {
+            "root": os.path.relpath(HERE, out.resolve().parent),
             "about": f"{checkpoint}, {cli.counted(meta['step'], 'training step')} on {name}",
             "size": shape[:2],
             "classes": dataset.classes,
@@ -78,8 +86,8 @@ def main(
             "is_grey": shape[2] == 1,
             "labels": labels,
             "forward": runs.forward(shown, moments, seed),
-            "reverse": runs.reverse(pool, schedule, shape, labels, steps, (moments + 1) // 2, seed),
-            "riddles": runs.riddles(pool, schedule, hidden, hidden_labels, min(16, moments), seed),
+            "reverse": runs.reverse(pool, schedule, shape, labels, steps, (moments + 1) // 2, seed, known_images),
+            "riddles": runs.riddles(pool, schedule, hidden, hidden_labels, min(16, moments), seed, known_images),
             "points": runs.points(point_steps, 400, moments, seed, min(2, workers)),
             "mistakes": runs.mistakes(pool, reader, schedule, meta, max(steps), num, train_steps, training_set, seed),
             "cards": json.loads((PAGE / "cards.json").read_text("utf-8")),
@@ -130,6 +138,7 @@ if __name__ == "__main__":
     parser.add_argument("--point-steps", type=cli.positive_int, help="training steps for each set of points")
     reader = "checkpoint.npz of train_classifier.py, to read those digits (default: none)"
     parser.add_argument("--num", type=cli.whole(10, 10_000), help="digits on which each mistake is measured")
+    parser.add_argument("--known", type=cli.whole(100, 20_000), help="training images to take the exact mean of")
     parser.add_argument("--classifier", help=reader)
     parser.add_argument("--train-steps", type=cli.non_negative_int, help="of each mistake in training, 0 for none")
     cli.add_data_dir(parser)

@@ -1,8 +1,8 @@
 """The runs that explorer.py shows, recorded as sheets of small pictures and tables of numbers.
 
     forward     a chain of 1,000 small steps beside one jump with the same noise, for each schedule
-    reverse     x_t, eps_hat and x_0_hat at each step, for every sampler, number of steps and guidance scale
-    riddles     digits with less and less noise, and the network's x_0_hat of each
+    reverse     x_t, eps_hat, x_0_hat and the exact mean, for every sampler, number of steps and guidance scale
+    riddles     digits with less and less noise, the network's x_0_hat of each, and the exact mean
     points      particles in the plane: the forward chain, the flow back, and the field that the flow follows
     mistakes    the mistakes of pitfalls.py, each beside the correct pictures
 
@@ -47,6 +47,7 @@ from tinydiff.train import train
 
 # Python finds modules beside the script only.  The demos that the page shows are programs in the folder above.
 sys.path.append(str(Path(__file__).parents[1]))
+import exact
 import pitfalls
 import points_2d
 from forward_process import SCHEDULES
@@ -121,17 +122,49 @@ def noised(schedule, x_0, shown, seed):
     return np.stack(chain), np.stack(jump)
 
 
-def reverse(pool, schedule, shape, labels, steps, moments, seed):
-    """Every label, drawn by each sampler with each number of steps and each scale, always from the same x_T."""
+class Possible:
+    """E[x_0 | x_t] if the data are some pictures (K, H, W, C), all as likely."""
+
+    def __init__(self, schedule, pictures):
+        self.pictures, self.x_0_fn = asarray(pictures), exact.ideal_x_0_fn(schedule, pictures)
+
+    def mean(self, x_t, t):
+        """The mean, like x_t (N, H, W, C), and how many pictures still matter (N,), on the host.
+
+        At t = 0, as in the limit, it is the nearest picture.
+        """
+        x_t = asarray(x_t)
+        if t == 0:
+            distances = xp.stack([((self.pictures - x) ** 2).sum((1, 2, 3)) for x in x_t])
+            return to_numpy(self.pictures[distances.argmin(1)]), np.ones(len(x_t))
+        x_0_hat, w = self.x_0_fn(x_t, t)
+        return to_numpy(x_0_hat), to_numpy(exact.still_matter(w))
+
+
+def reverse(pool, schedule, shape, labels, steps, moments, seed, known):
+    """Every label, drawn by each sampler with each number of steps and each scale, always from the same x_T.
+
+    known: images and labels to take the exact mean of: of the label's own images, or of all at scale 0.
+    """
+    images, their_labels = known
+    each, of_all = {label: images[their_labels == label] for label in labels}, Possible(schedule, images)
+    possible = {label: Possible(schedule, own) for label, own in each.items()}
     jobs = [(sampler, num_steps, scale) for sampler in SAMPLERS for num_steps in steps for scale in SCALES]
     record = partial(trajectory, schedule, shape, labels, moments, seed)
     runs = {}
     recorded = tqdm(pool.map(record, jobs), "reverse", len(jobs))  # zip must ask the bar first, else it ends below 100%
     for (times, seen), (sampler, num_steps, scale) in zip(recorded, jobs):
-        sheets = [sheet(seen[:, :, i]) for i in range(seen.shape[2])]
+        sheets, counts = [], []
+        for i in range(seen.shape[2]):
+            of = possible[labels[i]] if scale else of_all
+            mean, count = zip(*(of.mean(x_t[i : i + 1], t) for t, x_t in zip(times, seen[0])))
+            sheets.append(sheet([*seen[:, :, i], np.concatenate(mean)]))
+            counts.append(rounded(np.concatenate(count)))
         alpha_bar = rounded(schedule.alpha_bar[list(times)])
-        runs[f"{sampler} {num_steps} {scale}"] = {"times": times, "alpha_bar": alpha_bar, "sheets": sheets}
-    return {"steps": list(steps), "scales": list(SCALES), "samplers": list(SAMPLERS), "runs": runs}
+        run = {"times": times, "alpha_bar": alpha_bar, "counts": counts, "sheets": sheets}
+        runs[f"{sampler} {num_steps} {scale}"] = run
+    ways = {"steps": list(steps), "scales": list(SCALES), "samplers": list(SAMPLERS)}
+    return {**ways, "known": [len(images), [len(each[label]) for label in labels]], "runs": runs}
 
 
 def trajectory(schedule, shape, labels, moments, seed, model, job):
@@ -161,13 +194,15 @@ def trajectory(schedule, shape, labels, moments, seed, model, job):
     return times, np.stack(pictures)
 
 
-def riddles(pool, schedule, x_0, labels, moments, seed):
-    """Each picture with less and less of the same noise, and the network's x_0_hat of it, predicted without a label."""
+def riddles(pool, schedule, x_0, labels, moments, seed, known):
+    """Each picture with less and less of the same noise, the network's x_0_hat without a label, and the exact mean."""
     times = evenly_in_signal(schedule, moments)[::-1]
     eps = standard_normal(default_rng("riddles", seed), x_0.shape)
     x_t = [q_sample(schedule, asarray(x_0), t, eps) for t in times]
     x_0_hat = list(pool.map(partial(guess, schedule), list(zip(x_t, times))))
-    seen = np.stack([[to_numpy(x) for x in x_t], x_0_hat])  # (2, moments, N, H, W, C)
+    possible = Possible(schedule, known[0])
+    means = [possible.mean(x, t)[0] for x, t in zip(x_t, times)]
+    seen = np.stack([[to_numpy(x) for x in x_t], x_0_hat, means])  # (3, moments, N, H, W, C)
     items = [
         {"label": int(label), "sheet": sheet(seen[:, :, i]), "answer": sheet(x_0[None, i : i + 1])}
         for i, label in enumerate(labels)
@@ -261,8 +296,9 @@ def compared(group, drawn, reader, labels, numbers):
     for case, images in wrong:
         case = pitfalls.explained(case, numbers)
         figures = pitfalls.measure(reader, images, labels, right if group == "sampling" else None)
-        pair = {"right": sheet(right[None, :SHOWN]), "wrong": sheet(images[None, :SHOWN])}
-        texts = {"name": case.name, "why": case.why, "figures": figures, "right_figures": right_figures}
+        pair = {"right": sheet(right[None, :SHOWN]), "other": sheet(images[None, :SHOWN])}
+        kind = "wrong" if case.is_mistake else "also right"
+        texts = {"name": case.name, "kind": kind, "why": case.why, "figures": figures, "right_figures": right_figures}
         rows.append({"group": group, **texts, **pair})
     return rows
 

@@ -1,5 +1,7 @@
-// Exercise: name the picture under as much noise as you can.
+// Exercise: name the picture under as much noise as you can.  To try all names is no way: three wrong answers end it.
 "use strict";
+
+const FREE = 3;
 
 function startGuess() {
   const { times, log_snr: logSnr, items } = data.riddles;
@@ -31,26 +33,36 @@ function startGuess() {
   }
 
   function answer(label) {
-    if (label !== item.label) {
-      wrong += 1;
-      answers[label].disabled = true;
-      verdict("guess-verdict", `Not ${className(label)}. Take some noise away and look again.`, "bad");
-      return;
+    if (label === item.label) {
+      const tries = wrong ? `, after ${wrong} wrong ${wrong === 1 ? "guess" : "guesses"}` : "";
+      return end(`Right, ${className(label)}, at t = ${times[k]}${tries}.`, "good");
     }
-    const tries = wrong ? `, after ${wrong} wrong ${wrong === 1 ? "guess" : "guesses"}` : "";
-    verdict("guess-verdict", `Right, ${className(label)}, at t = ${times[k]}${tries}.`, "good");
+    wrong += 1;
+    if (wrong === FREE) return end(`Not ${className(label)}: it was ${className(item.label)}. Missed.`, "bad");
+    answers[label].disabled = true;
+    const left = FREE - wrong === 1 ? "One answer is left" : `${FREE - wrong} answers are left`;
+    verdict("guess-verdict", `Not ${className(label)}. Some noise is gone: look again. ${left}.`, "bad");
+    lessNoise();
+  }
+
+  function end(text, kind) {
+    verdict("guess-verdict", text, kind);
     answers.forEach((button) => (button.disabled = true));
     byId("guess-less").disabled = true;
     byId("guess-reveal").hidden = false;
-    draw(byId("riddle-answer"), item.answer, 0, 0, `The picture: ${className(label)}`);
+    draw(byId("riddle-answer"), item.answer, 0, 0, `The picture: ${className(item.label)}`);
     draw(byId("riddle-seen"), item.sheet, k, 1, `What the network makes of it without a label at t = ${times[k]}`);
-    byId("guess-history").append(element("li", {}, `${className(label)} at t = ${times[k]}${tries}`));
+    draw(byId("riddle-mean"), item.sheet, k, 2, `The exact mean of all pictures that it could be at t = ${times[k]}`);
+    const came = kind === "good" ? `at t = ${times[k]}${wrong ? `, ${wrong} wrong` : ""}` : "missed";
+    byId("guess-history").append(element("li", {}, `${className(item.label)} ${came}`));
   }
 
-  byId("guess-less").addEventListener("click", () => {
-    k += 1;
+  function lessNoise() {
+    k = Math.min(k + 1, times.length - 1);
     show();
-  });
+  }
+
+  byId("guess-less").addEventListener("click", lessNoise);
   byId("guess-next").addEventListener("click", begin);
   begin();
 }

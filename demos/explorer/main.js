@@ -4,6 +4,7 @@
 byId("about").textContent = `The network: ${data.about}`;
 byId("made").textContent = `Made by demos/explorer/explorer.py of tinydiff from ${data.about}`;
 startTheme();
+startLinks();
 hero();
 startForward();
 startReverse();

@@ -15,15 +15,18 @@ function startMistakes() {
     : "Made with --train-steps 400, this page also shows mistakes in training.";
   for (const row of rows) {
     const words = element("div", {}, element("h3", {}, ...typeset(row.name)), element("p", {}, ...typeset(row.why)));
-    const pictures = element("div", {}, half(row, "right"), half(row, "wrong"), figuresOf(row));
+    const pictures = element("div", {}, half(row, "right"), half(row, row.kind), figuresOf(row));
     byId("mistake-pairs").append(element("article", {}, words, pictures));
   }
 }
 
 function half(row, kind) {
-  const alt = kind === "right" ? "Pictures drawn as it should be" : `Pictures drawn with the mistake: ${row.name}`;
-  const image = element("img", { class: "pixels", src: "data:image/png;base64," + row[kind], alt });
-  return element("figure", { class: kind }, image, element("figcaption", {}, kind));
+  const [sheet, alt] =
+    kind === "right"
+      ? [row.right, "Pictures drawn as it should be"]
+      : [row.other, `Pictures drawn ${kind === "wrong" ? "with the mistake" : "the other way"}: ${row.name}`];
+  const image = element("img", { class: "pixels", src: "data:image/png;base64," + sheet, alt });
+  return element("figure", { class: kind === "wrong" ? "wrong" : "right" }, image, element("figcaption", {}, kind));
 }
 
 function figuresOf(row) {

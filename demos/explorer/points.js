@@ -1,6 +1,8 @@
 // Particles in the plane: the forward chain, and the flow along the learned field.
 "use strict";
 
+// A point's colour is hsl(hue, SATURATION, lightness): each hue stands out, yellow from white and blue from black.
+const [SATURATION, LIGHT, DARK] = [65, 33, 70]; // per cent
 const BETWEEN = 4; // moments are recorded; between two of them a particle goes straight, in so many frames
 
 function startPoints() {
@@ -25,7 +27,7 @@ function startPoints() {
     const path = set[direction.value];
     const k = Math.min(Math.floor(frame / BETWEEN), times.length - 2);
     const share = frame / BETWEEN - k;
-    const lightness = isDark() ? 70 : 42; // per cent
+    const lightness = isDark() ? DARK : LIGHT;
     pen.clearRect(0, 0, side, side);
     if (direction.value === "reverse") arrows(set.field, share < 0.5 ? k : k + 1);
     for (let i = 0; i < num; i++) {
@@ -34,7 +36,7 @@ function startPoints() {
         return here + share * (next - here);
       });
       const hue = (Math.atan2(path[i * 2 + 1], path[i * 2]) / Math.PI) * 180; // of where it begins
-      pen.fillStyle = `hsl(${hue} 65% ${lightness}%)`;
+      pen.fillStyle = `hsl(${hue} ${SATURATION}% ${lightness}%)`;
       pen.beginPath();
       pen.arc(place(x), place(-y), 6, 0, 2 * Math.PI);
       pen.fill();
@@ -49,7 +51,6 @@ function startPoints() {
   // The way that the flow carries a point there at that moment, longer where it is faster.
   function arrows(field, moment) {
     pen.strokeStyle = getComputedStyle(canvas).color;
-    pen.globalAlpha = 0.5;
     pen.lineWidth = 2;
     pen.beginPath();
     for (let i = 0; i < grid * grid; i++) {
@@ -69,7 +70,6 @@ function startPoints() {
       }
     }
     pen.stroke();
-    pen.globalAlpha = 1;
   }
 
   function note() {

@@ -1,4 +1,4 @@
-// The reverse process: x_t, eps_hat and x_0_hat along a run of choice.
+// The reverse process: x_t, eps_hat, x_0_hat and the exact mean along a run of choice.
 "use strict";
 
 const SAMPLER_NAMES = { ddpm: "DDPM", ddim: "DDIM", "2m": "2M" };
@@ -20,8 +20,20 @@ function runOf(sampler, steps, scale) {
 // At scale 0 there is one sheet for all labels.
 const sheetOf = (run, digit) => run.sheets[Math.min(digit, run.sheets.length - 1)];
 
+// x_0_hat - E[x_0 | x_t] = -sqrt(1 - alpha_bar_t) (eps_hat - E[eps | x_t]) / sqrt(alpha_bar_t).
+function whyTheyDiffer(t, alphaBar, count) {
+  if (t === 0) return "The exact mean ends in the nearest training picture; the network draws one of its own.";
+  const root = number(Math.sqrt(alphaBar));
+  const noise = `The network's small error in eps_hat is divided by sqrt(alpha_bar_t) = ${root} in x_0_hat`;
+  if (alphaBar < 0.1) return `${noise}, and shows as speckle; the exact mean has no error, and is a blur.`;
+  if (count >= 1.5) return `${noise}: that is why the two still differ.`;
+  return `${noise}. One training picture alone fits, and is the exact mean; the network has not learned it by heart.`;
+}
+
+const counted = (value) => (value < 9.95 ? value.toFixed(1) : Math.round(value).toLocaleString("en"));
+
 function startReverse() {
-  const { samplers, steps, scales } = data.reverse;
+  const { samplers, steps, scales, known } = data.reverse;
   const host = "reverse-controls";
   const digit = choice(host, data.is_digits ? "Digit" : "Picture", digitOptions(), 0, changed);
   const sampler = choice(host, "Sampler", samplers.map((name) => [name, SAMPLER_NAMES[name]]), samplers[0], changed);
@@ -44,6 +56,11 @@ function startReverse() {
     draw(byId("x-t"), sheet, k, 0, `x t, ${wanted}, ${what}`);
     draw(byId("eps-hat"), sheet, k, 1, t === 0 ? "No noise is left to predict" : `Epsilon hat, ${wanted}, ${what}`);
     draw(byId("x-0-hat"), sheet, k, 2, `x 0 hat, ${wanted}, ${what}`);
+    draw(byId("x-0-mean"), sheet, k, 3, `The exact mean of x 0, ${wanted}, ${what}`);
+    const count = run.counts[Math.min(digit.value, run.counts.length - 1)][k];
+    const all = scale.value === 0 ? known[0] : known[1][digit.value];
+    byId("x-0-count").textContent = `${counted(count)} of ${counted(all)}`;
+    byId("reverse-why").replaceChildren(...typeset(whyTheyDiffer(t, run.alpha_bar[k], count)));
     return t === 0 ? "t = 0: the picture" : `t = ${t}`;
   });
 

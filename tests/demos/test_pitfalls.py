@@ -1,6 +1,7 @@
 """The mistakes are the ones that they claim to be, and the right rows are right."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -31,7 +32,10 @@ def demo(load_demo):
 
 @pytest.fixture(scope="module")
 def data():
-    return load("glyphs", num=20)
+    """The first two glyphs of each class."""
+    many = load("glyphs", num=120)
+    rows = np.concatenate([np.flatnonzero(many.labels == k)[:2] for k in range(10)])
+    return replace(many, images=many.images[rows], labels=many.labels[rows])
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +67,14 @@ def test_a_network_without_classes_is_refused(demo, trained, data, tmp_path):
 def test_every_mistake_has_its_row_sentence_and_digits(demo, rows):
     """One row each in the table and the picture, beside a right one in each group."""
     rows, out = rows
-    assert [case.name for case in demo.SAMPLING] == [case.name for _, case, _, _ in rows[: len(demo.SAMPLING)]]
-    assert {case.name for case in demo.TRAINING} == {case.name for _, case, _, _ in rows[len(demo.SAMPLING) :]}
+    in_order = [demo.SAMPLING[0], demo.SAMPLING[1], demo.IDEAL, *demo.SAMPLING[2:]]
+    assert in_order[1].draw is demo.in_one_step
+    assert [case.name for case in in_order] == [case.name for _, case, _, _ in rows[: len(in_order)]]
+    assert {case.name for case in demo.TRAINING} == {case.name for _, case, _, _ in rows[len(in_order) :]}
     table = (out / "pitfalls.md").read_text()
     for i, (_, case, images, figures) in enumerate(rows):
         assert case.why and f"| {case.name} | {' | '.join(figures.values())} | {case.why} |" in table
-        assert ("moved" in figures) == (i < len(demo.SAMPLING)) and "{" not in case.why
+        assert ("moved" in figures) == (i < len(in_order)) and "{" not in case.why
         assert images.shape == (10, 28, 28, 1) and abs(images).max() <= 1
     with Image.open(out / "pitfalls.png") as picture:
         assert 700 < picture.width < 1100 and picture.height > 20 * len(rows)
@@ -80,11 +86,13 @@ def test_the_sentences_are_of_the_run(demo, T, steps):
     """Their numbers are those of this schedule and this run, and one step has no other step to take a time from."""
     schedule = Schedule.linear(T)
     numbers = demo.facts(schedule, steps, 400)
-    why = {case.name: demo.explained(case, numbers).why for case in (*demo.SAMPLING, *demo.TRAINING)}
+    why = {case.name: demo.explained(case, numbers).why for case in (*demo.SAMPLING, demo.IDEAL, *demo.TRAINING)}
     last_t = timestep_pairs(T, steps)[-1][0]
     noise = schedule.beta_t_given_s(last_t, 0) ** 0.5 * 127.5  # of a step from there to the data, in grey levels
     assert f"here noise of {noise:.1f} grey levels, with {T:,} steps" in why["noise added at the last step"]
-    assert f"= {schedule.alpha_bar[T] ** 0.5:.2g}." in why["x_0_hat of x_T, in one step"]
+    signal = f"{schedule.alpha_bar[T] ** 0.5:.2g}"
+    assert f"= {signal}, which gives speckle." in why["x_0_hat of x_T, in one step"]
+    assert f"error of eps_hat is divided by {signal}." in why[demo.IDEAL.name]
     assert f"lower by 1 of {T:,}" in why["network gets t - 1"]
     begins = sum(t <= 50 for t, _ in timestep_pairs(1000, steps))
     assert f"at these 50 times: {begins} of {steps}." in why["beta = 0.1: alpha_bar_T = 2e-46"]
@@ -107,7 +115,7 @@ def test_the_table_fits_100_columns(demo, tmp_path, capsys):
     """Names, figures and sentences, at their widest."""
     numbers = demo.facts(Schedule.linear(1000), 50, 10**9)
     figures = {"read as asked": "100%", "border": "255.0", "moved": "255.0"}
-    cases = [demo.explained(case, numbers) for case in (*demo.SAMPLING, *demo.TRAINING)]
+    cases = [demo.explained(case, numbers) for case in (*demo.SAMPLING, demo.IDEAL, *demo.TRAINING)]
     demo.report([("one trained network", case, np.zeros((10, 4, 4, 1)), figures) for case in cases], tmp_path)
     table, _ = capsys.readouterr().out.split("results: ")
     assert max(map(len, table.splitlines())) <= 100 and all(case.name in table for case in cases)
@@ -131,6 +139,45 @@ def test_the_right_row_is_what_sample_draws(demo, rows, trained):
             assert float(figures["moved"]) == pytest.approx(moved, abs=0.06), case.name
     for _, case, other, _ in rows[0][1:]:
         assert abs(other - images).max() > 1e-3, case.name  # no mistake leaves the images as they were
+
+
+def test_the_exact_denoiser_jumps_from_the_x_T_of_the_other_rows(demo, trained, data, rows):
+    """Each image is the mean of the pictures of its class, weighed by the density of its own x_T, in any slices.
+
+    x_T is that of the row above: drawn in one step by a network whose eps_hat is 0, x_0_hat is x_T/sqrt(alpha_bar_T).
+    """
+    schedule, shape, labels = Schedule.linear(100), (28, 28, 1), [0, 3, 7, 3]
+    full = load("glyphs", num=200)
+    images = demo.ideal_in_one_step(full, schedule, demo.jobs_of(np.array(labels), 5), shape)
+    in_two = demo.ideal_in_one_step(full, schedule, [(labels[:1], (5, 0)), (labels[1:], (5, 1))], shape)
+    np.testing.assert_allclose(images, in_two, rtol=0, atol=1e-6)
+    a = float(schedule.alpha_bar[100])
+
+    def no_noise(x_t, t, labels=None):
+        return 0 * x_t
+
+    no_noise.num_classes = 10
+    jump = demo.draw_slice(demo.in_one_step, schedule, -1e3, 1e3, 4, shape, no_noise, (labels, (5, 0)))
+    x_T = jump * 1e3 * a**0.5  # draw_slice divides by the range
+    for image, x, label in zip(images, x_T, labels):
+        pictures = full.batch(np.flatnonzero(full.labels == label))[0].astype("float64")
+        logits = -((x - a**0.5 * pictures) ** 2).sum((1, 2, 3)) / (2 * (1 - a))
+        w = np.exp(logits - logits.max())
+        np.testing.assert_allclose(image, np.einsum("k,k...->...", w / w.sum(), pictures), rtol=0, atol=1e-4)
+    with pytest.raises(TinydiffError, match="no training picture of class"):
+        demo.ideal_in_one_step(full.first(1), schedule, [([0, 1], (5, 0))], shape)
+    whole = [image for _, case, image, _ in rows[0] if case.name == demo.IDEAL.name]
+    expected = demo.ideal_in_one_step(data, Schedule.linear(100), demo.jobs_of(np.arange(10), 0), shape)
+    np.testing.assert_allclose(whole[0], expected, rtol=0, atol=1e-6)
+
+
+def test_the_mean_is_of_the_first_pictures_of_a_class(demo, monkeypatch):
+    """At most MOST of each class: with one it is this picture, whatever x_T is."""
+    monkeypatch.setattr(demo, "MOST", 1)
+    full = load("glyphs", num=60)
+    images = demo.ideal_in_one_step(full, Schedule.linear(100), [([4, 5], (0, 0))], (28, 28, 1))
+    first = [np.flatnonzero(full.labels == k)[0] for k in (4, 5)]
+    np.testing.assert_allclose(images, full.batch(first)[0], rtol=0, atol=1e-6)
 
 
 # ----------------------------------------------------------------------------- each mistake, with a denoiser that knows

@@ -35,6 +35,7 @@ def test_every_program_that_trains_saves_or_says_that_it_keeps_nothing():
     assert keeps == {
         "train_mnist", "train_images", "job",
         "train_prompts", "train_classifier", "latent", "one_shot_vs_gradual", "points_2d", "waves_1d",
+        "overfit",
     }  # fmt: skip
     for name in keeps:
         assert any(words in SOURCES[name] for words in ('"--resume"', "run.add_options(", "job.add_options("))
@@ -63,6 +64,11 @@ def waves(load_demo, monkeypatch, folder):
     return load_demo("waves_1d"), {"steps": 4, "batch_size": 2, "sample_steps": 2, "num": 2}, ["training"]
 
 
+def overfit(load_demo, monkeypatch, folder):
+    options = {"data": "glyphs", "few": 1, "many": 2, "steps": 4, "batch_size": 2, "channels": 8, "sample_steps": 1}
+    return load_demo("overfit"), options | {"num": 1}, ["1 picture", "2 pictures"]
+
+
 def one_shot(load_demo, monkeypatch, folder):
     demo, data = load_demo("one_shot_vs_gradual"), load("glyphs", num=20)
     save_checkpoint(folder / "c.npz", data)
@@ -87,7 +93,7 @@ def latent(load_demo, monkeypatch, folder):
     return demo, options | {"autoencoder": {"channels": [8, 8], "latent_channels": 2}}, ["autoencoder", "U-Net"]
 
 
-@pytest.mark.parametrize("program", [classifier, points, waves, one_shot, latent])
+@pytest.mark.parametrize("program", [classifier, points, waves, overfit, one_shot, latent])
 def test_a_training_that_is_stopped_goes_on_to_the_same_bits(program, load_demo, monkeypatch, tmp_path, capsys):
     """Stopped in each of its trainings, and resumed: the files are those of an uninterrupted run, bit for bit."""
     demo, options, names = program(load_demo, monkeypatch, tmp_path)

@@ -23,7 +23,12 @@ FOLDERS = {
     "train_images": (["sprites"], "checkpoint.npz metrics.csv samples.png denoising.png denoising.gif loss.png"),
     "train_classifier": ([], "checkpoint.npz misread.png"),
     "forward_process": ([], "noising.png schedules.png chain_and_closed_form.png chain_statistics.png"),
+    "ideal": (
+        [],
+        "ideal.csv ideal.png which_noise.png guidance_in_the_plane.csv guidance_in_the_plane.png",
+    ),
     "points_2d": ([], "points_2d_moons.png points_2d_spiral.png points_2d_mixture.png points_2d.gif results.csv"),
+    "overfit": ([], "overfit.csv overfit.png"),
     "waves_1d": ([], "waves_1d.png waves_1d.wav results.csv"),
     "sampler_showdown": (["gone.npz"], "sampler_showdown.csv sampler_showdown.png"),
     "same_start": (["gone.npz"], "same_start.png"),
@@ -155,6 +160,7 @@ def test_a_file_that_cannot_be_written_stops_a_program_at_once(load_demo, tmp_pa
         ("forward_process", "chains", 10**12),
         ("points_2d", "batch_size", 10**12),
         ("waves_1d", "batch_size", 10**12),
+        ("overfit", "num", 10**9),
     ],
 )
 def test_what_no_memory_holds_is_refused_at_once(load_demo, name, option, number):

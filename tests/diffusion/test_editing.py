@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from chains import assert_same, normal, seeds
 from draws import NOT_LIKE
+from exact import gaussian_eps_fn, mixture_eps_fn
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from ideal import PLACES, WEIGHTS, chi_square_p_value, gaussian_eps_fn, mixture_eps_fn, nearest
+from samples import PLACES, WEIGHTS, chi_square_p_value, nearest
 
 from tinydiff.autograd import Tensor
 from tinydiff.backend import asarray, backend_name, default_rng, standard_normal, to_numpy, xp

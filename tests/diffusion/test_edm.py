@@ -7,9 +7,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from chains import any_schedule, assert_close, assert_same, normal, seeds
+from exact import mixture_eps_fn
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from ideal import mixture_eps_fn
 from witnesses import agree, note
 
 from tinydiff.backend import asarray, default_rng, to_numpy

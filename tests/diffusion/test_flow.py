@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from chains import any_schedule, assert_close, assert_same, normal, seeds
 from draws import draw_pair
+from exact import mixture_eps_fn
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from ideal import WEIGHTS, mixture_eps_fn
+from samples import WEIGHTS
 from witnesses import in_float64, note
 
 from tinydiff.backend import asarray, default_rng, to_numpy

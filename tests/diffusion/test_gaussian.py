@@ -10,6 +10,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from chains import any_schedule, assert_close, normal, seeds
+from exact import told_of_last_noise
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -219,6 +220,34 @@ def test_the_posterior_is_bayes_rule(schedule, data, shape, seed):
     error = 10 * log_error(schedule, t)
     assert_close(mean, prior_mean + gain * (x_t - predicted_mean), rtol=error, atol=10 * error)  # |x| is up to 5
     assert_close(var, prior_var * B / predicted_var, rtol=error)
+
+
+@given(any_schedule, st.data(), shapes, seeds)
+def test_x_t_tells_a_share_of_the_last_step_s_noise_and_all_noise_tells_the_rest(schedule, data, shape, seed):
+    """x_t = sqrt(alpha_{t|s}) x_s + sqrt(beta_{t|s}) z: which z was it, if x_t and x_0 are known?
+
+        E[z | x_t, x_0] = R eps,   Var[z | x_t, x_0] = 1 - R^2,   R^2 = beta_{t|s}/(1 - alpha_bar_t)
+
+    eps is all the noise in x_t, which a network learns to predict; of z it tells the share R^2 and no more.
+    """
+    t = data.draw(st.integers(1, schedule.T))
+    s = data.draw(st.integers(0, t - 1))
+    x_0, eps = normal(seed, 2, *shape)
+    x_t = q_sample(schedule, x_0, t, eps)
+    mean, var = q_x_s_given_x_t_x_0(schedule, x_t, x_0, t, s)
+    (a,), (B,) = jump(schedule, [s], [t])
+    share = float(told_of_last_noise(schedule, t, s))
+    error = 10 * log_error(schedule, t)
+    assert_close((x_t - a * mean) / B**0.5, share**0.5 * eps, rtol=error, atol=10 * error / B**0.5)  # |x| is up to 5
+    assert_close(a**2 * var / B, 1 - share, rtol=error, atol=error)
+    if s == t - 1:
+        assert told_of_last_noise(schedule, t) == share
+
+
+def test_of_the_last_step_s_noise_x_t_tells_little(linear):
+    """All of it at t = 1, where there is no other noise; on the linear schedule half of it at t = 2, 1% at t = 500."""
+    shares = told_of_last_noise(linear, np.array([1, 2, 100, 500]))
+    assert [float(f"{share:.2g}") for share in shares] == [1, 0.55, 0.02, 0.011]
 
 
 @given(any_schedule, st.data())

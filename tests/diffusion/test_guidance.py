@@ -6,16 +6,10 @@ import numpy as np
 import pytest
 from chains import assert_same, normal
 from draws import NOT_LIKE
+from exact import ExactModel, gaussian_eps_fn, guided_stds, mixture_eps_fn, mixture_score_fn
 from hypothesis import given
 from hypothesis import strategies as st
-from ideal import (
-    PLACES,
-    WEIGHTS,
-    gaussian_eps_fn,
-    mixture_eps_fn,
-    mixture_score_fn,
-    push_gaussian,
-)
+from samples import PLACES, WEIGHTS, push_gaussian
 
 from tinydiff.backend import asarray, default_rng, to_numpy, xp
 from tinydiff.diffusion import (
@@ -154,16 +148,9 @@ def test_guidance_is_an_eps_fn_for_every_sampler(linear):
 # Where p(x | c) and p(x) are Gaussian, both are at every t, N(sqrt(alpha_bar_t) m, S_t), and guided sampling is affine.
 
 
-class GaussianClasses:
+def gaussian_classes(schedule, means, covs):
     """A model of exact denoisers: label k has the data N(means[k], covs[k]), and "no label" the last pair."""
-
-    def __init__(self, schedule, means, covs):
-        self.num_classes = len(means) - 1
-        self.eps_fns = [gaussian_eps_fn(schedule, mean, cov) for mean, cov in zip(means, covs)]
-
-    def __call__(self, x_t, t, labels):
-        answers = [eps_fn(x_t, t) for eps_fn in self.eps_fns]
-        return xp.stack([answers[label][row] for row, label in enumerate(np.broadcast_to(labels, len(x_t)))])
+    return ExactModel([gaussian_eps_fn(schedule, mean, cov) for mean, cov in zip(means, covs)])
 
 
 @given(st.integers(1, 3), st.floats(-2, 5), st.integers(1, 1000), st.integers(0, 999))
@@ -177,7 +164,7 @@ def test_guided_eps_is_the_score_of_the_tilted_density(linear, D, scale, t, seed
     means, roots = rng.normal(size=(3, D)), rng.normal(size=(3, D, D))
     covs = roots @ roots.transpose(0, 2, 1) + 0.1 * np.eye(D)
     x, labels = rng.normal(size=(4, D)), [0, 1, 1, 2]
-    eps_hat = classifier_free(GaussianClasses(linear, means, covs), labels, scale)(asarray(x), t)
+    eps_hat = classifier_free(gaussian_classes(linear, means, covs), labels, scale)(asarray(x), t)
     precision = np.linalg.inv(a * covs + (1 - a) * np.eye(D))
     for row, label in enumerate(labels):
         P = (1 - scale) * precision[2] + scale * precision[label]
@@ -196,7 +183,7 @@ def test_between_gaussians_of_one_width_guidance_moves_the_mean_alone(linear, st
     rng, pairs, step = default_rng(seed), timestep_pairs(1000, num_steps), partial(step, linear)
     (m_c, m_u), root = rng.normal(size=(2, 2)), rng.normal(size=(2, 2))
     cov = root @ root.T
-    guided = classifier_free(GaussianClasses(linear, [m_c, m_u], [cov, cov]), 0, scale)
+    guided = classifier_free(gaussian_classes(linear, [m_c, m_u], [cov, cov]), 0, scale)
     led_to = gaussian_eps_fn(linear, m_u + scale * (m_c - m_u), cov)
     mean, out_cov = push_gaussian(step, guided, pairs, np.zeros(2), np.eye(2))
     expected_mean, expected_cov = push_gaussian(step, led_to, pairs, np.zeros(2), np.eye(2))
@@ -210,19 +197,11 @@ def test_between_gaussians_of_one_width_guidance_moves_the_mean_alone(linear, st
 def test_between_gaussians_of_one_mean_guidance_narrows_as_its_differential_equation_says(linear, step, scale):
     """The class has std 0.5, all data have 1: in the limit of many steps the guided output's std is a closed form.
 
-    With y = x/sqrt(alpha_bar), u = (1 - alpha_bar)/alpha_bar and P(u) = (1 - scale)/(v_u + u) + scale/(v_c + u):
-        DDIM  dy/du = P y/2,  std(0) = v_u^((1 - scale)/2) v_c^(scale/2), the geometric mean of the two widths
-        DDPM  dV/du = 2 P V - 1,  V(0) = v_c (1 - r^(2 scale - 1)) / ((1 - r) (2 scale - 1)),  r = v_c/v_u
-    Neither is the width of p(x)^(1 - scale) p(x | c)^scale: guided chains do not sample the tilted density.
+    guided_stds has the differential equations, one for each sampler.
     """
     v_u, v_c = 1.0, 0.25
-    r, k = v_c / v_u, 2 * scale - 1
-    std = (
-        (v_c * (1 - r**k) / ((1 - r) * k)) ** 0.5
-        if step is ddpm_step
-        else v_u ** ((1 - scale) / 2) * v_c ** (scale / 2)
-    )
-    eps_fn = classifier_free(GaussianClasses(linear, np.zeros((2, 1)), np.array([[[v_c]], [[v_u]]])), 0, scale)
+    std = guided_stds(scale, v_u, v_c)["DDPM" if step is ddpm_step else "DDIM"]
+    eps_fn = classifier_free(gaussian_classes(linear, np.zeros((2, 1)), np.array([[[v_c]], [[v_u]]])), 0, scale)
 
     def measured(num_steps):
         pairs = timestep_pairs(1000, num_steps)
@@ -239,7 +218,7 @@ def test_between_gaussians_of_one_mean_guidance_narrows_as_its_differential_equa
 
 # -------------------------------------------------------------------------------------------------- classifier guidance
 # Five Gaussian classes, N(PLACES[k], 0.3 I) with probability WEIGHTS[k]: the exact eps_hat without a label, and the
-# exact gradient of log p(label | x_t), from tests/ideal.py.
+# exact gradient of log p(label | x_t), from demos/exact.py.
 
 
 VAR = 0.3

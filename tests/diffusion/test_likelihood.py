@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from chains import any_schedule, normal, seeds
 from draws import NOT_LIKE
+from exact import gaussian_eps_fn
 from hypothesis import example, given
 from hypothesis import strategies as st
-from ideal import gaussian_eps_fn
 
 from tinydiff.backend import asarray, default_rng, standard_normal, to_numpy
 from tinydiff.data import load

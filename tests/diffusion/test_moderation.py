@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from chains import assert_same, normal
 from draws import NOT_LIKE
+from exact import gaussian_eps_fn
 from hypothesis import given
 from hypothesis import strategies as st
-from ideal import gaussian_eps_fn
 
 from tinydiff.backend import asarray, default_rng, to_numpy, xp
 from tinydiff.diffusion import classifier_free, guided, rescaled, unconditional, within, x_0_from_eps

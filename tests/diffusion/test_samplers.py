@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from chains import any_schedule, assert_close, assert_same, normal, seeds
 from draws import NOT_LIKE, draw_pair
+from exact import gaussian_eps_fn, mixture_eps_fn
 from hypothesis import example, given
 from hypothesis import strategies as st
-from ideal import PLACES, WEIGHTS, chi_square_p_value, gaussian_eps_fn, mixture_eps_fn, nearest, push_gaussian
+from samples import PLACES, WEIGHTS, chi_square_p_value, nearest, push_gaussian
 
 from tinydiff.backend import asarray, default_rng, standard_normal, to_numpy
 from tinydiff.diffusion import (

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from chains import any_schedule, assert_close, assert_same, normal, seeds
 from draws import NOT_LIKE, draw_pair
+from exact import gaussian_eps_fn, mixture_eps_fn
 from hypothesis import given
 from hypothesis import strategies as st
-from ideal import gaussian_eps_fn, mixture_eps_fn
 
 from tinydiff.backend import asarray, default_rng, to_numpy, xp
 from tinydiff.diffusion import (

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from chains import any_schedule, assert_close, assert_same, normal, seeds
 from draws import NOT_LIKE, draw_pair
+from exact import gaussian_eps_fn
 from hypothesis import given
 from hypothesis import strategies as st
-from ideal import gaussian_eps_fn, push_gaussian
+from samples import push_gaussian
 
 from tinydiff.backend import asarray, to_numpy, xp
 from tinydiff.diffusion import (

@@ -556,7 +556,6 @@ def test_a_whole_run(place, num_steps, flat):
         return [np.array(state.rows), in_a_row(p.data for p in model.parameters()), in_a_row(state.ema.average)]
 
     with on(place):
-        forms = {"linear", "silu", "adam_update", "ema_update"} | (
-            ALSO - {"orthogonalize", "muon_update"} if place == "device" else set()
-        )
+        forms = {"linear", "silu", "adam_update", "ema_update"}
+        forms |= ALSO - {"orthogonalize", "muon_update"} if place == "device" else set()
         agree(*each_form(forms, compute), 1e-4)  # some roundings of 6e-8 a step, and Adam's 1 / sqrt(v)

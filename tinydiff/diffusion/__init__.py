@@ -9,7 +9,8 @@
                                                        edm          noise levels; a network of variance 1
                                                        flow         straight paths
 
-The left column is the book; the right one holds further chapters.  Read next: schedule.py.
+The left column is the book; the right one holds further chapters.  README.md derives every formula.
+Read next: schedule.py.
 """
 
 from typing import Any

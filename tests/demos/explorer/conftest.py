@@ -13,7 +13,8 @@ from tinydiff.data import load
 @pytest.fixture(scope="session")
 def smallest():
     """Options of main."""
-    return {"labels": (3, 7), "sample_steps": (4, 2), "moments": 5, "point_steps": 2, "num": 10, "workers": 1}
+    few = {"labels": (3, 7), "sample_steps": (4, 2), "moments": 5, "point_steps": 2, "num": 10, "known": 100}
+    return few | {"workers": 1}
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import ast
 import base64
+import colorsys
 import inspect
 import io
 import json
@@ -55,19 +56,24 @@ def runs(demo):
 
 
 @pytest.fixture(scope="module")
-def made(demo, trained, smallest, tmp_path_factory):
+def where(tmp_path_factory):
+    """The path of the page."""
+    return tmp_path_factory.mktemp("page") / "new" / "page.html"
+
+
+@pytest.fixture(scope="module")
+def made(demo, trained, smallest, where):
     """What main returns and writes in its smallest form; the checkpoint's name tries to leave its element."""
-    folder = tmp_path_factory.mktemp("page")
+    folder = where.parents[1]
     hostile = folder / "<!--<script>alert(1)</script>&amp;"
     hostile.parent.mkdir(parents=True, exist_ok=True)
     hostile.mkdir(parents=True)
     path = hostile / "checkpoint.npz"
     path.write_bytes(trained[0].read_bytes())
-    out = folder / "new" / "page.html"
     assert demo.runs.SAMPLING is demo.runs.pitfalls.SAMPLING
     demo.runs.SAMPLING = demo.runs.SAMPLING[:3]  # the right way and two mistakes
-    data = demo.main(path, backend=backend_name(), classifier=trained[1], out=out, **smallest)
-    return data, out.read_text("utf-8")
+    data = demo.main(path, backend=backend_name(), classifier=trained[1], out=where, **smallest)
+    return data, where.read_text("utf-8")
 
 
 # ------------------------------------------------------------------------------------------------------- the one file
@@ -138,6 +144,73 @@ def test_the_page_has_every_choice(made, smallest):
     assert all(len(s["sheets"]) == 2 for s in data["forward"]["schedules"].values())
     assert list(data["points"]["sets"]) == ["moons", "spiral", "mixture"]
     assert [item["label"] for item in data["riddles"]["items"]] == list(smallest["labels"])
+
+
+def test_links_of_the_page_lead_to_the_repository(made, where):
+    """`root` is the way from the folder of the page to the repository, wherever the page is."""
+    data, _ = made
+    assert (where.parent / data["root"]).resolve() == ROOT and not Path(data["root"]).is_absolute()
+
+
+# ------------------------------------------------------------------------------------------------------------- colours
+
+
+def luminance(red, green, blue):
+    """Of channels in 0..1, as WCAG 2.2 defines it."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (red, green, blue)]
+    return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+
+def contrast(one, other):
+    low, high = sorted((luminance(*one), luminance(*other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.fixture(scope="module")
+def colours(demo):
+    """{name: (light, dark)} of base.css, each as channels in 0..1."""
+    style = (demo.PAGE / "base.css").read_text("utf-8")
+    pairs = re.findall(r"--([\w-]+): light-dark\(#(\w{6}), #(\w{6})\);", style)
+    return {name: [[n / 255 for n in bytes.fromhex(c)] for c in both] for name, *both in pairs}
+
+
+def test_the_contrast_of_black_and_white_is_21():
+    assert contrast((0, 0, 0), (1, 1, 1)) == pytest.approx(21)
+    grey = 0x76 / 255  # the darkest grey text on white that WCAG's level AA does not allow is #777777
+    assert 4.5 < contrast((grey,) * 3, (1, 1, 1)) < 4.6
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_what_is_drawn_stands_out(demo, colours, scheme):
+    """Curves, arrows, marks and edges have a contrast of 3 or more, text one of 4.5, and nothing pales them."""
+    style = (demo.PAGE / "parts.css").read_text("utf-8")
+    strokes = dict(re.findall(r"([^{}]*?) \{[^{}]*stroke: var\(--(\w+)\)", style))
+    halo, scale = {".curve .name", ".curve circle"}, {".curve .axis"}  # behind a text or a dot; a scale's lines
+    drawn = {name for rule, name in strokes.items() if rule.strip() not in halo | scale}
+    arrows = re.search(r"\.plane canvas \{.*?background: var\(--(\w+)\).*?; color: var\(--(\w+)\);", style)
+    assert drawn == {"line", "accent", "ink"} and arrows.groups() == ("ground", "line")
+    for ground in ("ground", "surface"):
+        for name in drawn | {"edge"}:
+            assert contrast(colours[name][scheme], colours[ground][scheme]) >= 3, f"{name} on {ground}"
+        for name in ("ink", "soft", "accent", "good", "bad"):
+            assert contrast(colours[name][scheme], colours[ground][scheme]) >= 4.5, f"{name} on {ground}"
+    assert contrast(colours["on-accent"][scheme], colours["accent"][scheme]) >= 4.5
+    faded = {rule.strip() for rule in re.findall(r"([^{}]*?) \{[^{}]*opacity: 0?\.\d", style)}
+    assert faded == {"button:disabled"}
+    assert not [path.name for path in demo.PAGE.glob("*.js") if "globalAlpha" in path.read_text("utf-8")]
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_points_of_every_hue_stand_out(demo, colours, scheme):
+    """The colour of points.js has a contrast of 3 or more with the plane at each of 360 hues."""
+    script = (demo.PAGE / "points.js").read_text("utf-8")
+    saturation, *lightness = map(
+        int, re.search(r"\[SATURATION, LIGHT, DARK\] = \[(\d+), (\d+), (\d+)\]", script).groups()
+    )
+    assert "isDark() ? DARK : LIGHT" in script and "hsl(${hue} ${SATURATION}% ${lightness}%)" in script
+    ground = colours["ground"][scheme]
+    points = [colorsys.hls_to_rgb(hue / 360, lightness[scheme] / 100, saturation / 100) for hue in range(360)]
+    assert min(contrast(point, ground) for point in points) >= 3
 
 
 # ----------------------------------------------------------------------------------------------------- sheets, numbers
@@ -231,6 +304,12 @@ def test_the_curves_are_the_schedules(made):
 # ------------------------------------------------------------------------------------------------------------- reverse
 
 
+def some_digits(side):
+    """Twenty pictures of noise and their labels, two of each digit: what the exact mean is taken of."""
+    pictures = default_rng("known").uniform(-1, 1, (20, side, side, 1)).astype("float32")
+    return pictures, np.arange(20) % 10
+
+
 class Knows:
     """A network that takes the data for one point, label / 10 or 0 for no label, and at t for t/T of it."""
 
@@ -266,6 +345,32 @@ def test_each_moment_is_x_t_its_noise_and_its_picture(runs, sampler, scale):
     assert (eps_hat[-1] == 0).all() and (x_0_hat[-1] == x_t[-1]).all()
 
 
+def test_the_exact_mean_is_that_of_pictures_under_one_x_t(runs):
+    """Known on paper for two pictures: the odds follow from the distance, and so do the mean and 1/sum w^2."""
+    schedule, pictures = Schedule.linear(1000), np.stack([np.full((4, 4, 1), 0.9), np.full((4, 4, 1), -0.3)])
+    possible = runs.Possible(schedule, pictures)
+    for t in (1, 100, 400, 1000):
+        x_t = schedule.alpha_bar[t] ** 0.5 * np.stack([pictures[0], pictures.mean(0)])
+        mean, count = possible.mean(x_t, t)
+        # The two are 1.2 apart in each of 16 pixels; the odds of the other one are exp(-distance^2/(2 variance)).
+        odds = np.exp(-schedule.alpha_bar[t] * 16 * 1.2**2 / 2 / schedule.one_minus_alpha_bar[t])
+        np.testing.assert_allclose(count, [(1 + odds) ** 2 / (1 + odds**2), 2.0], rtol=1e-9)
+        np.testing.assert_allclose(mean[:, 0, 0, 0], [(0.9 - 0.3 * odds) / (1 + odds), 0.3], rtol=1e-9)
+
+
+def test_at_t_0_the_exact_mean_is_the_nearest_picture(runs, rng):
+    """And it is the limit of the means at small t."""
+    schedule, (pictures, _) = Schedule.linear(1000), some_digits(4)
+    possible = runs.Possible(schedule, pictures)
+    x = rng.uniform(-1, 1, (9, 4, 4, 1)).astype("float32")
+    mean, count = possible.mean(x, 0)
+    nearest = ((x[:, None] - pictures) ** 2).sum((2, 3, 4)).argmin(1)
+    assert len(set(nearest)) > 3
+    np.testing.assert_array_equal(mean, pictures[nearest])
+    np.testing.assert_array_equal(count, np.ones(9))
+    np.testing.assert_allclose(possible.mean(x, 1)[0], mean, atol=1e-4)  # variance 1e-4: exp(-thousands)
+
+
 def test_the_workers_are_free_after_every_run_is_drawn(runs):
     """The map is read to its end, which frees the workers for the next one: nothing relies on when it is destroyed."""
 
@@ -275,7 +380,7 @@ def test_the_workers_are_free_after_every_run_is_drawn(runs):
             self.free = True
 
     pool, schedule = Pool(), Schedule.linear(100)
-    made = runs.reverse(pool, schedule, (28, 28, 1), [2], [2], 3, 5)
+    made = runs.reverse(pool, schedule, (28, 28, 1), [2], [2], 3, 5, some_digits(28))
     assert len(made["runs"]) == len(runs.SAMPLERS) * len(runs.SCALES) and pool.free
 
 
@@ -299,7 +404,7 @@ def test_a_riddle_clears_up_and_has_its_own_answer(made, trained):
     test_set = load("glyphs", "test", num=500)
     for item, shown in zip(data["riddles"]["items"], data["forward"]["schedules"]["linear"]["sheets"]):
         answer, sheet = pixels(item["answer"]), pixels(item["sheet"])
-        assert sheet.shape == (56, 28 * len(times))
+        assert sheet.shape == (84, 28 * len(times))
         assert abs(sheet[:28, -28:] - answer).mean() < 10 and abs(sheet[:28, :28] - answer).mean() > 50
         first, second = test_set.images[test_set.labels == item["label"]][:2, ..., 0]
         assert abs(answer - second).max() < 10 and abs(pixels(shown)[:28, :28] - first).max() < 10
@@ -392,11 +497,13 @@ def test_each_mistake_stands_beside_the_right_thing(runs, made):
     numbers = runs.pitfalls.facts(Schedule.linear(100), 4, 1)
     explained = [runs.pitfalls.explained(case, numbers) for case in wrong]
     assert [(row["name"], row["why"]) for row in rows] == [(case.name, case.why) for case in explained]
+    kinds = {case.name: row["kind"] for case, row in zip(explained, rows)}
+    assert kinds == {case.name: "wrong" for case in explained}
     for row in rows:
         assert set(row["figures"]) == {"read as asked", "border", "moved"}
         assert set(row["right_figures"]) == {"read as asked", "border"}
         assert row["right"] == rows[0]["right"]
-        assert pixels(row["right"]).shape == pixels(row["wrong"]).shape == (28, 28 * 5)
+        assert pixels(row["right"]).shape == pixels(row["other"]).shape == (28, 28 * 5)
     assert float(rows[0]["figures"]["moved"]) > 1
 
 
@@ -457,7 +564,7 @@ def test_mistakes_have_the_figures_of_their_own_pictures_beside_the_right_ones(r
         assert (row["name"], row["why"]) == (case.name, case.why)
         moved = {"moved": np.float32(level)} if row["group"] == "sampling" else {}
         assert row["figures"] == {"level": np.float32(level)} | moved and row["right_figures"] == {"level": right}
-        for name, value in (("right", right), ("wrong", level)):
+        for name, value in (("right", right), ("other", level)):
             images = np.float32(value + np.arange(5) / 20)[None, :, None, None, None]
             assert row[name] == runs.sheet(images + np.zeros((1, 5, 2, 2, 1), np.float32))  # the first five
 
@@ -530,27 +637,36 @@ def test_each_run_of_reverse_is_its_own_trajectory(runs):
     assert runs.SAMPLERS == {"ddpm": generate.DDPM, "ddim": choices.DDIM, "2m": choices.DPM_SOLVER_2M}
     schedule = Schedule.linear(100)
     pool = Pool(Knows(schedule))
-    made = runs.reverse(pool, schedule, (4, 4, 1), (2, 3), (2, 5), 3, 5)
+    known = some_digits(4)
+    made = runs.reverse(pool, schedule, (4, 4, 1), (2, 3), (2, 5), 3, 5, known)
     assert (made["steps"], made["scales"], made["samplers"]) == ([2, 5], [0, 1, 3], ["ddpm", "ddim", "2m"])
     assert len(made["runs"]) == 18
     for job in ((sampler, n, scale) for sampler in runs.SAMPLERS for n in (2, 5) for scale in (0, 1, 3)):
         times, seen = runs.trajectory(schedule, (4, 4, 1), (2, 3), 3, 5, pool.model, job)
         run = made["runs"]["{} {} {}".format(*job)]
         assert run["times"] == times and run["alpha_bar"] == runs.rounded(schedule.alpha_bar[list(times)])
-        assert run["sheets"] == [runs.sheet(seen[:, :, i]) for i in range(seen.shape[2])]
+        for i in range(seen.shape[2]):
+            possible = runs.Possible(schedule, known[0][known[1] == (2, 3)[i]] if job[2] else known[0])
+            means, counts = zip(*(possible.mean(x_t[i][None], t) for x_t, t in zip(seen[0], times)))
+            assert run["sheets"][i] == runs.sheet([*seen[:, :, i], np.concatenate(means)])
+            assert run["counts"][i] == runs.rounded(np.concatenate(counts))
+    assert made["known"] == [len(known[0]), [(known[1] == 2).sum(), (known[1] == 3).sum()]]
 
 
 def test_a_riddle_is_guessed_without_its_label(runs):
     """x_t of one noise at falling times above x_0_hat of no label, which is the level 0 here; the answer is x_0."""
     schedule = Schedule.linear(100)
     x_0 = default_rng(3).uniform(-1, 1, (2, 4, 4, 1)).astype("float32")
-    made = runs.riddles(Pool(Knows(schedule)), schedule, x_0, np.array([7, 1]), 4, 9)
+    known = some_digits(4)
+    made = runs.riddles(Pool(Knows(schedule)), schedule, x_0, np.array([7, 1]), 4, 9, known)
     times = runs.evenly_in_signal(schedule, 4)[::-1]
     assert made["times"] == times and made["log_snr"] == runs.rounded(schedule.log_snr[times])
     eps = standard_normal(default_rng("riddles", 9), x_0.shape)
     for i, (item, label) in enumerate(zip(made["items"], (7, 1), strict=True)):
         x_t = np.stack([to_numpy(q_sample(schedule, asarray(x_0), t, eps))[i] for t in times])
-        guesses = pixels(item["sheet"])[4:]
+        guesses = pixels(item["sheet"])[4:8]
+        means = [runs.Possible(schedule, known[0]).mean(x[None], t)[0] for x, t in zip(x_t, times)]
+        assert (pixels(item["sheet"])[8:] == pixels(runs.sheet(np.stack(means, 1)))).all()
         assert (pixels(item["sheet"])[:4] == pixels(runs.sheet(x_t[None]))).all()
         assert set(np.unique(guesses)) <= {119, 136}  # grey: no label is level 0, up to rounding
         assert item["label"] == label and item["answer"] == runs.sheet(x_0[None, i : i + 1])
@@ -564,6 +680,7 @@ def test_main_records_each_part_with_its_own_options(demo, trained, tmp_path, mo
     asked = []  # for workers
     monkeypatch.setattr(demo, "load_trained", lambda path, n: asked.append((path, n)) or load_trained(path, 1))
     options = {"labels": (7, 3), "sample_steps": (9, 2), "moments": 6, "point_steps": 5, "num": 11, "seed": 4}
+    options["known"] = 120
     data = demo.main(trained[0], backend=backend_name(), workers=3, out=tmp_path / "p.html", **options)
     assert asked == [(trained[0], 3)]
     test_set, schedule = load("glyphs", "test", None, 4, 500), Schedule.linear(100)
@@ -573,12 +690,17 @@ def test_main_records_each_part_with_its_own_options(demo, trained, tmp_path, mo
     assert seen["forward"][1:] == (6, 4)
     pool, its_schedule, *rest = seen["reverse"]
     np.testing.assert_array_equal(its_schedule.beta, schedule.beta)
+    *rest, known = rest
     assert rest == [(28, 28, 1), (7, 3), (2, 9), 3, 4]
+    for given, expected in zip(known, load("glyphs", "train", None, 4, 120).batch(np.arange(120)), strict=True):
+        np.testing.assert_array_equal(given, expected)
     np.testing.assert_array_equal(seen["riddles"][2], images[nth[1]])
-    assert seen["riddles"][0] is pool and seen["riddles"][3].tolist() == [7, 3] and seen["riddles"][4:] == (6, 4)
+    assert seen["riddles"][0] is pool and seen["riddles"][3].tolist() == [7, 3]
+    assert seen["riddles"][4:6] == (6, 4) and seen["riddles"][6] is known
     assert seen["points"] == (5, 400, 6, 4, 2)
     its_pool, reader, _, meta, *rest = seen["mistakes"]
-    assert its_pool is pool and reader is None and rest == [9, 11, 0, None, 4] and meta["step"] == 1
+    assert its_pool is pool and reader is None and meta["step"] == 1
+    assert rest[:3] == [9, 11, 0] and rest[4] == 4
     parts = {name: name for name in seen}
     assert {name: data[name] for name in seen} == parts and list(data)[-1] == "cards"
     assert data["about"] == f"{trained[0]}, 1 training step on glyphs" and data["size"] == (28, 28)
@@ -591,10 +713,10 @@ def test_main_records_each_part_with_its_own_options(demo, trained, tmp_path, mo
     loaded = []
     data = demo.main(trained[0], backend=backend_name(), workers=1, out=tmp_path / "p.html", **long)
     assert data["is_digits"] is False and data["classes"][0] == "a shirt"
-    assert seen["riddles"][4:] == (16, 0) and seen["points"] == (2000, 400, 31, 0, 1) and seen["reverse"][5] == 16
-    assert seen["reverse"][3:5] == (tuple(range(10)), (5, 10, 20, 50)) and seen["mistakes"][1] is not None
+    assert seen["riddles"][4:6] == (16, 0) and seen["points"] == (2000, 400, 31, 0, 1) and seen["reverse"][5] == 16
+    assert seen["reverse"][3:5] == (tuple(range(10)), (1, 2, 3, 5, 10, 50)) and seen["mistakes"][1] is not None
     assert seen["mistakes"][4:7] == (50, 30, 2) and seen["mistakes"][7] is small
-    assert loaded == [("glyphs", "test", None, 0, 500), ("glyphs", "train", None, 0)]
+    assert loaded == [("glyphs", "test", None, 0, 500), ("glyphs", "train", None, 0, None)]
     assert inspect.signature(demo.main).parameters["moments"].default == 41
 
 
@@ -646,6 +768,7 @@ def test_the_functions_that_the_page_names_exist(demo):
     [
         ({"moments": 2}, "--moments 2"),
         ({"num": 9}, "--num 9"),
+        ({"known": 99}, "--known 99"),
         ({"sample_steps": (101, 4)}, "--sample-steps 101: the schedule has T = 100"),
     ],
 )
@@ -689,10 +812,10 @@ def test_two_workers_make_the_same_runs(demo, runs, trained, monkeypatch):
     if backend_name() != "numpy":
         pytest.skip("worker processes need the numpy backend")
     monkeypatch.syspath_prepend(demo.PAGE)  # as for the program, so that worker processes find the functions
-    made, (images, _) = [], load("glyphs", "test", num=20).batch(np.arange(2))
+    made, (images, _), known = [], load("glyphs", "test", num=20).batch(np.arange(2)), some_digits(28)
     for workers in (1, 2):
         pool, schedule, _ = load_trained(trained[0], workers)
         with pool:
-            reverse = runs.reverse(pool, schedule, (28, 28, 1), (3,), (2,), 3, 0)
-            made.append((reverse, runs.riddles(pool, schedule, images, np.array([3, 5]), 3, 0)))
+            reverse = runs.reverse(pool, schedule, (28, 28, 1), (3,), (2,), 3, 0, known)
+            made.append((reverse, runs.riddles(pool, schedule, images, np.array([3, 5]), 3, 0, known)))
     assert made[0] == made[1]

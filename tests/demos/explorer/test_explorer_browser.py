@@ -29,6 +29,7 @@ FLAGS = """
     headless no-sandbox disable-gpu disable-dev-shm-usage disable-quic no-first-run disable-sync
     disable-background-networking disable-component-update hide-scrollbars
 """
+REVERSE = ["x-t", "eps-hat", "x-0-hat", "x-0-mean"]
 # What all canvases within an element show, as text.
 PAINTED = "return [...arguments[0].querySelectorAll('canvas')].map((c) => c.toDataURL()).join()"
 
@@ -112,7 +113,7 @@ def test_every_slider_moves_its_pictures(page):
     """By the keyboard, from end to end: each canvas of a stage, and what is said, differs at the two ends."""
     sliders = all_of(page, "input[type=range]")
     assert len(sliders) == 3
-    for slider, canvases in zip(sliders, (["chain", "jump"], ["x-t", "eps-hat", "x-0-hat"], ["plane"])):
+    for slider, canvases in zip(sliders, (["chain", "jump"], REVERSE, ["plane"])):
         seen = []
         for key in (Keys.HOME, Keys.END):
             slider.send_keys(key)
@@ -154,16 +155,25 @@ def test_every_option_changes_the_picture(page, section):
 
 
 def test_at_the_end_the_whole_is_the_picture(page):
-    """At t = 0 x_t and x_0_hat are one, and eps_hat is flat; before that all three differ."""
+    """At t = 0 x_t and x_0_hat are one, and eps_hat is flat; before that all four differ.  So does what is said."""
     slider = one(page, "#reverse input[type=range]")
-    get = "return ['x-t', 'eps-hat', 'x-0-hat'].map((id) => byId(id).toDataURL())"
+    get = "return arguments[0].map((id) => byId(id).toDataURL())"
     slider.send_keys(Keys.HOME)
     settled(page)
-    assert len(set(page.execute_script(get))) == 3
+    assert len(set(page.execute_script(get, REVERSE))) == 4
+    root, count = page.execute_script("""
+      const run = runOf("ddpm", 4, 3);
+      return [Math.sqrt(run.alpha_bar[0]), run.counts[0][0]];
+    """)
+    assert f"= {root:.3g} in" in text_of(page, "#reverse-why") and "blur" in text_of(page, "#reverse-why")
+    of = page.execute_script("return counted(data.reverse.known[1][0])")
+    assert text_of(page, "#x-0-count") == f"{count:.1f} of {of}"
+    assert page.execute_script("return [4958.4, 11.4, 4.84, 1].map(counted)") == ["4,958", "11", "4.8", "1.0"]
     slider.send_keys(Keys.END)
     settled(page)
-    x_t, eps_hat, x_0_hat = page.execute_script(get)
-    assert x_t == x_0_hat != eps_hat
+    x_t, eps_hat, x_0_hat, mean = page.execute_script(get, REVERSE)
+    assert x_t == x_0_hat != eps_hat and mean != x_0_hat and text_of(page, "#x-0-count").startswith("1.0 of")
+    assert "nearest training picture" in text_of(page, "#reverse-why")
     flat = "return new Set(byId('eps-hat').getContext('2d').getImageData(0, 0, WIDTH, HEIGHT).data).size"
     assert page.execute_script(flat) == 2  # one grey, and no transparency
 
@@ -397,6 +407,26 @@ def test_a_frames_name_does_not_give_it_away(page):
         assert canvas.get_attribute("aria-label") == button.get_attribute("aria-label") == f"Frame {button.text}"
 
 
+def test_a_riddle_is_not_solved_by_trying_all_names(page):
+    """Three wrong answers end it; each takes noise away, and the third shows what was hidden."""
+    answers, time = all_of(page, "#guess-answers button"), lambda: int(text_of(page, "#riddle-time").split()[2][:-1])
+    times = [time()]
+    for n in (0, 1, 2):
+        assert not one(page, "#guess-reveal").is_displayed()
+        click(page, answers[n])  # neither 3 nor 7
+        times.append(time())
+    assert times[0] > times[1] > times[2] == times[3]
+    assert text_of(page, "#guess-verdict").endswith("Missed.") and "bad" in one(page, "#guess-verdict").get_attribute(
+        "class"
+    )
+    assert one(page, "#guess-reveal").is_displayed() and not any(answer.is_enabled() for answer in answers)
+    assert one(page, "#guess-history li").text in ("3 missed", "7 missed") and not one(page, "#guess-less").is_enabled()
+    one(page, "#guess-next").click()
+    for answer in (answers[0], answers[1]):
+        click(page, answer)
+    assert "One answer is left" in text_of(page, "#guess-verdict") and answers[3].is_enabled()
+
+
 def test_a_digit_can_be_guessed_and_missed(page):
     """A wrong guess says so, less noise is another picture, and the right one shows what was hidden."""
     answers, less = all_of(page, "#guess-answers button"), one(page, "#guess-less")
@@ -411,9 +441,10 @@ def test_a_digit_can_be_guessed_and_missed(page):
     if "Not 3" in text_of(page, "#guess-verdict"):
         answers[7].click()
     assert text_of(page, "#guess-verdict").startswith("Right") and reveal.is_displayed()
-    assert "after" in one(page, "#guess-history li").text and not less.is_enabled()
+    assert " wrong" in one(page, "#guess-history li").text and not less.is_enabled()
     shown = [canvas.get_attribute("aria-label") for canvas in all_of(page, "#guess-reveal canvas")]
-    assert shown[0] in ("The picture: 3", "The picture: 7") and "network" in shown[1]
+    assert shown[0] in ("The picture: 3", "The picture: 7") and "network" in shown[1] and "mean" in shown[2]
+    assert len(set(painted(page, reveal).split("data:"))) == 4  # each its own picture
     one(page, "#guess-next").click()
     assert all(answer.is_enabled() for answer in answers) and not reveal.is_displayed()
 
@@ -429,24 +460,56 @@ def test_noise_can_be_taken_away_until_little_is_left(page):
     assert times == sorted(set(times), reverse=True) and times[-1] == 1
 
 
+def choose(page, right):
+    """Click on the right or on a wrong choice of the card that is shown; (its question, the text of the choice)."""
+    question = text_of(page, "#card-question")
+    find = "return data.cards.find((c) => typeset(c.question).map((n) => n.textContent ?? n).join('') === arguments[0])"
+    card = page.execute_script(find, question)
+    plain = "return typeset(arguments[0]).map((n) => n.textContent ?? n).join('')"
+    right_text = page.execute_script(plain, card["right"])
+    buttons = [b for b in all_of(page, "#card-choices button") if (b.text == right_text) == right]
+    assert len(buttons) == (1 if right else len(card["wrong"]))
+    text = buttons[0].text
+    click(page, buttons[0])
+    return question, text
+
+
+def test_a_card_shows_its_answer_after_a_choice_and_not_before(page):
+    """The choice is marked, and the right one; the buttons are gone, so one commits once; a wrong card comes again."""
+    known, again, answer = (one(page, f"#card-{name}") for name in ("known", "again", "answer"))
+    for right in (False, True):
+        assert not answer.is_displayed() and not known.is_displayed() and not again.is_displayed()
+        assert len(all_of(page, "#card-choices button")) == 3 and text_of(page, "#card-verdict") == ""
+        _, chosen = choose(page, right)
+        assert answer.is_displayed() and again.is_displayed() and known.is_displayed() == right
+        assert text_of(page, "#card-verdict") == ("Right." if right else "Not this one.")
+        marked = [p.text for p in all_of(page, "#card-choices p")]
+        assert len(marked) == 3 and not all_of(page, "#card-choices button")
+        assert [text for text in marked if text.startswith("✗")] == ([] if right else [f"✗ {chosen}"])
+        assert [text for text in marked if text.startswith("✓")] == [one(page, "#card-choices .right").text]
+        assert (f"✓ {chosen}" in marked) == right
+        assert page.switch_to.active_element == (known if right else again)
+        again.click()
+        assert page.switch_to.active_element == all_of(page, "#card-choices button")[0]
+
+
 def test_cards_come_back_until_they_are_known(page):
     """An answer names its place in the source; what is not known comes again, and in the end all are known."""
-    show_answer, known, again = (one(page, f"#card-{name}") for name in ("show", "known", "again"))
+    known, again, begin = (one(page, f"#card-{name}") for name in ("known", "again", "show"))
     total = page.execute_script("return data.cards.length")
-    first = text_of(page, "#card-question")
-    assert not one(page, "#card-answer").is_displayed() and not known.is_displayed()
-    click(page, show_answer)
-    assert ".py" in text_of(page, "#card-answer") and not show_answer.is_displayed()
+    first, _ = choose(page, right=False)
+    assert ".py" in text_of(page, "#card-answer") and not begin.is_displayed()
     again.click()
     questions = []
     for n in range(total):
-        questions.append(text_of(page, "#card-question"))
-        show_answer.click()
+        assert text_of(page, "#card-count").startswith(f"{n} of {total}")
+        questions.append(choose(page, right=True)[0])
         known.click()
-        assert text_of(page, "#card-count").startswith(f"{n + 1} of" if n + 1 < total else f"All {total}")
+    assert text_of(page, "#card-count").startswith(f"All {total}") and not all_of(page, "#card-choices *")
     assert questions[-1] == first and len(set(questions)) == total
-    show_answer.click()
+    begin.click()
     assert text_of(page, "#card-count").startswith("0 of") and text_of(page, "#card-question")
+    assert len(all_of(page, "#card-choices button")) == 3
 
 
 # -------------------------------------------------------------------------------------------------- who can use it
@@ -511,7 +574,7 @@ def test_everything_has_a_name(page):
 
 
 # The contrast of each text with what lies behind it, WCAG 2.2, as [ratio, text]; large text may have less.
-CONTRASTS = """
+MEASURE = """
 const pen = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
 const channels = (colour) => {
   pen.clearRect(0, 0, 1, 1);
@@ -527,6 +590,8 @@ const ground = (e) => {
     if (colour[3] === 255) return colour;
   }
 };
+"""
+CONTRASTS = """
 const texts = [...document.querySelectorAll("body *")].filter(
   (e) => !["SCRIPT", "NOSCRIPT"].includes(e.tagName) && e.getClientRects().length && !e.closest(":disabled")
     && [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim()));
@@ -549,17 +614,95 @@ def test_text_stands_out(page, page_file, scheme):
         if switched:
             click(page, one(page, "#theme"))
         click(page, all_of(page, "#guess-answers button")[0])
-        click(page, one(page, "#card-show"))
+        click(page, all_of(page, "#card-choices button")[0])
         for frame in all_of(page, "#order-frames button"):
             click(page, frame)
         one(page, "#order-check").click()
-        contrasts = page.execute_script(CONTRASTS)
+        contrasts = page.execute_script(MEASURE + CONTRASTS)
         assert len(contrasts) > 150
         assert [c for c in contrasts if c[0] < 4.5] == []
         grounds.append(one(page, "body").value_of_css_property("background-color"))
     assert grounds[0] == grounds[1]
     bright = sum(map(int, grounds[0].partition("(")[2].rstrip(")").split(",")[:3])) > 384
     assert bright == (scheme == "light")
+
+
+LINES = """
+  return [...document.querySelectorAll(".curve path, .curve .mark")].map((e) => {
+    const [a, b] = [luminance(channels(getComputedStyle(e).stroke)), luminance(ground(e))];
+    return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+  });
+"""
+# Of all pixels of the plane that a point or an arrow covers wholly: the least contrast with its ground.
+PLANE = """
+  const plane = byId("plane");
+  const behind = luminance(channels(getComputedStyle(plane).backgroundColor));
+  const { width, height } = plane;
+  const copy = Object.assign(document.createElement("canvas"), { width, height });
+  const readable = copy.getContext("2d", { willReadFrequently: true });
+  readable.drawImage(plane, 0, 0);
+  const all = readable.getImageData(0, 0, width, height).data;
+  let least = 21;
+  for (let i = 0; i < all.length; i += 4) {
+    if (all[i + 3] < 255) continue;
+    const own = luminance(all.slice(i, i + 3));
+    least = Math.min(least, (Math.max(own, behind) + 0.05) / (Math.min(own, behind) + 0.05));
+  }
+  return least;
+"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_lines_and_points_stand_out(page, page_file, scheme):
+    """3 to 1 or more: each curve and the mark on it, each point and arrow of the plane."""
+    show(page, 1280, scheme)
+    page.get(page_file.as_uri())
+    settled(page)
+    lines = page.execute_script(MEASURE + LINES)
+    assert len(lines) == 12 and min(lines) >= 3  # five schedules and a mark, twice
+    for direction in all_of(page, "#points fieldset:nth-of-type(2) label"):
+        click(page, direction)
+        one(page, "#points input[type=range]").send_keys(Keys.END)
+        assert 3 <= page.execute_script(MEASURE + PLANE) < 21
+
+
+def test_each_curve_has_its_name(page):
+    """Beside itself: five names for five curves, none over another, all within the drawing."""
+    for plot in all_of(page, ".curve svg"):
+        names = plot.find_elements("css selector", ".name")
+        assert sorted(name.text for name in names) == sorted(
+            page.execute_script("return Object.keys(data.forward.schedules)")
+        )
+        whole, boxes = plot.rect, [name.rect for name in names]
+        for box in boxes:
+            assert whole["x"] <= box["x"] and box["x"] + box["width"] <= whole["x"] + whole["width"]
+        for a, b in itertools.combinations(boxes, 2):
+            apart = max(b["y"] - a["y"] - a["height"], a["y"] - b["y"] - b["height"])
+            assert apart > -3  # the boxes of letters have room above and below
+        chosen = [name for name in names if "chosen" in name.get_attribute("class")]
+        assert [name.text for name in chosen] == ["linear"]
+
+
+def test_every_reference_to_the_source_is_a_link_to_a_file(page, page_file):
+    """Of the sections and of every card: files that exist, each name linked to the file that it stands beside."""
+    for _ in range(page.execute_script("return data.cards.length")):
+        one(page, "#card-show").click()
+        words = page.execute_script("""
+          const words = [...document.querySelectorAll(".source code, #card-answer code")];
+          return words.map((code) => [code.textContent, code.closest("a")?.getAttribute("href")]);
+        """)
+        assert len(words) > 12
+        waiting = []
+        for word, href in words:
+            path = (page_file.parent / (href or "none")).resolve()
+            waiting.append((word, path))
+            if word.endswith(".py"):
+                assert path.is_file() and path.as_posix().endswith(f"/{word}")
+                assert {p for _, p in waiting} == {path}
+                assert all(w == word or w.split(".")[-1] in path.read_text("utf-8") for w, _ in waiting)
+                waiting = []
+        assert waiting == []
+        one(page, "#card-known").click()
 
 
 def test_what_is_painted_follows_the_switch(page):
@@ -577,7 +720,7 @@ def test_it_fits_the_screen(page, page_file, width):
     page.get(page_file.as_uri())
     settled(page)
     assert page.execute_script("return document.documentElement.scrollWidth") == width
-    for canvas in all_of(page, "main canvas:not(#riddle-answer):not(#riddle-seen)"):
+    for canvas in all_of(page, "main canvas:not(.reveal canvas)"):
         size = canvas.size
         assert abs(size["width"] - size["height"]) <= 1 and 30 < size["width"] <= width
         if canvas.get_attribute("id") != "plane":

@@ -19,6 +19,10 @@ def stand_ins(program, notes, patch):
         notes.add(steps=steps, jobs=jobs)
         return grey(jobs)
 
+    def ideal_in_one_step(dataset, schedule, jobs, shape):
+        notes.add(ideal_jobs=jobs)
+        return grey(jobs)
+
     def train_and_draw(dataset, channels, train_steps, seed, ranks, workers, steps, jobs, shape):
         notes.add(trained_on=dataset.name, channels=channels, train_steps=train_steps, train_seed=seed)
         notes.add(train_workers=workers, train_jobs=jobs, trained_drawn_in=steps)
@@ -33,7 +37,7 @@ def stand_ins(program, notes, patch):
 
     note_trained(program, notes, patch)
     note_data(notes, patch, program.names)
-    for f in (draw, train_and_draw, load_classifier, read):
+    for f in (draw, ideal_in_one_step, train_and_draw, load_classifier, read):
         patch.setitem(program.names, f.__name__, f)
     patch.setitem(program.names, "picture", lambda rows: Figure())
 
@@ -43,12 +47,16 @@ ROWS = {
     **BASICS,
     "checkpoint": ("a.npz", "b.npz", {"checkpoint": ("a.npz", "b.npz")}),
     "classifier": ("a.npz", "b.npz", {"classifier": ("a.npz", "b.npz")}),
-    "--num": ("", "--num=30", {"jobs": DIFFERS, "train_jobs": DIFFERS, "returned": DIFFERS}),
+    "--num": ("", "--num=30", {"jobs": DIFFERS, "ideal_jobs": DIFFERS, "train_jobs": DIFFERS, "returned": DIFFERS}),
     "--sample-steps": ("", "--sample-steps=3", {"steps": DIFFERS, "trained_drawn_in": (2, 3), **SHOWN}),
     "--train-steps": ("", "--train-steps=9", {"train_steps": (400, 9), **SHOWN}),
     "--channels": ("", "--channels=8", {"channels": (16, 8)}),
     "--data-dir": ("", "--data-dir=folder", {"data_dir": (None, "folder")}),
-    "--seed": ("", "--seed=1", {"jobs": DIFFERS, "train_jobs": DIFFERS, "train_seed": (0, 1), "data_seed": (0, 1)}),
+    "--seed": (
+        "",
+        "--seed=1",
+        dict.fromkeys(("jobs", "ideal_jobs", "train_jobs"), DIFFERS) | {"train_seed": (0, 1), "data_seed": (0, 1)},
+    ),
     "--out": (
         "",
         "--out=x",

@@ -26,8 +26,8 @@ def stand_ins(program, notes, patch):
     note_data(notes, patch, program.names)
     for name, parameters in (
         ("forward", "pictures moments seed"),
-        ("reverse", "pool schedule shape labels steps moments seed"),
-        ("riddles", "pool schedule pictures digits moments seed"),
+        ("reverse", "pool schedule shape labels steps moments seed known"),
+        ("riddles", "pool schedule pictures digits moments seed known"),
         ("points", "steps num moments seed workers"),
         ("mistakes", "pool reader schedule meta most_steps num train_steps training_set seed"),
     ):
@@ -69,7 +69,7 @@ ROWS = {
     "--sample-steps": (
         "",
         "--sample-steps=9,2",
-        {"reverse steps": ((5, 10, 20, 50), (2, 9)), "mistakes most_steps": (50, 9)},
+        {"reverse steps": ((1, 2, 3, 5, 10, 50), (2, 9)), "mistakes most_steps": (50, 9)},
     ),
     "--moments": (
         "",
@@ -83,14 +83,19 @@ ROWS = {
     ),
     "--point-steps": ("", "--point-steps=9", {"points steps": (2000, 9)}),
     "--num": ("", "--num=12", {"mistakes num": (30, 12)}),
+    "--known": (
+        "",
+        "--known=200",
+        {"num_images": ([500, 5000], [500, 200]), "reverse known": DIFFERS, "riddles known": DIFFERS},
+    ),
     "--classifier": ("", "--classifier=a.npz", {"classifier": (None, "a.npz"), "mistakes reader": (None, "reader")}),
     "--train-steps": (
         "",
         "--train-steps=4",
-        {"mistakes train_steps": (0, 4), "data": DIFFERS, "data_dir": DIFFERS, "data_seed": DIFFERS,
-         "num_images": DIFFERS},
+        {"mistakes train_steps": (0, 4), "num_images": ([500, 5000], [500, None]), "reverse known": DIFFERS,
+         "riddles known": DIFFERS},
     ),
-    "--data-dir": ("", "--data-dir=d", {"data_dir": (None, "d")}),
-    "--seed": ("", "--seed=7", {"data_seed": (0, 7), **everywhere("seed", 0, 7)}),
-    "--out": ("", "--out=x.html", {"files": (["runs/explorer.html"], ["x.html"]), "printed": DIFFERS}),
+    "--data-dir": ("", "--data-dir=d", {"data_dir": ([None] * 2, ["d"] * 2)}),
+    "--seed": ("", "--seed=7", {"data_seed": ([0] * 2, [7] * 2), **everywhere("seed", 0, 7)}),
+    "--out": ("", "--out=x.html", {"files": (["runs/explorer.html"], ["x.html"]), **PAGE}),
 }  # fmt: skip
