@@ -92,7 +92,7 @@ def guided(on_the_way, scale, auto):
 
 def other(scale, auto, title):
     """What differs from the defaults with another guidance."""
-    eps_hat = guided(2.0, choices.SCALE, choices.AUTO), guided(2.0 if scale is None else scale, scale or 1.0, auto)
+    eps_hat = guided(2.0, choices.SCALE, 1.0), guided(2.0 if scale is None else scale, scale or 1.0, auto)
     return {"eps_hat": eps_hat} | between(titles(), titles(samples=f"glyphs, 0 steps, {title}"))
 
 
