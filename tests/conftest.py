@@ -24,6 +24,8 @@ settings.register_profile("thorough", max_examples=300, deadline=None, suppress_
 no_shrinking = [Phase.explicit, Phase.generate]
 ci = settings.get_profile("ci")
 settings.register_profile("mutation", parent=ci, phases=no_shrinking, report_multiple_bugs=False)
+shrinking = [*no_shrinking, Phase.shrink]
+settings.register_profile("smallest", parent=ci, phases=shrinking, report_multiple_bugs=False)  # laws.py, for a reader
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
 

@@ -2,13 +2,18 @@
 
     python demos/exercises/exercise.py list               fifteen exercises, 10 to 30 minutes each
     python demos/exercises/exercise.py start closed_form  a copy without a few statements
-    python demos/exercises/exercise.py check              the laws of this exercise judge your copy
+    python demos/exercises/exercise.py check              a small case and the laws judge your copy
+    python demos/exercises/exercise.py see                what your copy draws, below the original's
     python demos/exercises/exercise.py hint               one more hint, of three
     python demos/exercises/exercise.py solution           the statements that were taken out
+    python demos/exercises/exercise.py answer             its question: first your answer, then ours
+    python demos/exercises/exercise.py answer stop3       the same for a stop of the tour, 1 to 11
 
 A copy lies in runs/exercise/NAME/.  Nothing else is touched, so any number of exercises may be under way.  Without a
 name, start takes the next exercise, and the other commands take the one that was worked on last.  A check runs the
-functions of the book as they stand: nothing faster takes the place of what you write.
+functions of the book as they stand: nothing faster takes the place of what you write.  It ends with exit code 1 if
+something is wrong.  see draws digits with the checkpoint of train_mnist.py.  Where there is none, and where the
+exercise is about training, it trains a small network on stripes first, with your copy: 10 s, of which nothing is kept.
 
 The exercises need the tests (pip install -e ".[test]"), and neither a network nor MNIST.
 Read next: exercises.py, which is the table of them.
@@ -25,6 +30,9 @@ import textwrap
 from importlib.util import find_spec
 from pathlib import Path
 
+import see as pictures
+from answers import ANSWERS, STOPS
+from copies import ROOT, make_copy, region, turns
 from exercises import EXERCISES
 
 from tinydiff.app import cli
@@ -33,32 +41,45 @@ from tinydiff.app.outputs import own_folder
 from tinydiff.backend import TinydiffError
 from tinydiff.fast.mpi import source_digest
 
-ROOT = Path(__file__).resolve().parents[2]
 FOLDER = "runs/exercise"
-LIMIT = 60  # seconds that a check may take: a loop without an end is stopped
+LIMIT = 120  # seconds that a check may take: the last resort, where the judge has stopped no law
 
 
-def main(action="list", name=None, *, dir=FOLDER, fresh=False):
-    """Do one of the five actions; a check that fails ends with exit code 1."""
+LONGEST = 400  # characters of a reason
+WORDS = 5  # that an answer must have before ours is shown
+
+
+def main(action="list", name=None, *, dir=FOLDER, fresh=False, checkpoint=None):
+    """Do one of the seven actions; a check that fails, and a copy that cannot draw, end with exit code 1."""
     folder = Path(dir)
     if fresh and action != "start":
         raise TinydiffError(f"--fresh goes with start, not with {action}")
+    if checkpoint and action != "see":
+        raise TinydiffError(f"--checkpoint goes with see, not with {action}")
     if name and action == "list":
-        raise TinydiffError(f"list shows every exercise; for {name} alone choose start, check, hint or solution")
+        raise TinydiffError(f"list shows every exercise; for {name} alone choose start, check, see, hint or solution")
     if action == "list":
         show_list(folder)
     elif action == "start":
         start(find(name) if name else next_one(folder), folder, fresh)
+    elif action == "answer":
+        answer(name if name in STOPS else (find(name) if name else latest(folder)).name, folder)
     else:
         exercise = find(name) if name else latest(folder)
         if progress(exercise, folder) is None:
             raise TinydiffError(f"{exercise.name} has not been started: {command(f'start {exercise.name}', folder)}")
         if action == "check":
-            sys.exit(0 if check(exercise, folder) else 1)
-        (hint if action == "hint" else solution)(exercise, folder)
+            right = check(exercise, folder)
+        elif action == "see":
+            right = see(exercise, folder, checkpoint)
+        else:
+            right = True
+            (hint if action == "hint" else solution)(exercise, folder)
+        if not right:
+            sys.exit(1)
 
 
-# -------------------------------------------------------------------------------------------------------- five actions
+# ------------------------------------------------------------------------------------------------------- seven actions
 
 
 def show_list(folder):
@@ -94,34 +115,114 @@ def start(exercise, folder, fresh=False):
 
 
 def check(exercise, folder):
-    """Run the laws on the copy and explain what failed; True if all hold."""
+    """Run the small case and the laws on the copy and explain what failed; True if all laws hold.
+
+    Where the small case shows what is wrong, the laws that fail give no reason of their own: there the same mistake may
+    show as thousands of numbers.
+    """
     copy = folder / exercise.name
-    print(f"{exercise.name}: {len(exercise.laws)} laws of tests/ on {copy / 'tinydiff'}\n")
+    print(f"{exercise.name}: a small case and {len(exercise.laws)} laws of tests/ on {copy / 'tinydiff'}\n", flush=True)
     if progress(exercise, folder).get("source", source_digest()) != source_digest():
         again = command(f"start {exercise.name} --fresh", folder)
         show(f"note: the package has changed since this copy was made, and the laws with it: {again}")
-    laws = broken_files(exercise, copy) or judge(exercise, copy)
+    if broken := broken_files(exercise, copy):
+        for file in broken:
+            show_result(exercise, file)
+        keep(exercise, folder, solved=False)
+        return False
+    small, *laws = judge(exercise, copy)
+    held = sum(law["passed"] for law in laws)
+    rounding = small.get("rounding", False)
+    solved = bool(laws) and held == len(laws) and (small["passed"] or rounding)
+    keep(exercise, folder, solved=solved)
+    if printed := small.get("printed", "").strip():
+        show(f"Your code prints:\n{printed}\n")
+    show_result(exercise, small if not solved else small | {"passed": True}, "DIGITS  " if rounding else "FAILED  ")
     before = None
     for law in laws:
-        show(law["name"], "    ok  " if law["passed"] else "FAILED  ")
-        if not law["passed"]:
-            show(law["text"], " " * 8)
-            reason = law["error"], law["places"][-1:]
-            show("as above" if reason == before else in_words(law, exercise), "     -> ")
-            before = reason
-    held, solved = sum(law["passed"] for law in laws), all(law["passed"] for law in laws)
-    keep(exercise, folder, solved=solved)
+        reason = law.get("error"), law.get("places", [])[-1:]
+        show_result(exercise, law, words=None if small["passed"] else "", again=reason == before)
+        before = before if law["passed"] else reason
     if not solved:
-        print(f"\n{held} of {len(laws)} hold.  Stuck?  {command('hint', folder)}")
+        if laws:
+            print(f"\n{held} of {len(laws)} laws hold.", end="")
+            print("  The formula is right. What it loses are digits." if rounding else "", end="")
+            stopped = laws[-1].get("error", "").startswith("stopped after ")
+            print("  Those after the one that was stopped were not run." if stopped else "", end="")
+        print(f"\nStuck?  {command('hint', folder)}")
         return False
-    print("\nSolved: all laws hold.  A question that you can answer now:")
+    print(f"\nSolved: all laws hold.  See what it draws:\n    {command('see', folder)}")
+    print("A question that you can answer now:")
     show(exercise.question, "    ")
+    print(f"    {command('answer', folder)}")
     print("Read next:")
     show(exercise.read_next, "    ")
     later = EXERCISES[number_of(exercise) :] + EXERCISES[: number_of(exercise)]
     left = [other.name for other in later if not (progress(other, folder) or {}).get("solved")]
     print(f"Next exercise:\n    {command(f'start {left[0]}', folder)}" if left else "That was the last one.")
     return True
+
+
+def show_result(exercise, law, mark="FAILED  ", words=None, again=False):
+    """Print whether a law holds, and why not: in `words`, by default those of the law; again: as above."""
+    show(law["name"], "    ok  " if law["passed"] else mark)
+    if not law["passed"]:
+        show(law["text"], " " * 8)
+        show("as above" if again and words is None else in_words(law, exercise) if words is None else words, "     -> ")
+
+
+def see(exercise, folder, checkpoint=None):
+    """Draw with the original and with the copy, and write the picture; False if the copy cannot draw."""
+    check_tools()
+    path = Path(checkpoint or pictures.CHECKPOINT)
+    if checkpoint and not path.is_file():
+        raise TinydiffError(f"--checkpoint {path}: there is no such file. python demos/train_mnist.py makes one")
+    found = exercise.scene == "draw" and path.is_file()
+    if exercise.scene == "draw" and not found:
+        show(f"{path} is not there. python demos/train_mnist.py makes it, and then see draws digits. Until then:")
+    what = "one digit noised to some t" if exercise.scene == "noise" else f"ten pictures, drawn with {path}"
+    if exercise.scene != "noise" and not found:
+        what = "ten pictures of stripes that lie or stand, drawn by a small network that your copy trains"
+    show(f"{exercise.name}: {what}.")
+    print(end="", flush=True)
+    original, yours, error = pictures.drawn(exercise, folder / exercise.name, path.resolve() if found else None)
+    if error:
+        show("your copy cannot draw yet:")
+        show(in_words(error, exercise), "     -> ")
+        return False
+    target = folder / exercise.name / "see.png"
+    said = pictures.save(target, exercise, original, yours, f"{exercise.name}: {exercise.title}")
+    show(f"{said}\npicture: {target}")
+    return True
+
+
+def answer(name, folder):
+    """Print a question, read the reader's answer from standard input, keep it, and only then print ours."""
+    if name in STOPS:
+        question, ours = STOPS[name]
+    else:
+        question, ours = find(name).question, ANSWERS[name]
+    show(question)
+    path = folder / "answers" / f"{name}.txt"
+    if path.exists():
+        written = path.read_text(encoding="utf-8")
+        print("\nYou wrote:")
+        show(written, "    ")
+    else:
+        print(f"\nWrite your answer, {WORDS} words or more. An empty line ends it.\n", flush=True)
+        lines = []
+        for line in sys.stdin:
+            if not line.strip():
+                break
+            lines.append(line.strip())
+        written = "\n".join(lines)
+        if len(written.split()) < WORDS:
+            raise TinydiffError(f"an answer has {WORDS} words or more: ours is shown when yours is written")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as file:
+            file.write(written.encode())
+    print("\nOurs:")
+    show(ours, "    ")
 
 
 def hint(exercise, folder):
@@ -143,51 +244,6 @@ def solution(exercise, folder):
         print(f"tinydiff/{cut.file}:{first}, {cut.function}\n", *lines[first - 1 : last], "", sep="\n")
 
 
-# ------------------------------------------------------------------------------------------------------------ the copy
-
-
-def make_copy(exercise, copy):
-    """Write the package into the folder `copy`, without the statements that the exercise is about."""
-    shutil.rmtree(copy / "tinydiff", ignore_errors=True)
-    shutil.copytree(ROOT / "tinydiff", copy / "tinydiff", ignore=shutil.ignore_patterns("__pycache__"))
-    for file in {cut.file for cut in exercise.cuts}:
-        path = copy / "tinydiff" / file
-        source = path.read_text(encoding="utf-8")
-        path.write_text(without(source, [cut for cut in exercise.cuts if cut.file == file]), encoding="utf-8")
-
-
-def without(source, cuts):
-    """The source with an error in place of each cut's statements, at their indentation."""
-    lines = source.splitlines(keepends=True)
-    for first, last, turn in sorted((*region(source, cut), cut.turn) for cut in cuts)[::-1]:  # from below: lines shift
-        indent = lines[first - 1][: -len(lines[first - 1].lstrip())]
-        lines[first - 1 : last] = [f'{indent}raise NotImplementedError("your turn: {turn}")\n']
-    return "".join(lines)
-
-
-def region(source, cut):
-    """First and last line of what is cut out, counted from 1."""
-    body = ast.parse(source).body
-    for name in cut.function.split("."):
-        (node,) = (node for node in body if getattr(node, "name", None) == name)
-        body = node.body
-    if ast.get_docstring(node) is not None:
-        body = body[1:]
-    begins = [ast.get_source_segment(source, statement) for statement in body]
-    firsts = [i for i, text in enumerate(begins) if text.startswith(cut.first)]
-    lasts = [i for i, text in enumerate(begins) if text.startswith(cut.last) and i >= firsts[0]] if firsts else []
-    if not lasts:
-        raise ValueError(f"{cut.file}: {cut.function} has no statements from {cut.first!r} to {cut.last!r}")
-    return body[firsts[0]].lineno, body[lasts[0] if cut.last else -1].end_lineno
-
-
-def turns(exercise, copy):
-    """(file, line) of each place in the copy that is still to be written."""
-    for file in dict.fromkeys(cut.file for cut in exercise.cuts):
-        lines = (copy / "tinydiff" / file).read_text(encoding="utf-8").splitlines()
-        yield from ((file, number) for number, line in enumerate(lines, 1) if '"your turn: ' in line)
-
-
 # ----------------------------------------------------------------------------------------------------------- the check
 
 
@@ -198,10 +254,13 @@ def broken_files(exercise, copy):
         path = copy / "tinydiff" / file
         try:
             ast.parse(path.read_text(encoding="utf-8"))
-        except SyntaxError as error:
-            place = {"file": str(path), "line": error.lineno, "code": (error.text or "").strip(), "function": ""}
-            law = {"name": f"{file} is Python", "text": "", "passed": False, "error": f"SyntaxError: {error.msg}"}
-            laws.append(law | {"places": [place], "example": ""})
+        except (SyntaxError, ValueError) as error:  # ValueError: bytes that are no text, or a NUL
+            law = {"name": f"{file} is Python", "text": "", "passed": False, "places": [], "example": ""}
+            law["error"] = f"{type(error).__name__}: {getattr(error, 'msg', error)}"
+            if line := getattr(error, "lineno", None):
+                code = (error.text or "").strip()
+                law["places"] = [{"file": str(path), "line": line, "code": code, "function": ""}]
+            laws.append(law)
     return laws
 
 
@@ -212,17 +271,20 @@ def check_tools():
 
 
 def judge(exercise, copy):
-    """The result of tests/laws.py for the copy, from a new process that has imported no other tinydiff."""
+    """The results of judge.py for the copy, from a new process that has imported no other tinydiff."""
     check_tools()
-    arguments = [sys.executable, str(ROOT / "tests" / "laws.py"), str(copy.resolve()), *exercise.laws]
+    code = "import sys, judge; judge.main(*sys.argv[1:])"
+    arguments = [sys.executable, "-c", code, str(copy.resolve()), exercise.name, *exercise.laws]
+    here = Path(__file__).resolve().parent
     try:
-        done = subprocess.run(arguments, cwd=copy, capture_output=True, text=True, timeout=LIMIT)
+        options = {"cwd": here, "stdin": subprocess.DEVNULL}  # a breakpoint in the reader's code ends at once
+        done = subprocess.run(arguments, **options, capture_output=True, text=True, timeout=LIMIT)
     except subprocess.TimeoutExpired:
         raise TinydiffError(f"stopped after {LIMIT} s: is there a loop in your code that never ends?") from None
-    if done.returncode:
+    if done.returncode or not done.stdout.strip():
         reason = (done.stderr.strip() or "no reason is given").splitlines()[-1]
         raise TinydiffError(f"the laws could not be run: {reason}")
-    return json.loads(done.stdout)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def in_words(law, exercise):
@@ -237,7 +299,7 @@ def in_words(law, exercise):
     if "your turn: " in law["error"]:
         return f"still to be written, {where}{law['error'].partition('your turn: ')[2]}"
     case = f"with {law['example']}" if law["example"] else ""
-    return "\n".join(filter(None, [textwrap.shorten(law["error"], 300), where and where + place["code"], case]))
+    return "\n".join(filter(None, [textwrap.shorten(law["error"], LONGEST), where and where + place["code"], case]))
 
 
 def near(path):
@@ -312,9 +374,14 @@ def show(text, before=""):
 
 if __name__ == "__main__":
     parser = cli.parser(__doc__, main)
-    actions = ["list", "start", "check", "hint", "solution"]
+    actions = ["list", "start", "check", "see", "hint", "solution", "answer"]
     parser.add_argument("action", nargs="?", choices=actions, help="what to do")
-    parser.add_argument("name", nargs="?", help="an exercise, by its name or number (default: the next, or the last)")
+    parser.add_argument(
+        "name",
+        nargs="?",
+        help="an exercise, by name or number, or a stop of the tour (default: the next or the last exercise)",
+    )
+    parser.add_argument("--checkpoint", help="network that see draws with (default: runs/mnist/checkpoint.npz)")
     parser.add_argument("--dir", help="folder of the working copies")
     parser.add_argument("--fresh", action="store_true", help="start again, and throw your work away")
     cli.run(main, parser)

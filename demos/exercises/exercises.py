@@ -21,6 +21,14 @@ class Cut(NamedTuple):
     last: str = ""
 
 
+class Formula(NamedTuple):
+    """A text of a docstring that gives an exercise away, and what the copy has in its place."""
+
+    file: str
+    text: str
+    instead: str
+
+
 class Exercise(NamedTuple):
     name: str
     title: str
@@ -31,7 +39,10 @@ class Exercise(NamedTuple):
     laws: tuple[str, ...]
     hints: tuple[str, str, str]  # the last is nearly the answer
     read_next: str
-    question: str  # for after the exercise
+    question: str  # for after the exercise; answers.py has an answer
+    scene: str = "draw"  # what `see` shows, see drawing.py
+    sampler: str = "ddpm_step"  # with which `see` draws
+    formulas: tuple[Formula, ...] = ()
 
 
 def _laws(file: str, *names: str) -> tuple[str, ...]:
@@ -69,14 +80,23 @@ EXERCISES = (
         ),
         read_next="tinydiff/diffusion/gaussian.py, q_x_t_given_x_s: the same for a jump from any s",
         question="Two numbers tell how much of x_0 and how much noise is in x_t. Why do their squares add up to 1?",
+        scene="noise",
+        formulas=(
+            Formula(
+                "diffusion/gaussian.py",
+                "        x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps\n",
+                "        x_t = your turn: eq. 4 of the paper\n",
+            ),
+        ),
     ),
     Exercise(
         name="posterior",
         title="The posterior",
         minutes=20,
         teaches="what the ideal reverse step is: Bayes' rule for two Gaussians, and why beta_tilde is less than beta",
-        task="Write the mean of q(x_s | x_t, x_0) in gaussian.py, and its variance beta_tilde in schedule.py. "
-        "schedule.alpha_t_given_s(t, s) and schedule.beta_t_given_s(t, s) are alpha and beta of the jump from s to t.",
+        task="Write the mean of q(x_s | x_t, x_0) in gaussian.py, and its variance beta_tilde in schedule.py. The "
+        "paper has s = t - 1; here s is any earlier time. schedule.alpha_t_given_s(t, s) and "
+        "schedule.beta_t_given_s(t, s) are alpha and beta of the jump from s to t.",
         cuts=(
             Cut("diffusion/schedule.py", "Schedule.beta_tilde", "the variance of q(x_s | x_t, x_0) (eq. 7)", "return"),
             Cut(
@@ -98,11 +118,26 @@ EXERCISES = (
             "The prior is x_s ~ N(sqrt(alpha_bar_s) x_0, 1 - alpha_bar_s). The likelihood is x_t ~ N(sqrt(alpha_{t|s}) "
             "x_s, beta_{t|s}). Multiply the two densities: the precisions add up.",
             "Everything is divided by alpha_{t|s} (1 - alpha_bar_s) + beta_{t|s}. This sum is 1 - alpha_bar_t.",
-            "The docstring contains the answer. beta_{t|s} belongs to x_0, 1 - alpha_bar_s belongs to x_t, and their "
-            "product belongs to the variance.",
+            "mean = sqrt(alpha_bar_s) beta_{t|s}/(1 - alpha_bar_t) x_0 + sqrt(alpha_{t|s}) (1 - alpha_bar_s)/(1 - "
+            "alpha_bar_t) x_t, and beta_tilde = (1 - alpha_bar_s)/(1 - alpha_bar_t) beta_{t|s}. Take 1 - alpha_bar "
+            "from schedule.one_minus_alpha_bar, which keeps its digits.",
         ),
         read_next="tinydiff/diffusion/samplers.py, ddpm_step: the posterior with x_0_hat in place of x_0",
         question="At s = 0 the three coefficients are 1, 0 and 0. What does the last step of sampling return?",
+        formulas=(
+            Formula(
+                "diffusion/gaussian.py",
+                "        mean = sqrt(alpha_bar_s) beta_{t|s}/(1 - alpha_bar_t) x_0\n"
+                "             + sqrt(alpha_{t|s}) (1 - alpha_bar_s)/(1 - alpha_bar_t) x_t\n"
+                "        var  = beta_tilde_{t|s} = (1 - alpha_bar_s)/(1 - alpha_bar_t) beta_{t|s}\n",
+                "        mean and var: your turn, eq. 6 and 7 of the paper, with s in place of t - 1\n",
+            ),
+            Formula(
+                "diffusion/schedule.py",
+                "            beta_tilde_{t|s} = (1 - alpha_bar_s)/(1 - alpha_bar_t) beta_{t|s}\n",
+                "            beta_tilde_{t|s} = your turn: eq. 7 of the paper, with s in place of t - 1\n",
+            ),
+        ),
     ),
     Exercise(
         name="schedules",
@@ -125,54 +160,87 @@ EXERCISES = (
             "Linear: at T = 1000 beta runs from _BETA_FIRST to _BETA_LAST. With ten times fewer steps, each step has "
             "to add ten times more noise.",
             "Cosine: compute f at t = 0..T. alpha_bar_t/alpha_bar_{t-1} is f(t)/f(t-1), and beta_t is 1 minus that.",
-            "f = np.cos((np.arange(T + 1) / T + 0.008) / 1.008 * np.pi / 2) ** 2, and beta is np.minimum(1 - f[1:] / "
-            "f[:-1], 0.999).",
+            "beta = _T_REF / T * (_BETA_FIRST + u * (_BETA_LAST - _BETA_FIRST)). f = np.cos((np.arange(T + 1) / T + "
+            "0.008) / 1.008 * np.pi / 2) ** 2, and beta is np.minimum(1 - f[1:] / f[:-1], 0.999).",
         ),
         read_next="python demos/forward_process.py, and its picture noising.png: all schedules on one digit",
         question="With T = 50, why is it a mistake to let beta run from 1e-4 to 0.02 as the paper does?",
+        scene="noise",
+        formulas=(
+            Formula(
+                "diffusion/schedule.py",
+                "        beta_t = 1000/T (1e-4 + u (0.02 - 1e-4)),  u = (t - 1)/(T - 1)\n",
+                "        beta_t = your turn: section 4 of the paper, times 1000/T\n",
+            ),
+            Formula(
+                "diffusion/schedule.py",
+                "        alpha_bar_t = f(t)/f(0),  f(t) = cos((t/T + 0.008)/1.008 pi/2)^2,\n"
+                "        beta_t = min(1 - alpha_bar_t/alpha_bar_{t-1}, 0.999)\n",
+                "        beta_t = your turn: eq. 17 of the paper, with s = 0.008, and the sentence below it\n",
+            ),
+        ),
     ),
     Exercise(
         name="training_loss",
         title="The training loss",
         minutes=15,
         teaches="why the noise that we draw is a perfect target: how an example is made, and which error is averaged",
-        task="Write algorithm 1. In draw_batch draw t and eps, take x_0 and labels from the data set, and make the "
-        'dictionary batch with "x_t", "target" and "t". epoch_indices(len(dataset), n, config.seed, step) names the '
-        "images of this step, and dataset.batch(indices) returns x_0 and labels. target.of(schedule, x_0, t, eps) is "
-        "eps for the usual target. In noise_prediction_losses compute one number for each example. model(x_t, t, "
-        "labels) returns eps_hat, a Tensor, and ops.mean takes axis=.",
+        task="Write algorithm 1. In draw_batch draw t, a time in 1..T for each of the n examples, and eps, noise like "
+        'x_0 in float32, both from rng. Then make the dictionary batch with "x_t", "target" and "t". The images x_0 of '
+        "this step are there. In noise_prediction_losses compute one number for each example. model(x_t, t, labels) "
+        'returns eps_hat, a Tensor. asarray(batch["target"]) is the target, batch.get("labels") the labels or None, '
+        "and ops.mean takes axis=.",
         cuts=(
-            Cut("train.py", "draw_batch", "t, x_0, labels, eps, and the batch (algorithm 1)", "t =", "batch ="),
-            Cut("train.py", "noise_prediction_losses", "one loss for each example (Ho et al. 2020, eq. 14)"),
+            Cut("train.py", "draw_batch", "t, one time for each example (algorithm 1, line 3)", "t =", "t ="),
+            Cut(
+                "train.py",
+                "draw_batch",
+                "eps, and the batch: x_t, the target and t (lines 4 and 5)",
+                "eps =",
+                "batch =",
+            ),
+            Cut("train.py", "noise_prediction_losses", "losses, one for each example (eq. 14)", "error =", "losses ="),
         ),
         laws=_laws(
             "test_train.py",
             "t_may_be_any_of_1_to_T_and_nothing_else",
             "batch_obeys_the_closed_form",
-            "a_batch_holds_its_target_and_its_weight",
             "batch_is_a_pure_function_of_seed_and_step",
+            "every_step_draws_anew",
             "loss_is_the_mean_square_over_pixels",
-            "a_weight_multiplies_its_examples_loss",
         ),
         hints=(
             "rng.integers(low, high, n) never returns high. t = 0 is left out: there x_t is the data, and there is no "
             "noise to predict.",
             'eps = rng.standard_normal(x_0.shape, dtype="float32"). The same eps makes batch["x_t"], by q_sample, and '
-            'batch["target"].',
-            "The loss is ops.mean(error * error, axis=(1, 2, 3)) with error = eps_hat - asarray(target). If the batch "
-            'has a "weight", multiply by asarray(batch["weight"]). batch.get("labels") is None where there are none.',
+            'is batch["target"].',
+            'error = model(batch["x_t"], batch["t"], batch.get("labels")) - asarray(batch["target"]). The loss is the '
+            "mean of error * error over axis=(1, 2, 3).",
         ),
         read_next="tinydiff/train.py, train: the loop, which turns the losses into a step",
         question="Many pairs of x_0 and eps lead to one x_t. Which eps_hat has the least loss there?",
+        scene="train",
+        formulas=(
+            Formula(
+                "train.py",
+                "E || eps - eps_theta(sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, t) ||^2 ",
+                "your turn: ",
+            ),
+            Formula(
+                "train.py",
+                "the mean of (eps_hat - eps)^2 over its pixels (Ho et al. 2020, eq. 14).",
+                "a mean over its pixels; your turn (Ho et al. 2020, eq. 14).",
+            ),
+        ),
     ),
     Exercise(
         name="ddpm_step",
         title="The DDPM step",
         minutes=15,
         teaches="how one denoising step is made: guess x_0, take the posterior at the guess, add fresh noise",
-        task="Write ddpm_step, and _add_noise, which ddim_step uses too. _x_0_hat(schedule, x_t, eps_hat, t, clip) "
-        "returns the guess. In _add_noise s is one time, or one time for each row. Where s = 0 no noise may enter, not "
-        "even NaN.",
+        task="Write ddpm_step, and _add_noise, which ddim_step uses too. predicted_x_0(schedule, x_t, eps_hat, t, "
+        "clip) returns the guess. In _add_noise s is one time, or one time for each row. Where s = 0 no noise may "
+        "enter, not even NaN.",
         cuts=(
             Cut("diffusion/samplers.py", "ddpm_step", "x_s and x_0_hat (Ho et al. 2020, algorithm 2)"),
             Cut("diffusion/samplers.py", "_add_noise", "mean + sqrt(var) noise, and mean alone where s = 0"),
@@ -197,15 +265,32 @@ EXERCISES = (
         ),
         read_next="tinydiff/diffusion/samplers.py, sample: the loop around the step",
         question="Where does eps_hat enter this step, and what would the step be if x_0 were known?",
+        formulas=(
+            Formula(
+                "diffusion/samplers.py",
+                "posterior_mean(x_t, x_0_hat) + sqrt(variance(schedule, t, s)) noise,   no noise where s = 0",
+                "your turn: algorithm 2 of the paper, with eq. 7 for its mean",
+            ),
+            Formula(
+                "diffusion/samplers.py",
+                "p(x_s | x_t) = N(posterior mean at x_0_hat, var)                     Ho",
+                "your turn                                                            Ho",
+            ),
+            Formula(
+                "diffusion/samplers.py",
+                "mean + sqrt(var) noise; where s = 0 the mean alone",
+                "Add noise of variance var to the mean; where s = 0 return the mean alone",
+            ),
+        ),
     ),
     Exercise(
         name="ddim_step",
         title="The DDIM step",
         minutes=15,
         teaches="why sampling can skip steps: the same noise is carried to another level, and eta adds fresh noise",
-        task="Write the rest of ddim_step, from the line where x_0_hat is known. With clip, replace eps_hat by the "
-        "noise that belongs to the clipped x_0_hat. Then compute the first two terms of eq. 12. "
-        "_add_noise(schedule, mean, var, s, noise) adds the third.",
+        task="Write the rest of ddim_step, from the line where x_0_hat is known. (The paper's alpha_t is alpha_bar_t "
+        "here.) With clip, replace eps_hat by the noise that belongs to the clipped x_0_hat. Then compute the first "
+        "two terms of eq. 12. _add_noise(schedule, mean, var, s, noise) adds the third.",
         cuts=(Cut("diffusion/samplers.py", "ddim_step", "x_s of Song et al. 2021, eq. 12 and 16", "if clip:"),),
         laws=_laws(
             "diffusion/test_samplers.py",
@@ -226,6 +311,20 @@ EXERCISES = (
         ),
         read_next="tinydiff/diffusion/solver.py, dpm_solver_2m: DDIM with a better guess at x_0",
         question="DDIM turns one x_T into one digit, every time, and DDPM does not. Which line makes the difference?",
+        sampler="ddim_step",
+        formulas=(
+            Formula(
+                "diffusion/samplers.py",
+                "        var = eta^2 beta_tilde_{t|s}\n"
+                "        x_s = sqrt(alpha_bar_s) x_0_hat + sqrt(1 - alpha_bar_s - var) eps_hat + sqrt(var) noise\n",
+                "        var and x_s: your turn, eq. 12 and 16 of the paper, with s in place of t - 1\n",
+            ),
+            Formula(
+                "diffusion/samplers.py",
+                "    ddim_step        x_s = sqrt(alpha_bar_s) x_0_hat + sqrt(1 - alpha_bar_s - var) eps_hat",
+                "    ddim_step        x_s = ... your turn ...",
+            ),
+        ),
     ),
     Exercise(
         name="guidance",
@@ -262,6 +361,18 @@ EXERCISES = (
         ),
         read_next="tinydiff/diffusion/guidance.py, classifier_guided: the same difference from a classifier's gradient",
         question="Why does a scale above 1 give digits that are easier to read, and that look more alike?",
+        formulas=(
+            Formula(
+                "diffusion/guidance.py",
+                "    eps_hat = eps_u + scale (eps_c - eps_u)                                  Ho",
+                "    eps_hat = your turn                                                      Ho",
+            ),
+            Formula(
+                "diffusion/guidance.py",
+                "eq. 6).\n\n        eps_hat = eps_u + scale (eps_c - eps_u)\n",
+                "eq. 6).\n\n        eps_hat = your turn: eq. 6 of the paper, where scale is 1 + w\n",
+            ),
+        ),
     ),
     Exercise(
         name="unbroadcast",
@@ -286,6 +397,7 @@ EXERCISES = (
         ),
         read_next="tinydiff/autograd.py, pointwise: every op that broadcasts calls unbroadcast there",
         question="A bias (C,) is added to maps (N, H, W, C). What is its gradient, and why is it large?",
+        scene="train",
     ),
     Exercise(
         name="backward_walk",
@@ -328,6 +440,7 @@ EXERCISES = (
         ),
         read_next="tinydiff/autograd.py, op: it makes the nodes that you have just walked",
         question="60 doublings y + y make 2^60 paths. Why does the walk take 60 steps and not 2^60?",
+        scene="train",
     ),
     Exercise(
         name="conv2d",
@@ -357,6 +470,13 @@ EXERCISES = (
         ),
         read_next="tinydiff/fast/winograd.py: the same numbers with a quarter of the multiplications",
         question="How often does im2col copy each pixel for a 3x3 filter of stride 1, and what do these copies buy?",
+        formulas=(
+            Formula(
+                "ops/conv.py",
+                "    y = X W + b        dX = g W^T        dW = X^T g        db = sum of g\n",
+                "    y = your turn      dX = g W^T        dW = X^T g        db = sum of g\n",
+            ),
+        ),
     ),
     Exercise(
         name="conv2d_backward",
@@ -385,16 +505,24 @@ EXERCISES = (
         ),
         read_next="tinydiff/fast/fused.py: a whole block of the network in few passes over memory",
         question="Why must col2im add, where im2col only copied?",
+        scene="train",
+        formulas=(
+            Formula(
+                "ops/conv.py",
+                "    y = X W + b        dX = g W^T        dW = X^T g        db = sum of g\n",
+                "    y = X W + b        dX, dW and db are your turn\n",
+            ),
+        ),
     ),
     Exercise(
         name="group_norm_backward",
         title="Group norm backward",
         minutes=20,
         teaches="what a normalisation hides from the gradient: the level and the scale of x, so two parts are removed",
-        task="Write vjp in group_norm, which returns (dx, dgamma, dbeta). With d = gamma g, and with means over a "
-        "group's pixels and channels, dx = rstd (d - mean(d) - x_hat mean(d x_hat)). dgamma and dbeta, both (C,), are "
-        "sums over all pixels of all images. x_hat has the shape (N, pixels, groups, channels of a group), and g has "
-        "the shape of x, which is `shape`.",
+        task="Write vjp in group_norm, which returns (dx, dgamma, dbeta). y = gamma x_hat + beta and x_hat = (x - "
+        "mean) rstd, where mean and rstd depend on x. The docstring of the file describes dx in words. dgamma and "
+        "dbeta, both (C,), are sums over all pixels of all images. x_hat has the shape (N, pixels, groups, channels of "
+        "a group), and g has the shape of x, which is `shape`.",
         cuts=(Cut("ops/norm.py", "group_norm.vjp", "the gradients of x, gamma and beta from g"),),
         laws=(
             "ops/test_every_op.py::test_the_gradient_is_the_derivative_along_a_random_direction[group_norm]",
@@ -409,6 +537,14 @@ EXERCISES = (
         ),
         read_next="tinydiff/fast/norm.py: the same equation with fewer passes over memory",
         question="If g is 1 everywhere, dx is 0 here. Why? And why does no test of ours use such a g?",
+        scene="train",
+        formulas=(
+            Formula(
+                "ops/norm.py",
+                "    dx = (d - mean(d) - x_hat mean(d x_hat))/sqrt(var + eps)\n",
+                "    dx = your turn\n",
+            ),
+        ),
     ),
     Exercise(
         name="attention",
@@ -417,7 +553,7 @@ EXERCISES = (
         teaches="how a pixel or a word looks at all others: a softmax of products, and the gradients through it",
         task="Write attention: y and vjp, which returns (dq, dk, dv). softmax_array(scores) and softmax_gradient(p, "
         "dp) work on the last axis. Where mask is False the score is -xp.inf.",
-        cuts=(Cut("ops/matrix.py", "attention", "p = softmax(q k^T / sqrt(D)), and y = p v with its vjp", "scale ="),),
+        cuts=(Cut("ops/matrix.py", "attention", "y and its vjp (Vaswani et al. 2017, eq. 1)", "scale ="),),
         laws=_laws(
             "ops/test_attention.py",
             "attention_is_its_definition",
@@ -429,12 +565,25 @@ EXERCISES = (
         )
         + ("ops/test_every_op.py::test_the_gradient_is_the_derivative_along_a_random_direction[attention]",),
         hints=(
-            "k.swapaxes(-1, -2) is k^T for any number of leading axes, and @ multiplies the last two axes.",
+            "p = softmax(q k^T / sqrt(D)) and y = p v. k.swapaxes(-1, -2) is k^T for any number of leading axes, and @ "
+            "multiplies the last two axes.",
             "y = p v gives dp = g v^T and dv = p^T g. Then softmax_gradient(p, dp) is the gradient of the scores.",
             "The scores are scale q k^T. So with ds = softmax_gradient(p, dp) * scale: dq = ds k and dk = ds^T q.",
         ),
         read_next="tinydiff/nn/layers.py, Attention: several heads, and the layer around them",
         question="Why is the score divided by sqrt(D)? What would the softmax do without it?",
+        formulas=(
+            Formula(
+                "ops/matrix.py",
+                "y = p v,    p = softmax(q k^T / sqrt(D))                          Vaswani",
+                "your turn                                                         Vaswani",
+            ),
+            Formula(
+                "ops/matrix.py",
+                "the weights are the softmax of q k^T / sqrt(D).",
+                "the weights are your turn (Vaswani et al. 2017, eq. 1).",
+            ),
+        ),
     ),
     Exercise(
         name="ema",
@@ -442,10 +591,11 @@ EXERCISES = (
         minutes=15,
         teaches="that one formula does three jobs: Adam's mean and mean square of the gradient choose the step, and "
         "samples are drawn with the average of the weights",
-        task="Write adam_update, the line of EMA.update that chooses d, and ema_update. The docstrings of Adam and EMA "
-        "have the equations. All three write to arrays in place: m[...] = ..., and the same for v, p.data and average. "
-        "p.grad is None for a parameter without a gradient, which counts as one of gradient 0. Weights that stand "
-        "still must be their own average, to the last bit.",
+        task="Write adam_update (Kingma & Ba 2015, algorithm 1), the line of EMA.update that chooses d, and "
+        "ema_update. The average keeps the share d of itself and takes 1 - d of the weights. d is decay, but less in "
+        "the first updates: at most (1 + n)/(10 + n), where n counts them from 0. All three write to arrays in place: "
+        "m[...] = ..., and the same for v, p.data and average. p.grad is None for a parameter without a gradient, "
+        "which counts as one of gradient 0. Weights that stand still must be their own average, to the last bit.",
         cuts=(
             Cut("optim.py", "adam_update", "m, v and p.data after step k (Kingma & Ba 2015, algorithm 1)"),
             Cut("optim.py", "EMA.update", "d, from self.decay and self.num_updates", "d =", "d ="),
@@ -472,12 +622,33 @@ EXERCISES = (
         ),
         read_next="tinydiff/fast/optim.py: the same updates on one long array",
         question="With decay 0.999 and no warm-up, how much of the random start is left after 1,000 steps?",
+        scene="train",
+        formulas=(
+            Formula(
+                "optim.py",
+                "        m <- beta1 m + (1 - beta1) g                    m_hat = m / (1 - beta1^k)\n"
+                "        v <- beta2 v + (1 - beta2) g^2                  v_hat = v / (1 - beta2^k)\n"
+                "        theta <- theta - lr m_hat / (sqrt(v_hat) + eps)\n",
+                "        m, v and theta: your turn, algorithm 1 of the paper\n",
+            ),
+            Formula(
+                "optim.py",
+                "average <- d average + (1 - d) theta,    d = min(decay, (1 + n) / (10 + n)) at update n = 0, 1, ...",
+                "average and d: your turn; n = 0, 1, ... counts the updates",
+            ),
+            Formula(
+                "optim.py",
+                '"""average <- average + (1 - d) (theta - average).  If theta',
+                '"""Write the next value of the average.  If theta',
+            ),
+        ),
     ),
     Exercise(
         name="time_code",
         title="The code of the time",
         minutes=10,
-        teaches="how a network gets t: as hands of clocks from fast to slow, so that near times have similar codes",
+        teaches="how a network gets t: as hands of clocks from fast to slow, so that near times have similar codes and "
+        "no two the same one",
         task="Write _time_code, the row of one time k: 2 half numbers, first all sines and then all cosines. Compute "
         "them with Python's floats, which are float64. time_code puts the rows together and casts them in the end.",
         cuts=(Cut("nn/unet.py", "_time_code", "sines and cosines of k times the frequencies f_i"),),
@@ -486,6 +657,7 @@ EXERCISES = (
             "the_time_code_holds_sines_then_cosines",
             "the_time_code_is_rounded_last",
             "no_two_times_have_one_code",
+            "near_times_have_similar_codes",
         ),
         hints=(
             "f_i = FREQUENCY_RANGE ** (-i / half) for i = 0..half - 1. The fastest hand, i = 0, turns once in 2 pi "
@@ -495,5 +667,13 @@ EXERCISES = (
         ),
         read_next="tinydiff/nn/unet.py, UNet.code: the two layers that the code goes through",
         question="Why not give the network t/T as one number?",
+        formulas=(
+            Formula(
+                "nn/unet.py",
+                "        [sin(t f_0), ..., sin(t f_{h-1}), cos(t f_0), ..., cos(t f_{h-1})],\n"
+                "        f_i = FREQUENCY_RANGE^(-i/h),  h = features/2\n",
+                "        your turn: the equation of section 3.5, but first all sines and then all cosines\n",
+            ),
+        ),
     ),
 )

@@ -24,9 +24,10 @@ from tinydiff.diffusion import Schedule
 pytestmark = pytest.mark.program
 
 ROOT = Path(__file__).parents[2]
-# Where else an average is read.  A checkpoint is written, a wrong average is shown on purpose, an update is timed, an
-# average is rounded.
+# Where else an average is read.  A checkpoint is written, a wrong average is shown on purpose, another is shown beside
+# the raw weights, an update is timed, an average is rounded.
 ELSEWHERE = {
+    "network.py": r"pool\.weights\(state\.ema",
     "latent.py": r"arrays \|= ",
     "pitfalls.py": "cold",
     "measure/ours.py": r"_wait\((state\.)?ema",

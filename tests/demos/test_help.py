@@ -120,7 +120,7 @@ def test_reverse_steps_have_one_name(parsers):
                 names[name] = action.option_strings[0]
     trains = {"explorer/explorer.py", "latent.py", "one_shot_vs_gradual.py", "pitfalls.py", "points_2d.py"}
     trains |= {"waves_1d.py", "train_mnist.py", "train_images.py", "prompts/train_prompts.py"}
-    trains |= {"measure/compare_settings.py", "overfit.py"}
+    trains |= {"measure/compare_settings.py", "network.py", "overfit.py"}
     draws = {"sample.py", "guidance.py", "edit.py", "same_start.py", "sampler_showdown.py"}
     draws |= {"prompts/prompt.py", "prompts/evaluate_prompts.py", "measure/frontier.py"}
     assert names == dict.fromkeys(trains, "--sample-steps") | dict.fromkeys(draws, "--steps")

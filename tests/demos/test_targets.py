@@ -27,6 +27,7 @@ FOLDERS = {
         [],
         "ideal.csv ideal.png which_noise.png guidance_in_the_plane.csv guidance_in_the_plane.png",
     ),
+    "network": ([], "network.png time_code.png skips.png average.png network.csv time_code.csv losses.csv"),
     "points_2d": ([], "points_2d_moons.png points_2d_spiral.png points_2d_mixture.png points_2d.gif results.csv"),
     "overfit": ([], "overfit.csv overfit.png"),
     "waves_1d": ([], "waves_1d.png waves_1d.wav results.csv"),

@@ -234,6 +234,17 @@ def test_no_two_times_have_one_code(features):
     assert squared[~np.eye(1000, dtype=bool)].min() > 0.4
 
 
+@given(st.integers(2, 64).map(lambda half: 2 * half), st.integers(1, 1000), st.integers(1, 1000))
+def test_near_times_have_similar_codes(features, t, s):
+    """<code_t, code_s> = sum_i cos((t - s) f_i): it depends on the distance alone, and falls from 0 to 3 steps."""
+    codes = to_numpy(time_code([t, s, 1000, 1001, 1002, 1003], features, "float64"))
+    distances = [abs(t - s), 0, 1, 2, 3]
+    f = 10_000.0 ** (-np.arange(features // 2) / (features // 2))
+    similar = [codes[0] @ codes[1], *(codes[2] @ codes[2:].T)]
+    np.testing.assert_allclose(similar, [np.cos(d * f).sum() for d in distances], rtol=0, atol=1e-10)  # t is up to 1000
+    assert (np.diff(similar[1:]) < 0).all()
+
+
 # Bad input.
 
 

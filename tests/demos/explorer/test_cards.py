@@ -84,7 +84,7 @@ HELD = {  # how a question begins -> its numbers in their order, from the code o
     ],
     "Why does a U-Net": of_shapes,
     "Why are pictures drawn with an average": of_average,
-    "Trained on 20": lambda: ["20", "20", "20"],
+    "Trained on 20": lambda: [*quoted(r"trains on (20) pictures and on ([\d,]+):"), "5,000", "20", "20"],
 }
 NAMES_OF_TIMES = r"\bt = \d+|\bstep \d+|\d[MD]\b|\(1 \+ step\)/\(10 \+ step\)|1 [-−] |stop \d+"
 
