@@ -4,7 +4,8 @@
 const LEFT = 30, RIGHT = 236, TOP = 28, BOTTOM = 150;
 
 // curves: {name: [ts, values]}, where null stands for infinity.  ticks: marks on the y axis, the ends among them.
-function plot(host, title, curves, ticks) {
+// places: where the names stand, by the points of the curves.  Returns mark(name, t, value).
+function plot(host, title, curves, ticks, axis = "t", places = crossings) {
   const [low, high] = [ticks[0], ticks.at(-1)];
   const svg = svgElement("svg", { viewBox: "0 0 240 170", role: "img" });
   const last = Object.values(curves)[0][0].at(-1);
@@ -22,7 +23,7 @@ function plot(host, title, curves, ticks) {
     text({ x: LEFT - 6, y: y(tick) + 4, "text-anchor": "end" }, number(tick));
   }
   for (const [t, anchor] of [[0, "start"], [last / 2, "middle"], [last, "end"]]) {
-    text({ x: x(t), y: BOTTOM + 17, "text-anchor": anchor }, t ? t : "t = 0");
+    text({ x: x(t), y: BOTTOM + 17, "text-anchor": anchor }, t ? Math.round(t) : `${axis} = 0`);
   }
   const paths = {};
   const points = {};
@@ -32,7 +33,7 @@ function plot(host, title, curves, ticks) {
     paths[name] = svgElement("path", { d }, svg);
   }
   const labels = {};
-  for (const [name, [px, py]] of labelPlaces(points)) {
+  for (const [name, [px, py]] of places(points)) {
     const late = px > (LEFT + 3 * RIGHT) / 4; // no room on the right
     const side = late ? { x: px - 4, "text-anchor": "end" } : { x: px + 4 };
     labels[name] = text({ ...side, y: py + 4, class: "name" }, name);
@@ -47,12 +48,12 @@ function plot(host, title, curves, ticks) {
     for (const end of ["x1", "x2"]) mark.setAttribute(end, x(t));
     dot.setAttribute("cx", x(t));
     dot.setAttribute("cy", y(value));
-    svg.setAttribute("aria-label", `${title}, ${name} schedule: ${number(value)} at t = ${t}`);
+    svg.setAttribute("aria-label", `${title}, ${name}: ${number(value)} at ${axis} = ${t}`);
   };
 }
 
 // Each falling curve is named where it crosses a height of its own, so no two names meet: {name: [[x, y], ...]}.
-function labelPlaces(points) {
+function crossings(points) {
   const names = Object.keys(points);
   const crossing = (name, height) => points[name].find(([, py]) => py >= height) ?? points[name].at(-1);
   const middle = (TOP + BOTTOM) / 2;

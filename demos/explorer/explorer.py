@@ -4,12 +4,18 @@
     python demos/explorer/explorer.py runs/mnist/checkpoint.npz \\
         --classifier runs/classifier/checkpoint.npz
     python demos/explorer/explorer.py runs/mnist/checkpoint.npz --train-steps 400
+    python demos/explorer/explorer.py runs/mnist/checkpoint.npz \\
+        --classifier runs/classifier/checkpoint.npz \\
+        --labels 0,2,3,5,7 --moments 21 --out demos/explorer/explorer.html
 
-The page opens from the disk, loads no other file and needs no internet.  The functions of the package draw and measure
-everything on the page (explorer_runs.py); the page only shows the results.  page.html and the files beside it become
-one file.  Beside each x_0_hat of the network stands the exact mean of --known training pictures, which needs no
-network.  With --classifier each mistake also has the share of digits that is read as the label.  --train-steps adds
-the mistakes in training, which take 5 minutes with 400 steps.  If the demo is stopped, nothing is kept.
+The last command made the page that is ready in this folder: open explorer.html.
+
+A page opens from the disk, loads no other file and needs no internet.  The functions of the package draw and measure
+what needs a network (explorer_runs.py); the page shows it, and computes the rest while one plays (diffusion.js,
+steps.js).  page.html and the files beside it become one file, and renew.py writes a page anew after a change of them.
+Beside each x_0_hat of the network stands the exact mean of --known training pictures, which needs no network.  With
+--classifier each mistake also has the share of digits that is read as the label.  --train-steps adds the mistakes in
+training, which take 5 minutes with 400 steps.  If the demo is stopped, nothing is kept.
 Read next: explorer_runs.py.
 """
 
@@ -20,6 +26,7 @@ from pathlib import Path
 
 import explorer_runs as runs
 import numpy as np
+from explorer_training import training
 
 from tinydiff.app import cli
 from tinydiff.app.checkpoint import atomic_write
@@ -34,7 +41,6 @@ from tinydiff.data import load
 
 PAGE = Path(__file__).parent
 LOOK_AMONG = 500  # test images; at least two of each class are among them
-HERE = Path(__file__).resolve().parents[2]  # the repository
 
 
 def main(
@@ -76,27 +82,24 @@ def main(
         dataset = load(name, "test", data_dir, seed, LOOK_AMONG, **size)
         training_set = load(name, "train", data_dir, seed, None if train_steps else known, **size)
         known_images = training_set.batch(np.arange(min(known, len(training_set))))
-        (shown, _), (hidden, hidden_labels) = (dataset.batch(nth_of_each(dataset.labels, labels, n)) for n in (0, 1))
+        every = range(len(dataset.classes))
+        (shown, _), (hidden, hidden_labels) = (dataset.batch(nth_of_each(dataset.labels, every, n)) for n in (0, 1))
         data = {
-            "root": os.path.relpath(HERE, out.resolve().parent),
+            "root": root_from(out),
             "about": f"{checkpoint}, {cli.counted(meta['step'], 'training step')} on {name}",
             "size": shape[:2],
             "classes": dataset.classes,
             "is_digits": dataset.classes[0] == "0",
             "is_grey": shape[2] == 1,
             "labels": labels,
-            "forward": runs.forward(shown, moments, seed),
+            "forward": runs.forward(shown),
             "reverse": runs.reverse(pool, schedule, shape, labels, steps, (moments + 1) // 2, seed, known_images),
             "riddles": runs.riddles(pool, schedule, hidden, hidden_labels, min(16, moments), seed, known_images),
             "points": runs.points(point_steps, 400, moments, seed, min(2, workers)),
+            "training": training(Path(checkpoint).parent, schedule.T),
             "mistakes": runs.mistakes(pool, reader, schedule, meta, max(steps), num, train_steps, training_set, seed),
-            "cards": json.loads((PAGE / "cards.json").read_text("utf-8")),
         }
-    text = page(data)
-    with atomic_write(out) as file:
-        file.write(text.encode())
-    print(f"page: {out} ({len(text.encode()) / 1e6:.1f} MB)")
-    return data
+    return write(data, out)
 
 
 def check(path, model, labels):
@@ -105,19 +108,40 @@ def check(path, model, labels):
     check_labels(model, labels=labels)
 
 
+def write(data, out):
+    """Write the page, with the cards as they are now, and return its data."""
+    data = {**data, "cards": json.loads((PAGE / "cards.json").read_text("utf-8"))}
+    text = page(data).encode()
+    with atomic_write(out) as file:
+        file.write(text)
+    print(f"page: {out} ({len(text) / 1e6:.1f} MB)")
+    return data
+
+
+def root_from(out):
+    """The way from the folder of a page to the repository, for its links."""
+    return os.path.relpath(PAGE.resolve().parents[1], out.resolve().parent)
+
+
 def nth_of_each(all_labels, labels, n):
     """The index of the n-th image of each label, with n from 0."""
     return np.array([np.flatnonzero(all_labels == label)[n] for label in labels])
 
 
 def page(data):
-    """The page as one text: page.html with the style sheets, the scripts and the data in their places."""
+    """The page as one text: page.html with its sections, style sheets, scripts and data in their places."""
     text = (PAGE / "page.html").read_text("utf-8")
+    text = re.sub(r"<!-- (\w+\.html) -->\n", lambda m: (PAGE / m[1]).read_text("utf-8"), text)
     text = re.sub(r'<link rel="stylesheet" href="(\w+\.css)">', lambda m: f"<style>\n{part(m[1])}</style>", text)
     text = re.sub(r'<script src="(\w+\.js)"></script>', lambda m: f"<script>\n{part(m[1])}</script>", text)
     # Only "<" can end a script element or open a comment in it.  JSON may contain \u003c in place of "<".
     written = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     return text.replace('id="data"></script>', f'id="data">{written}</script>')
+
+
+def data_of(text):
+    """The data of a page that `page` wrote."""
+    return json.loads(re.search(r'id="data">(.*?)</script>', text)[1])
 
 
 def part(name):
@@ -131,7 +155,7 @@ if __name__ == "__main__":
     parser.add_argument("checkpoint", help="checkpoint.npz of train_mnist.py")
     cli.add_backend(parser)
     steps = cli.list_of(cli.positive_int)
-    parser.add_argument("--labels", type=cli.list_of(cli.non_negative_int), help="digits to show, such as 3,7")
+    parser.add_argument("--labels", type=cli.list_of(cli.non_negative_int), help="digits to draw, such as 3,7")
     parser.add_argument("--sample-steps", type=steps, help="numbers of reverse steps to choose from")
     parser.add_argument("--steps", dest="sample_steps", type=steps, help=cli.HIDDEN)
     parser.add_argument("--moments", type=cli.whole(3, 1000), help="moments of each time line")

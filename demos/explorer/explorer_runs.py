@@ -1,6 +1,6 @@
 """The runs that explorer.py shows, recorded as sheets of small pictures and tables of numbers.
 
-    forward     a chain of 1,000 small steps beside one jump with the same noise, for each schedule
+    forward     a picture of each class, and the schedules; diffusion.js makes the chain and the jump of them
     reverse     x_t, eps_hat, x_0_hat and the exact mean, for every sampler, number of steps and guidance scale
     riddles     digits with less and less noise, the network's x_0_hat of each, and the exact mean
     points      particles in the plane: the forward chain, the flow back, and the field that the flow follows
@@ -57,6 +57,7 @@ SAMPLERS = {"ddpm": DDPM, "ddim": DDIM, "2m": DPM_SOLVER_2M}
 SCALES = (0, 1, 3)  # guidance scales: ignore the label, follow it, exaggerate it
 EPS_RANGE = 3  # grey is 0, white is +3
 GREYS = 16
+WAYS = 3  # runs that begin in the same x_T
 VIEW = points_2d.VIEW
 SHOWN = 5  # pictures of each mistake, few and large, because many errors are only a few grey levels
 CHANNELS = 16  # of the small networks for the mistakes in training
@@ -83,43 +84,18 @@ def packed(numbers):
     return base64.b64encode(units.astype("<i2").tobytes()).decode()
 
 
-def forward(x_0, moments, seed):
-    """Pictures x_0 (N, H, W, C) on their way to noise under each schedule, all with the same noise.
-
-    The jump to t uses the noise that the chain has drawn up to t.  `gap` is the largest difference of chain and jump.
-    """
-    schedules = {}
-    for name, make in tqdm(SCHEDULES.items(), desc="forward"):
-        schedule = make()
-        shown = evenly(schedule.T, moments)
-        chain, jump = noised(schedule, asarray(x_0), shown, seed)  # (moments, N, H, W, C) each
-        curve = evenly(schedule.T, 101)
-        schedules[name] = {
-            "curve": [curve, rounded(schedule.alpha_bar[curve]), rounded(schedule.log_snr[curve])],
-            "alpha_bar": rounded(schedule.alpha_bar[shown]),
-            "log_snr": rounded(schedule.log_snr[shown]),
-            "gap": rounded(abs(chain - jump).max((1, 2, 3, 4))),
-            "sheets": [sheet([chain[:, i], jump[:, i]]) for i in range(len(x_0))],
-        }
-    return {"times": shown, "schedules": schedules}
+def floats(numbers):
+    """Numbers as little-endian float32, in base64."""
+    return base64.b64encode(np.asarray(numbers, "<f4").tobytes()).decode()
 
 
-def noised(schedule, x_0, shown, seed):
-    """The chain x_t at the times `shown`, and the closed form with the chain's own noise.
-
-    A second chain that starts from 0 collects the noise.  At time t its value is sqrt(1 - alpha_bar_t) eps.
-    """
-    rng, n = default_rng("forward", seed), len(x_0)
-    chains = xp.concatenate([x_0, 0 * x_0[:1]])  # the pictures share their noise, so it is collected once
-    chain, jump = [to_numpy(x_0)], [to_numpy(x_0)]
-    for t in range(1, schedule.T + 1):
-        mean, var = q_x_t_given_x_s(schedule, chains, t - 1, t)
-        chains = mean + var**0.5 * standard_normal(rng, x_0[:1].shape)
-        if t in shown:
-            eps = xp.repeat(chains[n:] / float(schedule.one_minus_alpha_bar[t]) ** 0.5, n, 0)
-            chain.append(to_numpy(chains[:n]))
-            jump.append(to_numpy(q_sample(schedule, x_0, t, eps)))
-    return np.stack(chain), np.stack(jump)
+def forward(x_0):
+    """What the page needs to noise pictures x_0 (N, H, W, C) itself: their bytes, and beta_1..beta_T by schedule."""
+    levels = np.rint((np.asarray(x_0) + 1) * 127.5).astype(np.uint8)
+    return {
+        "pictures": [base64.b64encode(picture.tobytes()).decode() for picture in levels],
+        "schedules": {name: floats(make().beta[1:]) for name, make in SCHEDULES.items()},
+    }
 
 
 class Possible:
@@ -153,7 +129,7 @@ def reverse(pool, schedule, shape, labels, steps, moments, seed, known):
     record = partial(trajectory, schedule, shape, labels, moments, seed)
     runs = {}
     recorded = tqdm(pool.map(record, jobs), "reverse", len(jobs))  # zip must ask the bar first, else it ends below 100%
-    for (times, seen), (sampler, num_steps, scale) in zip(recorded, jobs):
+    for (times, seen, ends), (sampler, num_steps, scale) in zip(recorded, jobs):
         sheets, counts = [], []
         for i in range(seen.shape[2]):
             of = possible[labels[i]] if scale else of_all
@@ -161,24 +137,27 @@ def reverse(pool, schedule, shape, labels, steps, moments, seed, known):
             sheets.append(sheet([*seen[:, :, i], np.concatenate(mean)]))
             counts.append(rounded(np.concatenate(count)))
         alpha_bar = rounded(schedule.alpha_bar[list(times)])
-        run = {"times": times, "alpha_bar": alpha_bar, "counts": counts, "sheets": sheets}
+        run = {"times": times, "alpha_bar": alpha_bar, "counts": counts, "sheets": sheets, "ends": sheet(ends)}
         runs[f"{sampler} {num_steps} {scale}"] = run
     ways = {"steps": list(steps), "scales": list(SCALES), "samplers": list(SAMPLERS)}
     return {**ways, "known": [len(images), [len(each[label]) for label in labels]], "runs": runs}
 
 
 def trajectory(schedule, shape, labels, moments, seed, model, job):
-    """The times of some moments of a run, down to 0, and (x_t, eps_hat, x_0_hat) at these: (3, moments, N, H, W, C).
+    """The times of some moments of a run, down to 0, (x_t, eps_hat, x_0_hat) at these, and other ends of the same x_T.
 
     job: sampler, number of steps, scale.  With scale 0 labels have no effect, so N is 1.  At t = 0 eps_hat is set to 0.
+    The pictures are (3, moments, N, H, W, C).  The ends are (WAYS, N, H, W, C): each way has other noise in its steps,
+    and the first one is the run.
     """
     sampler, num_steps, scale = job
     labels = labels if scale else labels[:1]
+    shown, labels = slice(len(labels)), labels * WAYS
     guided, calls = classifier_free(model, labels, scale), []
 
     def eps_fn(x_t, t):
         eps_hat = guided(x_t, t)
-        calls.append((t, x_t, eps_hat))
+        calls.append((t, x_t[shown], eps_hat[shown]))
         return eps_hat
 
     x_T = xp.repeat(standard_normal(default_rng("start", seed), (1, *shape)), len(labels), 0)
@@ -186,12 +165,13 @@ def trajectory(schedule, shape, labels, moments, seed, model, job):
     rng = row_rng("way", seed, rows=range(len(labels)))
     with no_grad():
         steps = list(sample(SAMPLERS[sampler](schedule), eps_fn, pairs, x_T, rng))
-    x_0 = steps[-1][1]
-    seen = [(*before, x_0_hat) for before, (_, _, x_0_hat) in zip(calls, steps)] + [(0, x_0, 0 * x_0, x_0)]
+    ends = to_numpy(steps[-1][1]).reshape(WAYS, -1, *shape)
+    x_0 = steps[-1][1][shown]
+    seen = [(*before, x_0_hat[shown]) for before, (_, _, x_0_hat) in zip(calls, steps)] + [(0, x_0, 0 * x_0, x_0)]
     times, x_t, eps_hat, x_0_hat = zip(*(seen[k] for k in evenly(num_steps, moments)))
     pictures = [np.stack([to_numpy(x) for x in kind]) for kind in (x_t, eps_hat, x_0_hat)]
     pictures[1] = pictures[1] / EPS_RANGE
-    return times, np.stack(pictures)
+    return times, np.stack(pictures), ends
 
 
 def riddles(pool, schedule, x_0, labels, moments, seed, known):

@@ -13,7 +13,8 @@ function startOrder() {
   let frames = []; // in the right order: {column, t, button}
 
   function begin() {
-    const run = direction.value === "forward" ? forwardRun() : reverseRun();
+    const runs = direction.value === "forward" ? forwardRuns() : reverseRuns();
+    const run = runs[Math.floor(Math.random() * runs.length)]();
     frames = spread(run.alphaBar, FRAMES).map((column) => ({ column, t: run.times[column] }));
     taps = [];
     const host = byId("order-frames");
@@ -26,7 +27,7 @@ function startOrder() {
       frame.button = element("button", { type: "button" }, canvas, element("small", {}, frame.letter));
       frame.button.addEventListener("click", () => tap(frame.button));
       host.append(frame.button);
-      draw(canvas, run.sheet, frame.column, 0, `Frame ${frame.letter}`);
+      run.show(canvas, frame.column, `Frame ${frame.letter}`);
     });
     verdict("order-verdict", "");
     update();
@@ -68,16 +69,22 @@ function startOrder() {
   begin();
 }
 
-function forwardRun() {
-  const schedule = data.forward.schedules.linear;
-  const sheet = schedule.sheets[Math.floor(Math.random() * schedule.sheets.length)];
-  return { sheet, times: data.forward.times, alphaBar: schedule.alpha_bar };
-}
+// What may be asked: functions that each make one run, whose show(canvas, column, says) shows its moment times[column].
+const forwardRuns = () =>
+  data.forward.pictures.map((_, i) => () => {
+    const schedule = scheduleOf("linear");
+    const { chain } = makeChain(schedule, pixelsOf(i), 0);
+    const times = [...schedule.alphaBar.keys()];
+    const show = (canvas, t, says) => paint(canvas, chain(t), says);
+    return { times, alphaBar: schedule.alphaBar, show };
+  });
 
-function reverseRun() {
+function reverseRuns() {
   const run = runOf("ddpm", data.reverse.steps.at(-1), data.reverse.scales.at(-1));
-  const sheet = run.sheets[Math.floor(Math.random() * run.sheets.length)];
-  return { sheet, times: run.times, alphaBar: run.alpha_bar };
+  return run.sheets.map((sheet) => () => {
+    const show = (canvas, column, says) => draw(canvas, sheet, column, 0, says);
+    return { times: run.times, alphaBar: run.alpha_bar, show };
+  });
 }
 
 // Columns that differ to the eye: evenly spread over the signal left, sqrt(alpha_bar), not over t.

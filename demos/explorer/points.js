@@ -1,8 +1,13 @@
 // Particles in the plane: the forward chain, and the flow along the learned field.
 "use strict";
 
-// A point's colour is hsl(hue, SATURATION, lightness): each hue stands out, yellow from white and blue from black.
+// A point's colour tells where it begins.  Each hue stands out, yellow from white and blue from black.
 const [SATURATION, LIGHT, DARK] = [65, 33, 70]; // per cent
+function pointColour(x, y) {
+  const lightness = isDark() ? DARK : LIGHT;
+  const hue = (Math.atan2(y, x) / Math.PI) * 180;
+  return `hsl(${hue} ${SATURATION}% ${lightness}%)`;
+}
 const BETWEEN = 4; // moments are recorded; between two of them a particle goes straight, in so many frames
 
 function startPoints() {
@@ -27,7 +32,6 @@ function startPoints() {
     const path = set[direction.value];
     const k = Math.min(Math.floor(frame / BETWEEN), times.length - 2);
     const share = frame / BETWEEN - k;
-    const lightness = isDark() ? DARK : LIGHT;
     pen.clearRect(0, 0, side, side);
     if (direction.value === "reverse") arrows(set.field, share < 0.5 ? k : k + 1);
     for (let i = 0; i < num; i++) {
@@ -35,8 +39,7 @@ function startPoints() {
         const [here, next] = [k, k + 1].map((moment) => path[(moment * num + i) * 2 + axis]);
         return here + share * (next - here);
       });
-      const hue = (Math.atan2(path[i * 2 + 1], path[i * 2]) / Math.PI) * 180; // of where it begins
-      pen.fillStyle = `hsl(${hue} ${SATURATION}% ${lightness}%)`;
+      pen.fillStyle = pointColour(path[i * 2], path[i * 2 + 1]);
       pen.beginPath();
       pen.arc(place(x), place(-y), 6, 0, 2 * Math.PI);
       pen.fill();

@@ -47,6 +47,8 @@ function startReverse() {
     return { n, canvas, figure };
   });
 
+  const ways = [0, 1, 2].map(() => byId("reverse-ways").appendChild(element("canvas")));
+
   const time = timeline("reverse-time", "Step of the reverse process", 1, 250, (k) => {
     const run = runOf(sampler.value, numSteps.value, scale.value);
     const sheet = sheetOf(run, digit.value);
@@ -74,6 +76,8 @@ function startReverse() {
       draw(canvas, sheetOf(other, digit.value), other.times.length - 1, 0, `Where ${n} steps end`);
       figure.classList.toggle("now", n === numSteps.value);
     }
+    const row = Math.min(digit.value, run.sheets.length - 1);
+    ways.forEach((canvas, way) => draw(canvas, run.ends, row, way, `Where the same start ends with noise ${way + 1}`));
   }
   changed();
   time.moveTo(Math.round(runOf(sampler.value, numSteps.value, scale.value).times.length * 0.6));

@@ -27,8 +27,22 @@ async function draw(canvas, sheet, column, row, says) {
   canvas.getContext("2d").drawImage(image, column * WIDTH, row * HEIGHT, WIDTH, HEIGHT, 0, 0, WIDTH, HEIGHT);
 }
 
-// The opposite of packed() in explorer_runs.py.
-function unpacked(base64) {
-  const bytes = Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
-  return Float32Array.from(new Int16Array(bytes.buffer), (unit) => unit / 4096);
+// Show pixels in -1..1, such as those of a chain; what is outside is cut.
+function paint(canvas, pixels, says) {
+  canvas.setAttribute("role", "img");
+  canvas.setAttribute("aria-label", says);
+  canvas.wish = null;
+  [canvas.width, canvas.height] = [WIDTH, HEIGHT];
+  const image = new ImageData(WIDTH, HEIGHT);
+  const channels = pixels.length / (WIDTH * HEIGHT);
+  for (let i = 0; i < WIDTH * HEIGHT; i++) {
+    for (let c = 0; c < 3; c++) image.data[4 * i + c] = (pixels[i * channels + (c % channels)] + 1) * 127.5;
+    image.data[4 * i + 3] = 255;
+  }
+  canvas.getContext("2d").putImageData(image, 0, 0);
 }
+
+// The opposites of what explorer_runs.py packs.
+const bytesOf = (base64) => Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
+const unpackedFloats = (base64) => new Float32Array(bytesOf(base64).buffer);
+const unpacked = (base64) => Float32Array.from(new Int16Array(bytesOf(base64).buffer), (unit) => unit / 4096);

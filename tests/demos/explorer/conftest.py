@@ -1,8 +1,9 @@
-"""What the explorer's tests share: tiny checkpoints, and the options of its smallest form."""
+"""What the explorer's tests share: tiny checkpoints, the options of its smallest form, its page in a browser."""
 
 from functools import partial
 
 import pytest
+from chromium import settled, show, started
 from tiny_runs import save_checkpoint
 
 from tinydiff.app.alone import one_process
@@ -25,3 +26,30 @@ def trained(tmp_path_factory):
     with one_process().workers(partial(build_classifier, {"channels": (8, 8, 8)}, 0), 1) as pool:
         save_classifier(folder / "classifier.npz", pool, ClassifierConfig(), data, data, 0)
     return folder / "checkpoint.npz", folder / "classifier.npz"
+
+
+@pytest.fixture(scope="session")
+def page_file(load_demo, tmp_path_factory):
+    """The ready page with today's scripts, and its links from where it stands."""
+    demo, out = load_demo("explorer/explorer"), tmp_path_factory.mktemp("browser") / "explorer.html"
+    data = demo.data_of((demo.PAGE / "explorer.html").read_text("utf-8"))
+    demo.write(data | {"root": demo.root_from(out)}, out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def driver(tmp_path_factory):
+    driver = started(tmp_path_factory.mktemp("profile"))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def page(driver, page_file):
+    """The page as just opened, 1280 wide and light; afterwards the console must be empty."""
+    show(driver, 1280, "light")
+    driver.get_log("browser")
+    driver.get(page_file.as_uri())
+    settled(driver)
+    yield driver
+    assert driver.get_log("browser") == []

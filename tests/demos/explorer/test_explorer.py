@@ -99,7 +99,8 @@ class Elements(HTMLParser):
 
 def parts_of(demo):
     """The files of the page: all that stand in its folder, but for the program."""
-    return [path for path in demo.PAGE.iterdir() if path.is_file() and path.suffix != ".py"]
+    made = {"explorer.html"}  # the ready page
+    return [path for path in demo.PAGE.iterdir() if path.is_file() and path.suffix != ".py" and path.name not in made]
 
 
 def test_the_page_holds_its_data_exactly(made):
@@ -121,18 +122,18 @@ def test_the_page_is_one_file_and_loads_nothing(demo, made):
     outside = text.replace("http://www.w3.org/2000/svg", "")  # a name, never loaded
     assert not re.search(r"https?:|@import|url\(|\bfetch\(|XMLHttpRequest", outside)
     assert "default-src 'none'" in text
-    parts = {path.name for path in parts_of(demo)}
+    parts = {path.name: path.read_text("utf-8") for path in parts_of(demo)}
     assert len(parts) > 12
-    for name in parts - {"page.html", "cards.json"}:
-        assert demo.part(name) in text, f"{name} is not in the page"
+    for name in parts.keys() - {"page.html", "cards.json"}:
+        assert parts[name] in text, f"{name} is not in the page"
     assert len(text.encode()) < 8e6
 
 
 def test_its_parts_are_short(demo):
-    """Each can be read in one sitting: lines of at most 120 characters, files of at most 250."""
+    """Each can be read in one sitting, but for the cards: lines of at most 120 characters, files of at most 250."""
     for path in parts_of(demo):
         lines = path.read_text("utf-8").splitlines()
-        assert len(lines) <= 250 and max(map(len, lines)) <= 120, path.name
+        assert path.name == "cards.json" or (len(lines) <= 250 and max(map(len, lines)) <= 120), path.name
 
 
 def test_the_page_has_every_choice(made, smallest):
@@ -141,9 +142,9 @@ def test_the_page_has_every_choice(made, smallest):
     expected = {f"{a} {n} {s}": 1 if s == 0 else 2 for a in ("ddpm", "ddim", "2m") for n in (2, 4) for s in (0, 1, 3)}
     assert {name: len(run["sheets"]) for name, run in data["reverse"]["runs"].items()} == expected
     assert list(data["forward"]["schedules"]) == ["linear", "cosine", "quadratic", "sigmoid", "constant"]
-    assert all(len(s["sheets"]) == 2 for s in data["forward"]["schedules"].values())
+    assert len(data["forward"]["pictures"]) == 10
     assert list(data["points"]["sets"]) == ["moons", "spiral", "mixture"]
-    assert [item["label"] for item in data["riddles"]["items"]] == list(smallest["labels"])
+    assert [item["label"] for item in data["riddles"]["items"]] == list(range(10))
 
 
 def test_links_of_the_page_lead_to_the_repository(made, where):
@@ -271,34 +272,14 @@ def test_times_are_spread_evenly(runs):
 # ------------------------------------------------------------------------------------------------------------- forward
 
 
-def test_the_chain_and_the_jump_are_one_picture_with_the_right_law(runs):
-    """They agree to rounding, and both are sqrt(alpha_bar) x_0 and one noise of std sqrt(1 - alpha_bar)."""
-    schedule, shown = Schedule.linear(100), [0, 1, 50, 100]
-    x_0 = np.stack([np.full((28, 28, 1), level, np.float32) for level in (-1.0, 0.5)])
-    chain, jump = runs.noised(schedule, asarray(x_0), shown, seed=3)
-    assert chain.shape == jump.shape == (4, 2, 28, 28, 1) and (chain[0] == x_0).all() and (jump[0] == x_0).all()
-    assert 0 < abs(chain - jump).max() < 2e-5  # a hundred roundings of 6e-8 on numbers up to 4
-    for moment, t in enumerate(shown):
-        noise = chain[moment] - schedule.alpha_bar[t] ** 0.5 * x_0
-        np.testing.assert_allclose(noise[0], noise[1], atol=2e-5)  # the pictures share it
-        std = schedule.one_minus_alpha_bar[t] ** 0.5
-        assert abs(noise[0].std() - std) <= 4 * std / (2 * 784) ** 0.5 + 1e-7  # 4 standard errors
-
-
-def test_the_curves_are_the_schedules(made):
-    """alpha_bar, log SNR and the gap beside each other, at the times shown; null where log SNR is infinite."""
-    data, _ = made
-    times = data["forward"]["times"]
-    assert times == [0, 250, 500, 750, 1000]
-    for name, curves in data["forward"]["schedules"].items():
-        schedule = getattr(Schedule, name)()
-        np.testing.assert_allclose(curves["alpha_bar"], schedule.alpha_bar[times], rtol=1e-3)
-        np.testing.assert_allclose(curves["log_snr"][1:], schedule.log_snr[times[1:]], rtol=1e-3)
-        assert curves["log_snr"][0] is None
-        t, alpha_bar, log_snr = curves["curve"]
-        np.testing.assert_allclose(alpha_bar, schedule.alpha_bar[t], rtol=1e-3)
-        np.testing.assert_allclose(log_snr[1:], schedule.log_snr[t][1:], rtol=1e-3)
-        assert curves["gap"][0] == 0 and 0 < curves["gap"][1] < 2e-5
+def test_the_page_can_noise_pictures_itself(runs, rng):
+    """It has their bytes, row by row, and beta of every step; what it makes of them is a law in the browser."""
+    levels = rng.integers(0, 256, (3, 5, 4, 1), dtype=np.uint8)
+    made = runs.forward(levels / np.float32(127.5) - 1)
+    assert [base64.b64decode(picture) for picture in made["pictures"]] == [picture.tobytes() for picture in levels]
+    for name, text in made["schedules"].items():
+        beta = np.frombuffer(base64.b64decode(text), "<f4")
+        np.testing.assert_allclose(beta, getattr(Schedule, name)().beta[1:], rtol=6e-8)
 
 
 # ------------------------------------------------------------------------------------------------------------- reverse
@@ -330,7 +311,7 @@ def test_each_moment_is_x_t_its_noise_and_its_picture(runs, sampler, scale):
     """The three belong together, begin at one noise for all labels, end where sample() ends; white is an eps of 3."""
     schedule = Schedule.linear(100)
     job = (sampler, 10, scale)
-    times, (x_t, eps_hat, x_0_hat) = runs.trajectory(schedule, (28, 28, 1), (2, 3), 6, 5, Knows(schedule), job)
+    times, (x_t, eps_hat, x_0_hat), ends = runs.trajectory(schedule, (28, 28, 1), (2, 3), 6, 5, Knows(schedule), job)
     assert list(times) == [100, 80, 60, 40, 20, 0]
     assert x_t.shape == (6, 1 if scale == 0 else 2, 28, 28, 1)
     for k, t in enumerate(times[:-1]):
@@ -343,6 +324,34 @@ def test_each_moment_is_x_t_its_noise_and_its_picture(runs, sampler, scale):
         np.testing.assert_allclose(x_0_hat[k].mean((1, 2, 3)), wanted * t / 100, atol=1e-3)
     np.testing.assert_allclose(x_t[-1].mean((1, 2, 3)), wanted / 10, atol=1e-3)  # the last step is from t = 10
     assert (eps_hat[-1] == 0).all() and (x_0_hat[-1] == x_t[-1]).all()
+    assert ends.shape == (3, *x_t[-1].shape) and (ends[0] == x_t[-1]).all()
+
+
+class Slope:
+    """A network whose eps_hat is x_t/2: where a run ends then depends on the noise in its steps."""
+
+    num_classes = 10
+
+    def __call__(self, x_t, t, labels):
+        return x_t / 2
+
+
+@pytest.mark.parametrize("scale", [0, 1])
+def test_one_start_has_three_ends_if_the_steps_have_noise(runs, scale):
+    """Each way is the run of a row with noise of its own from the one x_T; without noise in the steps all end alike."""
+    schedule = Schedule.linear(100)
+    for sampler in runs.SAMPLERS:
+        *_, ends = runs.trajectory(schedule, (4, 4, 1), (2, 3), 3, 5, Slope(), (sampler, 10, scale))
+        n = 2 if scale else 1
+        x_T = standard_normal(default_rng("start", 5), (1, 4, 4, 1))
+        for way in range(3):
+            for i in range(n):
+                rng = row_rng("way", 5, rows=[way * n + i])
+                step, eps_fn = runs.SAMPLERS[sampler](schedule), lambda x_t, t: x_t / 2
+                *_, (_, x_0, _) = sample(step, eps_fn, timestep_pairs(100, 10), x_T, rng)
+                np.testing.assert_allclose(ends[way, i], to_numpy(x_0)[0], atol=1e-6)
+        moved = abs(ends[1:] - ends[:1]).max((1, 2, 3, 4)) > 0.1
+        assert moved.tolist() == [sampler == "ddpm"] * 2
 
 
 def test_the_exact_mean_is_that_of_pictures_under_one_x_t(runs):
@@ -387,13 +396,13 @@ def test_the_workers_are_free_after_every_run_is_drawn(runs):
 def test_the_last_picture_is_what_sampling_draws(runs, trained):
     """With a network: the same bits as a plain walk with the same noise."""
     pool, schedule, _ = load_trained(trained[0], 1)
-    _, (x_t, _, _) = runs.trajectory(schedule, (28, 28, 1), (3, 7), 3, 0, pool.model, ("ddpm", 4, 1))
-    x_T = asarray(np.repeat(to_numpy(standard_normal(default_rng("start", 0), (1, 28, 28, 1))), 2, 0))
+    _, (x_t, _, _), _ = runs.trajectory(schedule, (28, 28, 1), (3, 7), 3, 0, pool.model, ("ddpm", 4, 1))
+    x_T = asarray(np.repeat(to_numpy(standard_normal(default_rng("start", 0), (1, 28, 28, 1))), 6, 0))
     step = runs.DDPM(schedule)
-    eps_fn = runs.classifier_free(pool.model, (3, 7), 1)
+    eps_fn = runs.classifier_free(pool.model, (3, 7) * 3, 1)
     with runs.no_grad():
-        *_, (_, x_0, _) = sample(step, eps_fn, timestep_pairs(schedule.T, 4), x_T, row_rng("way", 0, rows=[0, 1]))
-    assert (x_t[-1] == to_numpy(x_0)).all() and abs(x_t[-1, 0] - x_t[-1, 1]).max() > 1e-3
+        *_, (_, x_0, _) = sample(step, eps_fn, timestep_pairs(schedule.T, 4), x_T, row_rng("way", 0, rows=range(6)))
+    assert (x_t[-1] == to_numpy(x_0)[:2]).all() and abs(x_t[-1, 0] - x_t[-1, 1]).max() > 1e-3
 
 
 def test_a_riddle_clears_up_and_has_its_own_answer(made, trained):
@@ -402,12 +411,12 @@ def test_a_riddle_clears_up_and_has_its_own_answer(made, trained):
     times = data["riddles"]["times"]
     assert times[0] == 100 and times[-1] == 1 and times == sorted(times, reverse=True)
     test_set = load("glyphs", "test", num=500)
-    for item, shown in zip(data["riddles"]["items"], data["forward"]["schedules"]["linear"]["sheets"]):
+    for item, shown in zip(data["riddles"]["items"], data["forward"]["pictures"], strict=True):
         answer, sheet = pixels(item["answer"]), pixels(item["sheet"])
         assert sheet.shape == (84, 28 * len(times))
         assert abs(sheet[:28, -28:] - answer).mean() < 10 and abs(sheet[:28, :28] - answer).mean() > 50
         first, second = test_set.images[test_set.labels == item["label"]][:2, ..., 0]
-        assert abs(answer - second).max() < 10 and abs(pixels(shown)[:28, :28] - first).max() < 10
+        assert abs(answer - second).max() < 10 and base64.b64decode(shown) == first.tobytes()
 
 
 # -------------------------------------------------------------------------------------------------------------- points
@@ -581,47 +590,6 @@ def test_without_training_its_mistakes_are_left_out(runs, mistaken):
 # ---------------------------------------------------------------------------------------------------- the parts of main
 
 
-def test_the_chain_is_eq_2_and_the_jump_has_its_noise(runs):
-    """Step by step by hand, with one noise for both pictures: both are the same x_t at each time shown."""
-    schedule, x_0 = Schedule([0.3] * 20), default_rng(2).uniform(-1, 1, (2, 4, 4, 1)).astype("float32")
-    chain, jump = runs.noised(schedule, asarray(x_0), [0, 5, 20], 7)
-    assert chain.shape == jump.shape == (3, 2, 4, 4, 1)
-    rng, noise = default_rng("forward", 7), 0
-    for t in range(1, 21):
-        fresh = to_numpy(standard_normal(rng, (1, 4, 4, 1)))
-        noise = schedule.alpha[t] ** 0.5 * noise + schedule.beta[t] ** 0.5 * fresh
-        if t in (5, 20):
-            expected = schedule.alpha_bar[t] ** 0.5 * x_0 + noise
-            np.testing.assert_allclose(chain[1 + t // 20], expected, atol=1e-5)
-            np.testing.assert_allclose(jump[1 + t // 20], expected, atol=1e-5)
-
-
-def test_each_sheet_of_forward_is_its_picture_on_both_ways(runs, monkeypatch):
-    """Chain above jump, for every schedule; gap, curves and times are those of `noised` and of the schedule."""
-    schedules = {"a": Schedule([0.3] * 20), "b": Schedule([0.5] * 20)}
-    x_0 = default_rng(2).uniform(-1, 1, (2, 4, 4, 1)).astype("float32")
-    chain, jump = (
-        default_rng(3).uniform(-1, 1, (2, 5, 2, 4, 4, 1)).astype("float32")
-    )  # told apart, as real ones are not
-    seen = []
-    monkeypatch.setattr(runs, "noised", lambda *given: seen.append(given) or (chain, jump))
-    monkeypatch.setattr(runs, "SCHEDULES", {name: lambda s=schedule: s for name, schedule in schedules.items()})
-    made = runs.forward(x_0, 5, 7)
-    assert made["times"] == [0, 5, 10, 15, 20] and list(made["schedules"]) == ["a", "b"]
-    assert [(schedule, shown, seed) for schedule, _, shown, seed in seen] == [
-        (schedule, made["times"], 7) for schedule in schedules.values()
-    ]
-    np.testing.assert_array_equal(to_numpy(seen[0][1]), x_0)
-    for name, schedule in schedules.items():
-        assert made["schedules"][name] == {
-            "curve": [list(range(21)), runs.rounded(schedule.alpha_bar), runs.rounded(schedule.log_snr)],
-            "alpha_bar": runs.rounded(schedule.alpha_bar[::5]),
-            "log_snr": runs.rounded(schedule.log_snr[::5]),
-            "gap": runs.rounded(abs(chain - jump).reshape(5, -1).max(1)),
-            "sheets": [runs.sheet(np.stack([chain[:, i], jump[:, i]])) for i in range(2)],
-        }
-
-
 class Pool:
     """Workers of a network that is known; each job is done in turn."""
 
@@ -642,9 +610,13 @@ def test_each_run_of_reverse_is_its_own_trajectory(runs):
     assert (made["steps"], made["scales"], made["samplers"]) == ([2, 5], [0, 1, 3], ["ddpm", "ddim", "2m"])
     assert len(made["runs"]) == 18
     for job in ((sampler, n, scale) for sampler in runs.SAMPLERS for n in (2, 5) for scale in (0, 1, 3)):
-        times, seen = runs.trajectory(schedule, (4, 4, 1), (2, 3), 3, 5, pool.model, job)
+        times, seen, ends = runs.trajectory(schedule, (4, 4, 1), (2, 3), 3, 5, pool.model, job)
         run = made["runs"]["{} {} {}".format(*job)]
-        assert run["times"] == times and run["alpha_bar"] == runs.rounded(schedule.alpha_bar[list(times)])
+        assert (
+            run["ends"] == runs.sheet(ends)
+            and run["times"] == times
+            and run["alpha_bar"] == runs.rounded(schedule.alpha_bar[list(times)])
+        )
         for i in range(seen.shape[2]):
             possible = runs.Possible(schedule, known[0][known[1] == (2, 3)[i]] if job[2] else known[0])
             means, counts = zip(*(possible.mean(x_t[i][None], t) for x_t, t in zip(seen[0], times)))
@@ -685,9 +657,9 @@ def test_main_records_each_part_with_its_own_options(demo, trained, tmp_path, mo
     assert asked == [(trained[0], 3)]
     test_set, schedule = load("glyphs", "test", None, 4, 500), Schedule.linear(100)
     images, digits = test_set.batch(np.arange(500))
-    nth = [[np.flatnonzero(digits == label)[n] for label in (7, 3)] for n in (0, 1)]
-    np.testing.assert_array_equal(seen["forward"][0], images[nth[0]])
-    assert seen["forward"][1:] == (6, 4)
+    nth = [[np.flatnonzero(digits == label)[n] for label in range(10)] for n in (0, 1)]
+    (shown,) = seen["forward"]
+    np.testing.assert_array_equal(shown, images[nth[0]])
     pool, its_schedule, *rest = seen["reverse"]
     np.testing.assert_array_equal(its_schedule.beta, schedule.beta)
     *rest, known = rest
@@ -695,7 +667,7 @@ def test_main_records_each_part_with_its_own_options(demo, trained, tmp_path, mo
     for given, expected in zip(known, load("glyphs", "train", None, 4, 120).batch(np.arange(120)), strict=True):
         np.testing.assert_array_equal(given, expected)
     np.testing.assert_array_equal(seen["riddles"][2], images[nth[1]])
-    assert seen["riddles"][0] is pool and seen["riddles"][3].tolist() == [7, 3]
+    assert seen["riddles"][0] is pool and seen["riddles"][3].tolist() == list(range(10))
     assert seen["riddles"][4:6] == (6, 4) and seen["riddles"][6] is known
     assert seen["points"] == (5, 400, 6, 4, 2)
     its_pool, reader, _, meta, *rest = seen["mistakes"]
@@ -747,8 +719,8 @@ def test_every_answer_has_its_place_in_the_source(made):
 
 def test_the_functions_that_the_page_names_exist(demo):
     """Each "In the source" line names functions of the file that follows them."""
-    lines = re.findall(r'<p class="source">(.*?)</p>', (demo.PAGE / "page.html").read_text("utf-8"), re.DOTALL)
-    assert len(lines) == 4
+    lines = re.findall(r'<p class="source">(.*?)</p>', demo.page({}), re.DOTALL)
+    assert len(lines) == 6
     for line in lines:
         waiting = []
         for word in re.findall(r"<code>(.*?)</code>", line):
