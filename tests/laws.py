@@ -12,6 +12,7 @@ import io
 import json
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -24,6 +25,28 @@ ROUNDING = 1e-7  # a relative difference below it is one of digits
 QUIET = ["-q", "--tb=no", "--no-header", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
 
 
+class Endless(BaseException):
+    """A law, or a small case, is stopped.  Not an Exception: hypothesis would run the example again."""
+
+
+@contextlib.contextmanager
+def limited(seconds):
+    """Raise Endless, at the line where it is, if the block takes more seconds of the processor.  Not on Windows, which
+    has no such clock."""
+
+    def stop(*_):
+        raise Endless(f"stopped after {seconds:g} s: is there a loop that never ends?")
+
+    if hasattr(signal, "ITIMER_PROF"):
+        signal.signal(signal.SIGPROF, stop)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        if hasattr(signal, "ITIMER_PROF"):
+            signal.setitimer(signal.ITIMER_PROF, 0)
+
+
 class Report:
     """A pytest plugin that keeps a dictionary for each law, in order, and skips a law's cases after the first failure.
 
@@ -33,8 +56,8 @@ class Report:
     fast: names in the table FAST while a law ran.
     """
 
-    def __init__(self, folder: Path, ids: list[str]):
-        self.folder, self.ids = folder, ids
+    def __init__(self, folder: Path, ids: list[str], seconds: float):
+        self.folder, self.ids, self.seconds = folder, ids, seconds
         self.laws: dict[str, dict] = {}
         self.fast: set[str] = set()
 
@@ -50,11 +73,18 @@ class Report:
         if not self._of(item)["passed"]:
             pytest.skip("an earlier case has failed")
 
+    @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item):
         from tinydiff.backend import FAST
 
         self._of(item)["cases"] += 1
         self.fast |= set(FAST)
+        try:
+            with limited(self.seconds):
+                return (yield)
+        except Endless:
+            item.session.shouldstop = "a law does not end"
+            raise
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item, call):
@@ -80,7 +110,8 @@ class Report:
             {"file": str(entry.path), "line": entry.lineno + 1, "code": " ".join(str(entry.statement).split())}
             | {"function": entry.name}
             for entry in excinfo.traceback[-50:]  # the last ones are enough for a recursion without an end
-            if {self.folder, TESTS} & set(Path(entry.path).parents) and not entry.name.startswith(("assert_", "same"))
+            if {self.folder, TESTS} & set(Path(entry.path).parents) and Path(entry.path) != Path(__file__)
+            if not entry.name.startswith(("assert_", "same"))
         ]
         given = getattr(item, "callspec", None)
         case = example(given.params if given else {}, "\n".join(getattr(excinfo.value, "__notes__", [])))
@@ -90,6 +121,8 @@ class Report:
 def in_short(error: BaseException) -> str:
     """An exception as one line.  For an assertion: what does not hold, and by how much."""
     text = " ".join(str(error).split())
+    if isinstance(error, Endless):
+        return text
     if not isinstance(error, AssertionError):
         return f"{type(error).__name__}: {text}"
     if shapes := re.search(r"\(shapes (.*?) mismatch\)", text):
@@ -138,16 +171,19 @@ def load(folder: str) -> Path:
     return copy
 
 
-def run(folder: str, laws: list[str], only_first: bool = False, smallest: bool = False) -> list[dict]:
+def run(
+    folder: str, laws: list[str], only_first: bool = False, smallest: bool = False, seconds: float = 10
+) -> list[dict]:
     """Run the laws in turn in this process, which must not have imported tinydiff; only_first: stop at a failure.
 
     smallest: look for the smallest case in which a law fails, SECONDS at most for each.  Else it is the first found.
+    seconds: of the processor that a case of a law may take; a law that takes more fails, and is the last one.
     RuntimeError if a law has not run, or if another package or a faster form has taken the copy's place.
     """
     copy = load(folder)
     os.environ["HYPOTHESIS_PROFILE"] = "smallest" if smallest else "mutation"
     engine.MAX_SHRINKING_SECONDS = SECONDS
-    report = Report(copy, laws)
+    report = Report(copy, laws, seconds)
     ids = [str(TESTS / law) for law in laws]
     place = [f"--rootdir={TESTS.parent}", "-c", str(TESTS.parent / "pyproject.toml")]
     with contextlib.redirect_stdout(io.StringIO()):

@@ -42,7 +42,7 @@ def main(folder, scene, sampler, checkpoint, out):
                 np.savez(out, images=images)
             except TinydiffError as error:
                 result = {"refused": str(error)}
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             inside = [at for at in traceback.extract_tb(error.__traceback__) if str(folder) in at.filename]
             places = [{"file": at.filename, "line": at.lineno, "code": at.line, "function": at.name} for at in inside]
             result = {"error": laws.in_short(error), "places": places[-50:], "example": ""}

@@ -42,7 +42,7 @@ from tinydiff.backend import TinydiffError
 from tinydiff.fast.mpi import source_digest
 
 FOLDER = "runs/exercise"
-LIMIT = 60  # seconds that a check may take: a loop without an end is stopped
+LIMIT = 120  # seconds that a check may take: the last resort, where the judge has stopped no law
 
 
 LONGEST = 400  # characters of a reason
@@ -147,6 +147,8 @@ def check(exercise, folder):
         if laws:
             print(f"\n{held} of {len(laws)} laws hold.", end="")
             print("  The formula is right. What it loses are digits." if rounding else "", end="")
+            stopped = laws[-1].get("error", "").startswith("stopped after ")
+            print("  Those after the one that was stopped were not run." if stopped else "", end="")
         print(f"\nStuck?  {command('hint', folder)}")
         return False
     print(f"\nSolved: all laws hold.  See what it draws:\n    {command('see', folder)}")
@@ -252,10 +254,13 @@ def broken_files(exercise, copy):
         path = copy / "tinydiff" / file
         try:
             ast.parse(path.read_text(encoding="utf-8"))
-        except SyntaxError as error:
-            place = {"file": str(path), "line": error.lineno, "code": (error.text or "").strip(), "function": ""}
-            law = {"name": f"{file} is Python", "text": "", "passed": False, "error": f"SyntaxError: {error.msg}"}
-            laws.append(law | {"places": [place], "example": ""})
+        except (SyntaxError, ValueError) as error:  # ValueError: bytes that are no text, or a NUL
+            law = {"name": f"{file} is Python", "text": "", "passed": False, "places": [], "example": ""}
+            law["error"] = f"{type(error).__name__}: {getattr(error, 'msg', error)}"
+            if line := getattr(error, "lineno", None):
+                code = (error.text or "").strip()
+                law["places"] = [{"file": str(path), "line": line, "code": code, "function": ""}]
+            laws.append(law)
     return laws
 
 
@@ -272,10 +277,11 @@ def judge(exercise, copy):
     arguments = [sys.executable, "-c", code, str(copy.resolve()), exercise.name, *exercise.laws]
     here = Path(__file__).resolve().parent
     try:
-        done = subprocess.run(arguments, cwd=here, capture_output=True, text=True, timeout=LIMIT)
+        options = {"cwd": here, "stdin": subprocess.DEVNULL}  # a breakpoint in the reader's code ends at once
+        done = subprocess.run(arguments, **options, capture_output=True, text=True, timeout=LIMIT)
     except subprocess.TimeoutExpired:
         raise TinydiffError(f"stopped after {LIMIT} s: is there a loop in your code that never ends?") from None
-    if done.returncode:
+    if done.returncode or not done.stdout.strip():
         reason = (done.stderr.strip() or "no reason is given").splitlines()[-1]
         raise TinydiffError(f"the laws could not be run: {reason}")
     return json.loads(done.stdout.splitlines()[-1])

@@ -288,9 +288,9 @@ EXERCISES = (
         title="The DDIM step",
         minutes=15,
         teaches="why sampling can skip steps: the same noise is carried to another level, and eta adds fresh noise",
-        task="Write the rest of ddim_step, from the line where x_0_hat is known. With clip, replace eps_hat by the "
-        "noise that belongs to the clipped x_0_hat. Then compute the first two terms of eq. 12. "
-        "_add_noise(schedule, mean, var, s, noise) adds the third.",
+        task="Write the rest of ddim_step, from the line where x_0_hat is known. (The paper's alpha_t is alpha_bar_t "
+        "here.) With clip, replace eps_hat by the noise that belongs to the clipped x_0_hat. Then compute the first "
+        "two terms of eq. 12. _add_noise(schedule, mean, var, s, noise) adds the third.",
         cuts=(Cut("diffusion/samplers.py", "ddim_step", "x_s of Song et al. 2021, eq. 12 and 16", "if clip:"),),
         laws=_laws(
             "diffusion/test_samplers.py",
@@ -565,7 +565,8 @@ EXERCISES = (
         )
         + ("ops/test_every_op.py::test_the_gradient_is_the_derivative_along_a_random_direction[attention]",),
         hints=(
-            "k.swapaxes(-1, -2) is k^T for any number of leading axes, and @ multiplies the last two axes.",
+            "p = softmax(q k^T / sqrt(D)) and y = p v. k.swapaxes(-1, -2) is k^T for any number of leading axes, and @ "
+            "multiplies the last two axes.",
             "y = p v gives dp = g v^T and dv = p^T g. Then softmax_gradient(p, dp) is the gradient of the scores.",
             "The scores are scale q k^T. So with ds = softmax_gradient(p, dp) * scale: dq = ds k and dk = ds^T q.",
         ),

@@ -9,7 +9,6 @@ Read next: ../../tests/laws.py.
 import contextlib
 import io
 import json
-import signal
 import sys
 import traceback
 from pathlib import Path
@@ -18,16 +17,17 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
 
 import laws
 
-SECONDS = 10  # a small case takes a fraction of a second
+SECONDS = 10  # of a processor; a small case takes a fraction of one
 
 
 def small_case(folder, name):
     """The result of the small case of an exercise: what is wrong in the first value that is, or what was raised."""
     result = {"law": "a small case", "name": "a small case", "text": "", "cases": 1, "passed": True, "error": ""}
-    result |= {"places": [], "example": "", "rounding": False}
-    with contextlib.redirect_stdout(io.StringIO()) as printed, limited():
+    result |= {"places": [], "example": "", "rounding": False, "loaded": False}
+    with contextlib.redirect_stdout(io.StringIO()) as printed, laws.limited(SECONDS):
         try:
             laws.load(folder)
+            result["loaded"] = True
             from cases import first_wrong
             from verdicts import Wrong
 
@@ -44,7 +44,7 @@ def small_case(folder, name):
                     case, verdict = found
                     result |= {"passed": False, "text": case, "error": verdict.sentence}
                     result["rounding"] = bool(verdict.rounding)
-        except Exception as error:
+        except (Exception, SystemExit, laws.Endless) as error:
             places = [
                 {"file": entry.filename, "line": entry.lineno, "code": entry.line, "function": entry.name}
                 for entry in traceback.extract_tb(error.__traceback__)[-50:]
@@ -54,30 +54,14 @@ def small_case(folder, name):
     return result | {"printed": printed.getvalue()[:2000]}
 
 
-@contextlib.contextmanager
-def limited():
-    """TimeoutError, at the line where it is, if the block takes longer than SECONDS; Windows has no such alarm."""
-
-    def stop(*_):
-        raise TimeoutError(f"stopped after {SECONDS} s: is there a loop that never ends?")
-
-    if hasattr(signal, "setitimer"):
-        signal.signal(signal.SIGALRM, stop)
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)
-    try:
-        yield
-    finally:
-        if hasattr(signal, "setitimer"):
-            signal.setitimer(signal.ITIMER_REAL, 0)
-
-
 def main(folder, name, *names):
     """Print the results of the small case of an exercise and of the laws of these names.
 
-    A case that shows what is still to be written, or a loop that never ends, is the only result.
+    A case that shows what is still to be written, a loop that never ends, or a copy that cannot be imported, is the
+    only result.
     """
     small = small_case(folder, name)
-    if small["error"].startswith("TimeoutError") or "your turn: " in small["error"]:
+    if small["error"].startswith("stopped after ") or "your turn: " in small["error"] or not small["loaded"]:
         rest = []
     else:
         rest = laws.run(folder, list(names), smallest=small["passed"])

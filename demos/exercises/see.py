@@ -85,7 +85,13 @@ def _started(words):
     here = Path(__file__).resolve().parent
     command = [sys.executable, "-c", code, *words]
     return subprocess.Popen(
-        command, cwd=here, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command,
+        cwd=here,
+        env=environment,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
 
 
@@ -95,7 +101,7 @@ def _result(process):
         output, errors = process.communicate(timeout=SECONDS)
     except subprocess.TimeoutExpired:
         raise TinydiffError(f"stopped after {SECONDS} s: is there a loop in your code that never ends?") from None
-    if process.returncode:
+    if process.returncode or not output.strip():
         reason = (errors.strip() or "no reason is given").splitlines()[-1]
         raise TinydiffError(f"nothing could be drawn: {reason}")
     return json.loads(output.splitlines()[-1])

@@ -10,10 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-ROUNDING = (
-    1e-3  # a relative difference below it is one of digits: no usual mistake changes a number of a case so little
-)
-
+# A smaller relative difference is one of digits: no usual mistake changes a number of a case so little.
+ROUNDING = 1e-3
 OF_NAN = "NaN comes from the root or the log of a negative number, from 0/0, and from 0 times infinity."
 OF_INFINITY = "Infinity comes from a division by 0 and from the exp of a large number."
 EARLY = "A number was rounded on the way: compute in the dtype of the inputs, or in float64, and cast last."
@@ -112,7 +110,7 @@ def _relation(got: np.ndarray, right: np.ndarray) -> str:
         return f"it is {ratio.flat[0]:.4g} times what it should be."
     if got.size > 1 and _equal(np.sort(got, None), np.sort(right, None), ROUNDING):
         return "the numbers are right, and their order is not."
-    wrong = ~np.isclose(got, right, rtol=ROUNDING, atol=ROUNDING)
+    wrong = ~np.isclose(got, right, rtol=ROUNDING, atol=ROUNDING, equal_nan=True)
     return f"{wrong.sum()} of {wrong.size} numbers are wrong." if got.size > 1 else "this is another number."
 
 

@@ -196,6 +196,8 @@ def test_what_a_value_is_comes_before_what_it_should_be(say):
     assert say(np.array([1, math.nan]), one).startswith("x is NaN at [1], 1 of 2 numbers. NaN comes from the root")
     assert say(math.inf, 1.0).startswith("x is infinite. Infinity comes from a division by 0")
     assert say(np.array([1, math.nan]), np.array([1, math.nan])) is None
+    beside = say(np.array([math.nan, 2.0]), np.array([math.nan, 1.0]))  # the NaN is right
+    assert beside == "x[1] is 2, and should be 1: 1 of 2 numbers are wrong."
     assert say(1.0, 1.0) is None and say(1, np.int64(1)) is None
 
 
@@ -212,6 +214,8 @@ def test_digits_are_told_from_mistakes(verdicts):
         pytest.approx(2e-4),
     )
     assert found(1002.0) == ("x[1] is 1002, and should be 1000: 1 of 2 numbers are wrong.", 0.0)
+    harmless = small._replace(got=np.array([1.0, 1000.01]), usual={"a mistake that changes nothing here.": small.right})
+    assert verdicts.verdict(harmless).sentence.endswith("Keep them.")
     early = verdicts.verdict(small._replace(got=np.array([1.0, 1000.01]), digits=""))
     assert early.sentence.endswith("cast last.")
 

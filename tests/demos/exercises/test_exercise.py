@@ -185,6 +185,30 @@ def test_the_laws_run_with_nothing_installed(copy, judge):
         Path(importlib.util.cache_from_source(path)).unlink(missing_ok=True)
 
 
+def test_a_law_that_never_ends_is_stopped(copies, copy, judge):
+    """It fails, at the line of the loop, and no law is run after it.  (It is no case for hypothesis to run again.)"""
+    laws = (
+        "diffusion/test_gaussian.py::test_unit_variance_is_kept",
+        "diffusion/test_gaussian.py::test_at_t_0_nothing_happens",
+    )
+    old = "noise_std = schedule.one_minus_alpha_bar[t] ** 0.5"
+    text, _ = wrong(copies, (old, f"while True:\n        pass\n    {old}", ""))
+    (law,) = judge(str(copy("closed_form", text)), laws, False, True, 0.3)
+    assert law["error"] == "stopped after 0.3 s: is there a loop that never ends?" and not law["passed"]
+    assert law["places"][-1]["function"] == "q_sample" and law["places"][-1]["code"] in ("while True:", "pass")
+
+
+def test_the_smallest_case_is_looked_for_if_it_is_asked_for(copies, copy, judge):
+    """A mistake from T = 3 on is shown at T = 3.  Else the first case that fails is enough, which may be a long one."""
+    law = ("diffusion/test_gaussian.py::test_unit_variance_is_kept",)
+    old = "noise_std = schedule.one_minus_alpha_bar[t] ** 0.5"
+    text, _ = wrong(copies, (old, f"{old} * (1.1 if schedule.T > 2 else 1)", ""))
+    folder = copy("closed_form", text)
+    (smallest,), (first,) = judge(str(folder), law, False, True), judge(str(folder), law)
+    assert smallest["example"].startswith("T = 3, beta = [") and first["example"].startswith("T = ")
+    assert not first["example"].startswith("T = 3,")
+
+
 @pytest.mark.parametrize("law", ["test_optim.py::test_no_such_law", "test_package.py::test_nothing_is_borrowed"])
 def test_a_law_that_has_not_run_does_not_hold(law, copy, judge):
     """A law that does not exist, and one that --plain leaves out, are refused by name."""
@@ -279,6 +303,7 @@ def test_a_check_counts_the_laws_that_hold_and_ends_with_1_unless_all_do(demo, e
     do("start", "time_code")  # begun, but not solved
     code, output = do("check", "ema")
     assert code == 0 and "ok a small case ok one ok two Solved: all laws hold." in output and "FAILED" not in output
+    assert f"exercise.py see --dir {tmp_path}" in output and f"exercise.py answer --dir {tmp_path}" in output
     for part in (exercises["ema"].question, exercises["ema"].read_next):
         assert " ".join(part.split()) in output
     assert f"Next exercise: python demos/exercises/exercise.py start time_code --dir {tmp_path}" in output
@@ -312,7 +337,9 @@ def test_a_small_case_that_fails_is_the_reason(do, judged):
         "FAILED one text of one -> ok two" in output.replace("-> ok", "-> ok")
         or "FAILED one text of one ok two" in output
     )
-    assert "4000" not in output and "1 of 2 laws hold." in output and "digits" not in output
+    assert "4000" not in output and "1 of 2 laws hold." in output and "digits" not in output and "run" not in output
+    judged(small, law("one"), law("two", "stopped after 10 s: is there a loop that never ends?"))
+    assert "1 of 2 laws hold. Those after the one that was stopped were not run." in do("check")[1]
 
 
 def test_right_up_to_rounding_is_said(demo, do, judged, tmp_path):
@@ -420,11 +447,15 @@ def test_the_judge_is_asked_for_the_laws_of_the_exercise(demo, exercises, monkey
     ((arguments, options),) = asked
     code = "import sys, judge; judge.main(*sys.argv[1:])"
     assert arguments == [sys.executable, "-c", code, str(tmp_path), "ema", *exercises["ema"].laws]
-    assert options == {"cwd": ROOT / "demos/exercises", "capture_output": True, "text": True, "timeout": 60}
+    options.pop("stdin")
+    assert options == {"cwd": ROOT / "demos/exercises", "capture_output": True, "text": True, "timeout": 120}
     for stderr, reason in (("first\nRuntimeError: last\n", "RuntimeError: last"), ("", "no reason is given")):
         answer(1, "", stderr)
         with pytest.raises(TinydiffError, match=f"the laws could not be run: {reason}$"):
             demo.judge(exercises["ema"], tmp_path)
+    answer(0, "", "")  # the reader's code has ended the process
+    with pytest.raises(TinydiffError, match=r"the laws could not be run: no reason is given$"):
+        demo.judge(exercises["ema"], tmp_path)
 
 
 def test_a_region_is_whole_statements_of_its_function(demo, copies):
@@ -473,9 +504,15 @@ def test_no_python_and_no_end_are_told(demo, do, tmp_path, monkeypatch):
     source = path.read_text(encoding="utf-8")
     (line,) = (line for line in source.splitlines() if '"your turn' in line)
     path.write_text(source.replace(line, "    f = = 1"), encoding="utf-8")
+    demo.keep(demo.find("time_code"), tmp_path, solved=True)
     code, output = do("check")
+    assert demo.progress(demo.find("time_code"), tmp_path)["solved"] is False
     assert code == 1 and "FAILED nn/unet.py is Python" in output and "SyntaxError: invalid syntax" in output
     assert f"{path}:{source.splitlines().index(line) + 1}: f = = 1" in output
+    for content, said in ((b"f = '\xff'\n", "is Python -> UnicodeDecodeError: "), (b"f\0", "is Python -> ")):
+        path.write_bytes(content)
+        code, output = do("check")
+        assert code == 1 and said in output
     path.write_text(source.replace(line, "    while True:\n        pass"), encoding="utf-8")
     monkeypatch.setattr(demo, "LIMIT", 1)
     with pytest.raises(TinydiffError, match="stopped after 1 s: is there a loop in your code that never ends"):

@@ -1,6 +1,7 @@
 """The process that judges a working copy: its small case, what its code raises and prints, and then the laws."""
 
 import json
+import signal
 import sys
 import time
 
@@ -73,9 +74,10 @@ def test_what_the_code_raises_is_told_with_its_place(judge, case, tmp_path, monk
     monkeypatch.setattr(judge, "SECONDS", 0.05)
     start = time.monotonic()
     result = case(names["loop"])
-    assert result["error"] == "TimeoutError: stopped after 0.05 s: is there a loop that never ends?"
+    assert result["error"] == "stopped after 0.05 s: is there a loop that never ends?"
     assert result["places"][-1]["function"] == "loop" and time.monotonic() - start < 5
     assert case(lambda book: [])["passed"]
+    assert signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)  # no alarm rings in the laws
 
 
 def test_the_laws_follow_unless_nothing_can_hold(judge, monkeypatch, capsys):
@@ -84,14 +86,34 @@ def test_the_laws_follow_unless_nothing_can_hold(judge, monkeypatch, capsys):
     monkeypatch.setattr(laws, "run", lambda *given, **options: asked.append((given, options)) or [{"name": "a law"}])
 
     def judged(**small):
-        monkeypatch.setattr(judge, "small_case", lambda folder, name: {"error": "", "passed": False} | small)
+        result = {"error": "", "passed": False, "loaded": True} | small
+        monkeypatch.setattr(judge, "small_case", lambda folder, name: result)
         judge.main("folder", "ema", "one", "two")
         return json.loads(capsys.readouterr().out)
 
     assert judged(passed=True)[1:] == judged(error="x is 1, and should be 2")[1:] == [{"name": "a law"}]
     assert asked == [(("folder", ["one", "two"]), {"smallest": smallest}) for smallest in (True, False)]
-    assert len(judged(error="NotImplementedError: your turn: x")) == len(judged(error="TimeoutError: stopped")) == 1
-    assert len(asked) == 2
+    assert len(judged(error="NotImplementedError: your turn: x")) == len(judged(error="stopped after 10 s")) == 1
+    assert len(judged(error="ImportError: no name", loaded=False)) == 1 and len(asked) == 2
+
+
+def test_a_copy_that_cannot_be_imported_is_told_so(judge, monkeypatch, tmp_path):
+    """The error stands alone, with its place; and code that ends the process is an error too."""
+
+    def load(folder):
+        raise ImportError("cannot import name 'q_sample'")
+
+    def case(book):
+        sys.exit("the reader's end")
+
+    import cases
+
+    monkeypatch.setitem(cases.CASES, "ema", case)
+    result = judge.small_case(str(tmp_path), "ema")
+    assert result["error"] == "SystemExit: the reader's end" and result["loaded"] and not result["passed"]
+    monkeypatch.setattr(laws, "load", load)
+    result = judge.small_case(str(tmp_path), "ema")
+    assert result["error"] == "ImportError: cannot import name 'q_sample'" and not result["loaded"]
 
 
 @pytest.mark.parametrize(

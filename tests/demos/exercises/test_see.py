@@ -57,6 +57,7 @@ def test_each_label_is_drawn_in_turn(drawing, sampler):
     model = Leaning()
     images = drawing.drawn(model, SCHEDULE, (12, 12, 1), sampler)
     assert images.shape == (10, 12, 12, 1) and images[:, -1, :10, 0].argmax(1).tolist() == list(range(10))
+    assert abs(images).max() <= 1  # clipped
     assert len(model.asked) == drawing.STEPS and all(len(labels) == 20 for labels in model.asked)  # guided
     again = drawing.drawn(Leaning(), SCHEDULE, (12, 12, 1), sampler)
     np.testing.assert_array_equal(images, again)
@@ -153,11 +154,31 @@ def test_the_rows_are_compared_in_a_sentence(demo, pictures, tmp_path):
     worse = original.copy()
     worse[:5] = np.nan
     assert said(worse) == "50% of your numbers are NaN or infinite, and are drawn grey."
+    with Image.open(path) as image:
+        grey = [image.getpixel((image.width - 30, row)) for row in (image.height - 60, image.height - 160)]
+        left = image.getpixel((image.width - 850, image.height - 60))
+    assert grey == [(128, 128, 128)] * 2 and left == (128, 128, 128)  # NaN is as grey as 0
     width, height = size(path)
     assert width > 10 * 8 * 10 and 2 * 8 * 10 < height < 3 * 8 * 10 + 60
     noised = np.zeros((16, 28, 28, 1), "float32")
     assert pictures.save(path, demo.find("schedules"), noised, noised, "t") == "Your pictures are the original's."
     assert size(path)[1] > 4 * 28 * 3
+
+
+def test_each_row_has_its_name(demo, pictures, monkeypatch, tmp_path):
+    """The original's above, yours below; the noised digit has a row for each schedule, and the times in its title."""
+    saved = []
+    monkeypatch.setattr(pictures.plots, "save_grid", lambda path, images, **more: saved.append((images, more)))
+    for name, n, columns, labels in (
+        ("ema", 10, 10, ["original", "yours"]),
+        ("schedules", 16, 8, ["original, linear", "original, cosine", "yours, linear", "yours, cosine"]),
+    ):
+        original = np.full((n, 8, 8, 1), -0.5)
+        pictures.save(tmp_path / "see.png", demo.find(name), original, -original, "a title")
+        images, more = saved.pop()
+        assert (images[:n] == -0.5).all() and (images[n:] == 0.5).all()
+        assert (more["columns"], more["row_labels"]) == (columns, labels)
+        assert more["title"] == "a title" + "; t = 0, 50, 100, 200, 300, 500, 700, 1000" * (name == "schedules")
 
 
 def test_original_and_copy_draw_in_processes_of_their_own(demo, pictures, tmp_path, capsys):
@@ -179,12 +200,14 @@ def test_whose_fault_it_is_is_told(demo, pictures, monkeypatch, tmp_path):
             self.said, self.returncode = said, code
 
         def communicate(self, timeout=None):
+            if self.said == "Ctrl-C" and timeout:
+                raise KeyboardInterrupt
             if self.said is None and timeout:
                 raise pictures.subprocess.TimeoutExpired("x", timeout)
             return f"noise\n{json.dumps(self.said)}\n", "Traceback\nMemoryError: last\n"
 
         def kill(self):
-            pass
+            words.append("killed")
 
     def drawn(*said, code=0):
         processes = [Process(text, code) for text in said]
@@ -194,6 +217,10 @@ def test_whose_fault_it_is_is_told(demo, pictures, monkeypatch, tmp_path):
     failed = {"error": "E: x", "places": [], "example": ""}
     assert drawn({}, failed) == (None, None, failed)
     assert words[0][:4] == (str(demo.ROOT), "draw", "ddim_step", "c.npz") and words[1][0] == str(tmp_path.resolve())
+    del words[:]
+    with pytest.raises(KeyboardInterrupt):
+        drawn("Ctrl-C", {})
+    assert words[2:] == ["killed", "killed"]
     assert drawn({}, {"refused": "NaN"}) == (None, None, {"error": "NaN", "places": [], "example": ""})
     for said, code, text in (
         ([{"refused": "no such file"}, {}], 0, "^no such file$"),
@@ -272,7 +299,7 @@ def test_an_answer_is_shown_after_ones_own(demo, do, monkeypatch, tmp_path):
             do("answer", "ema")
     assert not (tmp_path / "copies" / "answers" / "ema.txt").exists()
     do("start", "ema")
-    monkeypatch.setattr(sys, "stdin", io.StringIO("a third of it is left"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a third of it\nleft"))
     output = do("answer")[1]  # of the exercise that was worked on last
     assert output.startswith(" ".join(demo.find("ema").question.split())) and demo.ANSWERS["ema"][:20] in output
     for name, said in (("stop12", "no exercise is called stop12"), ("emma", "did you mean ema?")):
