@@ -803,6 +803,7 @@ def test_it_fits_the_screen(page, page_file, width):
     page.get(page_file.as_uri())
     settled(page)
     click(page, all_of(page, "#forward fieldset:first-of-type label")[-1])  # the pad
+    assert page.execute_script("const nav = document.querySelector('nav'); return nav.scrollWidth <= nav.clientWidth")
     assert page.execute_script("return document.documentElement.scrollWidth") == width
     for canvas in all_of(page, "main canvas:not(.reveal canvas)"):
         size = canvas.size
