@@ -516,6 +516,15 @@ def test_each_mistake_stands_beside_the_right_thing(runs, made):
     assert float(rows[0]["figures"]["moved"]) > 1
 
 
+def test_another_right_choice_is_not_called_wrong(runs):
+    """Of the rows of pitfalls.py just the one whose sentence says that it is no mistake."""
+    schedule, images = Schedule.linear(100), np.zeros((5, 28, 28, 1), np.float32)
+    drawn = [(case, images) for case in runs.pitfalls.SAMPLING]
+    rows = runs.compared("sampling", drawn, None, np.arange(5), runs.pitfalls.facts(schedule, 4, 1))
+    assert [row["kind"] for row in rows] == ["also right" if "Not a mistake" in row["why"] else "wrong" for row in rows]
+    assert [row["name"] for row in rows if row["kind"] == "also right"] == ["variance beta, not beta_tilde"]
+
+
 @pytest.fixture
 def mistaken(runs, monkeypatch):
     """pitfalls.py without its work: image i of a case is its number plus i/20, and what is asked is noted."""
