@@ -350,6 +350,8 @@ def test_one_start_has_three_ends_if_the_steps_have_noise(runs, scale):
                 step, eps_fn = runs.SAMPLERS[sampler](schedule), lambda x_t, t: x_t / 2
                 *_, (_, x_0, _) = sample(step, eps_fn, timestep_pairs(100, 10), x_T, rng)
                 np.testing.assert_allclose(ends[way, i], to_numpy(x_0)[0], atol=1e-6)
+        made = runs.reverse(Pool(Slope()), schedule, (4, 4, 1), (2, 3), (10,), 3, 5, some_digits(4))
+        assert made["runs"][f"{sampler} 10 {scale}"]["ends"] == runs.sheet(ends)
         moved = abs(ends[1:] - ends[:1]).max((1, 2, 3, 4)) > 0.1
         assert moved.tolist() == [sampler == "ddpm"] * 2
 
