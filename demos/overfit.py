@@ -58,8 +58,8 @@ def main(
     data_dir=None,
     few=20,
     many=5000,
-    steps=600,
-    batch_size=32,
+    steps=1000,
+    batch_size=16,
     channels=16,
     sample_steps=Recipe.num_steps,
     num=100,
@@ -173,7 +173,7 @@ def picture(curves, shown, rows, data):
 
     curves: {name: loss of each step}.  shown: {name: (samples, nearest of the training, nearest held-out pictures)}.
     """
-    figure = Figure(figsize=(11, 5.4), dpi=100, layout="constrained")
+    figure = Figure(figsize=(11, 5), dpi=100, layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.45))
     axes = left.subplots()
     for k, (name, curve) in enumerate(curves.items()):
@@ -198,7 +198,7 @@ def picture(curves, shown, rows, data):
         axes.spines[:].set_visible(False)
         losses = f"loss {row['loss']}, held out {row['loss, held out']}"
         nearer, _, _ = row["nearer to the training"].partition(" (")
-        axes.set_title(f"trained on {name}: {losses}; {nearer} nearer to the training", fontsize=10)
+        axes.set_title(f"trained on {name}: {losses};\n{nearer} samples are nearer to the training", fontsize=10)
     figure.suptitle(f"{data}: the lower training loss belongs to the network that copies", fontsize=11)
     return figure
 

@@ -327,15 +327,14 @@ def test_each_moment_has_the_raw_weights_and_their_average(demo):
 
 
 def two_runs():
-    """Known losses and grey pictures: {name: moments}."""
-    picture = np.linspace(-1, 1, 2 * 16, dtype="float32").reshape(2, 4, 4, 1)
-    return {
-        name: [
-            {"step": step, "raw": (k + step / 100, -picture), "average": (k + step / 1000, picture * (k - 1))}
-            for step in (1, 20)
-        ]
-        for k, name in ((1, "one"), (2, "two"))
-    }
+    """Known losses, and pictures of which no two are alike: {name: moments}."""
+    rng = default_rng(8)
+
+    def moment(k, step):
+        raw, average = rng.uniform(-1, 1, (2, 2, 4, 4, 1))
+        return {"step": step, "raw": (k + step / 100, raw), "average": (k + step / 1000, average)}
+
+    return {name: [moment(k, step) for step in (1, 20)] for k, name in ((1, "one"), (2, "two"))}
 
 
 def test_the_table_of_losses_names_network_and_weights(demo):

@@ -8,7 +8,7 @@ map of the same size on the way up (a skip).  With the defaults the maps of a 28
     28x28x32 (conv_in)  28x28x32 | 14x14x32 (down)  14x14x64 | 7x7x64 (down)  7x7x64
 
 and the middle works on 7x7x64.  On the way up the blocks of the three levels take 128, 128 | 128, 96 | 96, 64 channels
-and give 64, 64, 32.
+and give 64, 64, 32.  demos/network.py draws these maps, and trains the same network without its skips.
 
 Sinusoids of t and two linear layers give a code, and each residual block adds a linear map of the code to every pixel.
 A class label adds its own vector to the code.  One more label stands for "no label", so one network serves with and

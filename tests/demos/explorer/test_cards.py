@@ -64,7 +64,7 @@ HELD = {  # how a question begins -> its numbers in their order, from the code o
     "Myth or not: a network draws": of_network,
     "Myth or not: more steps": lambda: [
         *quoted(r"the share of ([\d,]+) digits read as asked"),
-        *(n for steps in ("5", "10", "1,000") for n in (steps, *quoted(rf"\n\| {steps} \| ([\d.]+%), "))),
+        *(n for steps in ("5", "10", "1,000") for n in (steps, *quoted(rf"\n\| {steps} \| (\d+\.\d%), "))),  # of 1,000
     ],
     "Myth or not: the larger": lambda: quoted(GUIDANCE),
     "Before reading on: noise": lambda: [f"{LINEAR.beta_tilde(1, 0):g}"],

@@ -61,9 +61,9 @@ ROWS = {
     "--steps": (
         "",
         "--steps=40",
-        {"steps": both(600, 40), "warmup": both(100, 10), "settings": DIFFERS, "printed": DIFFERS},
+        {"steps": both(1000, 40), "warmup": both(100, 10), "settings": DIFFERS, "printed": DIFFERS},
     ),
-    "--batch-size": ("", "--batch-size=9", {"batch_size": both(32, 9), "x_t": DIFFERS, "settings": DIFFERS}),
+    "--batch-size": ("", "--batch-size=9", {"batch_size": both(16, 9), "x_t": DIFFERS, "settings": DIFFERS}),
     "--channels": ("", "--channels=8", {"network": DIFFERS, "settings": DIFFERS}),
     "--sample-steps": ("", "--sample-steps=9", {"sample_steps": both(50, 9), "printed": DIFFERS}),
     "--num": ("", "--num=3", {"drawn": both(2, 3), "printed": DIFFERS, "returned": DIFFERS}),
