@@ -26,7 +26,7 @@ from tinydiff.backend import TinydiffError, backend_name
 from tinydiff.data import Dataset
 from tinydiff.diffusion import Schedule
 from tinydiff.diffusion.targets import TARGETS
-from tinydiff.train import TrainConfig
+from tinydiff.train import OPTIMIZERS, TrainConfig
 
 FILES = ("checkpoint.npz", "metrics.csv", "samples.png", "denoising.png", "denoising.gif", "loss.png")
 
@@ -62,6 +62,7 @@ def train(
     target=None,
     min_snr=None,
     lr=None,
+    optimizer=None,
     ema_decay=None,
     schedule=None,
     T=None,
@@ -87,7 +88,7 @@ def train(
     """
     path = out / "checkpoint.npz"
     others = {"batch_size": batch_size, "seed": seed, "target": target, "min_snr": min_snr}
-    wanted = run.wanted(steps, minutes, **others, peak_lr=lr, ema_decay=ema_decay)
+    wanted = run.wanted(steps, minutes, **others, peak_lr=lr, optimizer=optimizer, ema_decay=ema_decay)
     settings = run.given(base_channels=channels, schedule=schedule, T=T, flip=flip or None)
     saved = ranks.broadcast(partial(run.load_if_there, path, "diffusion")) if resume else None
     if saved is None:
@@ -194,6 +195,8 @@ def add_options(parser):
         "--min-snr", type=cli.positive_float, help="gamma of min-SNR weights, such as 5 (default: no weights)"
     )
     parser.add_argument("--lr", type=cli.positive_float, help=f"the highest learning rate (default: {new.peak_lr:g})")
+    muon = f"Adam, or Muon, which moves matrices along their orthogonalised momentum (default: {new.optimizer})"
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, help=muon)
     parser.add_argument(
         "--ema-decay", type=cli.below_1, help=f"of the average of the weights (default: {new.ema_decay:g})"
     )

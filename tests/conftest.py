@@ -113,8 +113,10 @@ def rng():
 WITH_TENSOR_CORES = {
     f"test_{name}.py" for name in ("every_op", "install", "parity", "planted", "strict", "tensor_cores")
 }
+WITH_MUON_CU = {"test_install.py", "test_muon.py", "test_muon_kernel.py"}  # likewise; elsewhere NumPy computes for it
 
 
 @pytest.hookimpl(tryfirst=True)  # before the fixtures of a whole file
 def pytest_runtest_setup(item):
     strict.has_tensor_cores(item.path.name in WITH_TENSOR_CORES)
+    emulate.muon_by_text = item.path.name in WITH_MUON_CU

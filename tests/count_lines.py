@@ -31,12 +31,12 @@ ROOMS = {
     BOOK: Room(1200, 150, 40),
     CHAPTERS: Room(500, 150, 40),
     "data": Room(900, 150, 40),
-    "fast": Room(2050, 350, 60),
+    "fast": Room(2100, 350, 60),
     "more": Room(300, 150, 60),
     "app": Room(2100, 150, 60),
 }
 CHAPTER_NAMES = ("times", "solver", "moderation", "targets", "likelihood", "editing", "variance", "edm", "flow")
-FURTHER = {f"diffusion/{name}.py" for name in CHAPTER_NAMES}
+FURTHER = {"muon.py", *(f"diffusion/{name}.py" for name in CHAPTER_NAMES)}
 NOT_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 
 

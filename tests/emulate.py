@@ -1,9 +1,9 @@
 """The GPU's kernels on this machine: their text compiled by the host's C++ compiler and run on NumPy arrays.
 
-kernels.cu: one block does all the work, of one lane or of several: lanes are threads that wait for each other where the
-text says so, and what they share is one memory.  conv.cu: all blocks one after the other, each with all its threads, as
-warps.cpp describes.  Factors are rounded as the device rounds them.  The rounding of its sums and its speed are not
-seen.
+kernels.cu and muon.cu: one block does all the work, of one lane or of several: lanes are threads that wait for each
+other where the text says so, and what they share is one memory.  conv.cu: all blocks one after the other, each with all
+its threads, as warps.cpp describes.  Factors are rounded as the device rounds them.  The rounding of its sums and its
+speed are not seen.
 """
 
 import ctypes
@@ -45,6 +45,7 @@ SHARED = 232_448  # bytes of shared memory of a block, as on an H100
 STRIDED = ("product",)  # kernels that take views of any strides
 _one_block = threading.Lock()  # ranks of fake_mpi.py are threads, and warps.cpp has one memory for a block
 launched: set[str] = set()  # the kernels that were run
+muon_by_text = False  # or, for tests of other things, by NumPy: muon.cu takes a hundred times as long here
 
 
 @functools.cache
@@ -95,6 +96,9 @@ def kernel(name: str, dtype: str, wide: bool, lanes: int = 1):
         launched.add(name)
         size = arguments[0]
         assert threads == (kernels.THREADS,) and blocks in ((-(-size // kernels.THREADS),), (size,))
+        if name == "muon" and not muon_by_text:
+            muon_by_numpy(*arguments)
+            return
         arguments = [_as_c(a, dtype, name in STRIDED) for a in arguments]
         others = [threading.Thread(target=work, args=(lane, arguments)) for lane in range(1, lanes)]
         for thread in others:
@@ -104,6 +108,25 @@ def kernel(name: str, dtype: str, wide: bool, lanes: int = 1):
             thread.join()
 
     return run
+
+
+def muon_by_numpy(size, theta, before, g, m, _scratch, norm, lr, table, _room, beta, a, b, c, rounds):
+    """What the kernel of muon.cu computes, which test_muon_kernel.py holds it to."""
+    if not np.isfinite(norm + lr[0]):
+        return
+    starts, sides = np.split(np.frombuffer(table.tobytes(), np.int64), 2)
+    for start, rows, columns in zip(starts[:size], *sides.view(np.int32).reshape(2, -1)):
+        part = slice(start, start + rows * columns)
+        old, g_part, m_part = (a.reshape(-1)[part].reshape(rows, columns) for a in (before, g, m))
+        n = (1 - beta) * g_part + beta * m_part
+        n = n if rows >= columns else n.T
+        x = n / (np.sqrt(np.sum(n * n)) + n.dtype.type(1e-20))
+        r, product = x.T @ x, np.eye(len(n.T), dtype=n.dtype)
+        for _ in range(int(rounds)):
+            z = a * np.eye(len(r), dtype=n.dtype) + b * r + c * (r @ r)
+            r, product = z @ r @ z, product @ z
+        step = x @ product if rows >= columns else (x @ product).T
+        theta.reshape(-1)[part] = (old - lr[0] * n.dtype.type(0.2 * max(rows, columns) ** 0.5) * step).reshape(-1)
 
 
 def install(monkeypatch, lanes: int = 1) -> None:

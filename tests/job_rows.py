@@ -92,7 +92,7 @@ def guided(on_the_way, scale, auto):
 
 def other(scale, auto, title):
     """What differs from the defaults with another guidance."""
-    eps_hat = guided(2.0, choices.SCALE, choices.AUTO), guided(2.0 if scale is None else scale, scale or 1.0, auto)
+    eps_hat = guided(2.0, choices.SCALE, 1.0), guided(2.0 if scale is None else scale, scale or 1.0, auto)
     return {"eps_hat": eps_hat} | between(titles(), titles(samples=f"glyphs, 0 steps, {title}"))
 
 
@@ -148,6 +148,7 @@ def rows(out):
             {"config.min_snr": (3.0, 5.0), "batch.weight": DIFFERS},
         ),
         "--lr": ("", "--lr=0.01", {"config.peak_lr": (3e-3, 0.01)}),
+        "--optimizer": ("", "--optimizer=adam", {"config.optimizer": ("muon", "adam")}),
         "--ema-decay": ("", "--ema-decay=0.9", {"config.ema_decay": (0.995, 0.9)}),
         # The same pictures, times and noise, mixed in other shares.
         "--schedule": [

@@ -34,7 +34,10 @@ def limited(seconds):
     """Raise Endless, at the line where it is, if the block takes more seconds of the processor.  Not on Windows, which
     has no such clock."""
 
-    def stop(*_):
+    def stop(_, frame):
+        if frame.f_lineno is None:  # between two lines, which no traceback can show: a moment later
+            signal.setitimer(signal.ITIMER_PROF, 0.001)
+            return
         raise Endless(f"stopped after {seconds:g} s: is there a loop that never ends?")
 
     if hasattr(signal, "ITIMER_PROF"):
@@ -136,7 +139,7 @@ def in_short(error: BaseException) -> str:
         by = re.search(r"Max absolute difference[^:]*: ([\w.+-]+)", text)
         share = re.search(r"Max relative difference[^:]*: ([\w.+-]+)", text)
         if share and float(share[1]) < ROUNDING:
-            off = f"off by up to {float(share[1]):.0e} of their value"
+            off = f"off by up to {float(share[1]):.0e} of their value: keep more digits on the way, and round last"
             return f"{wrong[1]} of {wrong[2]} numbers are right only up to rounding, {off}"
         return f"{wrong[1]} of {wrong[2]} numbers are wrong" + (f", by up to {float(by[1]):.3g}" if by else "")
     first = (text and str(error).strip().splitlines()[0]).removeprefix("assert ")

@@ -20,6 +20,13 @@ def build(seed):
     return Net(default_rng(seed))
 
 
+def build_wide(seed):
+    """A network with two matrices for Muon."""
+    rng, net = default_rng(seed), build(seed)
+    net.a, net.b = Linear(40, 24, rng=rng), Linear(24, 50, rng=rng)
+    return net
+
+
 def squared_error(model, batch):
     d = model(asarray(batch["x"])) - asarray(batch["y"])
     return ops.mean(d * d, axis=1)

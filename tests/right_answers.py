@@ -78,7 +78,7 @@ RIGHT = {
         eps = asarray(model(twice, t, both))
         check_alike("model(x_t, t, labels)", eps, "x_t", twice)
         eps_u, eps_c = eps[:n], eps[n:]
-        eps_hat = (1 - scale) * eps_u + scale * eps_c
+        eps_hat = eps_u - scale * (eps_u - eps_c)
         """,
     ],
     "unbroadcast": [

@@ -48,11 +48,12 @@ def launches(counts):
 def test_launches_of_a_training_step_and_of_a_sampling_step(counts):
     """The reference U-Net at batch 64: forward, backward, clipping, Adam and average; one DDIM step.
 
-    demo: the same with ten classes, by train(state) from a data set: 3 more, for the vector of each label.  No launch
-    is cuBLAS's.
+    demo: the same with ten classes and Muon, by train(state) from a data set.  3 more for the vector of each label, and
+    2 for Muon: a copy of the weights, and one launch for all matrices.  No launch is cuBLAS's.
     """
     assert launches(counts["train"]) == 258
-    assert launches(counts["demo"]) == 261
+    assert launches(counts["demo"]) == 263
+    assert counts["demo"]["kernel muon"] == 1
     assert launches(counts["sample"]) == 99
     assert not [name for step in ("train", "demo", "sample") for name in counts[step] if name.startswith("cublas")]
 

@@ -3,6 +3,7 @@
     lint      cupy_lint.py reads the text
     strict    strict.py runs it: an error, another number of waits for the device, or NaN from unwritten memory
     twin      the kernels' text, compiled for the host, gives other numbers than NumPy's way
+    muon      the same, of the one kernel that moves matrices
     dry run   real CuPy counts what a step asks of a device: only where CuPy 14.2.0 is installed
 
 A planted text is imported as a package of its own, beside the one under test.  NumPy runs most of them as if nothing
@@ -153,6 +154,12 @@ PLANTED = [
             "twin"),
     Planted("softmax's gradient without its sum", "fast/kernels.cu", "* (g[i * width + k] - sum)",
             "* g[i * width + k]", "twin"),
+    # A wrong kernel of Muon, which in `work` moves too little to be seen.
+    Planted("a step as long as the shorter side has it", "fast/muon.cu", "sqrt(T(length))", "sqrt(T(side))", "muon"),
+    Planted("a gradient with the share of the moment", "fast/muon.cu", "T(1 - beta) * g", "T(beta) * g", "muon"),
+    Planted("a sum without its last number", "fast/muon.cu", "term(t) < depth", "term(t) + 1 < depth", "muon"),
+    Planted("a square that no round renews", "fast/muon.cu", "which == 3 ? r", "which == 3 ? z",
+            "muon"),
     # What neither values nor refusals show: only real CuPy counts it.
     Planted("a float64 factor, in place", "fast/attention.py", "    p = softmax_array(",
             "    scores *= xp.ones((), 'float64')\n    p = softmax_array(", "dry run", "float64 kernel"),
@@ -206,9 +213,11 @@ def imported_with(row):
     try:
         strict = importlib.import_module("strict")
         importlib.import_module("tinydiff.fast.kernels")
-        if row is not None and row.file == "fast/kernels.cu":
+        patch.setattr(emulate, "muon_by_text", row is not None and row.file == "fast/muon.cu")
+        if row is not None and row.file.endswith(".cu"):
             kernels = sys.modules["tinydiff.fast.kernels"]
-            patch.setattr(kernels, "SOURCE", planted_text(row))
+            right_text = (PACKAGE / row.file).read_text("utf-8")
+            patch.setattr(kernels, "SOURCE", kernels.SOURCE.replace(right_text, planted_text(row)))
             patch.setattr(emulate, "kernels", kernels)
             patch.setattr(emulate, "library", cache(emulate.library.__wrapped__))
         yield strict
@@ -358,6 +367,33 @@ def test_the_kernels_twin_computes_otherwise(row):
         assert "nan" in str(error) or "inf" in str(error)
         return
     assert not furthest(found, right("cupy")[0]) < 1e-3
+
+
+def moved(row):
+    """Matrices after two steps of Muon, and a vector, with a mistake or (None) without."""
+    with imported_with(row) as strict, strict.backend("cupy", rounding="float32"):
+        from tinydiff.autograd import Tensor
+        from tinydiff.backend import default_rng, standard_normal, to_numpy
+        from tinydiff.fast.optim import Flat
+        from tinydiff.muon import Muon
+
+        rng, shapes = default_rng("muon"), [(40, 20), (19, 40), (7,), (3, 2, 4, 21)]
+        parameters = [Tensor(standard_normal(rng, shape), requires_grad=True) for shape in shapes]
+        optimizer = Muon([Flat(parameters)])
+        for _ in range(2):
+            for p in parameters:
+                p.grad = standard_normal(rng, p.shape)
+            optimizer.step(0.1)
+        return {str(p.shape): to_numpy(p.data) for p in parameters}
+
+
+@with_kernels
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("row", [row for row in by_what if row.values[0].layer == "muon"])
+def test_matrices_move_otherwise(row):
+    """Than by NumPy's way, from which the kernel without a mistake differs by its rounding."""
+    assert not furthest(moved(row), moved(None)) < 1e-3
+    assert furthest(moved(row._replace(new=row.old)), moved(None)) < 1e-4
 
 
 def counts(folder):

@@ -22,8 +22,9 @@ from tinydiff.data import epoch_indices
 from tinydiff.diffusion import Schedule, ScheduleWarning, min_snr_weight
 from tinydiff.diffusion.targets import TARGETS
 from tinydiff.fast.optim import Flat
+from tinydiff.muon import OPTIMIZERS
 from tinydiff.nn import Linear
-from tinydiff.optim import EMA, Adam, clip_grad_norm, learning_rate
+from tinydiff.optim import EMA, clip_grad_norm, learning_rate
 from tinydiff.train import (
     METRICS,
     LoopConfig,
@@ -93,7 +94,9 @@ class Every:
     def __init__(self, uniform):
         self.uniform, self.normal = np.asarray(uniform), default_rng(0)
 
-    def integers(self, low, high, size):
+    def integers(self, low, high=None, size=None, endpoint=False):
+        low, high = (0, low) if high is None else (low, high)
+        high += endpoint
         if low >= high:
             raise ValueError(f"low >= high: {low} >= {high}")
         return low + np.arange(size) % (high - low)  # low..high - 1, as NumPy's
@@ -102,8 +105,8 @@ class Every:
         assert self.uniform.shape == (size,)
         return self.uniform
 
-    def standard_normal(self, shape, dtype):
-        return self.normal.standard_normal(shape, dtype)
+    def standard_normal(self, size, dtype):
+        return self.normal.standard_normal(size, dtype)
 
 
 def draw_every(config, uniform=0.5, schedule=SCHEDULE):
@@ -265,15 +268,16 @@ RUNS = [pytest.param(lone_run, plain, id="plain"), pytest.param(lone_run, fast, 
 RUNS += [pytest.param(flat_run, fast, id="installed, flat"), pytest.param(small_run, fast, id="installed, workers")]
 
 
-@pytest.mark.parametrize("clip_norm", [0.01, 100.0])
+@pytest.mark.parametrize(("clip_norm", "optimizer"), [(0.01, "muon"), (100.0, "muon"), (100.0, "adam")])
 @pytest.mark.parametrize(("make", "forms"), RUNS)
-def test_a_step_is_its_parts_in_order(make, forms, clip_norm):
-    """Batch, losses, gradient of their mean, clipping, a row, Adam at the step's rate, the average: bit for bit."""
-    config = replace(CONFIG, clip_norm=clip_norm, ema_decay=0.2, peak_lr=0.01, betas=(0.8, 0.9))
+def test_a_step_is_its_parts_in_order(make, forms, clip_norm, optimizer):
+    """Batch, losses, gradient of their mean, clipping, a row, an update at the step's rate, the average: bit for
+    bit."""
+    config = replace(CONFIG, clip_norm=clip_norm, ema_decay=0.2, peak_lr=0.01, betas=(0.8, 0.9), optimizer=optimizer)
     with forms():
         state, model = make(config), build_unet(NETWORK, config.seed)
         parameters = model.parameters() if make is lone_run else [Flat(model.parameters())]
-        adam, ema = Adam(parameters, betas=(0.8, 0.9)), EMA(parameters, 0.2)
+        adam, ema = OPTIMIZERS[optimizer](parameters, betas=(0.8, 0.9)), EMA(parameters, 0.2)
         for step, yielded in enumerate(train(state)):
             batch = draw(config, step)
             for p in parameters:
@@ -348,8 +352,8 @@ def test_the_settings_of_a_run_that_names_none():
     """What latent.py, train_classifier.py and waves_1d.py train with, and what the READMEs say of the main job."""
     same = {"warmup": 100, "betas": (0.9, 0.999), "clip_norm": 1.0, "seed": 0, "ema_decay": 0.995}
     same |= {"peak_lr": 3e-3}
-    assert asdict(LoopConfig(7)) == same | {"num_steps": 7, "batch_size": 128}
-    main = {"num_steps": 2000, "minutes": 8.0, "batch_size": 64}
+    assert asdict(LoopConfig(7)) == same | {"num_steps": 7, "batch_size": 128, "optimizer": "adam"}
+    main = {"num_steps": 2000, "minutes": 8.0, "batch_size": 64, "optimizer": "muon"}
     assert asdict(TrainConfig()) == same | main | {"label_drop": 0.1, "target": "eps", "min_snr": None}
 
 
@@ -445,6 +449,7 @@ OUT_OF_RANGE = {
     "batch_size": [0, -1, 1.5, math.nan, None],
     "peak_lr": [-1e-3, math.nan, math.inf, "1"],
     "warmup": [-1, 1.5, math.nan],
+    "optimizer": ["Adam", "", None, 1],
     "betas": [(1.0, 0.9), (0.9, -0.1), (0.9, math.nan), (0.9,), 0.9],
     "clip_norm": [-1.0, 0.0, math.nan],
     "ema_decay": [1.0, 1.5, -0.1, math.nan],

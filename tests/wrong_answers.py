@@ -37,6 +37,11 @@ WRONG = {
             "1 - alpha_bar_t subtracts two numbers that are nearly equal, and loses the digits in which they agree. "
             "schedule.one_minus_alpha_bar[t] has all of them. beta_t_given_s(t, s) has those of 1 - alpha_{t|s}.",
         ),
+        "the root after the cast": (
+            "per_row(signal_std, x_0) * x_0",
+            "per_row(signal_std**2, x_0) ** 0.5 * x_0",
+            "Take the root of the table's float64 number: per_row casts the factor last.",
+        ),
         "1 - alpha_bar": (
             "schedule.one_minus_alpha_bar[t] ** 0.5",
             "(1 - schedule.alpha_bar[t]) ** 0.5",
@@ -292,6 +297,11 @@ WRONG = {
             "[no_label] * n",
             "[0] * n",
             "the first half has class 0. No label is the label no_label, not 0.",
+        ),
+        "each prediction scaled": (
+            "eps_u + scale * (eps_c - eps_u)",
+            "(1 - scale) * eps_u + scale * eps_c",
+            "eps_u + scale (eps_c - eps_u) is eps_u itself where the two agree: begin with it, and add the difference.",
         ),
         "scale times eps_c": (
             "eps_u + scale * (eps_c - eps_u)",

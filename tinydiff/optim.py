@@ -13,6 +13,17 @@ from tinydiff.autograd import mark_written
 from tinydiff.backend import fusable, require, xp
 
 
+@fusable
+def adam_update(p: Any, m: Any, v: Any, *, lr: float, betas: tuple[float, float], eps: float, k: int) -> None:
+    """Adam's equations for one parameter, written to p.data, m and v."""
+    beta1, beta2 = betas
+    g = 0 if p.grad is None else p.grad
+    m[...] = beta1 * m + (1 - beta1) * g
+    v[...] = beta2 * v + (1 - beta2) * (g * g)
+    m_hat, v_hat = m / (1 - beta1**k), v / (1 - beta2**k)
+    p.data[...] = p.data - lr * m_hat / (xp.sqrt(v_hat) + eps)
+
+
 class Adam:
     """Adam (Kingma & Ba 2015, algorithm 1).
 
@@ -23,6 +34,8 @@ class Adam:
     k counts the steps from 1.  A parameter without a gradient is treated as if its gradient were 0.  A frozen
     parameter, one whose requires_grad is False, stays as it is.  Settings outside their range raise ValueError.
     """
+
+    update = staticmethod(adam_update)  # Muon has another one
 
     def __init__(
         self, parameters: Sequence[Any], lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
@@ -45,18 +58,7 @@ class Adam:
         mark_written([p for p in self.parameters if p.requires_grad])
         for p, m, v in zip(self.parameters, self.m, self.v):
             if p.requires_grad:
-                adam_update(p, m, v, lr=lr, betas=self.betas, eps=self.eps, k=self.num_steps)
-
-
-@fusable
-def adam_update(p: Any, m: Any, v: Any, *, lr: float, betas: tuple[float, float], eps: float, k: int) -> None:
-    """Adam's equations for one parameter, written to p.data, m and v."""
-    beta1, beta2 = betas
-    g = 0 if p.grad is None else p.grad
-    m[...] = beta1 * m + (1 - beta1) * g
-    v[...] = beta2 * v + (1 - beta2) * (g * g)
-    m_hat, v_hat = m / (1 - beta1**k), v / (1 - beta2**k)
-    p.data[...] = p.data - lr * m_hat / (xp.sqrt(v_hat) + eps)
+                self.update(p, m, v, lr=lr, betas=self.betas, eps=self.eps, k=self.num_steps)
 
 
 class EMA:

@@ -32,6 +32,7 @@ from tinydiff.backend import TinydiffError, asarray, default_rng, fusable, host_
 from tinydiff.data import Dataset, epoch_indices
 from tinydiff.diffusion import Schedule, q_sample
 from tinydiff.diffusion.targets import TARGETS, min_snr_weight
+from tinydiff.muon import OPTIMIZERS
 from tinydiff.nn import Module
 from tinydiff.optim import EMA, Adam, clip_grad_norm, forget_gradients, learning_rate
 
@@ -56,6 +57,7 @@ class LoopConfig:
     batch_size: int = 128
     peak_lr: float = 3e-3
     warmup: int = 100  # steps
+    optimizer: str = "adam"  # a name in OPTIMIZERS
     betas: tuple[float, float] = (0.9, 0.999)  # of Adam
     clip_norm: float = 1.0  # the largest norm of a step's gradient
     ema_decay: float = 0.995  # of the average of the weights
@@ -64,6 +66,7 @@ class LoopConfig:
     def __post_init__(self) -> None:
         for name, least in {"num_steps": 0, "batch_size": 1, "warmup": 0, "seed": 0}.items():
             host_integers(name, [getattr(self, name)], least, 2**62, 1)
+        require(self.optimizer in OPTIMIZERS, f"optimizer must be one of {', '.join(OPTIMIZERS)}", self.optimizer)
         learning_rate(0, 1, peak=self.peak_lr, warmup=self.warmup)  # as the next three it checks its own settings
         Adam([], betas=self.betas), EMA([], self.ema_decay), clip_grad_norm([], self.clip_norm)
 
@@ -80,6 +83,7 @@ class TrainConfig(LoopConfig):
     num_steps: int = 2000
     minutes: float | None = 8.0
     batch_size: int = 64
+    optimizer: str = "muon"
     label_drop: float = 0.1  # the share of examples that lose their label
     target: str = "eps"
     min_snr: float | None = None
@@ -151,7 +155,7 @@ class Training:
 
     draw(config, step) -> the batch of `step`.  T: the schedule's T, if the loss is to be recorded by quarter of 1..T.
     gradients(losses_of, batch) -> losses (N,): None, or a replacement for gradients_of(model, ...).
-    parameters: what Adam updates; by default the network's parameters, else one buffer that contains all of them.
+    parameters: what the optimizer updates; by default the network's parameters, else one buffer that contains them.
     """
 
     def __init__(
@@ -167,7 +171,8 @@ class Training:
         self.model, self.config, self.draw, self.losses_of, self.T = model, config, draw, losses_of, T
         self.gradients = gradients or partial(gradients_of, model)
         self.parameters = model.parameters() if parameters is None else parameters
-        self.adam, self.ema = Adam(self.parameters, betas=config.betas), EMA(self.parameters, config.ema_decay)
+        self.adam = OPTIMIZERS[config.optimizer](self.parameters, betas=config.betas)
+        self.ema = EMA(self.parameters, config.ema_decay)
         self.step, self.num_steps = 0, config.num_steps  # steps done, steps in all
         self.rows: list[tuple[float, ...]] = []
 

@@ -70,6 +70,10 @@ def closed_form(book):
     one = np.ones(1, "float32")
     got = q_sample(schedule, 0 * one, 1, one)
     yield Small("x_t", f"{SMALL}; t = 1, x_0 = 0, eps = 1 in float32", got, one / 100, digits=SUBTRACTED, exact=2e-7)
+    got, right = q_sample(small_schedule(book, (0.932,)), one, 1, 0 * one), (one.astype(float) * 0.068**0.5)
+    digits = "Take the root of the table's float64 number: per_row casts the factor last."
+    case = "T = 1, beta = 0.932; t = 1, x_0 = 1 in float32, eps = 0"
+    yield Small("x_t", case, got, right.astype("float32"), digits=digits, exact=6e-8)
 
 
 def posterior(book):

@@ -183,3 +183,7 @@ def guidance(book):
         },
         exact=1e-12,
     )
+    got = book("diffusion/guidance").classifier_free(model, 3, 1.7)(x_t, 5)
+    digits = "eps_u + scale (eps_c - eps_u) is eps_u itself where the two agree: begin with it, and add the difference."
+    case = "2 images without a label, so eps_c = eps_u = 10.1 and 10.2, scale = 1.7"
+    yield Small("eps_hat", case, got, u, digits=digits, exact=0.0)

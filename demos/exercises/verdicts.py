@@ -120,7 +120,8 @@ class Wrong(Exception):
 
 def two(got, *names):
     """What a function returned, if it is two things; else Wrong, which names them."""
-    if got is None or not isinstance(got, tuple | list) or len(got) != 2:
-        kind = "nothing" if got is None else f"{len(got)} things" if isinstance(got, tuple) else "one thing"
+    if not isinstance(got, tuple | list) or len(got) != 2:
+        several = isinstance(got, tuple | list) and len(got) > 1
+        kind = "nothing" if got is None else f"{len(got)} things" if several else "one thing"
         raise Wrong(f"the function returns {kind}, and should return two: {' and '.join(names)}.")
     return got

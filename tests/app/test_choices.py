@@ -53,13 +53,13 @@ def in_words(scale, auto, alone):
     return ", ".join(texts or [alone])
 
 
-BEST, BEST_ALONE = in_words(SCALE, AUTO, "guidance 1"), in_words(1, AUTO, "no labels")
+BEST, BEST_ALONE = in_words(SCALE, 1, "guidance 1"), in_words(1, AUTO, "no labels")
 
 
 @pytest.mark.parametrize(
     ("scale", "auto", "of_a_pair", "without_classes"),
     [
-        (None, None, (SCALE, AUTO, BEST), (1, AUTO, BEST_ALONE)),
+        (None, None, (SCALE, 1, BEST), (1, AUTO, BEST_ALONE)),
         (3.0, None, (3, 1, "guidance 3"), None),
         (0.0, None, (0, 1, "guidance 0"), None),
         (None, 3.0, (1, 3, "autoguidance 3"), (1, 3, "autoguidance 3")),

@@ -96,7 +96,7 @@ def test_what_was_saved_is_what_is_loaded(path, saved):
 OLD = [
     ["precision"],
     ["noise"],
-    *(["train", name] for name in ("target", "min_snr", "betas", "clip_norm", "ema_decay")),
+    *(["train", name] for name in ("target", "min_snr", "optimizer", "betas", "clip_norm", "ema_decay")),
 ]
 
 

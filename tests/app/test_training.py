@@ -385,7 +385,14 @@ def test_parts_are_found_by_name_in_one_array_or_in_many():
 def test_a_config_travels_through_a_checkpoint():
     """saved_config is the inverse of what save keeps, whatever the settings."""
     config = TrainConfig(num_steps=7, minutes=2.5, betas=(0.5, 0.99), clip_norm=3.0, target="v", min_snr=5.0, seed=9)
-    assert saved_config(json.loads(json.dumps({"train": asdict(config)}))) == config
+    for kept in (config, replace(config, optimizer="adam")):
+        assert saved_config(json.loads(json.dumps({"train": asdict(kept)}))) == kept
+
+
+def test_a_run_of_earlier_versions_goes_on_with_adam():
+    """Its checkpoint names no optimizer, because there was one only."""
+    settings = {name: value for name, value in asdict(TrainConfig()).items() if name != "optimizer"}
+    assert saved_config({"train": settings}) == TrainConfig(optimizer="adam")
 
 
 # What is saved is finite.

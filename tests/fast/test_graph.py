@@ -96,6 +96,7 @@ SETTINGS = {
     "a small bound of the norm": {"clip_norm": 1e-3},
     "no warm-up, other betas": {"warmup": 0, "betas": (0.8, 0.95), "ema_decay": 0.5},
     "a batch of one": {"batch_size": 1},
+    "Adam": {"optimizer": "adam"},
 }
 
 
@@ -305,11 +306,11 @@ def test_a_state_is_whole_only_between_two_updates(monkeypatch):
         return looking
 
     recorder = graph.RecordedStep
-    for name in ("gradients", "clip", "adam", "average"):
+    for name in ("gradients", "clip", "update", "average"):
         monkeypatch.setattr(recorder, name, look(name, getattr(recorder, name)))
     for _ in zip(range(6), steps(state, one_process(), report=lambda line: None)):
         assert whole(state)
-    expected = [("gradients", True, True), ("clip", True, True), ("adam", False, False), ("average", False, False)]
+    expected = [("gradients", True, True), ("clip", True, True), ("update", False, False), ("average", False, False)]
     assert seen == 6 * expected
 
 

@@ -26,6 +26,7 @@ from tinydiff.fast.gpu import PERIOD
 from tinydiff.fast.install import EVERYWHERE, ON_A_GPU
 from tinydiff.fast.optim import PIECE, Flat
 from tinydiff.more.layers import NormSilu, NormSiluConv, UpConv
+from tinydiff.muon import Muon
 from tinydiff.nn import Attention, Linear, UNet
 from tinydiff.nn.unet import TIME_FEATURES, ResBlock, Upsample
 from tinydiff.optim import EMA, Adam, clip_grad_norm
@@ -38,6 +39,8 @@ ALSO = {
     "sum_of",
     "adam_update",
     "ema_update",
+    "orthogonalize",  # of workers: test_workers.py
+    "muon_update",
     "clip_grad_norm",
     "Training.note",
     "Training.metrics",
@@ -353,6 +356,8 @@ def hold_to_the_plain_form(name, place, dtype, data, seed):
 
 ROUNDINGS = {"float32": 1e-5, "float64": 1e-13}  # some tens of roundings, and a sum of 40,000 squares
 SHAPES = st.lists(st.sampled_from([(), (1,), (7,), (2, 3), (3, 2, 4), (PIECE + 77,)]), min_size=1, max_size=3)
+SIDED = [(16, 16), (17, 33), (40, 16), (16, 61), (100, 19), (3, 2, 4, 20), (2, 40, 21)]  # Muon's, and then Adam's:
+MATRICES = st.lists(st.sampled_from([*SIDED, (), (30,), (15, 40), (40, 15), (3, 3, 1, 40)]), min_size=2, max_size=3)
 MISSING = st.sets(st.integers(0, 2))  # which parameters have no gradient
 STEPS = 3
 
@@ -396,6 +401,34 @@ def test_adam_and_the_average(place, dtype, flat, seed, shapes, missing, eps):
 
     with on(place):
         agree(*each_form(["adam_update", "ema_update"], compute), ROUNDINGS[dtype])
+
+
+@each_dtype
+@on_device
+@pytest.mark.parametrize("flat", [False, True], ids=["tensors", "flat"])
+@given(SEEDS, MATRICES, st.lists(MISSING, min_size=STEPS, max_size=STEPS), st.integers(0, 3))
+def test_muon(place, dtype, flat, seed, shapes, missing, frozen):
+    """Weights and both moments after several steps: of matrices, of filters with four axes, and of what follows Adam.
+
+    A frozen parameter keeps its bits.
+    """
+
+    def compute():
+        tensors, parameters = parameters_of(seed, shapes, dtype, flat)
+        optimizer = Muon(parameters, betas=(0.8, 0.95))
+        before = [to_numpy(p.data).copy() for p in tensors]
+        for p in tensors[frozen : frozen + 1]:
+            p.requires_grad = False
+        for step in range(STEPS):
+            new_gradients(seed + 10 * step, tensors, missing[step])
+            optimizer.step(0.3 / (1 + step))
+        for p, start in zip(tensors, before):
+            assert p.requires_grad or (to_numpy(p.data) == start).all()
+        return [in_a_row(arrays) for arrays in ([p.data for p in parameters], optimizer.m, optimizer.v)]
+
+    with on(place):
+        # Each of 5 rounds multiplies what is rounded by up to 3.4: 480 times some roundings of 6e-8, or of 1e-16.
+        agree(*each_form(["muon_update"], compute), {"float32": 1e-3, "float64": 1e-11}[dtype])
 
 
 @each_dtype
@@ -523,5 +556,6 @@ def test_a_whole_run(place, num_steps, flat):
         return [np.array(state.rows), in_a_row(p.data for p in model.parameters()), in_a_row(state.ema.average)]
 
     with on(place):
-        forms = {"linear", "silu", "adam_update", "ema_update"} | (ALSO if place == "device" else set())
+        forms = {"linear", "silu", "adam_update", "ema_update"}
+        forms |= ALSO - {"orthogonalize", "muon_update"} if place == "device" else set()
         agree(*each_form(forms, compute), 1e-4)  # some roundings of 6e-8 a step, and Adam's 1 / sqrt(v)

@@ -17,6 +17,7 @@ from tinydiff.fast import kernels, winograd
 from tinydiff.fast.conv import conv2d_plus
 from tinydiff.fast.norm import group_norm_silu
 from tinydiff.fast.optim import Flat
+from tinydiff.muon import Muon
 from tinydiff.nn import UNet
 from tinydiff.optim import EMA, Adam, clip_grad_norm
 
@@ -208,6 +209,19 @@ def test_clipping_adam_and_the_average():
     agree(each_way(compute), 1e-14)
 
 
+def test_a_step_of_muon():
+    """A matrix and a vector; test_muon_kernel.py says more of the kernel."""
+
+    def compute():
+        flat = Flat([Tensor(a, requires_grad=True) for a in host_normal(0, (20, 16), (5,))])
+        flat.grad[...] = host_normal(1, (325,))[0]
+        optimizer = Muon([flat])
+        optimizer.step(0.1)
+        return [flat.data, *optimizer.m, *optimizer.v]
+
+    agree(each_way(compute), 1e-12)
+
+
 @given(SEEDS, st.lists(st.one_of(st.none(), st.integers(0, 5)), min_size=1, max_size=12), st.sampled_from([1, 60]))
 def test_gathering(seed, sizes, times):
     """1 to 720 arrays of any size end to end, so in 1 to 3 launches; one that is missing counts as 3 zeros."""
@@ -299,6 +313,7 @@ def test_every_kernel_was_run():
     test_clipping_adam_and_the_average()
     test_gathering()
     test_taking_rows()
+    test_a_step_of_muon()
     assert names == emulate.launched
 
 

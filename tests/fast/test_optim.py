@@ -16,6 +16,7 @@ from tinydiff.autograd import Tensor
 from tinydiff.backend import asarray, backend_name, default_rng, to_numpy, xp
 from tinydiff.fast import optim
 from tinydiff.fast.optim import Flat
+from tinydiff.muon import Muon
 from tinydiff.nn import Linear
 from tinydiff.optim import EMA, Adam, clip_grad_norm
 
@@ -440,6 +441,25 @@ def test_a_flat_of_parameters_with_gradients_keeps_them():
 
 
 # Frozen parameters, and graphs that are older than an update.
+
+
+def test_muon_on_a_flat_moves_its_matrices_and_leaves_a_frozen_one():
+    """As on the list of the same parameters: a matrix, a frozen matrix, a vector, a filter without a gradient."""
+    shapes = [(16, 20), (16, 20), (7,), (3, 3, 4, 16)]
+    flat, alone = tensors(default_rng(0), shapes), tensors(default_rng(0), shapes)
+    optimizers = Muon([Flat(flat)], 0.1), Muon(alone, 0.1)
+    flat[1].requires_grad = alone[1].requires_grad = False
+    before = to_numpy(flat[1].data).copy()
+    for step in range(3):
+        for parameters, optimizer in zip((flat, alone), optimizers):
+            for p, g in zip(parameters, tensors(default_rng(step, 1), shapes)):
+                p.grad = g.data.copy()
+            parameters[3].grad = None
+            optimizer.step()
+    np.testing.assert_array_equal(to_numpy(flat[1].data), before)
+    for p, q in zip(flat, alone):
+        # roundings of float64; a round multiplies those of a singular value by 3.4 at most
+        np.testing.assert_allclose(to_numpy(p.data), to_numpy(q.data), atol=1e-11)
 
 
 def test_frozen_parameters_of_a_flat_stay_as_in_the_plain_optimizer():

@@ -29,7 +29,7 @@ from tinydiff.diffusion import Schedule
 from tinydiff.diffusion.flow import straight
 from tinydiff.diffusion.targets import TARGETS
 from tinydiff.nn import Module
-from tinydiff.train import METRICS, NUM_BUCKETS
+from tinydiff.train import METRICS, NUM_BUCKETS, OPTIMIZERS
 
 COMMANDS = {  # kind -> the command that makes a checkpoint of this kind
     "diffusion": "python demos/train_mnist.py",
@@ -107,14 +107,14 @@ UNET = dict.fromkeys(("in_channels", "base_channels", "num_res_blocks", "num_hea
     "attention_levels": items(whole(0, 7), 0, 8),
     "num_classes": CLASSES,
 }
-SCHEDULES = {  # by the names of --schedule
-    name: getattr(Schedule, name) for name in ("linear", "cosine", "quadratic", "sigmoid", "constant")
-} | {"straight": straight}
+PAPERS = ("linear", "cosine", "quadratic", "sigmoid", "constant")
+SCHEDULES = {name: getattr(Schedule, name) for name in PAPERS} | {"straight": straight}  # by the names of --schedule
 TRAIN = {  # the settings of TrainConfig
     "num_steps": whole(1),
     "batch_size": whole(1, 1 << 17),
     "peak_lr": number(1e-30, 10),
     "warmup": whole(0),
+    "optimizer": old(one_of(*OPTIMIZERS)),
     "betas": old(items(number(0, 1 - 1e-9), 2, 2)),
     "clip_norm": old(number(1e-30, math.inf)),
     "ema_decay": old(number(0, 1 - 1e-9)),

@@ -191,7 +191,7 @@ def restore(state: Training, path: Path, arrays: dict[str, np.ndarray], meta: di
 
 def saved_config(meta: dict[str, Any]) -> TrainConfig:
     """The TrainConfig of a checkpoint.  Raises CheckpointError for an option that this version does not have."""
-    settings = dict(meta["train"])
+    settings: dict[str, Any] = {"optimizer": "adam"} | meta["train"]  # earlier versions had no other
     for name in settings.keys() - {field.name for field in fields(TrainConfig)}:  # weight_decay of earlier versions
         if settings.pop(name):
             raise CheckpointError(f"the checkpoint was trained with {name:.100}, which this version does not have")

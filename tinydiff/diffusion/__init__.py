@@ -40,16 +40,11 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import a name of another chapter when it is first asked for."""
-    import tinydiff.diffusion.editing as editing
-    import tinydiff.diffusion.edm as edm
-    import tinydiff.diffusion.flow as flow
-    import tinydiff.diffusion.likelihood as likelihood
-    import tinydiff.diffusion.moderation as moderation
-    import tinydiff.diffusion.solver as solver
-    import tinydiff.diffusion.targets as targets
-    import tinydiff.diffusion.variance as variance
+    # The import below asks for each of these names, and because there is none it imports the file.
+    if name not in ("editing", "edm", "flow", "likelihood", "moderation", "solver", "targets", "variance"):
+        from tinydiff.diffusion import editing, edm, flow, likelihood, moderation, solver, targets, variance
 
-    for chapter in (editing, edm, flow, likelihood, moderation, solver, targets, variance):
-        if getattr(getattr(chapter, name, None), "__module__", "") == chapter.__name__:
-            return getattr(chapter, name)
+        for chapter in (editing, edm, flow, likelihood, moderation, solver, targets, variance):
+            if getattr(getattr(chapter, name, None), "__module__", "") == chapter.__name__:
+                return getattr(chapter, name)
     raise AttributeError(f"tinydiff.diffusion has no {name}")

@@ -17,6 +17,7 @@ Read next: likelihood.py.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import add
 from typing import Any
 
 from tinydiff.backend import host_integers
@@ -56,17 +57,13 @@ def _noise(signal: Any, noise: Any) -> Any:
     return noise
 
 
-def _one(signal: Any, noise: Any) -> Any:
-    return signal + noise
-
-
 def _sum_of_roots(signal: Any, noise: Any) -> Any:
     return (signal**0.5 + noise**0.5) ** 2
 
 
 EPS = Target(_the_last, _the_last, _signal)
 X_0 = Target(_the_first, eps_from_x_0, _noise)
-V = Target(v_from_x_0_eps, eps_from_v, _one)
+V = Target(v_from_x_0_eps, eps_from_v, add)
 FLOW = Target(u_from_x_0_eps, eps_from_u, _sum_of_roots)
 TARGETS = {"eps": EPS, "x_0": X_0, "v": V, "flow": FLOW}  # as a checkpoint names them
 

@@ -79,9 +79,7 @@ def error_variance(schedule: Schedule, error: Any, t: Any, s: Any) -> Any:
     return per_row(schedule.beta_tilde(t, s), error) + per_row(c**2, error) * error
 
 
-def remembered(
-    predict: Callable[[Any, Any], tuple[Any, Any]], form: Callable[[Schedule, Any, Any, Any], Any]
-) -> tuple[Callable[[Any, Any], Any], Callable[[Schedule, Any, Any], Any]]:
+def remembered(predict: Callable[..., Any], form: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """(eps_fn, variance) of a model that predicts more than the noise.  `variance` is that of the last call of eps_fn.
 
     predict(x_t, t) -> (eps_hat, more), two arrays like x_t, else ValueError.
@@ -105,8 +103,7 @@ def remembered(
 
 def snr_levels(schedule: Schedule, t: Any) -> Any:
     """The row of a VarianceTable for each time: 0 in pure noise, LEVELS - 1 at t = 1.  t: host integers in 1..T."""
-    snr = schedule.log_snr
-    share = (snr[t] - snr[-1]) / max(snr[1] - snr[-1], 1e-12)
+    share = (schedule.log_snr[t] - schedule.log_snr[-1]) / max(schedule.log_snr[1] - schedule.log_snr[-1], 1e-12)
     return (share * LEVELS).clip(0, LEVELS - 1).astype("int64")
 
 

@@ -4,7 +4,7 @@ A small network on a GPU waits for Python, which orders some hundred launches in
 them.  The graph's arguments are fixed: each address, and each number that a kernel receives by value.  So what changes
 from step to step (the batch, the time codes, the rate) lies in device memory, in two buffers, each filled by one copy.
 
-    RecordedStep        a training step: gradients, clipping, Adam and the average.  The loop of train.py stays as it is
+    RecordedStep        a training step: gradients, clipping, update and average.  The loop of train.py stays as it is
     RecordedNetwork     an evaluation of a U-Net while images are drawn
 
 Two steps are ordered as ever, so that all kernels are compiled.  The third step is recorded.  The fourth step is
@@ -35,13 +35,13 @@ from tinydiff.backend import asarray, host_integers, to_numpy, xp
 from tinydiff.fast import kernels
 from tinydiff.fast.device import synchronize
 from tinydiff.fast.gpu import Packed
-from tinydiff.fast.optim import Flat, adam_on_a_gpu
+from tinydiff.fast.optim import Flat
 from tinydiff.nn import UNet
 from tinydiff.nn.unet import time_code
 from tinydiff.train import Batch, Losses, Training, rows
 
 WARM = 2  # steps ordered before the step that is recorded; the second of them shows what a step sends to the GPU
-NUMBERS = "rate, eps and rest"  # the entry of a batch with the numbers of Adam and of the average
+NUMBERS = "rate, eps and rest"  # the entry of a batch with the numbers of the optimizer and of the average
 MOST_CODES = 1 << 10  # times below this have their codes in a table
 RECORDED = "the training step is recorded: from now on one launch replays it"
 NOT_RECORDED = "the training step is not recorded, and each kernel is launched by itself"
@@ -218,7 +218,7 @@ class RecordedStep:
     """A training step of one process, recorded.  `train` calls its parts, and `average`, the last one, launches them.
 
     gradients makes this object the recorder of the Flat, average ends that: what happens between two steps is no part
-    of a step.  gradients, clip and adam only note what is to be done.  The losses and the norm that they return are
+    of a step.  gradients, clip and update only note what is to be done.  The losses and the norm that they return are
     arrays on the GPU that the launch fills.  So they may be read after the step, as `note` of gpu.py does.
     """
 
@@ -235,13 +235,14 @@ class RecordedStep:
         self._max_norm, self._flat.norm = max_norm, self._out[-1]
         return self._flat.norm
 
-    def adam(self, m: Any, v: Any, betas: tuple[float, float], rate: float, eps: float) -> None:
-        self._m, self._v, self._betas, self._rate, self._eps = m, v, betas, rate, eps
+    def update(self, orders: Callable, m: Any, v: Any, betas: tuple[float, float], numbers: list[float]) -> None:
+        self._update, self._m, self._v, self._betas, self._numbers = orders, m, v, betas, numbers
 
     def average(self, average: Any, rest: float) -> None:
         self._flat.recorder, self._average, norm = None, average, self._flat.norm
-        numbers = np.array([self._rate, self._eps, rest], self._flat.norm.dtype)
-        kept = tuple(p.requires_grad for p in self._flat.parameters), self._losses_of, self._max_norm, self._betas
+        numbers = np.array([*self._numbers, rest], self._flat.norm.dtype)
+        frozen = tuple(p.requires_grad for p in self._flat.parameters)
+        kept = frozen, self._losses_of, self._max_norm, self._update, self._betas
         arrays = self._flat.data, self._flat._grad, self._m, self._v, average
         self._out[...] = self._replay(self._orders, (*kept, *arrays), self._batch, {NUMBERS: numbers})
         self._flat.norm = norm
@@ -251,8 +252,8 @@ class RecordedStep:
         flat, numbers = self._flat, asarray(batch[NUMBERS])
         losses = self._gradients(self._losses_of, {name: a for name, a in batch.items() if name != NUMBERS})
         flat.norm = kernels.clip(flat.grad, self._max_norm)
-        adam_on_a_gpu(flat, self._m, self._v, self._betas, numbers[:2])
-        kernels.ema(self._average, flat.data, flat.norm, numbers[2:])
+        self._update(flat, self._m, self._v, self._betas, numbers[:-1])
+        kernels.ema(self._average, flat.data, flat.norm, numbers[-1:])
         out = xp.empty(losses.size + 1, flat.norm.dtype)
         kernels.gather([losses, flat.norm], [losses.size, 1], out)
         return out

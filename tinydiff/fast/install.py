@@ -26,6 +26,7 @@ EVERYWHERE: dict[str, Callable] = {
     "UpConv.forward": fused.upsample_conv,
     "adam_update": optim.adam_update,
     "ema_update": optim.ema_update,
+    "orthogonalize": optim.orthogonalize,
 }
 ON_A_GPU: dict[str, Callable] = {
     "attention": attention.attention,
@@ -33,6 +34,7 @@ ON_A_GPU: dict[str, Callable] = {
     "concat": gpu.concat,
     "take": gpu.take,
     "clip_grad_norm": optim.clip_grad_norm,
+    "muon_update": optim.muon_update,
     "Training.note": gpu.note,
     "Training.metrics": gpu.metrics,
 }

@@ -1,8 +1,9 @@
 """The GPU's own kernels: one launch in place of many passes over a map.
 
 A small network on a GPU spends its time on launches (some microseconds each), not on arithmetic.  So an op that would
-be a chain of array functions has kernels in kernels.cu, and a function of this file launches each kernel.  The tests
-compile kernels.cu for the host and compare the results with NumPy.  Axes as in ops/conv.py and ops/norm.py.
+be a chain of array functions has kernels in kernels.cu, and a function of this file launches each kernel.  Muon's
+kernel has a file of its own, muon.cu.  The tests compile both for the host and compare the results with NumPy.  Axes as
+in ops/conv.py and ops/norm.py.
 Read next: shares.py.
 """
 
@@ -17,11 +18,11 @@ import numpy as np
 
 from tinydiff.backend import backend_name, xp
 
-SOURCE = Path(__file__).with_name("kernels.cu").read_text("utf-8")
+SOURCE = "".join(Path(__file__).with_name(name).read_text("utf-8") for name in ("kernels.cu", "muon.cu"))
 THREADS = 256  # of a block; a power of two, as total() in kernels.cu needs
 FEW_ROWS = 256  # of `linear`: up to here one thread for each result is fast enough
 _MOST_SHORT = 1 << 30  # numbers in an array; for larger arrays a kernel needs 64-bit indices
-_PARTS = 160  # arrays that one launch gathers; the same as PARTS in kernels.cu
+_PARTS = 160  # arrays that one launch gathers, or matrices that it updates; the same as PARTS in kernels.cu
 _SHORT = 1024  # rows; one block adds so few rows faster than two launches do
 _TILE = 32  # channels of which a block of sum_segments adds rows, at most; the same as there
 
@@ -224,6 +225,22 @@ def adam(theta: Any, g: Any, m: Any, v: Any, norm: Any, numbers: Any, *betas: fl
     """One step of Adam in place, as in adam_update of optim.py.  numbers: (rate, eps), an array.  Nothing is updated if
     the norm or the rate is not finite."""
     launch("adam", theta.size, theta, g, m, v, norm, numbers, *map(float, betas))
+
+
+def muon(theta: Any, before: Any, g: Any, m: Any, norm: Any, lr: Any, matrices: list, *settings: float) -> None:
+    """Muon's step for matrices, (start, rows, columns) in the flat arrays theta, before, g and m; see muon.py.
+
+    theta is written.  before: theta before Adam's step.  m: the moment after it.  lr: (1,), an array.  settings: beta1,
+    A, B, C and ROUNDS of muon.py.  Nothing is updated if the norm or lr is not finite.
+    """
+    *factors, rounds = settings
+    for k in range(0, len(matrices), _PARTS):
+        part, rest = matrices[k : k + _PARTS], [0] * (_PARTS - len(matrices[k : k + _PARTS]))
+        starts, rows, columns = zip(*part)
+        room = 4 * max(map(min, rows, columns)) ** 2
+        table = struct([*starts, *rest], [*rows, *rest, *columns, *rest])
+        given = theta, before, g, m, xp.empty(len(part) * room, theta.dtype), norm, lr, table, room
+        launch("muon", len(part), *given, *map(float, factors), int(rounds), each=THREADS)
 
 
 def ema(average: Any, theta: Any, norm: Any, rest: Any) -> None:

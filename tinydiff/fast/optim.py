@@ -14,7 +14,7 @@ import weakref
 from operator import attrgetter, is_
 from typing import Any
 
-from tinydiff import optim
+from tinydiff import muon, optim
 from tinydiff.autograd import Tensor, mark_written
 from tinydiff.backend import asarray, require, xp
 from tinydiff.fast import kernels
@@ -35,6 +35,7 @@ class Flat:
     """
 
     recorder: Any = None  # while steps are recorded: the RecordedStep that launches the update, see graph.py
+    shared: Any = None  # where several workers share this buffer: their function that orthogonalises matrices
     requires_grad = True  # as a parameter of Adam; adam_update leaves frozen tensors alone
     _data: Any
     _grad: Any
@@ -138,12 +139,9 @@ class Flat:
 def adam_update(p: Any, m: Any, v: Any, *, lr: float, betas: tuple[float, float], eps: float, k: int) -> None:
     """The faster form of optim.adam_update.  The two bias corrections become part of the numbers rate and eps."""
     beta1, beta2 = betas
-    root = math.sqrt(1 - beta2**k)
-    rate, eps = lr * root / (1 - beta1**k), eps * root
-    if isinstance(p, Flat) and p.recorder is not None:
-        p.recorder.adam(m, v, betas, rate, eps)
-    elif kernels.available():
-        adam_on_a_gpu(p, m, v, betas, asarray([rate, eps], m.dtype))
+    rate, eps = _corrected(lr, betas, eps, k)
+    if kernels.available():
+        _update_on_a_gpu(adam_on_a_gpu, p, m, v, betas, [rate, eps])
     else:
         grad, theta = xp.zeros_like(m) if p.grad is None else p.grad, p.data
         kept = p.kept(theta, m, v) if isinstance(p, Flat) else []
@@ -158,13 +156,41 @@ def adam_update(p: Any, m: Any, v: Any, *, lr: float, betas: tuple[float, float]
             view[...] = values
 
 
+def muon_update(p: Any, m: Any, v: Any, *, lr: float, betas: tuple[float, float], eps: float, k: int) -> None:
+    """muon.muon_update on a GPU: the launch of Adam, and one for all matrices."""
+    _update_on_a_gpu(muon_on_a_gpu, p, m, v, betas, [*_corrected(lr, betas, eps, k), lr])
+
+
+def orthogonalize(p: Any, ns: list[Any]) -> list[Any]:
+    """The faster form of muon.orthogonalize: workers that share the parameters orthogonalise a part of the matrices
+    each.
+
+    Each worker multiplies on one thread.  In this process BLAS has a thread for each core, and they keep spinning for
+    a while after a product, beside workers that need the cores: a step of two workers took 11% longer.
+    """
+    shared = getattr(p, "shared", None)
+    return list(map(muon.orthogonalized, ns)) if shared is None else shared(ns)
+
+
 def adam_on_a_gpu(p: Any, m: Any, v: Any, betas: tuple[float, float], numbers: Any) -> None:
     """adam_update in one launch.  numbers: rate and eps as a device array (2,)."""
-    grad = xp.zeros_like(m) if p.grad is None else xp.ascontiguousarray(p.grad)
     kept = p.kept(p.data, m, v) if isinstance(p, Flat) else []
-    kernels.adam(p.data, grad, m, v, _norm_of(p), numbers, *betas)
+    kernels.adam(p.data, _gradient_of(p), m, v, _norm_of(p), numbers, *betas)
     for view, values in kept:
         view[...] = values
+
+
+def muon_on_a_gpu(p: Any, m: Any, v: Any, betas: tuple[float, float], numbers: Any) -> None:
+    """muon_update in two launches.  numbers: rate and eps of Adam and the learning rate, as a device array (3,).
+
+    Adam's launch also moves the matrices, and Muon's launch writes them anew from what they were before.
+    """
+    matrices = _matrices_of(p)
+    before = p.data.copy() if matrices else p.data
+    adam_on_a_gpu(p, m, v, betas, numbers[:2])
+    if matrices:
+        settings = betas[0], muon.A, muon.B, muon.C, muon.ROUNDS
+        kernels.muon(p.data, before, _gradient_of(p), m, _norm_of(p), numbers[2:], matrices, *settings)
 
 
 def ema_update(average: Any, p: Any, d: float) -> None:
@@ -194,6 +220,36 @@ def clip_grad_norm(parameters: Any, max_norm: float) -> Any:
         flat.norm = kernels.clip(flat.grad, max_norm)
         return flat.norm
     return optim.clip_grad_norm.__wrapped__(parameters, max_norm)  # type: ignore[attr-defined]
+
+
+def _update_on_a_gpu(orders: Any, p: Any, m: Any, v: Any, betas: tuple[float, float], numbers: list[float]) -> None:
+    """Call orders(p, m, v, betas, numbers), with the numbers on the device; while steps are recorded, note it."""
+    if isinstance(p, Flat) and p.recorder is not None:
+        p.recorder.update(orders, m, v, betas, numbers)
+    else:
+        orders(p, m, v, betas, asarray(numbers, m.dtype))
+
+
+def _corrected(lr: float, betas: tuple[float, float], eps: float, k: int) -> tuple[float, float]:
+    """Adam's rate and eps, with both bias corrections: theta <- theta - rate m / (sqrt(v) + eps)."""
+    root = math.sqrt(1 - betas[1] ** k)
+    return lr * root / (1 - betas[0] ** k), eps * root
+
+
+def _gradient_of(p: Any) -> Any:
+    """The gradient as a contiguous array; zeros if there is none."""
+    return xp.zeros_like(p.data) if p.grad is None else xp.ascontiguousarray(p.grad)
+
+
+def _matrices_of(p: Any) -> list[tuple[int, int, int]]:
+    """(start in p.data, rows, columns) of each matrix that muon.matrices_of finds."""
+    found, start = [], 0
+    for q in p.parameters if isinstance(p, Flat) else [p]:
+        columns = q.shape[-1] if q.ndim > 1 and q.size else 1
+        if q.requires_grad and min(q.size // columns, columns) >= muon.LEAST:
+            found.append((start, q.size // columns, columns))
+        start += q.size
+    return found
 
 
 def _norm_of(p: Any) -> Any:

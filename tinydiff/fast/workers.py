@@ -16,6 +16,7 @@ arrays of a step go through shared memory.  Read next: processes.py.
 
 import atexit
 import ctypes
+import math
 import multiprocessing
 import os
 import pickle
@@ -48,6 +49,7 @@ from tinydiff.fast.processes import (
     unheard,
 )
 from tinydiff.fast.shares import gathered
+from tinydiff.muon import orthogonalized
 from tinydiff.nn import Module
 from tinydiff.train import Batch, Losses, checked_losses, rows
 
@@ -128,6 +130,7 @@ class Workers:
             self._shared.arrays["theta"][:] = self.flat.data
             self.flat.move(self._shared.arrays["theta"], self._shared.arrays["grad"][0])  # the sum is made in row 0
             self._start(build, self._shared)
+            self.flat.shared = self._orthogonalize
         except BaseException:
             if self._shared is not None:
                 with suppress(FileNotFoundError):  # the memory has no name any more
@@ -167,6 +170,21 @@ class Workers:
         for g in others:
             total += g
         return np.concatenate(losses)
+
+    def _orthogonalize(self, ns: Sequence[Any]) -> list[Any]:
+        """O(N) of each matrix, see muon.py.  The results lie in shared memory and hold until the next step.
+
+        The matrices take the place of worker 1's gradient, which has been added to the sum in row 0.
+        """
+        assert self._shared is not None
+        spare, places, start = self._shared.arrays["grad"][1], list[tuple[int, tuple[int, ...]]](), 0
+        for n in ns:
+            spare[start : start + n.size] = n.reshape(-1)
+            places.append((start, n.shape))
+            start += n.size
+        with self._conversation():
+            self._ask("orthogonalize", [(places[w :: self.num_workers],) for w in range(self.num_workers)])
+        return [spare[start : start + math.prod(shape)].reshape(shape) for start, shape in places]
 
     def map(self, f: Callable[[Module, Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
         """Yield f(model, job) for each job, in order.  A free worker gets the next job."""
@@ -244,7 +262,7 @@ class Workers:
                 process.kill()
                 process.join()
         atexit.unregister(self.close)
-        self._processes, self._pipes = [], []
+        self._processes, self._pipes, self.flat.shared = [], [], None
         if self._batch is not None:
             self._batch.close()
         if self._shared is not None:
@@ -368,6 +386,11 @@ class _Replica:
     def gradients(self, losses_of: Losses, part: slice, n: int) -> np.ndarray:
         assert self.batch is not None
         return losses_and_gradient(self.model, self.flat, losses_of, self.batch.arrays, part, n)
+
+    def orthogonalize(self, places: list[tuple[int, tuple[int, ...]]]) -> None:
+        for start, shape in places:
+            n = self.shared.arrays["grad"][1, start : start + math.prod(shape)].reshape(shape)
+            n[...] = orthogonalized(n)
 
     def call(self, f: Callable, job: Any) -> Any:
         return f(self.model, job)

@@ -201,6 +201,23 @@ def test_what_a_value_is_comes_before_what_it_should_be(say):
     assert say(1.0, 1.0) is None and say(1, np.int64(1)) is None
 
 
+def test_what_a_function_returns_is_counted(verdicts):
+    """Two things, in a tuple or a list; else the sentence says how many there are, and names what is wanted."""
+    assert verdicts.two((1, 2), "mean", "var") == (1, 2) and verdicts.two([1, 2], "mean", "var") == [1, 2]
+    for got, kind in ((None, "nothing"), (np.ones(2), "one thing"), ((1,), "one thing"), ((1, 2, 3), "3 things")):
+        with pytest.raises(verdicts.Wrong, match=f"returns {kind}, and should return two: mean and var"):
+            verdicts.two(got, "mean", "var")
+
+
+def test_a_vjp_returns_a_gradient_for_each_input(cases):
+    """Arrays, or functions that return one; another number of them is told, and what else was returned."""
+    gradients, Wrong = sys.modules["small_engine"]._gradients, sys.modules["verdicts"].Wrong
+    assert gradients((1, lambda: 2, 3), 3) == [1, 2, 3]
+    for found, kind in (((1, 2), "2 things"), (np.ones(3), "a ndarray"), (None, "a NoneType")):
+        with pytest.raises(Wrong, match=f"vjp returns {kind}, and should return 3 gradients"):
+            gradients(found, 3)
+
+
 def test_digits_are_told_from_mistakes(verdicts):
     """Up to 1e-3 of each number it is rounding, unless it is within `exact`; above it is another number."""
     small = verdicts.Small("x", "a case", None, np.array([1.0, 1000.0]), digits="Keep them.", exact=1e-9)
@@ -214,6 +231,9 @@ def test_digits_are_told_from_mistakes(verdicts):
         pytest.approx(2e-4),
     )
     assert found(1002.0) == ("x[1] is 1002, and should be 1000: 1 of 2 numbers are wrong.", 0.0)
+    zero = small._replace(right=np.array([0.0, 1.0]))  # of a 0 there are no digits
+    assert verdicts.verdict(zero._replace(got=np.array([1e-10, 1.0]))) is None
+    assert verdicts.verdict(zero._replace(got=np.array([0.01, 1.0]))).sentence.startswith("x[0] is 0.01, and should")
     harmless = small._replace(got=np.array([1.0, 1000.01]), usual={"a mistake that changes nothing here.": small.right})
     assert verdicts.verdict(harmless).sentence.endswith("Keep them.")
     early = verdicts.verdict(small._replace(got=np.array([1.0, 1000.01]), digits=""))

@@ -132,7 +132,7 @@ def test_a_copy_that_cannot_be_imported_is_told_so(judge, monkeypatch, tmp_path)
         (
             "Mismatched elements: 1 / 5 (20%)\nMax absolute difference among violations: 2e-13\n"
             "Max relative difference among violations: 7.42e-12",
-            "1 of 5 numbers are right only up to rounding, off by up to 7e-12 of their value",
+            "1 of 5 numbers are right only up to rounding, off by up to 7e-12 of their value: keep more digits",
         ),
         (
             "Mismatched elements: 1 / 5 (20%)\nMax absolute difference: 0.25\nMax relative difference: 0.5",

@@ -150,7 +150,7 @@ def test_the_rows_are_compared_in_a_sentence(demo, pictures, tmp_path):
     assert said(original) == said(original + 1e-3) == "Your pictures are the original's."
     said_half = "Your pictures differ from the original's, by 25.0% of the range from black to white on average."
     assert said(original + 0.5) == said_half
-    assert said(original + 9).count("50.0%")  # clipped, as it is shown
+    assert said(original + 9) == said_half.replace("25.0%", "50.0%")  # clipped, as it is shown
     worse = original.copy()
     worse[:5] = np.nan
     assert said(worse) == "50% of your numbers are NaN or infinite, and are drawn grey."
@@ -209,14 +209,17 @@ def test_whose_fault_it_is_is_told(demo, pictures, monkeypatch, tmp_path):
         def kill(self):
             words.append("killed")
 
-    def drawn(*said, code=0):
+    def drawn(*said, code=0, checkpoint="c.npz"):
         processes = [Process(text, code) for text in said]
         monkeypatch.setattr(pictures, "_started", lambda given: words.append(given) or processes.pop(0))
-        return pictures.drawn(demo.find("ddim_step"), tmp_path, "c.npz")
+        return pictures.drawn(demo.find("ddim_step"), tmp_path, checkpoint)
 
     failed = {"error": "E: x", "places": [], "example": ""}
     assert drawn({}, failed) == (None, None, failed)
     assert words[0][:4] == (str(demo.ROOT), "draw", "ddim_step", "c.npz") and words[1][0] == str(tmp_path.resolve())
+    del words[:]
+    drawn({}, failed, checkpoint=None)
+    assert words[0][3] == words[1][3] == ""  # and no file of the name None is looked for
     del words[:]
     with pytest.raises(KeyboardInterrupt):
         drawn("Ctrl-C", {})

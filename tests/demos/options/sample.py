@@ -8,7 +8,7 @@ from tinydiff.diffusion import ddim_step, ddpm_step, log_snr_pairs, quadratic_pa
 
 ARGUMENTS = {"checkpoint": "c.npz"}
 WORDS = "--num=4 --steps=3"
-BEST = choices.SCALE, choices.AUTO
+BEST = choices.SCALE, 1.0
 GUIDED = choices.guidance(pair_of_labels(), None, None)[1]  # the default, in words
 
 
