@@ -84,7 +84,7 @@ def main(
     build = partial(build_unet, default_network(shape, None, channels), seed)
     warmup = min(100, steps // 4)
     config = TrainConfig(num_steps=steps, minutes=None, batch_size=batch_size, warmup=warmup, seed=seed)
-    recipe = Recipe(schedule, shape, num_steps=sample_steps, scale=1.0)
+    recipe = Recipe(schedule, shape, num_steps=sample_steps)  # without classes there is no guidance
     settings = {"steps": steps, "batch_size": batch_size, "channels": channels, "seed": seed, "data": dataset.name}
     rows, curves, shown, unfinished = [], {}, {}, []
     for size in (few, many):
@@ -97,7 +97,6 @@ def main(
             with drawing(pool, state):
                 losses = [mean_loss(pool, schedule, pictures, seed) for pictures in sets]
                 samples = np.concatenate([frames[-1] for frames in generate(pool, recipe, [0] * num, seed)])
-        samples = samples.clip(-1, 1)
         near = [nearest(samples, pictures) for pictures in sets]
         rows.append(row_of(name, losses, *(distance for _, distance in near)))
         curves[name] = np.array(state.metrics())[:, 0]

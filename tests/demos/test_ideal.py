@@ -74,7 +74,9 @@ def test_what_cannot_be_shown_is_refused(demo, tmp_path):
         demo.main(backend=backend_name(), data="glyphs", num=2, digit=missing, out=tmp_path)
 
 
-@pytest.mark.parametrize("T, times", [(1000, [1000, 900, 800, 700, 650, 600, 550, 500, 400, 200]), (3, [3, 2, 1])])
+@pytest.mark.parametrize(
+    "T, times", [(1000, [1000, 900, 800, 700, 650, 600, 550, 500, 400, 200]), (3, [3, 2, 1]), (1, [1])]
+)
 def test_times_are_shares_of_T_without_0(demo, T, times):
     """From T down, each once."""
     assert demo.times_of(T) == times
@@ -119,6 +121,11 @@ def test_the_network_is_as_far_off_as_its_eps_hat_times_noise_over_signal(load_d
     sentence = demo.why_they_differ(row)
     for column in ("sqrt(alpha_bar_t)", "network from ideal, eps_hat", "network from ideal, x_0_hat"):
         assert f" {row[column]}" in sentence and f"t = {t} " in sentence
+
+
+def test_a_difference_is_a_root_mean_square(demo):
+    """3 and 4 off are sqrt(12.5) off."""
+    assert demo.rms(np.array([[3.0, -4.0]], "float32")) == pytest.approx(12.5**0.5, rel=1e-6)
 
 
 @pytest.mark.parametrize("number, text", [(1, "1.0"), (99.94, "99.9"), (99.96, "100"), (4949.4, "4,949")])

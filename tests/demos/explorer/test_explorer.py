@@ -350,6 +350,8 @@ def test_one_start_has_three_ends_if_the_steps_have_noise(runs, scale):
                 step, eps_fn = runs.SAMPLERS[sampler](schedule), lambda x_t, t: x_t / 2
                 *_, (_, x_0, _) = sample(step, eps_fn, timestep_pairs(100, 10), x_T, rng)
                 np.testing.assert_allclose(ends[way, i], to_numpy(x_0)[0], atol=1e-6)
+        made = runs.reverse(Pool(Slope()), schedule, (4, 4, 1), (2, 3), (10,), 3, 5, some_digits(4))
+        assert made["runs"][f"{sampler} 10 {scale}"]["ends"] == runs.sheet(ends)
         moved = abs(ends[1:] - ends[:1]).max((1, 2, 3, 4)) > 0.1
         assert moved.tolist() == [sampler == "ddpm"] * 2
 
@@ -514,6 +516,15 @@ def test_each_mistake_stands_beside_the_right_thing(runs, made):
         assert row["right"] == rows[0]["right"]
         assert pixels(row["right"]).shape == pixels(row["other"]).shape == (28, 28 * 5)
     assert float(rows[0]["figures"]["moved"]) > 1
+
+
+def test_another_right_choice_is_not_called_wrong(runs):
+    """Of the rows of pitfalls.py just the one whose sentence says that it is no mistake."""
+    schedule, images = Schedule.linear(100), np.zeros((5, 28, 28, 1), np.float32)
+    drawn = [(case, images) for case in runs.pitfalls.SAMPLING]
+    rows = runs.compared("sampling", drawn, None, np.arange(5), runs.pitfalls.facts(schedule, 4, 1))
+    assert [row["kind"] for row in rows] == ["also right" if "Not a mistake" in row["why"] else "wrong" for row in rows]
+    assert [row["name"] for row in rows if row["kind"] == "also right"] == ["variance beta, not beta_tilde"]
 
 
 @pytest.fixture

@@ -202,7 +202,7 @@ def test_a_step_of_the_page_is_that_of_the_package_but_for_its_mistake(page, rng
     """From t to s, the last step included; without a mistake it is ddpm_step, with beta its other variance."""
     assert page.execute_script("return Object.keys(MISTAKES)") == list(MISTAKES)
     x, eps, noise = rng.standard_normal((3, 5, 2))
-    for t, s in ((1000, 800), (500, 499), (200, 0), (1, 0)):
+    for t, s in ((1000, 800), (500, 499), (2, 1), (200, 0), (1, 0)):
         arguments = [a.ravel().tolist() for a in (x, eps)] + [t, s, noise.ravel().tolist(), mistake]
         made = page.execute_script("return ddpmStep(scheduleOf('linear'), ...arguments)", *arguments)
         expected = by_hand(mistake, SCHEDULE, x, eps, t, s, noise)

@@ -28,7 +28,7 @@ def stand_ins(program, notes, patch):
         return 0.5
 
     def generate(pool, recipe, labels, seed):
-        notes.add(sample_steps=recipe.num_steps, scale=recipe.scale, drawn=len(labels), noise_seed=seed)
+        notes.add(sample_steps=recipe.num_steps, drawn=len(labels), noise_seed=seed)
         yield np.zeros((1, len(labels), 8, 8, 1), np.float32)
 
     for f in (any_training, finish, mean_loss, generate):
