@@ -196,10 +196,8 @@ def test_the_picture_shows_what_the_table_says(demo):
         names = [text.get_text().replace("\n", " ") for text in panel.get_yticklabels()]
         assert names == ["samples", "nearest of the training", "nearest held out"]
         assert list(panel.get_yticks()) == [2.5, 7.5, 12.5]
-        title = (
-            f"trained on {name}: loss {row['loss']}, held out {row['loss, held out']}; 1 of 2 nearer to the training"
-        )
-        assert panel.get_title() == title
+        losses = f"loss {row['loss']}, held out {row['loss, held out']}"
+        assert panel.get_title() == f"trained on {name}: {losses};\n1 of 2 samples are nearer to the training"
 
 
 def test_the_many_are_more_than_the_few(demo, tmp_path):
