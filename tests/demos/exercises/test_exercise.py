@@ -733,6 +733,17 @@ def test_what_the_table_names_exists(exercises):
         assert exercise.question.endswith("?")
 
 
+def test_each_exercise_is_seen_where_it_acts(exercises):
+    """What no network needs is seen as noised digits, and what acts in training alone after a training."""
+    scenes = {}
+    for exercise in exercises.values():
+        scenes.setdefault(exercise.scene, set()).add(exercise.name)
+    assert scenes.pop("noise") == {"closed_form", "schedules"}
+    backward = {"unbroadcast", "backward_walk", "conv2d_backward", "group_norm_backward"}
+    assert scenes.pop("train") == backward | {"training_loss", "ema"} and set(scenes) == {"draw"}
+    assert [exercise.name for exercise in exercises.values() if exercise.sampler != "ddpm_step"] == ["ddim_step"]
+
+
 def test_every_law_that_the_table_names_exists(exercises):
     """Each is the name of a test below tests/, and what a check prints for it is not empty."""
     trees = {}

@@ -8,7 +8,7 @@ import time
 import laws
 import pytest
 
-from tinydiff.backend import backend_name
+from tinydiff.backend import FAST, backend_name
 
 pytestmark = [
     pytest.mark.program,
@@ -43,6 +43,7 @@ def test_a_small_case_tells_what_is_wrong(case):
 
     def right(book):
         assert book("diffusion/gaussian").q_sample and book("nn/unet").time_code and book("data").Dataset
+        assert not FAST  # nothing faster takes the place of the reader's functions
         print("a word")
         yield Small("x", "T = 3", 1.0, 1.0)
 

@@ -305,6 +305,7 @@ def test_an_answer_is_shown_after_ones_own(demo, do, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "stdin", io.StringIO("a third of it\nleft"))
     output = do("answer")[1]  # of the exercise that was worked on last
     assert output.startswith(" ".join(demo.find("ema").question.split())) and demo.ANSWERS["ema"][:20] in output
+    assert do("answer", "14")[1].count("You wrote: a third of it left") == 1  # by its number
     for name, said in (("stop12", "no exercise is called stop12"), ("emma", "did you mean ema?")):
         with pytest.raises(TinydiffError, match=said):
             do("answer", name)
