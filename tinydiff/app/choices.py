@@ -15,7 +15,7 @@ from tinydiff.diffusion.times import Pairs, quadratic_pairs
 
 # The defaults of a pair.  SCALE: of the points that demos/README.md compares, the nearest to the data with 99% read as
 # asked.  AUTO: without classes; it brought unguided digits nearer to the data.
-SCALE, AUTO = 1.25, 1.5
+SCALE, AUTO = 1.5, 1.5
 labels = cli.list_of(cli.whole(0, 999), repeats=True)  # option type: "7", "0-9", "3,3,7-9"
 
 
