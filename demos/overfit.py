@@ -58,7 +58,7 @@ def main(
     data_dir=None,
     few=20,
     many=5000,
-    steps=1000,
+    steps=800,
     batch_size=16,
     channels=16,
     sample_steps=Recipe.num_steps,

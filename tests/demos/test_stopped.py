@@ -93,7 +93,9 @@ def latent(load_demo, monkeypatch, folder):
     return demo, options | {"autoencoder": {"channels": [8, 8], "latent_channels": 2}}, ["autoencoder", "U-Net"]
 
 
-@pytest.mark.parametrize("program", [classifier, points, waves, overfit, one_shot, latent])
+@pytest.mark.parametrize(
+    "program", [classifier, points, waves, pytest.param(overfit, marks=pytest.mark.slow), one_shot, latent]
+)
 def test_a_training_that_is_stopped_goes_on_to_the_same_bits(program, load_demo, monkeypatch, tmp_path, capsys):
     """Stopped in each of its trainings, and resumed: the files are those of an uninterrupted run, bit for bit."""
     demo, options, names = program(load_demo, monkeypatch, tmp_path)

@@ -61,7 +61,7 @@ ROWS = {
     "--steps": (
         "",
         "--steps=40",
-        {"steps": both(1000, 40), "warmup": both(100, 10), "settings": DIFFERS, "printed": DIFFERS},
+        {"steps": both(800, 40), "warmup": both(100, 10), "settings": DIFFERS, "printed": DIFFERS},
     ),
     "--batch-size": ("", "--batch-size=9", {"batch_size": both(16, 9), "x_t": DIFFERS, "settings": DIFFERS}),
     "--channels": ("", "--channels=8", {"network": DIFFERS, "settings": DIFFERS}),
