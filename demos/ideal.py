@@ -19,7 +19,6 @@ x_0_hat divides the error of eps_hat by sqrt(alpha_bar_t), which is 0.006 at t =
 pictures, so it stays in their range.  Read next: exact.py, which contains the formulas.
 """
 
-import io
 import textwrap
 from functools import partial
 from pathlib import Path
@@ -35,14 +34,12 @@ from exact import (
     told_of_last_noise,
 )
 from matplotlib.figure import Figure
-from PIL import Image
 
 from tinydiff.app import cli
 from tinydiff.app.axes import log_scale
-from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.kinds import EVERY, data_name, data_size
 from tinydiff.app.outputs import own_folder
-from tinydiff.app.plots import tile
+from tinydiff.app.plots import save_figure, tile
 from tinydiff.app.tables import WIDTH, write_table
 from tinydiff.app.trained import load_trained
 from tinydiff.autograd import no_grad
@@ -115,12 +112,12 @@ def main(
     if network is not None:
         print(textwrap.fill(why_they_differ(rows[0]), WIDTH))
     title = f"{dataset.name}: the mean of all pictures that x_t may come from, of {len(dataset):,}"
-    write(out / "ideal.png", picture_of(moments, title))
+    save_figure(out / "ideal.png", picture_of(moments, title), 160)
 
     last = last_noises(schedule, x_0, (2, schedule.T // 10, schedule.T // 2), seed)
     told = ", ".join(f"{share:.2g} at t = {t}" for t, share, *_ in last)
     print(f"of the noise of the last step x_t tells beta_t/(1 - alpha_bar_t): {told}")
-    write(out / "which_noise.png", which_noise(schedule, last))
+    save_figure(out / "which_noise.png", which_noise(schedule, last), 160)
 
     guided = in_the_plane(seed)
     plane = [row for row, _ in guided]
@@ -128,7 +125,7 @@ def main(
     write_table(out / "guidance_in_the_plane.csv", plane)
     stds = ", ".join(f"{what} {std:.3f}" for what, std in guided_stds(2, 1, 0.25).items())
     print(f"in closed form, a class of std 0.5 among data of std 1, scale 2: {stds}")
-    write(out / "guidance_in_the_plane.png", plane_picture(guided))
+    save_figure(out / "guidance_in_the_plane.png", plane_picture(guided), 160)
     print(f"pictures: {out}/ideal.png, which_noise.png, guidance_in_the_plane.png")
     return rows, plane
 
@@ -332,14 +329,6 @@ def plane_picture(guided):
     what = "red: guided chains with exact scores; blue, and in brackets: the tilted density"
     figure.suptitle(f"a class of two among eight Gaussians, {what}", fontsize=11)
     return figure
-
-
-def write(path, figure):
-    """Save as a .png of 160 colours: a thousand dots then need a quarter of the space."""
-    canvas = io.BytesIO()
-    figure.savefig(canvas, format="png")
-    with atomic_write(path) as file:
-        Image.open(canvas).convert("RGB").quantize(160, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
 
 
 if __name__ == "__main__":

@@ -18,22 +18,19 @@ If the demo is stopped, nothing is kept.  Read next: tinydiff/nn/unet.py.
 """
 
 import inspect
-import io
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
 from tqdm import tqdm
 
 from tinydiff.app import cli, training
 from tinydiff.app.axes import log_scale, marker_of, step_scale
-from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.generate import Recipe, check_steps, generate
 from tinydiff.app.outputs import own_folder
-from tinydiff.app.plots import tile
+from tinydiff.app.plots import save_figure, tile
 from tinydiff.app.tables import write_table
 from tinydiff.autograd import Tensor, no_grad
 from tinydiff.backend import TinydiffError, asarray, default_rng, to_numpy
@@ -96,10 +93,10 @@ def main(
     print(f"the loss on {len(test)} held-out pictures:")
     losses = loss_table(runs)
     write_table(out / "losses.csv", losses)
-    write(out / "network.png", drawn(parts))
-    write(out / "time_code.png", code_picture(schedule.T))
-    write(out / "skips.png", skips_picture(runs))
-    write(out / "average.png", average_picture(runs[next(iter(runs))]))
+    save_figure(out / "network.png", drawn(parts), 96)
+    save_figure(out / "time_code.png", code_picture(schedule.T), 96)
+    save_figure(out / "skips.png", skips_picture(runs), 96)
+    save_figure(out / "average.png", average_picture(runs[next(iter(runs))]), 96)
     print(f"done: open {out}/{pictures[0]} and {', '.join(pictures[1:])}")
     print(f"next: {cli.command(Path(__file__).with_name('same_start.py'), 'runs/mnist/checkpoint.npz')}")
     return parts, codes, losses
@@ -380,14 +377,6 @@ def average_picture(moments):
         named = {f"{kind}, step {m['step']:,}": m[kind][1] for m in moments}
         rows_of_pictures([figure.add_subplot(grid[i, column]) for i in range(len(moments))], named)
     return figure
-
-
-def write(path, figure):
-    """Save as a .png of 96 colours, which needs a quarter of the space."""
-    canvas = io.BytesIO()
-    figure.savefig(canvas, format="png")
-    with atomic_write(path) as file:
-        Image.open(canvas).convert("RGB").quantize(96, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
 
 
 if __name__ == "__main__":

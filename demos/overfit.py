@@ -19,22 +19,19 @@ Distances are root mean square differences of pixels, in grey levels from 0 to 2
 Ctrl-C, SIGTERM and SIGHUP save and end a training; the same command with --resume continues it.
 """
 
-import io
 from functools import partial
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
 
 from tinydiff.app import cli
 from tinydiff.app.axes import log_scale, marker_of, step_scale
-from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.fit import any_training, finish
 from tinydiff.app.generate import Recipe, build_unet, check_room, check_steps, generate
 from tinydiff.app.metrics import interval
 from tinydiff.app.networks import default_network
 from tinydiff.app.outputs import own_folder
-from tinydiff.app.plots import tile
+from tinydiff.app.plots import save_figure, tile
 from tinydiff.app.run import check_batch
 from tinydiff.app.tables import write_table
 from tinydiff.app.training import drawing
@@ -103,10 +100,7 @@ def main(
         shown[name] = [samples[:SHOWN], *(x_0_of(p, index[:SHOWN]) for p, (index, _) in zip(sets, near))]
     print(f"{cli.counted(steps, 'step')} each, {cli.counted(num, 'sample')} in {cli.counted(sample_steps, 'step')}:")
     write_table(out / "overfit.csv", rows)
-    canvas = io.BytesIO()
-    picture(curves, shown, rows, dataset.name).savefig(canvas, format="png")
-    with atomic_write(out / "overfit.png") as file:
-        Image.open(canvas).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+    save_figure(out / "overfit.png", picture(curves, shown, rows, dataset.name), 64)
     for path in unfinished:
         path.unlink()
     print(f"done: open {out}/overfit.png; table: {out}/overfit.csv")

@@ -21,7 +21,6 @@ The energy distance of two distributions is 0 only if the two are equal.  Random
 large the distance of two sets becomes by chance alone (Szekely & Rizzo 2013).
 """
 
-import io
 import math
 import time
 from functools import partial
@@ -39,6 +38,7 @@ from tinydiff.app.fit import any_training, finish
 from tinydiff.app.generate import check_steps
 from tinydiff.app.kinds import SCHEDULES, default_schedule
 from tinydiff.app.outputs import own_folder
+from tinydiff.app.plots import save_figure
 from tinydiff.app.run import check_batch
 from tinydiff.app.tables import write_table
 from tinydiff.app.training import drawing
@@ -114,7 +114,8 @@ def main(
         films[name] = flows["ddim"]
         title = f"{name}: target {target}, {cli.counted(state.step, 'training step')}"
         _, samples = flows["ddpm"][-1]
-        _save(portrait(flows["ddim"], moments, samples, real, title, found["ddpm"]), out / f"points_2d_{name}.png")
+        figure = portrait(flows["ddim"], moments, samples, real, title, found["ddpm"])
+        save_figure(out / f"points_2d_{name}.png", figure, 128)
     save_film(out / "points_2d.gif", *film(films))
     write_table(out / "results.csv", rows)
     for name in names:
@@ -394,14 +395,6 @@ def save_film(path, pictures, captions, times):
         images.append(image)
     with atomic_write(path) as file:
         images[0].save(file, "GIF", save_all=True, append_images=images[1:], duration=times, loop=0)
-
-
-def _save(figure, path):
-    """Save as a .png of 128 colours: thousands of dots then need a quarter of the space."""
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    with atomic_write(path) as small:
-        Image.open(file).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
 
 
 def _angle(x):

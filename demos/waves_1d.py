@@ -14,7 +14,6 @@ first is a convolution that pads with zeros only on the left and on the right.  
 resolution: it puts the channels of neighbours side by side.
 """
 
-import io
 import time
 import wave
 from functools import partial
@@ -22,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
 from tqdm import tqdm
 
 from tinydiff import ops
@@ -31,6 +29,7 @@ from tinydiff.app.checkpoint import atomic_write
 from tinydiff.app.fit import any_training, finish
 from tinydiff.app.generate import check_steps
 from tinydiff.app.outputs import own_folder
+from tinydiff.app.plots import save_figure
 from tinydiff.app.row_rng import row_rng
 from tinydiff.app.run import check_batch
 from tinydiff.app.tables import write_table
@@ -90,10 +89,7 @@ def main(
     print(f"trained in {seconds:.0f} s; rms difference of mean spectra in dB, {cli.counted(num, 'wave')} each:")
     write_table(out / "results.csv", rows)
     title = f"three timbres: {cli.counted(state.step, 'training step')}, {cli.counted(sample_steps, 'DDPM step')}"
-    picture = io.BytesIO()
-    portrait(real, drawn, rows, title).savefig(picture, format="png")
-    with atomic_write(out / "waves_1d.png") as file:  # 32 colours need a quarter of the space
-        Image.open(picture).convert("RGB").quantize(32, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+    save_figure(out / "waves_1d.png", portrait(real, drawn, rows, title), 32)
     save_wav(out / "waves_1d.wav", notes(drawn))
     (out / "unfinished.npz").unlink()
     print(f"done: open {out}/waves_1d.png, listen to {out}/waves_1d.wav; table: {out}/results.csv")

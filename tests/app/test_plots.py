@@ -382,3 +382,15 @@ def test_a_long_name_is_cut_and_stays_on_one_line(tmp_path):
     for name in ("g.png", "f.png"):
         with Image.open(tmp_path / name) as page:
             assert page.width < 3000 and page.height < 200
+
+
+@pytest.mark.parametrize("colours", [32, 128])
+def test_a_figure_is_saved_in_few_colours(colours, tmp_path):
+    """As large as the figure."""
+    figure = Figure(figsize=(2, 1), dpi=100)
+    figure.subplots().imshow(np.arange(5000).reshape(50, 100), cmap="hsv")
+    figure.suptitle("hues")
+    plots.save_figure(tmp_path / "p.png", figure, colours)
+    with Image.open(tmp_path / "p.png") as picture:
+        assert picture.size == (200, 100) and picture.mode == "P"
+        assert colours / 2 < len(picture.convert("RGB").getcolors(10_000)) <= colours

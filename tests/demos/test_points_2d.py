@@ -422,17 +422,6 @@ def test_the_film_on_disk_is_the_frames_with_their_captions(demo, tmp_path):
     assert len(left) > 3 * len(right) > 0
 
 
-def test_a_picture_is_saved_in_128_colours(demo, tmp_path):
-    """As large as the figure."""
-    figure = Figure(figsize=(2, 1), dpi=100)
-    figure.subplots().imshow(np.arange(5000).reshape(50, 100), cmap="hsv")
-    figure.suptitle("hues")
-    demo._save(figure, tmp_path / "p.png")
-    with Image.open(tmp_path / "p.png") as picture:
-        assert picture.size == (80, 40) and picture.mode == "P"
-        assert 64 < len(picture.convert("RGB").getcolors(10_000)) <= 128
-
-
 def test_equal_sets_are_never_at_a_negative_distance(demo):
     """Rounding would give -1e-16 for many of these."""
     for seed in range(50):

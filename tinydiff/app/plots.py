@@ -9,6 +9,7 @@ global state.
 Read next: axes.py.
 """
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,6 +54,14 @@ def tile(images: Any, columns: int, gap: int = 1, scale: int = 1) -> np.ndarray:
     canvas = canvas.reshape(rows * (h + gap), columns * (w + gap), c)
     canvas = canvas[: rows * (h + gap) - gap, : columns * (w + gap) - gap]
     return canvas.repeat(scale, 0).repeat(scale, 1)
+
+
+def save_figure(path: Path, figure: Figure, colours: int) -> None:
+    """Write a figure as a .png of so many colours: dots and lines then need a quarter of the space."""
+    canvas = io.BytesIO()
+    figure.savefig(canvas, format="png")
+    with atomic_write(path) as file:
+        Image.open(canvas).convert("RGB").quantize(colours, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
 
 
 def save_grid(

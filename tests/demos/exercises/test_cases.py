@@ -30,16 +30,6 @@ SOURCES = {path.relative_to(ROOT / "tinydiff"): path.read_text("utf-8") for path
 
 
 @pytest.fixture(scope="module")
-def demo(load_demo):
-    return load_demo("exercises/exercise")
-
-
-@pytest.fixture(scope="module")
-def copies(load_demo):
-    return load_demo("exercises/copies")
-
-
-@pytest.fixture(scope="module")
 def cases(load_demo):
     return load_demo("exercises/cases")
 
@@ -47,11 +37,6 @@ def cases(load_demo):
 @pytest.fixture(scope="module")
 def verdicts(cases):
     return sys.modules["verdicts"]
-
-
-@pytest.fixture(scope="module")
-def exercises(demo):
-    return {exercise.name: exercise for exercise in demo.EXERCISES}
 
 
 @pytest.fixture(autouse=True)

@@ -44,21 +44,6 @@ def few(names):
 
 
 @pytest.fixture(scope="module")
-def demo(load_demo):
-    return load_demo("exercises/exercise")
-
-
-@pytest.fixture(scope="module")
-def copies(load_demo):
-    return load_demo("exercises/copies")
-
-
-@pytest.fixture(scope="module")
-def exercises(demo):
-    return {exercise.name: exercise for exercise in demo.EXERCISES}
-
-
-@pytest.fixture(scope="module")
 def judge():
     """judge(folder, laws, only_first): laws.run in a process that has loaded pytest, but never another tinydiff."""
     way = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"

@@ -20,11 +20,6 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def demo(load_demo):
-    return load_demo("exercises/exercise")
-
-
-@pytest.fixture(scope="module")
 def drawing(load_demo):
     return load_demo("exercises/drawing")
 

@@ -41,7 +41,7 @@ def stand_ins(program, notes, patch):
     patch.setitem(program.names, "PointNet", net)
     patch.setitem(program.names, "moments_of", lambda *_: [])
     patch.setitem(program.names, "portrait", lambda flow, moments, samples, real, title, verdict: title)
-    patch.setitem(program.names, "_save", lambda title, path: notes.add(title=title))
+    patch.setitem(program.names, "save_figure", lambda path, title, colours: notes.add(title=title))
     patch.setitem(program.names, "save_film", lambda *_: None)
     patch.setitem(program.names, "time", SimpleNamespace(monotonic=lambda: 0.0))
 
