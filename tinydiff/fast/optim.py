@@ -243,13 +243,8 @@ def _gradient_of(p: Any) -> Any:
 
 def _matrices_of(p: Any) -> list[tuple[int, int, int]]:
     """(start in p.data, rows, columns) of each matrix that muon.matrices_of finds."""
-    found, start = [], 0
-    for q in p.parameters if isinstance(p, Flat) else [p]:
-        columns = q.shape[-1] if q.ndim > 1 and q.size else 1
-        if q.requires_grad and min(q.size // columns, columns) >= muon.LEAST:
-            found.append((start, q.size // columns, columns))
-        start += q.size
-    return found
+    first, found = kernels.address(p.data), [theta for theta, _, _ in muon.matrices_of(p, p.data)]
+    return [((kernels.address(theta) - first) // theta.itemsize, *theta.shape) for theta in found]
 
 
 def _norm_of(p: Any) -> Any:
